@@ -1,0 +1,15 @@
+"""Loads the compiled module, or remembers why it cannot."""
+
+from __future__ import annotations
+
+import torch  # noqa: F401  (first, so that the module binds to torch's OpenMP runtime)
+
+C = None
+why_missing: str | None = None
+
+try:
+    from flowkernels import _C as C  # type: ignore[no-redef,attr-defined]
+except ImportError as error:
+    why_missing = f"flowkernels._C did not load ({error}); build it with `pip install .`"
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

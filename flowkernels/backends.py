@@ -1,0 +1,95 @@
+"""Which backend runs an op: `auto` takes the first that can, one asked for by name runs or raises."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+NAMES = ("cpu", "cuda", "triton", "reference")
+
+
+class SlowPathWarning(UserWarning):
+    """A plain PyTorch path runs where a kernel exists but cannot be used."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend asked for by name cannot run these arguments."""
+
+
+_tables: dict[str, dict[str, ModuleType]] = {}
+_warned: set[str] = set()
+_default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
+
+
+def _check_name(name: str) -> str:
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"flowkernels: backend must be auto or one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_check_name(_default)
+
+
+def register(op: str, table: dict[str, ModuleType]) -> None:
+    """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`."""
+    _tables[op] = table
+
+
+def table() -> dict[str, dict[str, ModuleType]]:
+    """Op → backend name → module, for `flowkernels.info`."""
+    return _tables
+
+
+def default() -> str:
+    """The backend used where a call names none."""
+    return _default
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Makes `name` the default backend inside a `with` block (process-wide).
+
+    >>> import flowkernels
+    >>> with flowkernels.use_backend("reference"):
+    ...     pass
+    """
+    global _default
+    before, _default = _default, _check_name(name)
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> ModuleType:
+    """The module that will run `op` on these tensors."""
+    name = name or _default
+    candidates = _tables[op]
+    if name != "auto":
+        if _check_name(name) not in candidates:
+            raise BackendUnavailableError(f"flowkernels: op {op} has no backend {name!r} yet")
+        reason = candidates[name].why_not(spec, *tensors)
+        if reason is not None:
+            raise BackendUnavailableError(f"flowkernels: op {op} cannot run on backend {name!r}: {reason}")
+        return candidates[name]
+    first_reason = None
+    for key, module in candidates.items():
+        reason = module.why_not(spec, *tensors)
+        if reason is None:
+            if first_reason is not None and key == "reference":
+                _warn_once(op, first_reason)
+            return module
+        first_reason = first_reason or reason
+    raise AssertionError(f"op {op} has no reference backend")  # a bug of ours
+
+
+def _warn_once(op: str, reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"flowkernels: {op} runs as plain PyTorch: {reason}", SlowPathWarning, stacklevel=4)

@@ -1,0 +1,5 @@
+"""Differentiable functions: tensors in, (y, ladj) out."""
+
+from .rqs import rqs
+
+__all__ = ["rqs"]

@@ -1,0 +1,198 @@
+"""How a differentiable op reaches its kernel. Every op is one `Op`; this file is the only router.
+
+| caller                                                     | path                                      |
+|------------------------------------------------------------|-------------------------------------------|
+| eager, plain tensors                                       | kernel, under `_Fused` if a grad is needed |
+| torch.compile, export, make_fx, fake or subclass tensors   | `torch.ops.flowkernels.<op>`, same kernel  |
+| torch.func transforms, forward mode, jit.trace             | the reference, which is plain PyTorch      |
+| backward under `create_graph=True`, batched gradients      | the gradient of the reference              |
+
+The raw `torch.ops.flowkernels.*` are private: under dual numbers they would drop tangents silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from flowkernels import backends
+
+Tensors = tuple[Tensor, ...]
+_lib = torch.library.Library("flowkernels", "DEF")
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+# Private names of torch, kept in one place; each has a public-behaviour fallback.
+_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_jit_tracing: Callable[[], bool] = torch.jit.is_tracing
+
+
+def _dual_level_active() -> bool:
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def _opaque(tensors: Sequence[Tensor | None]) -> bool:
+    """True where a raw pointer would lie: fake or subclass tensors, tracing, dispatch modes."""
+    return _dispatch_modes() > 0 or any(t is not None and type(t) not in _PLAIN for t in tensors)
+
+
+def _is_batched(t: Tensor | None) -> bool:
+    """True for the tensors of `is_grads_batched=True`, which look plain but have no storage."""
+    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
+
+
+class Op:
+    """An op named `name` with tensor inputs `inputs`, settings `spec_type` and tensor outputs.
+
+    reference(spec, *tensors) -> outputs   plain PyTorch, differentiable any number of times
+    backend.fwd(spec, *tensors) -> outputs
+    backend.bwd(spec, grads, tensors, needs) -> one gradient (or None) per input
+    fake(spec, *tensors) -> outputs        shapes and dtypes only
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        spec_type: type[NamedTuple],
+        n_outputs: int,
+        reference: Callable[..., Tensors],
+        fake: Callable[..., Tensors],
+        table: dict[str, ModuleType],
+    ) -> None:
+        self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
+        self.spec_type, self.reference, self.fake = spec_type, reference, fake
+        backends.register(name, table)
+        self._define(inputs)
+
+    # ---- the router ----
+
+    def __call__(self, spec: Any, backend: str | None, *tensors: Tensor) -> Tensors:
+        if torch.compiler.is_compiling():
+            if _transforms_active() or _dual_level_active():
+                return self.reference(spec, *tensors)
+            return self._call_library(spec, backend, tensors)
+        if _transforms_active() or _dual_level_active() or _jit_tracing():
+            return self.reference(spec, *tensors)
+        if _opaque(tensors):
+            return self._call_library(spec, backend, tensors)
+        module = backends.pick(self.name, backend, spec, tensors)
+        if not hasattr(module, "bwd"):  # the reference differentiates itself
+            return module.fwd(spec, *tensors)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
+        return module.fwd(spec, *tensors)
+
+    def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
+        module = backends.pick(self.name, backend, spec, tensors)
+        if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
+            return module.fwd(spec, *tensors)
+        return self._library(*tensors, *spec, backend or backends.default())
+
+    def backward(
+        self, module: ModuleType, spec: Any, grads: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        if torch.is_grad_enabled() or any(_is_batched(g) for g in grads):
+            return self.reference_grad(spec, grads, tensors, needs)
+        if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
+            out = self._library_bwd(list(grads), list(tensors), list(needs), *spec, backends.default())
+            return [g if n else None for g, n in zip(out, needs, strict=True)]
+        return module.bwd(spec, grads, tensors, needs)
+
+    def reference_grad(
+        self, spec: Any, grads: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradient of the reference, itself differentiable where grad mode is on."""
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not create_graph:
+                tensors = tuple(t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True))
+            outputs = self.reference(spec, *tensors)
+            wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
+            used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+            found = iter(
+                torch.autograd.grad(
+                    [o for o, _ in used], wanted, [g for _, g in used], create_graph=create_graph, allow_unused=True
+                )
+                if used
+                else [None] * len(wanted)
+            )
+        return [next(found) if n else None for n in needs]
+
+    # ---- the torch.library op ----
+
+    def _define(self, inputs: Sequence[str]) -> None:
+        fields = [f"{t.__name__} {f}" for f, t in get_type_hints(self.spec_type).items()]
+        tensors = [f"Tensor {n}" for n in inputs]
+        results = "(" + ", ".join(["Tensor"] * self.n_outputs) + ")"
+        extra = [*fields, "str backend"]
+        fwd, bwd = f"flowkernels::{self.name}", f"flowkernels::{self.name}_bwd"
+        tags = (torch.Tag.pt2_compliant_tag,)
+        _lib.define(f"{self.name}({', '.join(tensors + extra)}) -> {results}", tags=tags)
+        bwd_args = ["Tensor?[] grads", "Tensor[] tensors", "bool[] needs", *extra]
+        _lib.define(f"{self.name}_bwd({', '.join(bwd_args)}) -> Tensor[]", tags=tags)
+        _lib.impl(self.name, self._library_fwd_impl, "CompositeExplicitAutograd")
+        _lib.impl(f"{self.name}_bwd", self._library_bwd_impl, "CompositeExplicitAutograd")
+        torch.library.register_fake(fwd, self._library_fwd_fake, lib=_lib)
+        torch.library.register_fake(bwd, self._library_bwd_fake, lib=_lib)
+        torch.library.register_autograd(fwd, self._autograd_bwd, setup_context=self._autograd_setup, lib=_lib)
+        self._library = getattr(torch.ops.flowkernels, self.name).default
+        self._library_bwd = getattr(torch.ops.flowkernels, f"{self.name}_bwd").default
+
+    def _unpack(self, args: Sequence[Any]) -> tuple[Tensors, Any, str]:
+        return tuple(args[: self.n_inputs]), self.spec_type(*args[self.n_inputs : -1]), args[-1]
+
+    def _library_fwd_impl(self, *args: Any) -> Tensors:
+        tensors, spec, backend = self._unpack(args)
+        return backends.pick(self.name, backend, spec, tensors).fwd(spec, *tensors)
+
+    def _library_fwd_fake(self, *args: Any) -> Tensors:
+        tensors, spec, _ = self._unpack(args)
+        return self.fake(spec, *tensors)
+
+    def _library_bwd_impl(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
+        spec, backend = self.spec_type(*rest[:-1]), rest[-1]
+        module = backends.pick(self.name, backend, spec, tuple(tensors))
+        run = getattr(module, "bwd", self.reference_grad)
+        out = run(spec, grads, tuple(tensors), needs)
+        return [self._real(t, g) for t, g in zip(tensors, out, strict=True)]
+
+    @staticmethod
+    def _real(t: Tensor, g: Tensor | None) -> Tensor:
+        return t.new_empty(0) if g is None else g
+
+    def _library_bwd_fake(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
+        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) if n else t.new_empty(0)
+                for t, n in zip(tensors, needs, strict=True)]  # fmt: skip
+
+    def _autograd_setup(self, ctx: Any, inputs: Any, output: Any) -> None:
+        tensors, ctx.spec, ctx.backend = self._unpack(inputs)
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        needs = list(ctx.needs_input_grad[: self.n_inputs])
+        rest = (None,) * (len(ctx.spec) + 1)
+        out = self._library_bwd(list(grads), list(ctx.saved_tensors), needs, *ctx.spec, ctx.backend)
+        return (*[g if n else None for g, n in zip(out, needs, strict=True)], *rest)
+
+
+class _Fused(torch.autograd.Function):
+    """The eager path of every op. Saves its inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, module: ModuleType, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
+        ctx.op, ctx.module, ctx.spec = op, module, spec
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return module.fwd(spec, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        needs = ctx.needs_input_grad[3:]
+        return (None, None, None, *ctx.op.backward(ctx.module, ctx.spec, grads, ctx.saved_tensors, needs))

@@ -1,0 +1,104 @@
+"""The spline on the compiled kernels: allocates, describes strides, calls."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._native import DTYPES
+
+from .spec import TAILS, RqsSpec
+
+_threads = torch.get_num_threads
+
+
+def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
+    if _native.C is None:
+        return _native.why_missing
+    if not x.is_cpu or not params.is_cpu:
+        return f"x is on {x.device}, params on {params.device}"
+    if x.dtype not in DTYPES or params.dtype not in DTYPES:
+        return f"no kernel for {x.dtype} with {params.dtype}"
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _handle(spec: RqsSpec):  # noqa: ANN202  (a type of the compiled module)
+    clip = 1 / -math.log(spec.slope) if spec.clipped else 0.0
+    return _native.C.RqsSpec(
+        spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,
+        spec.min_bin_height, spec.min_derivative, spec.logit_scale, 2 * clip, clip, spec.edge_logit, spec.inverse,
+    )  # fmt: skip
+
+
+def _common_types(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """Casts to a pair the kernels have: equal types, or float32 with 16-bit params (autocast)."""
+    out = torch.promote_types(x.dtype, params.dtype)
+    if out == torch.float64:
+        params = params.double()
+    return x.to(out), params if out == torch.float32 else params.to(out)
+
+
+def _rows(x: Tensor, params: Tensor) -> list[tuple[int, int, int]]:
+    """Leading dims as (size, stride of x, stride of params), merged where both tensors allow it."""
+    dims: list[tuple[int, int, int]] = []
+    for n, a, b in zip(x.shape[:-1], x.stride()[:-1], params.stride()[:-2], strict=True):
+        if n == 1:
+            continue
+        if dims and dims[-1][1] == n * a and dims[-1][2] == n * b:
+            dims[-1] = (dims[-1][0] * n, a, b)
+        else:
+            dims.append((n, a, b))
+    return dims
+
+
+def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
+    if x.dtype != params.dtype:
+        x, params = _common_types(x, params)
+    if params.stride(-1) != 1 and params.numel() > 0:
+        params = params.contiguous()
+    if x.is_contiguous() and params.is_contiguous():
+        D = x.shape[-1]
+        rows = [(x.numel() // D, D, D * params.shape[-1])] if D else [(0, 0, 0)]
+    else:
+        rows = _rows(x, params)
+        if len(rows) > 8:
+            x, params = x.contiguous(), params.contiguous()
+            rows = _rows(x, params)
+    return x, params, (rows, x.shape[-1], x.stride(-1), params.stride(-2), DTYPES[x.dtype], DTYPES[params.dtype])
+
+
+def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    x, params, geometry = _geometry(x, params)
+    y = torch.empty(x.shape, dtype=x.dtype)
+    ladj = torch.empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if x.numel() == 0:
+        return y, ladj.zero_()
+    _native.C.rqs_fwd(  # type: ignore[union-attr]
+        _handle(spec), *geometry, x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), _threads()
+    )
+    return y, ladj
+
+
+def bwd(
+    spec: RqsSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    x_in, params_in = tensors
+    x, params, geometry = _geometry(x_in, params_in)
+    grad_y, grad_ladj = (None if g is None else g.contiguous() for g in grads)
+    grad_x, grad_params = torch.empty(x.shape, dtype=x.dtype), torch.empty(params.shape, dtype=params.dtype)
+    if x.numel() > 0:
+        _native.C.rqs_bwd(  # type: ignore[union-attr]
+            _handle(spec), *geometry, x.data_ptr(), params.data_ptr(),
+            0 if grad_y is None else grad_y.data_ptr(), 0 if grad_ladj is None else grad_ladj.data_ptr(),
+            grad_x.data_ptr(), grad_params.data_ptr(), _threads(),
+        )  # fmt: skip
+    return (
+        grad_x.to(x_in.dtype) if needs[0] else None,
+        grad_params.to(params_in.dtype) if needs[1] else None,
+    )

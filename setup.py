@@ -1,0 +1,34 @@
+"""Calls CMake. Everything else about the package is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        configure = [
+            "cmake", str(ROOT), *generator,
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]  # fmt: skip
+        subprocess.run(configure, cwd=build, check=True)
+        subprocess.run(["cmake", "--build", ".", "--parallel"], cwd=build, check=True)
+
+
+setup(ext_modules=[Extension("flowkernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
