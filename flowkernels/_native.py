@@ -13,3 +13,13 @@ except ImportError as error:
     why_missing = f"flowkernels._C did not load ({error}); build it with `pip install .`"
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+_HUGE = 4 << 20  # bytes from which large pages pay
+
+
+def empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous CPU tensor to be filled by a kernel, backed by large pages where it is large."""
+    t = torch.empty(shape, dtype=dtype)
+    if t.numel() * t.element_size() >= _HUGE:
+        C.advise_huge(t.data_ptr(), t.numel() * t.element_size())  # type: ignore[union-attr]
+    return t

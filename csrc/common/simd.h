@@ -7,7 +7,7 @@
 // the C++ standard library may be instantiated (a weak symbol compiled for AVX-512 could be
 // the one the linker keeps for everybody).
 //
-// Accuracy (tests/test_simd.py sweeps them): exp, log <= 1 ulp, log1p, softplus <= 2 ulp, with
+// Accuracy (tests/test_simd.py sweeps them): exp, log <= 1 ulp, log1p_unit <= 2 ulp, with
 // the C library's results on 0, inf, NaN and denormals.
 #pragma once
 #include <stdint.h>
@@ -68,9 +68,21 @@ template <class V> FK_INLINE V load(const typename ScalarOf<V>::S* p) {
 template <class V> FK_INLINE void store(typename ScalarOf<V>::S* p, V v) { memcpy(p, &v, sizeof v); }
 
 template <class M, class V> FK_INLINE V select(M mask, V a, V b) { return mask ? a : b; }
-// NaN in `a` is kept by both.
+// x86's max and min give their second operand when either is NaN: here `a`, so its NaN is kept.
+#if defined(__AVX512F__)
+FK_INLINE f32 max_(f32 a, f32 b) { return (f32)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a); }
+FK_INLINE f32 min_(f32 a, f32 b) { return (f32)_mm512_maskz_min_ps(0xffff, (__m512)b, (__m512)a); }
+FK_INLINE f64 max_(f64 a, f64 b) { return (f64)_mm512_maskz_max_pd(0xff, (__m512d)b, (__m512d)a); }
+FK_INLINE f64 min_(f64 a, f64 b) { return (f64)_mm512_maskz_min_pd(0xff, (__m512d)b, (__m512d)a); }
+#elif defined(__AVX2__)
+FK_INLINE f32 max_(f32 a, f32 b) { return (f32)_mm256_max_ps((__m256)b, (__m256)a); }
+FK_INLINE f32 min_(f32 a, f32 b) { return (f32)_mm256_min_ps((__m256)b, (__m256)a); }
+FK_INLINE f64 max_(f64 a, f64 b) { return (f64)_mm256_max_pd((__m256d)b, (__m256d)a); }
+FK_INLINE f64 min_(f64 a, f64 b) { return (f64)_mm256_min_pd((__m256d)b, (__m256d)a); }
+#else
 template <class V> FK_INLINE V max_(V a, V b) { return a < b ? b : a; }
 template <class V> FK_INLINE V min_(V a, V b) { return a > b ? b : a; }
+#endif
 
 FK_INLINE f32 abs_(f32 a) { return (f32)((i32)a & 0x7fffffff); }
 FK_INLINE f64 abs_(f64 a) { return (f64)((i64)a & 0x7fffffffffffffffLL); }
@@ -190,10 +202,39 @@ FK_INLINE f64 log_(f64 x) {
   return x >= 0. ? r : splat<f64>(__builtin_nan(""));
 }
 
-// log(1 + e) for e >= 0: the rounding error of 1 + e is put back to first order.
-template <class V> FK_INLINE V log1p_(V e) {
+// log(1 + e) for e in [0, 1]: the rounding error c of 1 + e is put back as c / (1 + e), which
+// needs no division: 1 - e is as good, c being an ulp where e is not small.
+template <class V> FK_INLINE V log1p_unit(V e) {
   const V u = 1 + e;
-  return log_(u) + (e - (u - 1)) / u;
+  return log_(u) + (e - (u - 1)) * (2 - u);
+}
+
+// 2^t for t <= 0, not below 2^-126 (2^-1022): the softmax's exponential, 1.6 ulp in float, which the
+// normalisation averages out. 2^t = 2^n (1 + f Q(f)), |f| <= 1/2; n is taken from the low bits of t + 1.5 * 2^23.
+FK_INLINE f32 exp2_nonpositive(f32 t) {
+  t = max_(t, splat<f32>(-126.f));
+  const f32 shifted = t + 0x1.8p23f, f = t - (shifted - 0x1.8p23f);
+  f32 q = 0.0013264592762f * f + 0.0096716189955f;
+  q = q * f + 0.055507350252f;
+  q = q * f + 0.24022240461f;
+  q = q * f + 0.69314697639f;
+  return (q * f + 1.f) * (f32)(((i32)shifted << 23) + (127 << 23));
+}
+FK_INLINE f64 exp2_nonpositive(f64 t) {
+  t = max_(t, splat<f64>(-1022.));
+  const f64 shifted = t + 0x1.8p52, f = t - (shifted - 0x1.8p52);
+  f64 q = 2.562529857670359551e-11 * f + 4.456592453848499882e-10;
+  q = q * f + 7.054974742651566344e-9;
+  q = q * f + 1.017805180649133725e-7;
+  q = q * f + 1.321548659370113553e-6;
+  q = q * f + 0.00001525273385461786638;
+  q = q * f + 0.000154035303936428499;
+  q = q * f + 0.001333355814639240709;
+  q = q * f + 0.009618129107628328052;
+  q = q * f + 0.05550410866482168817;
+  q = q * f + 0.2402265069591007151;
+  q = q * f + 0.6931471805599453085;
+  return (q * f + 1.) * (f64)(((i64)shifted << 52) + (1023LL << 52));
 }
 
 // ---- 16-bit storage types: arithmetic is always done in float ----

@@ -39,6 +39,12 @@ struct RqsArgs {
   const void* grad_ladj;
   void* grad_x;
   void* grad_params;
+
+  // Element (row, d) lies at (row * features + d) strides in both inputs, and x is dense.
+  bool evenly_spaced() const {
+    return rows.ndim == 1 && x_stride == 1 && rows.stride_a[0] == features &&
+           rows.stride_b[0] == features * params_stride;
+  }
 };
 
 void rqs_fwd(const RqsSpec&, const RqsArgs&, int threads);

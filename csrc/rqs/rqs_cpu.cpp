@@ -1,6 +1,8 @@
 // SIMD loops of the rational-quadratic spline: one lane per element (row, feature). A block of
 // elements is transposed from memory's [element][param] into [param][lane], and everything from
-// the raw logits to y, ladj or the gradients happens there, in L1.
+// the raw logits to y, ladj or the gradients happens there, in L1. Blocks go in pairs: the way to
+// the bin is wide (K independent exponentials), what follows is one long chain, so two at a time.
+#include "../common/pair.h"
 #include "../common/simd.h"
 #include "../common/transpose.h"
 #include "rqs_kernels.h"
@@ -14,57 +16,59 @@ constexpr int kMaxBins = 128;
 constexpr int kGroup = 512;
 // Elements worth a thread of their own (about 10 us of work at K = 8).
 constexpr int kGrain = 1024;
-// Bins from which the binary search beats selecting while the knots are accumulated: the
-// search costs log2 K gathers, the selection 7 blends per knot that ride on the sums anyway.
-constexpr int kSearchBins = 48;
+// Bins from which the binary search is no slower than selecting while the knots are summed: a
+// search is log2 K + 7 gathers over lanes, the scan 7 blends a knot, at half a cycle each, beside
+// exponentials that are computed anyway (K = 8: 11 against 23 ns an element, K = 64: a tie).
+constexpr int kSearchBins = 64;
 
 // Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots.
 template <class S> struct Block {
   using V = typename Simd<S>::V;
   V raw[3 * kMaxBins + 1];
-  V e[2 * kMaxBins];    // exp(logit - max)
-  V cum[2 * kMaxBins];  // exclusive running sums of e (binary search only)
+  V e[2 * kMaxBins];  // exp(logit - max), or their running sums
   V grad[3 * kMaxBins + 1];
 };
 
-// RqsSpec in the arithmetic type, plus what depends on the direction.
-template <class S> struct Consts {
-  int bins;
+// RqsSpec in the arithmetic type.
+template <class Scalar, bool Clip> struct Consts {
+  using S = Scalar;
+  using V = typename Simd<S>::V;
+  static constexpr bool kClipped = Clip;
+  int bins, params;
+  Tails tails;
   S min_size[2], free_size[2], low[2], high[2];  // [0] widths / x, [1] heights / y
-  S min_slope, logit_scale, clip_size, clip_slope, edge_logit;
-  int params, row_of_slope, wrap;  // first scratch row of the slope params; wrap: last knot = first
+  S min_slope, logit_scale, exp2_scale, clip_size, clip_slope, edge_logit;
+  S offset[2][kMaxBins];  // of knot k without the softmax part
 
   explicit Consts(const RqsSpec& s) {
-    bins = s.bins;
     const double lo[2] = {s.left, s.bottom}, hi[2] = {s.right, s.top}, mn[2] = {s.min_width, s.min_height};
     for (int i = 0; i < 2; ++i) {
       low[i] = S(lo[i]);
       high[i] = S(hi[i]);
       min_size[i] = S((hi[i] - lo[i]) * mn[i]);
       free_size[i] = S((hi[i] - lo[i]) * (1 - mn[i] * s.bins));
+      for (int k = 0; k < s.bins; ++k) offset[i][k] = S(lo[i] + (hi[i] - lo[i]) * mn[i] * k);
     }
     min_slope = S(s.min_slope);
     logit_scale = S(s.logit_scale);
+    exp2_scale = S((Clip ? 1 : s.logit_scale) * 1.4426950408889634);
     clip_size = S(s.clip_size);
     clip_slope = S(s.clip_slope);
     edge_logit = S(s.edge_logit);
+    bins = s.bins;
     params = s.params();
-    row_of_slope = 2 * s.bins + (s.tails == Tails::linear ? 1 : 0);
-    wrap = s.tails == Tails::circular;
+    tails = s.tails;
   }
-  int row(int p) const { return p < 2 * bins ? p : p - 2 * bins + row_of_slope; }
+
+  // Scratch row of a param: under linear tails the first slope param belongs to the second knot.
+  FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
 };
 
 // ---- moving a block ----
 
-template <class S, class TP> struct Lanes {
-  static constexpr int L = kLanes<S>;
-  const TP* in[L];
-  TP* out[L];
-};
-
-template <class S, class TP> FK_INLINE void load_block(const Consts<S>& c, const TP* const* in, Block<S>& b) {
-  using V = typename Simd<S>::V;
+template <class C, class TP, class S = typename C::S>
+FK_INLINE void load_block(const C& c, const TP* const* in, Block<S>& b) {
+  using V = typename C::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
   const int P = c.params;
   const S* rows[L];
@@ -88,15 +92,14 @@ template <class S, class TP> FK_INLINE void load_block(const Consts<S>& c, const
       for (int j = 0; j < Q; ++j) b.raw[c.row(s + j)] = v[j];
     }
   }
-  if (c.wrap) {
-    b.raw[3 * c.bins] = b.raw[2 * c.bins];
-  } else if (c.row_of_slope != 2 * c.bins) {
-    b.raw[2 * c.bins] = b.raw[3 * c.bins] = splat<V>(c.edge_logit);
-  }
+  const int K = c.bins;
+  if (c.tails == Tails::linear) b.raw[2 * K] = b.raw[3 * K] = splat<V>(c.edge_logit);
+  if (c.tails == Tails::circular) b.raw[3 * K] = b.raw[2 * K];
 }
 
-template <class S, class TP> FK_INLINE void store_block(const Consts<S>& c, const Block<S>& b, TP* const* out) {
-  using V = typename Simd<S>::V;
+template <class C, class TP, class S = typename C::S>
+FK_INLINE void store_block(const C& c, const Block<S>& b, TP* const* out) {
+  using V = typename C::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
   const int P = c.params;
   S* rows[L];
@@ -121,40 +124,58 @@ template <class S, class TP> FK_INLINE void store_block(const Consts<S>& c, cons
 
 // ---- from logits to the bin ----
 
-// e[k] = exp(u[k] - max u) of `bins` rows; returns their sum. Clipped logits replace u.
-template <bool Clipped, class S, class V = typename Simd<S>::V>
-FK_INLINE V exp_rows(const Consts<S>& c, V* u, V* e) {
-  V top;
-  for (int k = 0; k < c.bins; ++k) {
-    u[k] *= c.logit_scale;
-    if constexpr (Clipped) u[k] = soft_clip(u[k], c.clip_size);
-    top = k == 0 ? u[0] : max_(top, u[k]);
+// Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
+// and in the bin; slope logits at its two knots.
+template <class T> struct Found {
+  T k, before[2], in[2], u0, u1, inv_sum[2];
+};
+
+template <class V> FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
+  const V inv = 1 / (sum_x * sum_y);  // one division for both; each sum is between 1 and K
+  Found<V> f = {};
+  f.inv_sum[0] = sum_y * inv;
+  f.inv_sum[1] = sum_x * inv;
+  return f;
+}
+
+// Soft-clips the K logits in place where the parametrisation says so; returns their maximum.
+template <class C, class V = typename C::V> FK_INLINE V clip_and_max(const C& c, V* u) {
+  if constexpr (C::kClipped) {
+    for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(u[k] * c.logit_scale, c.clip_size);
   }
+  V top = u[0];
+  for (int k = 1; k < c.bins; ++k) top = max_(top, u[k]);
+  return top;
+}
+
+// e[k] = exp(u[k] - max u); returns their sum.
+template <class C, class V = typename C::V> FK_INLINE V exp_rows(const C& c, V* u, V* e) {
+  const V top = clip_and_max(c, u);
   V sum = {};
   for (int k = 0; k < c.bins; ++k) {
-    e[k] = exp_(u[k] - top);
+    e[k] = exp2_nonpositive((u[k] - top) * c.exp2_scale);
     sum += e[k];
   }
   return sum;
 }
 
-// Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
-// and in the bin; slope logits at its two knots.
-template <class V> struct Found {
-  V k, before[2], in[2], u0, u1;
-};
-
 // Selects while accumulating: no gather, cost proportional to K.
-template <class S, class V = typename Simd<S>::V>
-FK_INLINE Found<V> scan(const Consts<S>& c, const Block<S>& b, int dir, V v, const V* unit_size) {
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> scan(const C& c, Block<S>& b, int dir, V v) {
   const int K = c.bins;
+  const V sum_x = exp_rows(c, b.raw, b.e), sum_y = exp_rows(c, b.raw + K, b.e + K);
+  Found<V> f = normalised(sum_x, sum_y);
+  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
   const V *ea = b.e + dir * K, *eb = b.e + (1 - dir) * K, *u = b.raw + 2 * K;
-  Found<V> f = {V{}, {V{}, V{}}, {ea[0], eb[0]}, u[0], u[1]};
+  f.in[0] = ea[0];
+  f.in[1] = eb[0];
+  f.u0 = u[0];
+  f.u1 = u[1];
   V sa = {}, sb = {};
   for (int k = 1; k < K; ++k) {
     sa += ea[k - 1];
     sb += eb[k - 1];
-    const auto past = v >= sa * unit_size[dir] + (c.low[dir] + c.min_size[dir] * S(k));
+    const auto past = v >= sa * unit_size + c.offset[dir][k];
     f.before[0] = select(past, sa, f.before[0]);
     f.before[1] = select(past, sb, f.before[1]);
     f.in[0] = select(past, ea[k], f.in[0]);
@@ -163,145 +184,187 @@ FK_INLINE Found<V> scan(const Consts<S>& c, const Block<S>& b, int dir, V v, con
     f.u1 = select(past, u[k + 1], f.u1);
     f.k = select(past, splat<V>(S(k)), f.k);
   }
-  if (dir) return {f.k, {f.before[1], f.before[0]}, {f.in[1], f.in[0]}, f.u0, f.u1};
+  if (dir) {  // back to the order x, y
+    V t = f.before[0];
+    f.before[0] = f.before[1];
+    f.before[1] = t;
+    t = f.in[0];
+    f.in[0] = f.in[1];
+    f.in[1] = t;
+  }
   return f;
 }
 
-// Branch-free binary search over the running sums, one gather per halving.
-template <class S, class V = typename Simd<S>::V>
-FK_INLINE Found<V> search(const Consts<S>& c, Block<S>& b, int dir, V v, const V* unit_size) {
+// rows[k[lane]][lane]
+template <class V, class I> FK_INLINE V gather_rows(const V* rows, I k) {
+  using S = typename ScalarOf<V>::S;
+  constexpr int L = kLanes<S>;
+  const S* base = reinterpret_cast<const S*>(rows);
+  I i = k * L;
+  for (int l = 0; l < L; ++l) i[l] += l;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4) return (V)_mm512_i32gather_ps((__m512i)i, base, 4);
+  else return (V)_mm512_i64gather_pd((__m512i)i, base, 8);
+#else
+  V r;
+  for (int l = 0; l < L; ++l) r[l] = base[i[l]];
+  return r;
+#endif
+}
+
+// Branch-free binary search: the rows of e hold running sums instead of exponentials, one gather
+// per halving, and the two exponentials of the bin found are computed again.
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
   using I = typename Simd<S>::I;
   using Int = typename Simd<S>::Int;
-  constexpr int L = kLanes<S>;
   const int K = c.bins;
+  V top[2], sum[2];
   for (int i = 0; i < 2; ++i) {
-    V sum = {};
+    const V* u = b.raw + i * K;
+    top[i] = clip_and_max(c, b.raw + i * K);
+    sum[i] = V{};
     for (int k = 0; k < K; ++k) {
-      b.cum[i * K + k] = sum;
-      sum += b.e[i * K + k];
+      sum[i] += exp2_nonpositive((u[k] - top[i]) * c.exp2_scale);
+      b.e[i * K + k] = sum[i];
     }
   }
-  I lane;
-  for (int l = 0; l < L; ++l) lane[l] = l;
-  const auto at = [&](const V* rows, I k) {
-    const S* base = reinterpret_cast<const S*>(rows);
-    const I i = k * Int(L) + lane;
-    V r;
-    for (int l = 0; l < L; ++l) r[l] = base[i[l]];
-    return r;
-  };
-  const V *cum = b.cum + dir * K, *u = b.raw + 2 * K;
-  I lo = {};
+  Found<V> f = normalised(sum[0], sum[1]);
+  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
+  I lo = {};  // the last knot known to be at or before v
   int step = 1;
   while (2 * step < K) step *= 2;
   for (; step > 0; step /= 2) {
-    const I raw = lo + Int(step), k = raw < Int(K) ? raw : I{} + Int(K - 1);
-    const V knot = at(cum, k) * unit_size[dir] + (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
-    lo = (v >= knot) & (raw < Int(K)) ? k : lo;
+    const I next = lo + Int(step), k = next < Int(K) ? next : I{} + Int(K - 1);
+    const V knot = gather_rows(b.e + dir * K - 1, k) * unit_size +
+                   (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
+    lo = (v >= knot) & (next < Int(K)) ? k : lo;
   }
-  return {__builtin_convertvector(lo, V),
-          {at(b.cum, lo), at(b.cum + K, lo)},
-          {at(b.e, lo), at(b.e + K, lo)},
-          at(u, lo),
-          at(u, lo + 1)};
+  f.k = __builtin_convertvector(lo, V);
+  for (int i = 0; i < 2; ++i) {
+    const V sum_before = gather_rows(b.e + i * K, lo > 0 ? lo - 1 : lo);
+    f.before[i] = select(lo > 0, sum_before, V{});
+    f.in[i] = exp2_nonpositive((gather_rows(b.raw + i * K, lo) - top[i]) * c.exp2_scale);
+  }
+  f.u0 = gather_rows(b.raw + 2 * K, lo);
+  f.u1 = gather_rows(b.raw + 2 * K, lo + 1);
+  return f;
 }
 
-template <class V> struct Located {
-  Bin<V> bin;
-  Found<V> found;
-  V inv_sum[2];
-};
+template <class T> FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
+  return {{f.k, g.k},
+          {{f.before[0], g.before[0]}, {f.before[1], g.before[1]}},
+          {{f.in[0], g.in[0]}, {f.in[1], g.in[1]}},
+          {f.u0, g.u0},
+          {f.u1, g.u1},
+          {{f.inv_sum[0], g.inv_sum[0]}, {f.inv_sum[1], g.inv_sum[1]}}};
+}
 
-// Raw logits and a value inside the box -> its bin. dir 0 searches in x, 1 in y.
-template <bool Clipped, class S, class V = typename Simd<S>::V>
-FK_INLINE Located<V> locate(const Consts<S>& c, Block<S>& b, int dir, V v) {
-  const int K = c.bins;
-  Located<V> r;
-  V unit_size[2];
+// Raw logits and a value -> where it lies. dir 0 searches in x, 1 in y. Backward needs the
+// exponentials of all bins, so it always scans.
+template <bool Backward, class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
+  return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
+}
+
+template <class C, class T> FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f) {
+  using S = typename C::S;
+  const auto last = f.k == S(c.bins - 1);
+  T corner[2], size[2];
   for (int i = 0; i < 2; ++i) {
-    r.inv_sum[i] = 1 / exp_rows<Clipped>(c, b.raw + i * K, b.e + i * K);
-    unit_size[i] = r.inv_sum[i] * c.free_size[i];
-  }
-  r.found = K < kSearchBins ? scan(c, b, dir, v, unit_size) : search(c, b, dir, v, unit_size);
-  const Found<V>& f = r.found;
-  const auto last = f.k == S(K - 1);
-  V corner[2], size[2];
-  for (int i = 0; i < 2; ++i) {
-    size[i] = c.min_size[i] + unit_size[i] * f.in[i];
-    corner[i] = c.low[i] + (f.k * c.min_size[i] + f.before[i] * unit_size[i]);
+    const T unit_size = f.inv_sum[i] * c.free_size[i];
+    size[i] = unit_size * f.in[i] + c.min_size[i];
+    corner[i] = f.k * c.min_size[i] + f.before[i] * unit_size + c.low[i];
     corner[i] = select(last, c.high[i] - size[i], corner[i]);  // the outer knot is the box's corner, exactly
   }
-  r.bin = {corner[0], size[0], corner[1], size[1], slope_value<Clipped>(f.u0, c.min_slope, c.clip_slope),
-           slope_value<Clipped>(f.u1, c.min_slope, c.clip_slope)};
+  Bin<T> r;
+  r.x0 = corner[0];
+  r.w = size[0];
+  r.inv_w = 1 / size[0];
+  r.y0 = corner[1];
+  r.h = size[1];
+  r.d0 = slope_value<C::kClipped>(f.u0, c.min_slope, c.clip_slope);
+  r.d1 = slope_value<C::kClipped>(f.u1, c.min_slope, c.clip_slope);
   return r;
 }
 
-// ---- one block of lanes ----
+// ---- two blocks of lanes ----
 
-template <bool Clipped, class S, class V = typename Simd<S>::V>
-__attribute__((noinline)) void eval_block(const Consts<S>& c, Block<S>& b, bool inverse, V v, V* out, V* ladj) {
+template <class C, class S = typename C::S, class T = Pair<typename C::V>>
+__attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
-  const Located<V> at = locate<Clipped>(c, b, inverse, v);
-  V y, l;
+  const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
+  const Bin<T> bin = bin_of(c, f);
+  T y, l;
   if (inverse) {
-    const Shape<V> p = shape_at(at.bin, theta_of_y(at.bin, v));
-    y = at.bin.x0 + at.bin.w * p.theta;
+    const Shape<T> p = shape_at(bin, theta_of_y(bin, v));
+    y = bin.x0 + bin.w * p.theta;
     l = -log_(slope_of(p));
   } else {
-    const Shape<V> p = shape_at(at.bin, theta_of_x(at.bin, v));
-    y = at.bin.y0 + at.bin.h * (p.num / p.den);
+    const Shape<T> p = shape_at(bin, theta_of_x(bin, v));
+    y = bin.y0 + bin.h * (p.num * p.inv_den);
     l = log_(slope_of(p));
   }
   *out = select(inside, y, v);
-  *ladj = select(inside, l, V{});
+  *ladj = select(inside, l, T{});
 }
 
-// Leaves d loss / d params in b.grad and returns d loss / d v.
-template <bool Clipped, class S, class V = typename Simd<S>::V>
-__attribute__((noinline)) V grad_block(const Consts<S>& c, Block<S>& b, bool inverse, V v, V g_out, V g_ladj) {
+// Softmax backward of a_j = corner for j < k, size for j = k, 0 after: rows of one block.
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE void size_grads(const C& c, Block<S>& b, int i, V k, V a_before, V a_in, V a_after) {
   const int K = c.bins;
-  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
-  const Located<V> at = locate<Clipped>(c, b, inverse, v);
-  const Found<V>& f = at.found;
-  Bin<V> bin = at.bin;
-  const Slope<V> d0 = slope_grad<Clipped>(f.u0, c.min_slope, c.clip_slope);
-  const Slope<V> d1 = slope_grad<Clipped>(f.u1, c.min_slope, c.clip_slope);
+  const V *e = b.e + i * K, *u = b.raw + i * K;
+  V* out = b.grad + i * K;
+  for (int j = 0; j < K; ++j) {
+    const V a = select(k == S(j), a_in, select(k > S(j), a_before, a_after));
+    out[j] = e[j] * a;
+    if constexpr (C::kClipped) {
+      const V q = 1 - c.clip_size * abs_(u[j]);
+      out[j] *= q * q;
+    }
+  }
+}
 
-  const Shape<V> p = shape_at(bin, inverse ? theta_of_y(bin, v) : theta_of_x(bin, v));
-  V gy = g_out, gl = g_ladj, g_v;
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE void slope_grads(const C& c, Block<S>& b, V k, V g0, V g1) {
+  const int K = c.bins;
+  const V zero = {};
+  V* out = b.grad + 2 * K;
+  out[0] = select(k == S(0), g0, zero);
+  for (int j = 1; j <= K; ++j) out[j] = select(k == S(j), g0, select(k == S(j - 1), g1, zero));
+  if (c.tails == Tails::circular) out[0] += out[K];
+}
+
+// Leaves d loss / d params in the blocks' grad and returns d loss / d v.
+template <class C, class S = typename C::S, class T = Pair<typename C::V>>
+__attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
+  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
+  const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
+  const Bin<T> bin = bin_of(c, f);
+  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v) : theta_of_x(bin, v));
+  T gy = g_out, gl = g_ladj, g_v;
   if (inverse) {  // implicit function theorem: see the derivation
     g_v = (g_out - g_ladj * ladj_slope(bin, p)) / slope_of(p);
     gy = -g_v;
     gl = -g_ladj;
   }
-  const BinGrad<V> g = grad_of(bin, p, gy, gl);
+  const BinGrad<T> g = grad_of(bin, p, gy, gl);
   if (!inverse) g_v = g.x;
 
-  const V zero = {};
-  const V g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
-  const V g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
+  const T zero = {};
+  const T g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
+  const T g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
   for (int i = 0; i < 2; ++i) {
-    // Softmax backward of a_j = corner for j < k, size for j = k, 0 after.
-    const V scale = c.logit_scale * c.free_size[i] * at.inv_sum[i];
-    const V mean = (g_corner[i] * f.before[i] + g_size[i] * f.in[i]) * at.inv_sum[i];
-    const V a_before = (g_corner[i] - mean) * scale, a_in = (g_size[i] - mean) * scale, a_after = -mean * scale;
-    const V *e = b.e + i * K, *u = b.raw + i * K;
-    V* out = b.grad + i * K;
-    for (int j = 0; j < K; ++j) {
-      V a = select(f.k > S(j), a_before, a_after);
-      a = select(f.k == S(j), a_in, a);
-      out[j] = e[j] * a;
-      if constexpr (Clipped) {
-        const V q = 1 - c.clip_size * abs_(u[j]);
-        out[j] *= q * q;
-      }
-    }
+    const T scale = f.inv_sum[i] * (c.logit_scale * c.free_size[i]);
+    const T mean = (g_corner[i] * f.before[i] + g_size[i] * f.in[i]) * f.inv_sum[i];
+    const T before = (g_corner[i] - mean) * scale, in = (g_size[i] - mean) * scale, after = -mean * scale;
+    size_grads(c, b[0], i, f.k.a, before.a, in.a, after.a);
+    size_grads(c, b[1], i, f.k.b, before.b, in.b, after.b);
   }
-  const V g0 = select(inside, g.d0 * d0.grad, zero), g1 = select(inside, g.d1 * d1.grad, zero);
-  V* out = b.grad + 2 * K;
-  out[0] = select(f.k == 0, g0, zero);
-  for (int j = 1; j <= K; ++j) out[j] = select(f.k == S(j), g0, select(f.k == S(j - 1), g1, zero));
-  if (c.wrap) out[0] += out[K];
+  const T g0 = select(inside, g.d0 * slope_grad<C::kClipped>(bin.d0, f.u0, c.clip_slope), zero);
+  const T g1 = select(inside, g.d1 * slope_grad<C::kClipped>(bin.d1, f.u1, c.clip_slope), zero);
+  slope_grads(c, b[0], f.k.a, g0.a, g1.a);
+  slope_grads(c, b[1], f.k.b, g0.b, g1.b);
   return select(inside, g_v, g_out);
 }
 
@@ -319,40 +382,58 @@ template <class S, class T> FK_INLINE typename Simd<S>::V load_lanes(const T* p)
   return v;
 }
 
-template <class S, class T> FK_INLINE void store_lanes(T* p, typename Simd<S>::V v, int n) {
-  if (sizeof(T) == sizeof(S) && n == kLanes<S>) {
-    store(reinterpret_cast<S*>(p), v);
+template <class S, class T> FK_INLINE Pair<typename Simd<S>::V> load_pair(const T* p) {
+  return {load_lanes<S>(p), load_lanes<S>(p + kLanes<S>)};
+}
+
+template <class S, class T> FK_INLINE void store_pair(T* p, Pair<typename Simd<S>::V> v, int n) {
+  constexpr int L = kLanes<S>;
+  if (sizeof(T) == sizeof(S) && n == 2 * L) {
+    store(reinterpret_cast<S*>(p), v.a);
+    store(reinterpret_cast<S*>(p) + L, v.b);
   } else {
-    for (int l = 0; l < n; ++l) from_float(S(v[l]), p[l]);
+    alignas(64) S wide[2 * L];
+    store(wide, v.a);
+    store(wide + L, v.b);
+    for (int l = 0; l < n; ++l) from_float(wide[l], p[l]);
   }
 }
 
-// Calls body(first element, lanes in use, values of x, params pointers) over the rows [r0, r1).
+// Calls body(first element, lanes in use, values of x, params pointers) over the rows [r0, r1),
+// for 2L elements at a time; lanes past the end repeat the first.
 template <class S, class TX, class TP, class F>
 FK_INLINE void for_blocks(const RqsArgs& a, int64_t r0, int64_t r1, RowCursor& cur, const F& body) {
-  using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>;
+  constexpr int N = 2 * kLanes<S>;
   const TX* x = static_cast<const TX*>(a.x);
   const TP* params = static_cast<const TP*>(a.params);
   const int64_t D = a.features, end = r1 * D;
+  const bool even = a.evenly_spaced();
   int64_t d = 0;
-  for (int64_t e = r0 * D; e < end; e += L) {
-    const int n = end - e < L ? int(end - e) : L;
-    const TP* in[L];
-    TX xs[L];
-    for (int l = 0; l < n; ++l) {
-      xs[l] = x[cur.a + d * a.x_stride];
-      in[l] = params + (cur.b + d * a.params_stride);
-      if (++d == D) {
-        d = 0;
-        cur.next();
+  for (int64_t e = r0 * D; e < end; e += N) {
+    const int n = end - e < N ? int(end - e) : N;
+    const TP* in[N];
+    alignas(64) TX xs[N];
+    const TX* from = xs;
+    if (even) {
+      if (n == N) from = x + e;
+      for (int l = 0; l < N; ++l) in[l] = params + (e + (l < n ? l : 0)) * a.params_stride;
+      if (n < N)
+        for (int l = 0; l < N; ++l) xs[l] = x[e + (l < n ? l : 0)];
+    } else {
+      for (int l = 0; l < n; ++l) {
+        xs[l] = x[cur.a + d * a.x_stride];
+        in[l] = params + (cur.b + d * a.params_stride);
+        if (++d == D) {
+          d = 0;
+          cur.next();
+        }
+      }
+      for (int l = n; l < N; ++l) {
+        xs[l] = xs[0];
+        in[l] = in[0];
       }
     }
-    for (int l = n; l < L; ++l) {
-      xs[l] = xs[0];
-      in[l] = in[0];
-    }
-    body(e, n, V(load_lanes<S>(xs)), in);
+    body(e, n, load_pair<S>(from), in);
   }
 }
 
@@ -369,24 +450,26 @@ struct Groups {
   int64_t first_row(int64_t group) const { return group * per_group < rows ? group * per_group : rows; }
 };
 
-template <class S, class TX, class TP, bool Clipped>
-void fwd_groups(const Consts<S>& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
-  using V = typename Simd<S>::V;
-  constexpr int kRoom = kGroup + kLanes<S>;
+template <class TX, class TP, class C>
+void fwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
+  using S = typename C::S;
+  using T = Pair<typename C::V>;
+  constexpr int L = kLanes<S>;
   const int64_t D = a.features;
-  alignas(64) Block<S> block;
-  alignas(64) S buffer[kRoom];  // ladj of the elements of a group
+  alignas(64) Block<S> blocks[2];
+  alignas(64) S buffer[kGroup + 2 * kLanes<S>];  // ladj of the elements of a group
   RowCursor cursor(a.rows, groups.first_row(g0));
   for (int64_t g = g0; g < g1; ++g) {
     const int64_t r0 = groups.first_row(g), r1 = groups.first_row(g + 1);
     double long_row = 0;  // the sum of a row that does not fit the buffer
     int64_t filled = 0;
-    for_blocks<S, TX, TP>(a, r0, r1, cursor, [&](int64_t e, int n, V v, const TP* const* in) {
-      V out, ladj;
-      load_block(c, in, block);
-      eval_block<Clipped>(c, block, inverse, v, &out, &ladj);
-      store_lanes<S>(static_cast<TX*>(a.y) + e, out, n);
-      store(buffer + filled, ladj);
+    for_blocks<S, TX, TP>(a, r0, r1, cursor, [&](int64_t e, int n, T v, const TP* const* in) {
+      T out, ladj;
+      load_block(c, in, blocks[0]);
+      load_block(c, in + L, blocks[1]);
+      eval_blocks(c, blocks, inverse, v, &out, &ladj);
+      store_pair<S>(static_cast<TX*>(a.y) + e, out, n);
+      store_pair<S>(buffer + filled, ladj, 2 * L);
       filled += n;
       if (D > kGroup) {
         for (int l = 0; l < n; ++l) long_row += buffer[l];
@@ -406,80 +489,79 @@ void fwd_groups(const Consts<S>& c, bool inverse, const RqsArgs& a, const Groups
   }
 }
 
-template <class S, class TX, class TP, bool Clipped>
-void bwd_groups(const Consts<S>& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
-  using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>;
+template <class TX, class TP, class C>
+void bwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
+  using S = typename C::S;
+  using T = Pair<typename C::V>;
+  constexpr int L = kLanes<S>, N = 2 * L;
   const int64_t D = a.features;
   const TX* grad_y = static_cast<const TX*>(a.grad_y);
   const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
-  alignas(64) Block<S> block;
+  TP* grad_params = static_cast<TP*>(a.grad_params);
+  alignas(64) Block<S> blocks[2];
   TP unused[3 * kMaxBins + 1];  // where lanes past the end write
   int64_t row = groups.first_row(g0), d = 0;
   RowCursor cursor(a.rows, row);
-  for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, V v, const TP* const* in) {
-    TX gys[L] = {};
-    S gls[L] = {};
-    TP* out[L];
+  for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, T v, const TP* const* in) {
+    alignas(64) TX gys[N] = {};
+    alignas(64) S gls[N] = {};
+    TP* out[N];
     for (int l = 0; l < n; ++l) {
       if (grad_y) gys[l] = grad_y[e + l];
       if (grad_ladj) gls[l] = grad_ladj[row];
-      out[l] = static_cast<TP*>(a.grad_params) + (e + l) * c.params;
+      out[l] = grad_params + (e + l) * c.params;
       if (++d == D) {
         d = 0;
         ++row;
       }
     }
-    for (int l = n; l < L; ++l) out[l] = unused;
-    load_block(c, in, block);
-    const V g_x = grad_block<Clipped>(c, block, inverse, v, V(load_lanes<S>(gys)), load<V>(gls));
-    store_block(c, block, out);
-    store_lanes<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
+    for (int l = n; l < N; ++l) out[l] = unused;
+    load_block(c, in, blocks[0]);
+    load_block(c, in + L, blocks[1]);
+    const T g_x = grad_blocks(c, blocks, inverse, v, load_pair<S>(gys), load_pair<S>(gls));
+    store_block(c, blocks[0], out);
+    store_block(c, blocks[1], out + L);
+    store_pair<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
   });
 }
 
-template <class S, class TX, class TP, bool Clipped> void fwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-  const Consts<S> c(s);
-  const Groups groups(a, kGrain);
-  parallel_for(groups.count, groups.grain, threads, [&](int64_t g0, int64_t g1) {
-    fwd_groups<S, TX, TP, Clipped>(c, s.inverse, a, groups, g0, g1);
-  });
-}
-
-template <class S, class TX, class TP, bool Clipped> void bwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-  const Consts<S> c(s);
-  const Groups groups(a, kGrain / 2);
-  parallel_for(groups.count, groups.grain, threads, [&](int64_t g0, int64_t g1) {
-    bwd_groups<S, TX, TP, Clipped>(c, s.inverse, a, groups, g0, g1);
-  });
-}
-
-// ---- types to template arguments ----
-
-template <class S, class TX, class TP> struct Call {
+template <class TX, class TP, class C> struct Run {
   static void fwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-    s.clip_size != 0 ? FK_ISA::fwd<S, TX, TP, true>(s, a, threads) : FK_ISA::fwd<S, TX, TP, false>(s, a, threads);
+    const C c(s);
+    const Groups groups(a, kGrain);
+    parallel_for(groups.count, groups.grain, threads,
+                 [&](int64_t g0, int64_t g1) { fwd_groups<TX, TP>(c, s.inverse, a, groups, g0, g1); });
   }
   static void bwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-    s.clip_size != 0 ? FK_ISA::bwd<S, TX, TP, true>(s, a, threads) : FK_ISA::bwd<S, TX, TP, false>(s, a, threads);
+    const C c(s);
+    const Groups groups(a, kGrain / 2);
+    parallel_for(groups.count, groups.grain, threads,
+                 [&](int64_t g0, int64_t g1) { bwd_groups<TX, TP>(c, s.inverse, a, groups, g0, g1); });
   }
 };
 
-template <class F> void by_type(const RqsArgs& a, const F& f) {
+// ---- types and settings to template arguments ----
+
+template <class S, class TX, class TP, class F> void by_setting(const RqsSpec& s, const F& f) {
+  if (s.clip_size != 0) f(Run<TX, TP, Consts<S, true>>());
+  else f(Run<TX, TP, Consts<S, false>>());
+}
+
+template <class F> void by_type(const RqsSpec& s, const RqsArgs& a, const F& f) {
   const auto is = [&](DType x, DType p) { return a.x_type == x && a.params_type == p; };
-  if (is(DType::f32, DType::f32)) f(Call<float, float, float>());
-  if (is(DType::f64, DType::f64)) f(Call<double, double, double>());
-  if (is(DType::bf16, DType::bf16)) f(Call<float, bf16, bf16>());
-  if (is(DType::f16, DType::f16)) f(Call<float, f16, f16>());
-  if (is(DType::f32, DType::bf16)) f(Call<float, float, bf16>());
-  if (is(DType::f32, DType::f16)) f(Call<float, float, f16>());
+  if (is(DType::f32, DType::f32)) by_setting<float, float, float>(s, f);
+  if (is(DType::f64, DType::f64)) by_setting<double, double, double>(s, f);
+  if (is(DType::bf16, DType::bf16)) by_setting<float, bf16, bf16>(s, f);
+  if (is(DType::f16, DType::f16)) by_setting<float, f16, f16>(s, f);
+  if (is(DType::f32, DType::bf16)) by_setting<float, float, bf16>(s, f);
+  if (is(DType::f32, DType::f16)) by_setting<float, float, f16>(s, f);
 }
 
 void fwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(a, [&](auto call) { decltype(call)::fwd(s, a, threads); });
+  by_type(s, a, [&](auto run) { decltype(run)::fwd(s, a, threads); });
 }
 void bwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(a, [&](auto call) { decltype(call)::bwd(s, a, threads); });
+  by_type(s, a, [&](auto run) { decltype(run)::bwd(s, a, threads); });
 }
 
 }  // namespace

@@ -1,41 +1,41 @@
 // The formulas of the rational-quadratic spline (Durkan et al. 2019, Gregory & Delbourgo 1982),
 // written once for a value type T: a SIMD vector on the CPU, float or double in CUDA.
 // Derivations are in flowkernels/ops/rqs/README.md. Included inside each instruction set's
-// namespace, after the header that defines exp_, log_, log1p_, sqrt_, abs_, max_, min_, select, splat.
+// namespace, after the header that defines exp_, log_, log1p_unit, sqrt_, abs_, max_, min_, select, splat.
 #pragma once
 
 namespace fk::FK_ISA {
 
 // The bin a value fell into: corner (x0, y0), sizes, slopes at its two knots.
 template <class T> struct Bin {
-  T x0, w, y0, h, d0, d1;
+  T x0, w, inv_w, y0, h, d0, d1;
 };
 
 // What every pass needs at relative position theta of a bin.
 template <class T> struct Shape {
-  T theta, s, t, beta, den, num, slope_num;
+  T theta, s, t, beta, inv_den, num, slope_num;
 };
 
 template <class T> FK_INLINE Shape<T> shape_at(const Bin<T>& b, T theta) {
   Shape<T> r;
   r.theta = theta;
-  r.s = b.h / b.w;
+  r.s = b.h * b.inv_w;
   r.t = theta * (1 - theta);
   r.beta = b.d0 + b.d1 - 2 * r.s;
-  r.den = r.s + r.beta * r.t;
+  r.inv_den = 1 / (r.s + r.beta * r.t);
   r.num = r.s * theta * theta + b.d0 * r.t;
   const T rest = 1 - theta;
   r.slope_num = b.d1 * theta * theta + 2 * r.s * r.t + b.d0 * rest * rest;
   return r;
 }
 
-template <class T> FK_INLINE T unit(T theta) { return min_(max_(theta, T{}), 1 + T{}); }
+template <class T> FK_INLINE T unit(T theta) { return min_(max_(theta, T{}), T{} + 1); }
 
-template <class T> FK_INLINE T theta_of_x(const Bin<T>& b, T x) { return unit((x - b.x0) / b.w); }
+template <class T> FK_INLINE T theta_of_x(const Bin<T>& b, T x) { return unit((x - b.x0) * b.inv_w); }
 
 // The root of the quadratic in its stable form 2c / (-b - sqrt(disc)).
 template <class T> FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
-  const T s = b.h / b.w, dy = y - b.y0, beta = b.d0 + b.d1 - 2 * s;
+  const T s = b.h * b.inv_w, dy = y - b.y0, beta = b.d0 + b.d1 - 2 * s;
   const T qb = b.h * b.d0 - dy * beta;
   const T disc = qb * qb + 4 * (dy * beta + b.h * (s - b.d0)) * s * dy;
   const T den = qb + sqrt_(max_(disc, T{}));
@@ -45,7 +45,7 @@ template <class T> FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
 
 // dy/dx = s^2 slope_num / den^2
 template <class T> FK_INLINE T slope_of(const Shape<T>& p) {
-  const T q = p.s / p.den;
+  const T q = p.s * p.inv_den;
   return q * q * p.slope_num;
 }
 
@@ -55,7 +55,7 @@ template <class T> struct BinGrad {
 };
 
 template <class T> FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
-  const T iden = 1 / p.den, inum = 1 / p.slope_num, iw = 1 / b.w;
+  const T iden = p.inv_den, inum = 1 / p.slope_num, iw = b.inv_w;
   const T one_2t = 1 - 2 * p.t, one_2theta = 1 - 2 * p.theta, rest = 1 - p.theta;
   const T r = p.num * iden;                  // (y - y0) / h
   const T gyh = gy * b.h * iden;
@@ -79,32 +79,29 @@ template <class T> FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>&
 template <class T> FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
   const T one_2theta = 1 - 2 * p.theta;
   return 2 *
-         ((b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) / p.slope_num - p.beta * one_2theta / p.den) /
-         b.w;
+         ((b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) / p.slope_num - p.beta * one_2theta * p.inv_den) *
+         b.inv_w;
 }
-
-// Slope logit -> slope, and its derivative.
-template <class T> struct Slope {
-  T value, grad;
-};
 
 template <class T, class S> FK_INLINE T soft_clip(T u, S clip) { return u / (1 + clip * abs_(u)); }
 
+// Slope logit -> slope.
 template <bool Clipped, class T, class S> FK_INLINE T slope_value(T u, S min_slope, S clip) {
   if constexpr (Clipped) {
     return exp_(soft_clip(u, clip));
   } else {
-    return min_slope + max_(u, T{}) + log1p_(exp_(-abs_(u)));
+    return min_slope + max_(u, T{}) + log1p_unit(exp_(-abs_(u)));
   }
 }
 
-template <bool Clipped, class T, class S> FK_INLINE Slope<T> slope_grad(T u, S min_slope, S clip) {
+// d slope / d logit. For the softplus: its sigmoid, from the smaller of the two exponentials.
+template <bool Clipped, class T, class S> FK_INLINE T slope_grad(T value, T u, S clip) {
   if constexpr (Clipped) {
-    const T c = soft_clip(u, clip), v = exp_(c), k = 1 - clip * abs_(c);
-    return {v, v * k * k};
+    const T k = 1 - clip * abs_(soft_clip(u, clip));
+    return value * k * k;
   } else {
-    const T e = exp_(-abs_(u)), sigmoid_neg = e / (1 + e);
-    return {min_slope + max_(u, T{}) + log1p_(e), select(u >= 0, 1 / (1 + e), sigmoid_neg)};
+    const T e = exp_(-abs_(u)), q = 1 / (1 + e);
+    return select(u >= 0, q, e * q);
   }
 }
 

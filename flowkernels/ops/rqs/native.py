@@ -75,7 +75,7 @@ def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
 
 def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     x, params, geometry = _geometry(x, params)
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = _native.empty(x.shape, x.dtype)
     ladj = torch.empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     if x.numel() == 0:
         return y, ladj.zero_()
@@ -91,7 +91,7 @@ def bwd(
     x_in, params_in = tensors
     x, params, geometry = _geometry(x_in, params_in)
     grad_y, grad_ladj = (None if g is None else g.contiguous() for g in grads)
-    grad_x, grad_params = torch.empty(x.shape, dtype=x.dtype), torch.empty(params.shape, dtype=params.dtype)
+    grad_x, grad_params = _native.empty(x.shape, x.dtype), _native.empty(params.shape, params.dtype)
     if x.numel() > 0:
         _native.C.rqs_bwd(  # type: ignore[union-attr]
             _handle(spec), *geometry, x.data_ptr(), params.data_ptr(),
