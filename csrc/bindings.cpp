@@ -60,21 +60,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("rqs_fwd", [](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
                       int64_t x_stride, int64_t params_stride, int x_type, int params_type, uintptr_t x,
                       uintptr_t params, uintptr_t y, uintptr_t ladj, int threads) {
-    const RqsArgs a = {rows_of(dims), features,    x_stride, params_stride, DType(x_type), DType(params_type), ptr(x),
-                       ptr(params),   ptr(y),      ptr(ladj), nullptr,      nullptr,       nullptr,            nullptr};
+    const RqsArgs a = {rows_of(dims), features,    x_stride, params_stride, DType(x_type), DType(params_type),
+                       ptr(x),        ptr(params), ptr(y),   ptr(ladj),     nullptr,       nullptr,
+                       nullptr,       nullptr};
     require(a, {a.x, a.params, a.y, a.ladj});
     py::gil_scoped_release unlocked;
     rqs_fwd(s, a, threads);
   });
-  m.def("rqs_bwd", [](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
-                      int64_t x_stride, int64_t params_stride, int x_type, int params_type, uintptr_t x,
-                      uintptr_t params, uintptr_t grad_y, uintptr_t grad_ladj, uintptr_t grad_x,
-                      uintptr_t grad_params, int threads) {
-    const RqsArgs a = {rows_of(dims), features, x_stride, params_stride, DType(x_type), DType(params_type),
-                       ptr(x),        ptr(params), nullptr, nullptr,     ptr(grad_y),   ptr(grad_ladj),
-                       ptr(grad_x),   ptr(grad_params)};
-    require(a, {a.x, a.params, a.grad_x, a.grad_params});
-    py::gil_scoped_release unlocked;
-    rqs_bwd(s, a, threads);
-  });
+  m.def("rqs_bwd",
+        [](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features, int64_t x_stride,
+           int64_t params_stride, int x_type, int params_type, uintptr_t x, uintptr_t params, uintptr_t grad_y,
+           uintptr_t grad_ladj, uintptr_t grad_x, uintptr_t grad_params, int threads) {
+          const RqsArgs a = {rows_of(dims),      features,       x_stride,    params_stride,   DType(x_type),
+                             DType(params_type), ptr(x),         ptr(params), nullptr,         nullptr,
+                             ptr(grad_y),        ptr(grad_ladj), ptr(grad_x), ptr(grad_params)};
+          require(a, {a.x, a.params, a.grad_x, a.grad_params});
+          py::gil_scoped_release unlocked;
+          rqs_bwd(s, a, threads);
+        });
 }

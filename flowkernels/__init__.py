@@ -1,7 +1,21 @@
 """Fused kernels for normalizing flows in PyTorch."""
 
-from flowkernels import ops
+from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
+from flowkernels.compat import accelerate, accelerated, restore
 
 __version__ = "0.1.0"
-__all__ = ["BackendUnavailableError", "SlowPathWarning", "__version__", "ops", "use_backend"]
+__all__ = [
+    "BackendUnavailableError",
+    "SlowPathWarning",
+    "__version__",
+    "accelerate",
+    "accelerated",
+    "distributions",
+    "flows",
+    "nets",
+    "ops",
+    "restore",
+    "transforms",
+    "use_backend",
+]

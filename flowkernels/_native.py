@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (first, so that the module binds to torch's OpenMP runtime)
+import torch
 
 C = None
 why_missing: str | None = None

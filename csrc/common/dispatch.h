@@ -4,19 +4,27 @@
 #include "isa.h"
 
 #if defined(__x86_64__)
-#define FK_KERNELS(Type, name)                                     \
-  namespace baseline { extern const Type name; }                   \
-  namespace avx2 { extern const Type name; }                       \
-  namespace avx512 { extern const Type name; }                     \
-  static const Type& name() {                                      \
-    switch (isa()) {                                               \
-      case Isa::avx512: return avx512::name;                       \
-      case Isa::avx2: return avx2::name;                           \
-      default: return baseline::name;                              \
-    }                                                              \
+#define FK_KERNELS(Type, name)               \
+  namespace baseline {                       \
+  extern const Type name;                    \
+  }                                          \
+  namespace avx2 {                           \
+  extern const Type name;                    \
+  }                                          \
+  namespace avx512 {                         \
+  extern const Type name;                    \
+  }                                          \
+  static const Type& name() {                \
+    switch (isa()) {                         \
+      case Isa::avx512: return avx512::name; \
+      case Isa::avx2: return avx2::name;     \
+      default: return baseline::name;        \
+    }                                        \
   }
 #else
-#define FK_KERNELS(Type, name)                   \
-  namespace baseline { extern const Type name; } \
+#define FK_KERNELS(Type, name) \
+  namespace baseline {         \
+  extern const Type name;      \
+  }                            \
   static const Type& name() { return baseline::name; }
 #endif

@@ -10,7 +10,7 @@ enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
 
 Isa isa();
 const char* isa_name(Isa);
-std::vector<std::string> isas();         // those this processor can run, smallest first
-void use_isa(const std::string& name);   // throws std::invalid_argument
+std::vector<std::string> isas();        // those this processor can run, smallest first
+void use_isa(const std::string& name);  // throws std::invalid_argument
 
 }  // namespace fk

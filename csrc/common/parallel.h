@@ -10,7 +10,8 @@ bool in_forked_child();
 
 // Calls f(begin, end) on disjoint ranges that cover [0, n). At most `threads` ranges, none
 // shorter than `grain` unless it is the only one. One range runs with no OpenMP call at all.
-template <class F> void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
+template <class F>
+void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
   int64_t parts = grain > 0 ? n / grain : n;
   if (parts > threads) parts = threads;
   if (parts <= 1 || in_forked_child()) {

@@ -41,33 +41,54 @@ typedef int32_t i32 __attribute__((vector_size(kBytes)));
 typedef int64_t i64 __attribute__((vector_size(kBytes)));
 
 // Scalar type -> vector of it, and the integer vector its comparisons give.
-template <class S> struct Simd;
-template <> struct Simd<float> {
+template <class S>
+struct Simd;
+template <>
+struct Simd<float> {
   using V = f32;
   using I = i32;
   using Int = int32_t;
 };
-template <> struct Simd<double> {
+template <>
+struct Simd<double> {
   using V = f64;
   using I = i64;
   using Int = int64_t;
 };
-template <class V> struct ScalarOf;
-template <> struct ScalarOf<f32> { using S = float; };
-template <> struct ScalarOf<f64> { using S = double; };
+template <class V>
+struct ScalarOf;
+template <>
+struct ScalarOf<f32> {
+  using S = float;
+};
+template <>
+struct ScalarOf<f64> {
+  using S = double;
+};
 
-template <class S> inline constexpr int kLanes = kBytes / int(sizeof(S));
+template <class S>
+inline constexpr int kLanes = kBytes / int(sizeof(S));
 
-template <class V> FK_INLINE V splat(typename ScalarOf<V>::S s) { return s - V{}; }
+template <class V>
+FK_INLINE V splat(typename ScalarOf<V>::S s) {
+  return s - V{};
+}
 
-template <class V> FK_INLINE V load(const typename ScalarOf<V>::S* p) {
+template <class V>
+FK_INLINE V load(const typename ScalarOf<V>::S* p) {
   V v;
   memcpy(&v, p, sizeof v);
   return v;
 }
-template <class V> FK_INLINE void store(typename ScalarOf<V>::S* p, V v) { memcpy(p, &v, sizeof v); }
+template <class V>
+FK_INLINE void store(typename ScalarOf<V>::S* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
 
-template <class M, class V> FK_INLINE V select(M mask, V a, V b) { return mask ? a : b; }
+template <class M, class V>
+FK_INLINE V select(M mask, V a, V b) {
+  return mask ? a : b;
+}
 // x86's max and min give their second operand when either is NaN: here `a`, so its NaN is kept.
 #if defined(__AVX512F__)
 FK_INLINE f32 max_(f32 a, f32 b) { return (f32)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a); }
@@ -80,8 +101,14 @@ FK_INLINE f32 min_(f32 a, f32 b) { return (f32)_mm256_min_ps((__m256)b, (__m256)
 FK_INLINE f64 max_(f64 a, f64 b) { return (f64)_mm256_max_pd((__m256d)b, (__m256d)a); }
 FK_INLINE f64 min_(f64 a, f64 b) { return (f64)_mm256_min_pd((__m256d)b, (__m256d)a); }
 #else
-template <class V> FK_INLINE V max_(V a, V b) { return a < b ? b : a; }
-template <class V> FK_INLINE V min_(V a, V b) { return a > b ? b : a; }
+template <class V>
+FK_INLINE V max_(V a, V b) {
+  return a < b ? b : a;
+}
+template <class V>
+FK_INLINE V min_(V a, V b) {
+  return a > b ? b : a;
+}
 #endif
 
 FK_INLINE f32 abs_(f32 a) { return (f32)((i32)a & 0x7fffffff); }
@@ -176,7 +203,7 @@ FK_INLINE f32 log_(f32 x) {
   r = r - 0.5f * f2;
   r = r + f;
   r = r + n * 0.693145752f;
-  r = x > 3.4028234e38f ? x : r;                     // +inf
+  r = x > 3.4028234e38f ? x : r;  // +inf
   r = x == 0.f ? splat<f32>(-__builtin_inff()) : r;
   return x >= 0.f ? r : splat<f32>(__builtin_nanf(""));  // negative or NaN
 }
@@ -204,7 +231,8 @@ FK_INLINE f64 log_(f64 x) {
 
 // log(1 + e) for e in [0, 1]: the rounding error c of 1 + e is put back as c / (1 + e), which
 // needs no division: 1 - e is as good, c being an ulp where e is not small.
-template <class V> FK_INLINE V log1p_unit(V e) {
+template <class V>
+FK_INLINE V log1p_unit(V e) {
   const V u = 1 + e;
   return log_(u) + (e - (u - 1)) * (2 - u);
 }
@@ -239,8 +267,12 @@ FK_INLINE f64 exp2_nonpositive(f64 t) {
 
 // ---- 16-bit storage types: arithmetic is always done in float ----
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 
 FK_INLINE float to_float(float a) { return a; }
 FK_INLINE double to_float(double a) { return a; }

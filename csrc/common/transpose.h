@@ -6,7 +6,8 @@
 namespace fk::FK_ISA {
 
 // Params moved by one block: the scalars in 128 bits.
-template <class S> inline constexpr int kQuad = 16 / int(sizeof(S));
+template <class S>
+inline constexpr int kQuad = 16 / int(sizeof(S));
 
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef double f64x2 __attribute__((vector_size(16)));
@@ -45,8 +46,14 @@ FK_INLINE void split(f64 v, double* a, double* b) { split((f32)v, (float*)a, (fl
 #define FK_GROUPS(X, p, step) X(p[0] + s, p[step] + s)
 #define FK_SPLIT(v, p, step) split(v, p[0] + s, p[step] + s)
 #else
-template <class S> FK_INLINE typename Simd<S>::V join(const S* a) { return load<typename Simd<S>::V>(a); }
-template <class V, class S> FK_INLINE void split(V v, S* a) { store(a, v); }
+template <class S>
+FK_INLINE typename Simd<S>::V join(const S* a) {
+  return load<typename Simd<S>::V>(a);
+}
+template <class V, class S>
+FK_INLINE void split(V v, S* a) {
+  store(a, v);
+}
 #define FK_GROUPS(X, p, step) X(p[0] + s)
 #define FK_SPLIT(v, p, step) split(v, p[0] + s)
 #endif

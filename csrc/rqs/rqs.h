@@ -14,10 +14,10 @@ struct RqsSpec {
   Tails tails;
   double left, right, bottom, top;
   double min_width, min_height, min_slope;
-  double logit_scale;   // multiplies the width and height logits
-  double clip_size;     // soft clip of width and height logits u / (1 + clip |u|); 0: softmax + minimum
-  double clip_slope;    // the same for the slope logits
-  double edge_logit;    // slope logit of the two outer knots under linear tails: slope 1
+  double logit_scale;  // multiplies the width and height logits
+  double clip_size;    // soft clip of width and height logits u / (1 + clip |u|); 0: softmax + minimum
+  double clip_slope;   // the same for the slope logits
+  double edge_logit;   // slope logit of the two outer knots under linear tails: slope 1
   bool inverse;
 
   int params() const { return 3 * bins + (tails == Tails::none ? 1 : tails == Tails::linear ? -1 : 0); }
@@ -26,16 +26,16 @@ struct RqsSpec {
 // x, y, grad_y, grad_x: [rows, features]; params, grad_params: [rows, features, P];
 // ladj, grad_ladj: [rows], float (double where x is double). Outputs are contiguous.
 struct RqsArgs {
-  Rows rows;             // leading dims and the row strides of x and params
+  Rows rows;  // leading dims and the row strides of x and params
   int64_t features;
-  int64_t x_stride;      // between features, in elements
+  int64_t x_stride;  // between features, in elements
   int64_t params_stride;
   DType x_type, params_type;
   const void* x;
   const void* params;
-  void* y;               // fwd
+  void* y;  // fwd
   void* ladj;
-  const void* grad_y;    // bwd; null: zero
+  const void* grad_y;  // bwd; null: zero
   const void* grad_ladj;
   void* grad_x;
   void* grad_params;

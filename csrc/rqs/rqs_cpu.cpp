@@ -22,7 +22,8 @@ constexpr int kGrain = 1024;
 constexpr int kSearchBins = 64;
 
 // Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots.
-template <class S> struct Block {
+template <class S>
+struct Block {
   using V = typename Simd<S>::V;
   V raw[3 * kMaxBins + 1];
   V e[2 * kMaxBins];  // exp(logit - max), or their running sums
@@ -30,7 +31,8 @@ template <class S> struct Block {
 };
 
 // RqsSpec in the arithmetic type.
-template <class Scalar, bool Clip> struct Consts {
+template <class Scalar, bool Clip>
+struct Consts {
   using S = Scalar;
   using V = typename Simd<S>::V;
   static constexpr bool kClipped = Clip;
@@ -126,11 +128,13 @@ FK_INLINE void store_block(const C& c, const Block<S>& b, TP* const* out) {
 
 // Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
 // and in the bin; slope logits at its two knots.
-template <class T> struct Found {
+template <class T>
+struct Found {
   T k, before[2], in[2], u0, u1, inv_sum[2];
 };
 
-template <class V> FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
+template <class V>
+FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
   const V inv = 1 / (sum_x * sum_y);  // one division for both; each sum is between 1 and K
   Found<V> f = {};
   f.inv_sum[0] = sum_y * inv;
@@ -139,7 +143,8 @@ template <class V> FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
 }
 
 // Soft-clips the K logits in place where the parametrisation says so; returns their maximum.
-template <class C, class V = typename C::V> FK_INLINE V clip_and_max(const C& c, V* u) {
+template <class C, class V = typename C::V>
+FK_INLINE V clip_and_max(const C& c, V* u) {
   if constexpr (C::kClipped) {
     for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(u[k] * c.logit_scale, c.clip_size);
   }
@@ -148,15 +153,33 @@ template <class C, class V = typename C::V> FK_INLINE V clip_and_max(const C& c,
   return top;
 }
 
+// The sum of rows 0 .. k in two levels, eight rows at a time: its rounding error grows with K / 8, not
+// K. (A knot is such a sum, and a thin bin magnifies a knot's error by up to 1000.)
+template <class V>
+struct RunningSum {
+  V done = {}, part = {};
+  FK_INLINE V add(int k, V e) {
+    part += e;
+    const V total = done + part;
+    if ((k & 7) == 7) {
+      done = total;
+      part = V{};
+    }
+    return total;
+  }
+};
+
 // e[k] = exp(u[k] - max u); returns their sum.
-template <class C, class V = typename C::V> FK_INLINE V exp_rows(const C& c, V* u, V* e) {
+template <class C, class V = typename C::V>
+FK_INLINE V exp_rows(const C& c, V* u, V* e) {
   const V top = clip_and_max(c, u);
-  V sum = {};
+  RunningSum<V> sum;
+  V total = {};
   for (int k = 0; k < c.bins; ++k) {
     e[k] = exp2_nonpositive((u[k] - top) * c.exp2_scale);
-    sum += e[k];
+    total = sum.add(k, e[k]);
   }
-  return sum;
+  return total;
 }
 
 // Selects while accumulating: no gather, cost proportional to K.
@@ -171,10 +194,9 @@ FK_INLINE Found<V> scan(const C& c, Block<S>& b, int dir, V v) {
   f.in[1] = eb[0];
   f.u0 = u[0];
   f.u1 = u[1];
-  V sa = {}, sb = {};
+  RunningSum<V> sum_a, sum_b;
   for (int k = 1; k < K; ++k) {
-    sa += ea[k - 1];
-    sb += eb[k - 1];
+    const V sa = sum_a.add(k - 1, ea[k - 1]), sb = sum_b.add(k - 1, eb[k - 1]);
     const auto past = v >= sa * unit_size + c.offset[dir][k];
     f.before[0] = select(past, sa, f.before[0]);
     f.before[1] = select(past, sb, f.before[1]);
@@ -196,15 +218,18 @@ FK_INLINE Found<V> scan(const C& c, Block<S>& b, int dir, V v) {
 }
 
 // rows[k[lane]][lane]
-template <class V, class I> FK_INLINE V gather_rows(const V* rows, I k) {
+template <class V, class I>
+FK_INLINE V gather_rows(const V* rows, I k) {
   using S = typename ScalarOf<V>::S;
   constexpr int L = kLanes<S>;
   const S* base = reinterpret_cast<const S*>(rows);
   I i = k * L;
   for (int l = 0; l < L; ++l) i[l] += l;
 #if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 4) return (V)_mm512_i32gather_ps((__m512i)i, base, 4);
-  else return (V)_mm512_i64gather_pd((__m512i)i, base, 8);
+  if constexpr (sizeof(S) == 4)
+    return (V)_mm512_i32gather_ps((__m512i)i, base, 4);
+  else
+    return (V)_mm512_i64gather_pd((__m512i)i, base, 8);
 #else
   V r;
   for (int l = 0; l < L; ++l) r[l] = base[i[l]];
@@ -223,9 +248,9 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
   for (int i = 0; i < 2; ++i) {
     const V* u = b.raw + i * K;
     top[i] = clip_and_max(c, b.raw + i * K);
-    sum[i] = V{};
+    RunningSum<V> running;
     for (int k = 0; k < K; ++k) {
-      sum[i] += exp2_nonpositive((u[k] - top[i]) * c.exp2_scale);
+      sum[i] = running.add(k, exp2_nonpositive((u[k] - top[i]) * c.exp2_scale));
       b.e[i * K + k] = sum[i];
     }
   }
@@ -236,8 +261,8 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
   while (2 * step < K) step *= 2;
   for (; step > 0; step /= 2) {
     const I next = lo + Int(step), k = next < Int(K) ? next : I{} + Int(K - 1);
-    const V knot = gather_rows(b.e + dir * K - 1, k) * unit_size +
-                   (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
+    const V knot =
+        gather_rows(b.e + dir * K - 1, k) * unit_size + (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
     lo = (v >= knot) & (next < Int(K)) ? k : lo;
   }
   f.k = __builtin_convertvector(lo, V);
@@ -251,7 +276,8 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
   return f;
 }
 
-template <class T> FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
+template <class T>
+FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
   return {{f.k, g.k},
           {{f.before[0], g.before[0]}, {f.before[1], g.before[1]}},
           {{f.in[0], g.in[0]}, {f.in[1], g.in[1]}},
@@ -267,7 +293,8 @@ FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
   return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
 }
 
-template <class C, class T> FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f) {
+template <class C, class T>
+FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f) {
   using S = typename C::S;
   const auto last = f.k == S(c.bins - 1);
   T corner[2], size[2];
@@ -370,7 +397,8 @@ __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T
 
 // ---- walking the tensors ----
 
-template <class S, class T> FK_INLINE typename Simd<S>::V load_lanes(const T* p) {
+template <class S, class T>
+FK_INLINE typename Simd<S>::V load_lanes(const T* p) {
   typename Simd<S>::V v;
   if constexpr (sizeof(T) == sizeof(S)) {
     v = load<typename Simd<S>::V>(reinterpret_cast<const S*>(p));
@@ -382,11 +410,13 @@ template <class S, class T> FK_INLINE typename Simd<S>::V load_lanes(const T* p)
   return v;
 }
 
-template <class S, class T> FK_INLINE Pair<typename Simd<S>::V> load_pair(const T* p) {
+template <class S, class T>
+FK_INLINE Pair<typename Simd<S>::V> load_pair(const T* p) {
   return {load_lanes<S>(p), load_lanes<S>(p + kLanes<S>)};
 }
 
-template <class S, class T> FK_INLINE void store_pair(T* p, Pair<typename Simd<S>::V> v, int n) {
+template <class S, class T>
+FK_INLINE void store_pair(T* p, Pair<typename Simd<S>::V> v, int n) {
   constexpr int L = kLanes<S>;
   if (sizeof(T) == sizeof(S) && n == 2 * L) {
     store(reinterpret_cast<S*>(p), v.a);
@@ -525,7 +555,8 @@ void bwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups
   });
 }
 
-template <class TX, class TP, class C> struct Run {
+template <class TX, class TP, class C>
+struct Run {
   static void fwd(const RqsSpec& s, const RqsArgs& a, int threads) {
     const C c(s);
     const Groups groups(a, kGrain);
@@ -542,12 +573,16 @@ template <class TX, class TP, class C> struct Run {
 
 // ---- types and settings to template arguments ----
 
-template <class S, class TX, class TP, class F> void by_setting(const RqsSpec& s, const F& f) {
-  if (s.clip_size != 0) f(Run<TX, TP, Consts<S, true>>());
-  else f(Run<TX, TP, Consts<S, false>>());
+template <class S, class TX, class TP, class F>
+void by_setting(const RqsSpec& s, const F& f) {
+  if (s.clip_size != 0)
+    f(Run<TX, TP, Consts<S, true>>());
+  else
+    f(Run<TX, TP, Consts<S, false>>());
 }
 
-template <class F> void by_type(const RqsSpec& s, const RqsArgs& a, const F& f) {
+template <class F>
+void by_type(const RqsSpec& s, const RqsArgs& a, const F& f) {
   const auto is = [&](DType x, DType p) { return a.x_type == x && a.params_type == p; };
   if (is(DType::f32, DType::f32)) by_setting<float, float, float>(s, f);
   if (is(DType::f64, DType::f64)) by_setting<double, double, double>(s, f);

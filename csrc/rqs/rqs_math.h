@@ -7,16 +7,19 @@
 namespace fk::FK_ISA {
 
 // The bin a value fell into: corner (x0, y0), sizes, slopes at its two knots.
-template <class T> struct Bin {
+template <class T>
+struct Bin {
   T x0, w, inv_w, y0, h, d0, d1;
 };
 
 // What every pass needs at relative position theta of a bin.
-template <class T> struct Shape {
+template <class T>
+struct Shape {
   T theta, s, t, beta, inv_den, num, slope_num;
 };
 
-template <class T> FK_INLINE Shape<T> shape_at(const Bin<T>& b, T theta) {
+template <class T>
+FK_INLINE Shape<T> shape_at(const Bin<T>& b, T theta) {
   Shape<T> r;
   r.theta = theta;
   r.s = b.h * b.inv_w;
@@ -29,12 +32,19 @@ template <class T> FK_INLINE Shape<T> shape_at(const Bin<T>& b, T theta) {
   return r;
 }
 
-template <class T> FK_INLINE T unit(T theta) { return min_(max_(theta, T{}), T{} + 1); }
+template <class T>
+FK_INLINE T unit(T theta) {
+  return min_(max_(theta, T{}), T{} + 1);
+}
 
-template <class T> FK_INLINE T theta_of_x(const Bin<T>& b, T x) { return unit((x - b.x0) * b.inv_w); }
+template <class T>
+FK_INLINE T theta_of_x(const Bin<T>& b, T x) {
+  return unit((x - b.x0) * b.inv_w);
+}
 
 // The root of the quadratic in its stable form 2c / (-b - sqrt(disc)).
-template <class T> FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
+template <class T>
+FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
   const T s = b.h * b.inv_w, dy = y - b.y0, beta = b.d0 + b.d1 - 2 * s;
   const T qb = b.h * b.d0 - dy * beta;
   const T disc = qb * qb + 4 * (dy * beta + b.h * (s - b.d0)) * s * dy;
@@ -44,24 +54,26 @@ template <class T> FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
 }
 
 // dy/dx = s^2 slope_num / den^2
-template <class T> FK_INLINE T slope_of(const Shape<T>& p) {
+template <class T>
+FK_INLINE T slope_of(const Shape<T>& p) {
   const T q = p.s * p.inv_den;
   return q * q * p.slope_num;
 }
 
 // d loss / d (bin, x), from d loss / d (y, ladj) of the forward direction.
-template <class T> struct BinGrad {
+template <class T>
+struct BinGrad {
   T x0, w, y0, h, d0, d1, x;
 };
 
-template <class T> FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
+template <class T>
+FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
   const T iden = p.inv_den, inum = 1 / p.slope_num, iw = b.inv_w;
   const T one_2t = 1 - 2 * p.t, one_2theta = 1 - 2 * p.theta, rest = 1 - p.theta;
-  const T r = p.num * iden;                  // (y - y0) / h
+  const T r = p.num * iden;  // (y - y0) / h
   const T gyh = gy * b.h * iden;
-  const T g_theta = gy * b.w * slope_of(p) +
-                    gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * rest) * inum -
-                          2 * p.beta * one_2theta * iden);
+  const T g_theta = gy * b.w * slope_of(p) + gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * rest) * inum -
+                                                   2 * p.beta * one_2theta * iden);
   const T g_s = gyh * (p.theta * p.theta - r * one_2t) + gl * 2 * (1 / p.s + p.t * inum - one_2t * iden);
   const T common = gl * 2 * p.t * iden;
   BinGrad<T> g;
@@ -76,17 +88,22 @@ template <class T> FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>&
 }
 
 // d ladj / d x of the forward direction; the inverse's backward needs it.
-template <class T> FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
+template <class T>
+FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
   const T one_2theta = 1 - 2 * p.theta;
   return 2 *
          ((b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) / p.slope_num - p.beta * one_2theta * p.inv_den) *
          b.inv_w;
 }
 
-template <class T, class S> FK_INLINE T soft_clip(T u, S clip) { return u / (1 + clip * abs_(u)); }
+template <class T, class S>
+FK_INLINE T soft_clip(T u, S clip) {
+  return u / (1 + clip * abs_(u));
+}
 
 // Slope logit -> slope.
-template <bool Clipped, class T, class S> FK_INLINE T slope_value(T u, S min_slope, S clip) {
+template <bool Clipped, class T, class S>
+FK_INLINE T slope_value(T u, S min_slope, S clip) {
   if constexpr (Clipped) {
     return exp_(soft_clip(u, clip));
   } else {
@@ -95,7 +112,8 @@ template <bool Clipped, class T, class S> FK_INLINE T slope_value(T u, S min_slo
 }
 
 // d slope / d logit. For the softplus: its sigmoid, from the smaller of the two exponentials.
-template <bool Clipped, class T, class S> FK_INLINE T slope_grad(T value, T u, S clip) {
+template <bool Clipped, class T, class S>
+FK_INLINE T slope_grad(T value, T u, S clip) {
   if constexpr (Clipped) {
     const T k = 1 - clip * abs_(soft_clip(u, clip));
     return value * k * k;

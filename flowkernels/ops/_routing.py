@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # Private names of torch, kept in one place; each has a public-behaviour fallback.
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_jit_tracing: Callable[[], bool] = torch.jit.is_tracing
+_jit_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
 def _dual_level_active() -> bool:
@@ -43,32 +43,39 @@ def _opaque(tensors: Sequence[Tensor | None]) -> bool:
 
 def _is_batched(t: Tensor | None) -> bool:
     """True for the tensors of `is_grads_batched=True`, which look plain but have no storage."""
-    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)
+    return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)  # type: ignore[attr-defined]
 
 
 class Op:
-    """An op named `name` with tensor inputs `inputs`, settings `spec_type` and tensor outputs.
+    """An op named `name` with tensor inputs, settings `spec_type` and tensor outputs.
 
     reference(spec, *tensors) -> outputs   plain PyTorch, differentiable any number of times
     backend.fwd(spec, *tensors) -> outputs
     backend.bwd(spec, grads, tensors, needs) -> one gradient (or None) per input
+    backend.fwd_saving(spec, *tensors) -> outputs, saved        optional: `saved` comes back to bwd as a keyword
     fake(spec, *tensors) -> outputs        shapes and dtypes only
+
+    Without `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an
+    op whose parts (matrix products) a compiler already runs well.
     """
 
     def __init__(
         self,
         name: str,
-        inputs: Sequence[str],
-        spec_type: type[NamedTuple],
-        n_outputs: int,
+        spec_type: type,  # of NamedTuple
         reference: Callable[..., Tensors],
-        fake: Callable[..., Tensors],
         table: dict[str, ModuleType],
+        inputs: Sequence[str] = (),
+        n_outputs: int = 0,
+        fake: Callable[..., Tensors] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.spec_type, self.reference, self.fake = spec_type, reference, fake
+        self._library: Any = None
+        self._library_bwd: Any = None
         backends.register(name, table)
-        self._define(inputs)
+        if fake is not None:
+            self._define(inputs)
 
     # ---- the router ----
 
@@ -89,20 +96,30 @@ class Op:
         return module.fwd(spec, *tensors)
 
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
+        if self._library is None:
+            return self.reference(spec, *tensors)
         module = backends.pick(self.name, backend, spec, tensors)
         if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
             return module.fwd(spec, *tensors)
         return self._library(*tensors, *spec, backend or backends.default())
 
     def backward(
-        self, module: ModuleType, spec: Any, grads: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]
+        self,
+        module: ModuleType,
+        spec: Any,
+        grads: Sequence[Tensor | None],
+        tensors: Tensors,
+        needs: Sequence[bool],
+        saved: Tensors,
     ) -> Sequence[Tensor | None]:
         if torch.is_grad_enabled() or any(_is_batched(g) for g in grads):
             return self.reference_grad(spec, grads, tensors, needs)
         if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
+            if self._library_bwd is None:
+                return self.reference_grad(spec, grads, tensors, needs)
             out = self._library_bwd(list(grads), list(tensors), list(needs), *spec, backends.default())
             return [g if n else None for g, n in zip(out, needs, strict=True)]
-        return module.bwd(spec, grads, tensors, needs)
+        return module.bwd(spec, grads, tensors, needs, **({"saved": saved} if saved else {}))
 
     def reference_grad(
         self, spec: Any, grads: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]
@@ -153,6 +170,7 @@ class Op:
 
     def _library_fwd_fake(self, *args: Any) -> Tensors:
         tensors, spec, _ = self._unpack(args)
+        assert self.fake is not None
         return self.fake(spec, *tensors)
 
     def _library_bwd_impl(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
@@ -183,16 +201,22 @@ class Op:
 
 
 class _Fused(torch.autograd.Function):
-    """The eager path of every op. Saves its inputs and nothing else."""
+    """The eager path of every op. Saves its inputs, and more only where a backend asks for it."""
 
     @staticmethod
     def forward(ctx: Any, op: Op, module: ModuleType, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
         ctx.op, ctx.module, ctx.spec = op, module, spec
-        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
+        ctx.n_tensors = len(tensors)
+        if hasattr(module, "fwd_saving"):
+            outputs, saved = module.fwd_saving(spec, *tensors)
+            ctx.save_for_backward(*tensors, *saved)
+            return outputs
+        ctx.save_for_backward(*tensors)
         return module.fwd(spec, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        needs = ctx.needs_input_grad[3:]
-        return (None, None, None, *ctx.op.backward(ctx.module, ctx.spec, grads, ctx.saved_tensors, needs))
+        needs, n = ctx.needs_input_grad[3:], ctx.n_tensors
+        tensors, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        return (None, None, None, *ctx.op.backward(ctx.module, ctx.spec, grads, tensors, needs, saved))

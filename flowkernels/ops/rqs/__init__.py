@@ -83,14 +83,19 @@ def rqs(
 
 
 def _check(x: Tensor, params: Tensor, n_params: int) -> None:
-    shape = x.shape
-    if params.shape[:-1] == shape and params.shape[-1:] == (n_params,) and len(shape) > 0:
-        if x.dtype.is_floating_point and params.dtype.is_floating_point and x.device == params.device:
-            return
+    shape, n = x.shape, x.dim()
+    if (
+        n > 0
+        and params.shape == (*shape, n_params)
+        and x.is_floating_point()
+        and params.is_floating_point()
+        and x.device == params.device
+    ):
+        return
     for name, t in (("x", x), ("params", params)):
         if not t.dtype.is_floating_point:
             raise TypeError(f"ops.rqs: {name} must be a floating-point tensor, got {t.dtype}")
-    if len(shape) == 0:
+    if n == 0:
         raise ValueError("ops.rqs: x must be [..., D], got a scalar")
     if x.device != params.device:
         raise ValueError(f"ops.rqs: params must be on the device of x = {x.device}, got {params.device}")

@@ -22,10 +22,10 @@ def _fake(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
 op = Op(
     "rqs",
-    inputs=("x", "params"),
     spec_type=RqsSpec,
-    n_outputs=2,
     reference=reference.fwd,
-    fake=_fake,
     table={"cpu": native, "reference": reference},
+    inputs=("x", "params"),
+    n_outputs=2,
+    fake=_fake,
 )

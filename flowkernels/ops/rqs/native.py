@@ -28,7 +28,7 @@ def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _handle(spec: RqsSpec):  # noqa: ANN202  (a type of the compiled module)
+def _handle(spec: RqsSpec):
     clip = 1 / -math.log(spec.slope) if spec.clipped else 0.0
     return _native.C.RqsSpec(
         spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,

@@ -1,0 +1,132 @@
+"""The neural spline flow, in its coupling form."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowkernels.distributions import Distribution, StandardNormal
+from flowkernels.nets import MLP, Activation, Constant, ResidualNet
+from flowkernels.transforms import RQS, Composite, Coupling, Univariate
+
+from .flow import Flow
+
+Net = Callable[[int, int], nn.Module]
+
+
+class NSF(Flow):
+    r"""The neural spline flow: coupling layers of rational-quadratic splines, with alternating masks.
+
+    :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats; layer i transforms the features
+    j with i + j odd, given the others. Outside [-tail_bound, tail_bound] a layer leaves a feature as it is, so scale
+    the data to unit size first. An untrained model is nearly the identity. Shapes, dtypes and context: see `Flow`.
+
+    Args:
+        features: D. With D = 1 the networks see the context only; without a context they are learned constants.
+        context: C, the number of context features the layers see (after ``embedding``), 0 for none.
+        transforms: number of coupling layers; from two on every feature is transformed.
+        bins: K, bins of each spline.
+        hidden: widths of the hidden layers. For ``net="residual"`` one equal width per residual block.
+        tail_bound: half the width of the box.
+        net: ``"residual"`` (the paper's), ``"mlp"``, or a function ``(in_features, out_features) -> module`` of your
+            own (started near the identity if it has ``start_at(values)``).
+        activation, dropout: of the networks, and ``batch_norm`` of the residual ones.
+        min_bin_width, min_bin_height, min_derivative, parametrization: see `flowkernels.ops.rqs`.
+        base: density of the latent; standard normal by default.
+        embedding: a module applied to the context first.
+
+    Raises:
+        ValueError: ``features`` or ``transforms`` is less than 1, ``net`` is unknown, or ``hidden`` does not fit it.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.flows import NSF
+        >>> flow = NSF(features=3, context=2, transforms=4, hidden=(64, 64))
+        >>> x, context = torch.randn(10, 3), torch.randn(10, 2)
+        >>> loss = -flow.log_prob(x, context).mean()
+        >>> loss.backward()
+        >>> flow.sample(100, context).shape
+        torch.Size([100, 10, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        bins: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        tail_bound: float = 3.0,
+        *,
+        net: str | Net = "residual",
+        activation: Activation = F.relu,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        min_bin_width: float = 1e-3,
+        min_bin_height: float = 1e-3,
+        min_derivative: float = 1e-3,
+        parametrization: str = "softmax",
+        base: Distribution | None = None,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        for name, value in (("features", features), ("transforms", transforms)):
+            if value < 1:
+                raise ValueError(f"flows.NSF: {name} must be at least 1, got {value}")
+        univariate = RQS(
+            bins=bins,
+            tail_bound=tail_bound,
+            min_bin_width=min_bin_width,
+            min_bin_height=min_bin_height,
+            min_derivative=min_derivative,
+            parametrization=parametrization,
+        )
+        if not isinstance(net, str):
+            factory = net
+        elif features == 1 and context == 0:
+            factory = Constant
+        else:
+            factory = _factory(net, hidden, context, activation, dropout, batch_norm)
+        layers = [
+            Coupling(_alternating(features, i), functools.partial(_near_identity, factory, univariate), univariate)
+            for i in range(transforms)
+        ]
+        super().__init__(Composite(layers), StandardNormal(features) if base is None else base, embedding)
+
+
+def _alternating(features: int, i: int) -> list[bool]:
+    return [True] if features == 1 else [(i + j) % 2 == 1 for j in range(features)]
+
+
+def _near_identity(net: Net, univariate: Univariate, in_features: int, out_features: int) -> nn.Module:
+    module = net(in_features, out_features)
+    start_at = getattr(module, "start_at", None)
+    if start_at is not None:
+        start_at(torch.tensor(univariate.identity).repeat(out_features // univariate.params_per_feature))
+    return module
+
+
+def _factory(
+    net: str, hidden: Sequence[int], context: int, activation: Activation, dropout: float, batch_norm: bool
+) -> Net:
+    if net == "mlp":
+        return functools.partial(MLP, hidden=hidden, context=context, activation=activation, dropout=dropout)
+    if net != "residual":
+        raise ValueError(f'flows.NSF: net must be "residual", "mlp" or a function, got {net!r}')
+    if len(set(hidden)) != 1:
+        raise ValueError(f"flows.NSF: hidden must be equal widths for net='residual', got {tuple(hidden)}")
+    return functools.partial(
+        ResidualNet,
+        hidden=hidden[0],
+        blocks=len(hidden),
+        context=context,
+        activation=activation,
+        dropout=dropout,
+        batch_norm=batch_norm,
+    )

@@ -1,0 +1,71 @@
+"""`python -m flowkernels.info`: versions, build, instruction set, and which backend can run which op, with reasons."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import torch
+
+import flowkernels
+from flowkernels import _native, backends
+
+
+def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
+    """A small float32 call of the op, to ask each backend whether it would run it."""
+    from flowkernels.ops.residual_net.reference import ResidualNetSpec
+    from flowkernels.ops.rqs.spec import cached_spec
+
+    if op == "rqs":
+        spec = cached_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+        return spec, (torch.zeros(1, 1), torch.zeros(1, 1, spec.n_params))
+    layers = [t for _ in range(4) for t in (torch.zeros(2, 2), torch.zeros(2))]
+    return ResidualNetSpec(1, False), (torch.zeros(1, 2), *layers)
+
+
+def _reason(op: str, backend: str) -> str | None:
+    """Why `backend` cannot run `op` on float32 tensors of this machine, or None where it can."""
+    modules = backends.table()[op]
+    if backend not in modules:
+        return backends.MISSING.get((op, backend), "not written yet; see CHANGELOG.md")
+    spec, tensors = _probe(op)
+    return modules[backend].why_not(spec, *tensors)
+
+
+def lines() -> list[str]:
+    """The report, line by line."""
+    C = _native.C
+    out = [
+        f"flowkernels {flowkernels.__version__}",
+        f"python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.machine()}",
+        f"threads {torch.get_num_threads()} (torch.set_num_threads), cores {os.cpu_count()}",
+        f"CUDA devices {torch.cuda.device_count()}",
+        f"default backend {backends.default()} (FLOWKERNELS_BACKEND, flowkernels.use_backend)",
+    ]
+    if C is None:
+        out.append(f"compiled module: absent, {_native.why_missing}")
+    else:
+        out.append(f"compiled module: {C.compiler}; runs {C.isa()} of {', '.join(C.isas())} (FLOWKERNELS_ISA)")
+    names = backends.NAMES
+    width = max(map(len, backends.table()))
+    out += ["", " ".join([" " * width, *names])]
+    reasons = []
+    for op in backends.table():
+        cells = []
+        for name in names:
+            reason = _reason(op, name)
+            cells.append(("yes" if reason is None else "-").ljust(len(name)))
+            if reason is not None:
+                reasons.append(f"{op} on {name}: {reason}")
+        out.append(" ".join([op.ljust(width), *cells]))
+    return [*out, "", *reasons]
+
+
+def main() -> int:
+    print("\n".join(lines()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Conditioners: networks that turn the identity part and the context into parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowkernels.ops.residual_net import layers_of, residual_net
+
+__all__ = ["MLP", "Activation", "Constant", "ResidualNet"]
+
+Activation = Callable[[Tensor], Tensor] | type[nn.Module]
+
+
+def _function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    return activation() if isinstance(activation, type) else activation
+
+
+def _check_sizes(name: str, in_features: int, context: int) -> None:
+    if in_features + context < 1:
+        raise ValueError(
+            f"nets.{name}: in_features + context must be at least 1, got {in_features} + {context} (see nets.Constant)"
+        )
+
+
+def _check_context(name: str, context: Tensor | None, size: int, lead: Sequence[int]) -> None:
+    """A context that is ignored, or a missing one, would be a wrong density without a word."""
+    if context is None:
+        if size > 0:
+            raise ValueError(f"nets.{name}: context must be [..., {size}], got None")
+        return
+    shape = context.shape
+    if size == 0:
+        raise ValueError(f"nets.{name}: context must be None where context=0, got {list(shape)}")
+    fits = len(shape) <= len(lead) + 1
+    fits = fits and all(c in (1, n) for c, n in zip(reversed(shape[:-1]), reversed(lead), strict=False))
+    if shape[-1:] != (size,) or not fits:
+        raise ValueError(f"nets.{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
+
+
+def _join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:
+    """``x [..., D]`` with ``context`` behind it, ``[..., D + C]``."""
+    lead = x.shape[:-1]
+    _check_context(name, context, size, lead)
+    if context is None:
+        return x
+    return torch.cat((x, context if context.shape[:-1] == lead else context.expand(*lead, size)), dim=-1)
+
+
+@torch.no_grad()
+def _start_at(layer: nn.Linear, values: Tensor) -> None:
+    # Small, not zero: with zero weights the layers below would get no gradient in the first step.
+    nn.init.uniform_(layer.weight, -1e-3, 1e-3)
+    layer.bias.copy_(values)
+
+
+class Constant(nn.Module):
+    r"""Returns the same learned vector for every row, for a layer that has nothing to be conditioned on.
+
+    ``forward(x, context=None)``: ``x [..., D]`` with any D, even 0 → :math:`v`, ``[..., out_features]``, in the dtype
+    of its parameter. It starts at zeros.
+
+    Args:
+        in_features: not used; here so that `Constant` is a conditioner factory like the others.
+        out_features: length of the vector.
+
+    Raises:
+        ValueError: a context is given.
+
+    Reference:
+        The unconditional elementwise transform of Durkan et al., arXiv:1906.04032, section 3.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import Constant
+        >>> Constant(0, 2)(torch.empty(3, 0)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        _check_context("Constant", context, 0, x.shape[:-1])
+        return self.value.expand(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def start_at(self, values: Tensor) -> None:
+        """Sets the vector."""
+        self.value.copy_(values)
+
+
+class MLP(nn.Module):
+    r"""Linear layers with an activation (and dropout) between them.
+
+    :math:`h_0 = [x, c]`, :math:`h_i = \mathrm{dropout}(\mathrm{act}(W_i h_{i-1} + b_i))`, and a last linear layer.
+    ``forward(x, context=None)``: ``x [..., in_features]``, ``context`` broadcasting to ``[..., C]`` →
+    ``[..., out_features]``, in the dtype of the weights.
+
+    Args:
+        in_features: size of ``x``; 0 where there is a context.
+        out_features: size of the output.
+        hidden: width of each hidden layer; may be empty.
+        context: C, the size of the context, 0 for none.
+        activation: a function of a tensor, a module, or a module class.
+        dropout: probability, after each activation.
+
+    Raises:
+        ValueError: there is no input at all; the context is missing, not wanted, or of another shape.
+
+    Reference:
+        Rumelhart, Hinton, Williams: Learning representations by back-propagating errors, Nature 323, 1986.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import MLP
+        >>> net = MLP(3, 5, hidden=(32, 32), context=2)
+        >>> net(torch.randn(7, 4, 3), torch.randn(4, 2)).shape
+        torch.Size([7, 4, 5])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (128, 128),
+        context: int = 0,
+        activation: Activation = F.relu,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_sizes("MLP", in_features, context)
+        self.context_features = context
+        self.activation = _function(activation)
+        sizes = [in_features + context, *hidden]
+        self.hidden_layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.final_layer = nn.Linear(sizes[-1], out_features)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        h = _join("MLP", x, context, self.context_features)
+        for layer in self.hidden_layers:
+            h = self.activation(layer(h))
+            if self.dropout is not None:
+                h = self.dropout(h)
+        return self.final_layer(h)
+
+    def start_at(self, values: Tensor) -> None:
+        """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
+        _start_at(self.final_layer, values)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(
+        self, width: int, context: int, activation: Callable[[Tensor], Tensor], dropout: float, batch_norm: bool
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        # The names, and the order in which weights are drawn, are nflows': its state dict loads here, and the same
+        # seed gives the same net.
+        self.batch_norm_layers = (
+            nn.ModuleList([nn.BatchNorm1d(width, eps=1e-3) for _ in range(2)]) if batch_norm else None
+        )
+        self.context_layer = nn.Linear(context, width) if context > 0 else None
+        self.linear_layers = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        last = self.linear_layers[1]
+        nn.init.uniform_(last.weight, -1e-3, 1e-3)  # type: ignore[arg-type]
+        nn.init.uniform_(last.bias, -1e-3, 1e-3)  # type: ignore[arg-type]
+
+    def _normed(self, i: int, h: Tensor) -> Tensor:
+        if self.batch_norm_layers is None:
+            return h
+        # BatchNorm1d would take a middle dimension for the channels.
+        return self.batch_norm_layers[i](h.reshape(-1, h.shape[-1])).view(h.shape)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = self.linear_layers[0](self.activation(self._normed(0, x)))
+        h = self.activation(self._normed(1, h))
+        if self.dropout is not None:
+            h = self.dropout(h)
+        h = self.linear_layers[1](h)
+        if self.context_layer is not None:
+            # glu(cat(h, gate)) without the cat, and with one gate per context instead of one per row.
+            h = h * torch.sigmoid(self.context_layer(context))
+        return x + h
+
+
+class ResidualNet(nn.Module):
+    r"""The residual network of nflows: same function, same parameter names, any leading dims.
+
+    A linear layer on :math:`[x, c]`, then blocks
+
+    .. math:: h \leftarrow h + g(c) \odot W_2\,\mathrm{dropout}(\mathrm{act}(W_1\,\mathrm{act}(h)))
+
+    with biases, :math:`g(c) = \sigma(W_c c + b_c)` (1 without context), and batch norm before each activation if
+    asked for; then a linear layer. The last layer of each block starts near zero.
+    ``forward(x, context=None)``: ``x [..., in_features]``, ``context`` broadcasting to ``[..., C]`` →
+    ``[..., out_features]``, in the dtype of the weights.
+
+    Args:
+        in_features: size of ``x``; 0 where there is a context.
+        out_features: size of the output.
+        hidden: width of the blocks.
+        blocks: number of blocks.
+        context: C, the size of the context, 0 for none.
+        activation: a function of a tensor, a module, or a module class.
+        dropout: probability, in every block.
+        batch_norm: batch norm in every block. In training mode rows then depend on each other.
+
+    Raises:
+        ValueError: there is no input at all; the context is missing, not wanted, or of another shape.
+
+    Reference:
+        He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027; as in
+        Durkan et al., arXiv:1906.04032.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import ResidualNet
+        >>> net = ResidualNet(3, 5, hidden=32, context=2)
+        >>> net(torch.randn(7, 3), torch.randn(2)).shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: int = 128,
+        blocks: int = 2,
+        context: int = 0,
+        activation: Activation = F.relu,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_sizes("ResidualNet", in_features, context)
+        self.context_features = context
+        function = _function(activation)
+        self.initial_layer = nn.Linear(in_features + context, hidden)
+        self.blocks = nn.ModuleList(
+            [_ResidualBlock(hidden, context, function, dropout, batch_norm) for _ in range(blocks)]
+        )
+        self.final_layer = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        _check_context("ResidualNet", context, self.context_features, x.shape[:-1])
+        if not torch.compiler.is_compiling() and (context is None or context.shape[:-1] == x.shape[:-1]):
+            layers = layers_of(self, context)
+            if layers is not None:
+                return residual_net(x, layers, blocks=len(self.blocks), context=context)
+        h = self.initial_layer(_join("ResidualNet", x, context, self.context_features))
+        for block in self.blocks:
+            h = block(h, context)
+        return self.final_layer(h)
+
+    def start_at(self, values: Tensor) -> None:
+        """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
+        _start_at(self.final_layer, values)

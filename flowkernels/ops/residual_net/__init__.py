@@ -1,0 +1,71 @@
+"""The residual conditioner of neural spline flows as one differentiable op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flowkernels.ops._routing import Op
+
+from . import eager, reference
+from .modules import layers_of
+from .reference import ResidualNetSpec
+
+__all__ = ["layers_of", "residual_net"]
+
+_op = Op(
+    "residual_net",
+    spec_type=ResidualNetSpec,
+    reference=reference.fwd,
+    table={"eager": eager, "reference": reference},
+)
+
+
+def residual_net(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    *,
+    blocks: int,
+    context: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Residual network with relu, as conditioners of coupling flows use it (nflows' ``ResidualNet``).
+
+    .. math:: h_0 = W_0 [x, c] + b_0, \quad t_i = \mathrm{relu}(W'_i \mathrm{relu}(h_i) + b'_i), \quad
+        h_{i+1} = h_i + (W''_i t_i + b''_i) \odot \sigma(V_i c + v_i), \quad y = W h_n + b
+
+    without the gate where there is no context.
+
+    Args:
+        x: ``[..., D]``.
+        layers: (weight ``[out, in]``, bias ``[out]``) of the initial layer, of each block's two layers (and its gate
+            where there is a context), and of the final layer.
+        blocks: how many residual blocks.
+        context: ``[..., C]`` or None.
+        backend: run on this one or raise; default: the fastest that can.
+
+    Returns:
+        ``[..., out]``.
+
+    Raises:
+        ValueError: the number of layers does not fit the number of blocks.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032, appendix.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels import ops
+        >>> sizes = [(16, 3), (16, 16), (16, 16), (4, 16)]
+        >>> ops.residual_net(torch.randn(5, 3), [(torch.randn(s), torch.randn(s[0])) for s in sizes], blocks=1).shape
+        torch.Size([5, 4])
+    """
+    per_block = 2 if context is None else 3
+    if len(layers) != 2 + per_block * blocks:
+        raise ValueError(
+            f"ops.residual_net: layers must be 2 + {per_block} * blocks = {2 + per_block * blocks}, got {len(layers)}"
+        )
+    flat = [t for layer in layers for t in layer]
+    inputs = (x, *flat) if context is None else (x, context, *flat)
+    return _op(ResidualNetSpec(blocks, context is not None), backend, *inputs)[0]

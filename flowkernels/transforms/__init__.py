@@ -1,0 +1,9 @@
+"""Invertible modules: `forward` is data → latent, `inverse` is latent → data, both give (y, ladj)."""
+
+from .base import Transform
+from .composite import Composite, Inverse
+from .coupling import Coupling
+from .permutation import Permutation
+from .univariate import RQS, Univariate
+
+__all__ = ["RQS", "Composite", "Coupling", "Inverse", "Permutation", "Transform", "Univariate"]

@@ -1,0 +1,34 @@
+"""What every transform is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Transform(nn.Module):
+    r"""An invertible map of ``[..., D]``, with its log-determinant.
+
+    ``forward`` goes from data to latent, ``inverse`` from latent to data. Both return ``(y, ladj)`` with
+    :math:`\mathrm{ladj} = \log|\det \partial y/\partial x|` in nats, ``[...]``, float32 or wider, so that
+    ``transform.inverse(y)[1]`` is ``-ladj``. ``context [..., C]`` broadcasts to the leading dims of ``x``.
+    """
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data → latent."""
+        raise NotImplementedError(f"transforms.{type(self).__name__}: forward is not defined")
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latent → data."""
+        raise NotImplementedError(f"transforms.{type(self).__name__}: inverse is not defined")
+
+
+def zero_ladj(x: Tensor) -> Tensor:
+    """The ladj of a map that keeps volume: ``[...]`` zeros for ``x [..., D]``."""
+    return x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def check_features(name: str, x: Tensor, features: int) -> None:
+    """Raises unless ``x`` is ``[..., features]``."""
+    if x.dim() == 0 or x.shape[-1] != features:
+        raise ValueError(f"{name}: x must be [..., {features}], got {list(x.shape)}")

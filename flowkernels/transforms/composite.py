@@ -1,0 +1,100 @@
+"""Transforms made of transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from .base import Transform, zero_ladj
+
+
+class Composite(Transform):
+    r"""Applies transforms one after another, the first one nearest to the data.
+
+    :math:`y = f_n(\dots f_1(x))`, and ``ladj`` is the sum of theirs, in nats. Every part gets the same ``context``.
+    ``x [..., D]`` of any dtype its parts take; ``ladj [...]``. No parts: the identity.
+
+    Args:
+        transforms: the parts, in the order of ``forward``.
+
+    Raises:
+        TypeError: a part is not a `Transform`.
+
+    Reference:
+        Rezende, Mohamed: Variational Inference with Normalizing Flows, ICML 2015, arXiv:1505.05770.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.transforms import Composite, Permutation
+        >>> twice = Composite([Permutation.reverse(3), Permutation.reverse(3)])
+        >>> twice(torch.tensor([1.0, 2.0, 3.0]))
+        (tensor([1., 2., 3.]), tensor(0.))
+    """
+
+    def __init__(self, transforms: Iterable[Transform]) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList([_checked("Composite", t) for t in transforms])
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def __iter__(self) -> Iterator[Transform]:
+        return iter(self.transforms)  # type: ignore[arg-type]
+
+    def __getitem__(self, i: int) -> Transform:
+        return self.transforms[i]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = None
+        for transform in self.transforms:
+            x, ladj = transform(x, context)
+            total = ladj if total is None else total + ladj
+        return x, zero_ladj(x) if total is None else total
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = None
+        for transform in reversed(self.transforms):
+            y, ladj = transform.inverse(y, context)  # type: ignore[operator]
+            total = ladj if total is None else total + ladj
+        return y, zero_ladj(y) if total is None else total
+
+
+class Inverse(Transform):
+    r"""Swaps the two directions of a transform.
+
+    ``Inverse(t).forward`` is ``t.inverse`` and the other way round, with the same shapes, dtypes and context;
+    ``ladj`` is in nats. Use it where the fast direction of a layer must be the other one.
+
+    Args:
+        transform: the one to turn round.
+
+    Raises:
+        TypeError: ``transform`` is not a `Transform`.
+
+    Reference:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling: Improving Variational Inference with Inverse
+        Autoregressive Flow, NeurIPS 2016, arXiv:1606.04934 (an inverse used as a layer).
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.transforms import Inverse, Permutation
+        >>> Inverse(Permutation([2, 0, 1]))(torch.tensor([30.0, 10.0, 20.0]))[0]
+        tensor([10., 20., 30.])
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = _checked("Inverse", transform)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(x, context)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.transform(y, context)
+
+
+def _checked(name: str, transform: object) -> Transform:
+    if not isinstance(transform, Transform):
+        raise TypeError(f"transforms.{name}: every part must be a Transform, got {type(transform).__name__}")
+    return transform

@@ -1,0 +1,88 @@
+"""Coupling: part of the features chooses the map of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .base import Transform, check_features
+from .split import FeatureSplit
+from .univariate import Univariate
+
+
+class Coupling(Transform):
+    r"""Transforms some features one by one, with parameters computed from the others.
+
+    With :math:`a` the features where the mask is 0 and :math:`b` those where it is 1,
+
+    .. math:: y_a = x_a, \qquad y_b = f(x_b; \mathrm{conditioner}(x_a, \mathrm{context}))
+
+    and ``ladj`` is :math:`\sum_b \log|f'(x_b)|` in nats. Both directions cost one pass of the conditioner.
+    ``x [..., D]`` in the dtype of the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
+
+    Args:
+        mask: D flags, True or 1 where the feature is transformed. Alternating masks and halves are the cheap ones.
+            Every feature may be transformed: the conditioner then sees no features, only the context.
+        conditioner: a module, called as ``conditioner(x_a, context)``, that returns ``[..., n_transformed * P]``; or
+            a function ``(in_features, out_features) -> module``.
+        univariate: the map of one feature and its P parameters, e.g. `RQS`.
+
+    Raises:
+        ValueError: ``mask`` is not one row of 0 and 1 with at least one 1; ``x`` does not have D features; the
+            conditioner returns another number of parameters.
+        TypeError: ``conditioner`` is neither a module nor a function that returns one.
+
+    Reference:
+        Dinh, Krueger, Bengio: NICE, arXiv:1410.8516; Dinh, Sohl-Dickstein, Bengio: Real NVP, arXiv:1605.08803.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import MLP
+        >>> from flowkernels.transforms import RQS, Coupling
+        >>> layer = Coupling([0, 1, 0, 1], MLP, RQS(bins=8))
+        >>> x = torch.randn(5, 4)
+        >>> y, ladj = layer(x)
+        >>> y.shape, ladj.shape, torch.equal(y[:, ::2], x[:, ::2])
+        (torch.Size([5, 4]), torch.Size([5]), True)
+    """
+
+    def __init__(
+        self,
+        mask: Sequence[bool] | Sequence[int] | Tensor,
+        conditioner: nn.Module | Callable[[int, int], nn.Module],
+        univariate: Univariate,
+    ) -> None:
+        super().__init__()
+        self.split = FeatureSplit(mask)
+        self.univariate = univariate
+        self.features = self.split.features
+        if not isinstance(conditioner, nn.Module) and callable(conditioner):
+            conditioner = conditioner(self.split.n_identity, self.split.n_transformed * univariate.params_per_feature)
+        if not isinstance(conditioner, nn.Module):
+            given = type(conditioner).__name__
+            raise TypeError(f"transforms.Coupling: conditioner must be a module or a function to one, got {given}")
+        self.conditioner = conditioner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(x, context, inverse=False)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(y, context, inverse=True)
+
+    def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_features("transforms.Coupling", x, self.features)
+        split, n_params = self.split, self.univariate.params_per_feature
+        identity, transformed = split.split(x)
+        params = self.conditioner(identity, context)
+        if params.shape[-1] != split.n_transformed * n_params:
+            expected = split.n_transformed * n_params
+            raise ValueError(
+                f"transforms.Coupling: conditioner must return [..., {expected}], got {list(params.shape)}"
+            )
+        params = params.reshape(*params.shape[:-1], split.n_transformed, n_params)
+        transformed, ladj = self.univariate(transformed, params, inverse)
+        return split.merge(x, identity, transformed), ladj
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -1,0 +1,95 @@
+"""What a layer does to one feature: a monotone map with P parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from flowkernels.ops.rqs import rqs
+from flowkernels.ops.rqs.spec import make_spec
+
+
+class Univariate(Protocol):
+    """A monotone map of every feature, with its own P parameters; an `nn.Module` if it has weights."""
+
+    @property
+    def params_per_feature(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def identity(self) -> tuple[float, ...]:
+        """The P parameters at which the map is the identity, or as near to it as it gets."""
+        ...
+
+    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """``x [..., D]``, ``params [..., D, P]`` → ``y [..., D]`` and ``ladj [...]``, summed over D."""
+        ...
+
+
+@dataclass(frozen=True)
+class RQS:
+    r"""The monotonic rational-quadratic spline of `flowkernels.ops.rqs`, as a choice for a layer.
+
+    ``RQS(...)(x, params, inverse)`` is ``ops.rqs(x, params, ..., inverse=inverse)``: ``x [..., D]``,
+    ``params [..., D, P]`` → ``y [..., D]``, ``ladj [...]`` in nats; formula, dtypes and settings are written there.
+    P = ``params_per_feature`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``.
+
+    Raises:
+        ValueError: a setting breaks the contract of `flowkernels.ops.rqs`.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.transforms import RQS
+        >>> spline = RQS(bins=8, tail_bound=5.0)
+        >>> y, ladj = spline(torch.randn(4, 2), torch.randn(4, 2, spline.params_per_feature), inverse=False)
+        >>> y.shape, ladj.shape
+        (torch.Size([4, 2]), torch.Size([4]))
+    """
+
+    bins: int = 8
+    tails: str | None = "linear"
+    tail_bound: float = 3.0
+    box: tuple[float, float, float, float] | None = None
+    min_bin_width: float = 1e-3
+    min_bin_height: float = 1e-3
+    min_derivative: float = 1e-3
+    logit_scale: float = 1.0
+    parametrization: str = "softmax"
+    slope: float = 1e-3
+    params_per_feature: int = field(init=False, repr=False, compare=False)
+    identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        spec = make_spec(
+            self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
+            self.min_derivative, self.logit_scale, self.parametrization, self.slope, False,
+        )  # fmt: skip
+        n_slopes = spec.n_params - 2 * self.bins
+        reachable = spec.clipped or self.min_derivative < 1  # slope 1 is, for free ends, not always
+        slope_one = spec.edge_logit if reachable else 0.0
+        # The way to set a field of a frozen dataclass. Equal bins with slope 1 at every knot are a straight line.
+        object.__setattr__(self, "params_per_feature", spec.n_params)
+        object.__setattr__(self, "identity", (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes)
+
+    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return rqs(
+            x,
+            params,
+            bins=self.bins,
+            tails=self.tails,
+            tail_bound=self.tail_bound,
+            box=self.box,
+            min_bin_width=self.min_bin_width,
+            min_bin_height=self.min_bin_height,
+            min_derivative=self.min_derivative,
+            logit_scale=self.logit_scale,
+            parametrization=self.parametrization,
+            slope=self.slope,
+            inverse=inverse,
+        )

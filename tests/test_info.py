@@ -1,0 +1,44 @@
+"""`python -m flowkernels.info` is true and complete."""
+
+import subprocess
+import sys
+
+import pytest
+
+import flowkernels
+from flowkernels import _native, backends, info
+
+
+def test_every_op_and_backend_has_a_cell_or_a_reason():
+    text = "\n".join(info.lines())
+    for op in backends.table():
+        for name in backends.NAMES:
+            reason = info._reason(op, name)
+            assert reason is None or f"{op} on {name}: {reason}" in text
+
+
+def test_it_names_the_instruction_set_that_runs():
+    if _native.C is None:
+        pytest.skip(f"no compiled module: {_native.why_missing}")
+    before = _native.C.isa()
+    try:
+        for isa in _native.C.isas():
+            _native.C.use_isa(isa)
+            assert f"runs {isa} of" in "\n".join(info.lines())
+        with pytest.raises(ValueError, match="use_isa: name must be one of .*, got mmx"):
+            _native.C.use_isa("mmx")
+    finally:
+        _native.C.use_isa(before)
+
+
+def test_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "flowkernels.info"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"flowkernels {flowkernels.__version__}\n")
+
+
+def test_it_says_why_the_compiled_module_is_absent():
+    code = "import sys; sys.modules['flowkernels._C'] = None; import flowkernels.info as i; print(*i.lines(), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "compiled module: absent, flowkernels._C did not load" in done.stdout, done.stderr
+    assert "rqs on cpu: flowkernels._C did not load" in done.stdout
