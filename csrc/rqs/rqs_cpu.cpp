@@ -293,10 +293,8 @@ FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
   return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
 }
 
-template <class C, class T>
-FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f) {
-  using S = typename C::S;
-  const auto last = f.k == S(c.bins - 1);
+template <class C, class T, class M>
+FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
   T corner[2], size[2];
   for (int i = 0; i < 2; ++i) {
     const T unit_size = f.inv_sum[i] * c.free_size[i];
@@ -321,14 +319,15 @@ template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
-  const Bin<T> bin = bin_of(c, f);
+  const auto last = f.k == S(c.bins - 1);
+  const Bin<T> bin = bin_of(c, f, last);
   T y, l;
   if (inverse) {
-    const Shape<T> p = shape_at(bin, theta_of_y(bin, v));
+    const Shape<T> p = shape_at(bin, theta_of_y(bin, v, last, c.high[1]));
     y = bin.x0 + bin.w * p.theta;
     l = -log_(slope_of(p));
   } else {
-    const Shape<T> p = shape_at(bin, theta_of_x(bin, v));
+    const Shape<T> p = shape_at(bin, theta_of_x(bin, v, last, c.high[0]));
     y = bin.y0 + bin.h * (p.num * p.inv_den);
     l = log_(slope_of(p));
   }
@@ -367,8 +366,9 @@ template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
-  const Bin<T> bin = bin_of(c, f);
-  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v) : theta_of_x(bin, v));
+  const auto last = f.k == S(c.bins - 1);
+  const Bin<T> bin = bin_of(c, f, last);
+  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v, last, c.high[1]) : theta_of_x(bin, v, last, c.high[0]));
   T gy = g_out, gl = g_ladj, g_v;
   if (inverse) {  // implicit function theorem: see the derivation
     g_v = (g_out - g_ladj * ladj_slope(bin, p)) / slope_of(p);

@@ -37,20 +37,27 @@ FK_INLINE T unit(T theta) {
   return min_(max_(theta, T{}), T{} + 1);
 }
 
-template <class T>
-FK_INLINE T theta_of_x(const Bin<T>& b, T x) {
-  return unit((x - b.x0) * b.inv_w);
+// Distance of v above the bin's lower edge. The last bin hangs from the box's upper edge, where the
+// distance is exact; from below it would carry the rounding of its lower knot.
+template <class T, class M, class S>
+FK_INLINE T distance(T v, T low_edge, T size, M last, S high) {
+  return select(last, size - (high - v), v - low_edge);
 }
 
-// The root of the quadratic in its stable form 2c / (-b - sqrt(disc)).
-template <class T>
-FK_INLINE T theta_of_y(const Bin<T>& b, T y) {
-  const T s = b.h * b.inv_w, dy = y - b.y0, beta = b.d0 + b.d1 - 2 * s;
-  const T qb = b.h * b.d0 - dy * beta;
-  const T disc = qb * qb + 4 * (dy * beta + b.h * (s - b.d0)) * s * dy;
-  const T den = qb + sqrt_(max_(disc, T{}));
-  const T root = 2 * s * dy / den;
-  return unit(select(den == 0, T{}, root));
+template <class T, class M, class S>
+FK_INLINE T theta_of_x(const Bin<T>& b, T x, M last, S right) {
+  return unit(select(last, 1 - (right - x) * b.inv_w, (x - b.x0) * b.inv_w));
+}
+
+// The root in [0, 1] of qa theta^2 + qb theta - s dy = 0, in the form that adds numbers of one sign.
+template <class T, class M, class S>
+FK_INLINE T theta_of_y(const Bin<T>& b, T y, M last, S top) {
+  const T s = b.h * b.inv_w, dy = distance(y, b.y0, b.h, last, top), beta = b.d0 + b.d1 - 2 * s;
+  const T qb = b.h * b.d0 - dy * beta, qa = dy * beta + b.h * (s - b.d0);
+  const T root = sqrt_(max_(qb * qb + 4 * qa * s * dy, T{}));
+  const auto up = qb >= 0;
+  const T num = select(up, 2 * s * dy, root - qb), den = select(up, qb + root, 2 * qa);
+  return unit(select(den == 0, T{}, num / den));
 }
 
 // dy/dx = s^2 slope_num / den^2

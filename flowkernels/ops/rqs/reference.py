@@ -68,9 +68,11 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     if spec.inverse:
         dy = v_in - y0
         b = h * d0 - dy * beta
-        disc = b * b + 4 * (dy * beta + h * (s - d0)) * s * dy
-        den = b + torch.sqrt(disc.clamp_min(0))
-        theta = 2 * s * dy / torch.where(den == 0, torch.ones_like(den), den)
+        a = dy * beta + h * (s - d0)
+        # Not below tiny: the slope of the root at 0 is infinite.
+        root = torch.sqrt((b * b + 4 * a * s * dy).clamp_min(torch.finfo(dtype).tiny))
+        den = torch.where(b >= 0, b + root, 2 * a)
+        theta = torch.where(b >= 0, 2 * s * dy, root - b) / torch.where(den == 0, torch.ones_like(den), den)
     else:
         theta = (v_in - x0) / w
     theta = theta.clamp(0, 1)

@@ -35,8 +35,8 @@ class RqsSpec(NamedTuple):
 
     @property
     def edge_logit(self) -> float:
-        """The slope logit that gives slope 1."""
-        return 0.0 if self.clipped else math.log(math.expm1(1 - self.min_derivative))
+        """The slope logit that gives slope 1; only linear tails, whose min_derivative is below 1, need one."""
+        return 0.0 if self.clipped or self.min_derivative >= 1 else math.log(math.expm1(1 - self.min_derivative))
 
 
 def _fail(name: str, contract: str, given: object) -> None:

@@ -1,0 +1,459 @@
+"""What every transform promises, proved for every transform in one table."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flowkernels
+from flowkernels.nets import MLP, Constant, ResidualNet
+from flowkernels.transforms import RQS, Composite, Coupling, Inverse, Permutation, Transform
+
+C = 3
+BOX = 3.0
+net = functools.partial(MLP, hidden=(16, 16))
+given = functools.partial(MLP, hidden=(16,), context=C)
+residual = functools.partial(ResidualNet, hidden=16, context=C)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads) -> None:
+    """Small tensors: a second thread costs more than it gives."""
+    threads(1)
+
+
+class Case(NamedTuple):
+    build: Callable[[], Transform]
+    features: int
+    context: int = 0
+
+
+def deep(context: int) -> Composite:
+    factory = functools.partial(net, context=context)
+    return Composite(
+        [
+            Coupling([0, 1, 0, 1, 0], factory, RQS(5)),
+            Permutation.random(5),
+            Coupling([1, 1, 0, 0, 1], factory, RQS(5)),
+        ]
+    )
+
+
+CASES = {
+    "coupling-alternating-even": Case(lambda: Coupling([0, 1] * 3, net, RQS()), 6),
+    "coupling-alternating-odd": Case(lambda: Coupling([True, False] * 2 + [True], net, RQS()), 5),
+    "coupling-halves": Case(lambda: Coupling([0, 0, 1, 1, 1], net, RQS()), 5),
+    "coupling-halves-first-moved": Case(lambda: Coupling(torch.tensor([1, 1, 1, 0, 0]), net, RQS()), 5),
+    "coupling-by-index": Case(lambda: Coupling([0, 1, 1, 0, 0, 1, 0], net, RQS()), 7),
+    "coupling-context": Case(lambda: Coupling([0, 1, 0, 1], residual, RQS(bins=4)), 4, C),
+    "coupling-all-context": Case(lambda: Coupling([1, 1, 1], given, RQS()), 3, C),
+    "coupling-all-constant": Case(lambda: Coupling([1, 1, 1], Constant, RQS()), 3),
+    "coupling-one-feature": Case(lambda: Coupling([1], given, RQS()), 1, C),
+    "coupling-circular": Case(lambda: Coupling([0, 1, 0, 1], net, RQS(tails="circular", tail_bound=2.0)), 4),
+    "permutation": Case(lambda: Permutation([2, 0, 3, 1]), 4),
+    "permutation-reverse": Case(lambda: Permutation.reverse(5), 5),
+    "permutation-random": Case(lambda: Permutation.random(6), 6),
+    "permutation-one-feature": Case(lambda: Permutation([0]), 1),
+    "composite": Case(lambda: deep(0), 5),
+    "composite-context": Case(lambda: deep(C), 5, C),
+    "composite-empty": Case(lambda: Composite([]), 4),
+    "inverse": Case(lambda: Inverse(Coupling([0, 1, 0, 1, 0], net, RQS())), 5),
+}
+EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Weights far from the start, where a layer is nearly the identity and hides its mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            scale = p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7
+            p.copy_(torch.randn(p.shape, generator=generator) * scale)
+
+
+def make(
+    case: Case, dtype: torch.dtype = torch.float64, device: Any = "cpu", rows: tuple[int, ...] = (9,), seed: int = 0
+) -> tuple[Transform, Tensor, Tensor | None]:
+    """The transform, x and context. Most of x is inside the box, some of it outside."""
+    torch.manual_seed(seed)
+    transform = case.build()
+    randomise(transform, seed)
+    x = 1.6 * torch.randn(*rows, case.features, dtype=torch.float64)
+    context = torch.randn(*rows, C, dtype=torch.float64).to(device, dtype) if case.context else None
+    return transform.to(device, dtype), x.to(device, dtype), context
+
+
+def jacobian(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """dy/dx of every row, [B, D, D]; a row of y depends on its own row of x only, so rows may be summed."""
+    return torch.autograd.functional.jacobian(lambda v: f(v).sum(0), x).movedim(1, 0)
+
+
+def stages(transform: Transform) -> list[Transform]:
+    """The transform up to each of its layers."""
+    parts = list(transform) if isinstance(transform, Composite) else [transform]
+    return [Composite(parts[: i + 1]) for i in range(len(parts))]
+
+
+@EVERY
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_round_trip(case, precision, device) -> None:
+    """Judged against what rounding costs: the last bit of every layer's value, brought back through the inverse.
+
+    A layer's value is the sum of numbers as large as its box, so their last bit counts where the value is small.
+    """
+    transform, x, context = make(case, precision, device, rows=(50,))
+    y, ladj = transform(x, context)
+    back, ladj_back = transform.inverse(y, context)
+    wide = None if context is None else context.double()
+    eps, floor = torch.finfo(precision).eps, torch.zeros_like(x, dtype=torch.float64)
+    for stage in stages(copy.deepcopy(transform).double()):
+        value = stage(x.double(), wide)[0].detach()
+        J = jacobian(lambda v, stage=stage: stage.inverse(v, wide)[0], value)
+        floor += eps * J.abs().sum(-1) * value.abs().amax(-1, keepdim=True).clamp_min(BOX)
+    assert ((back - x).abs() <= 4 * floor).all(), ((back - x).abs() / floor).max()
+    if precision == torch.float64:
+        torch.testing.assert_close(ladj_back, -ladj, rtol=0, atol=1e-8)
+
+
+@EVERY
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_ladj_is_the_slogdet(case, direction, device) -> None:
+    transform, x, context = make(case, device=device)
+    f = getattr(transform, direction)
+    y, ladj = f(x, context)
+    assert y.shape == x.shape and ladj.shape == x.shape[:-1]
+    slogdet = torch.linalg.slogdet(jacobian(lambda v: f(v, context)[0], x))
+    torch.testing.assert_close(ladj, slogdet.logabsdet, rtol=1e-9, atol=1e-10)
+
+
+@EVERY
+def test_table_is_not_trivial(case) -> None:
+    """The proofs above would hold for a transform that does nothing."""
+    transform, x, context = make(case, rows=(50,))
+    y, ladj = transform(x, context)
+    if not isinstance(transform, Permutation) and len(list(transform.parameters())) > 0:
+        assert ladj.std() > 0.1 and (y - x).abs().max() > 0.1
+
+
+@EVERY
+def test_gradients(case) -> None:
+    """Of y and ladj, to x, to the context and to every parameter, against finite differences."""
+    transform, x, context = make(case, rows=(3,))
+    names, values = zip(*transform.named_parameters(), strict=True) if list(transform.parameters()) else ((), ())
+    wanted = [t.detach().requires_grad_() for t in (x, *values, *(() if context is None else (context,)))]
+
+    def f(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        weights = dict(zip(names, rest[: len(names)], strict=True))
+        return torch.func.functional_call(transform, weights, (x, *rest[len(names) :]))
+
+    assert torch.autograd.gradcheck(f, wanted, fast_mode=True)
+
+
+@EVERY
+def test_leading_dims(case, device) -> None:
+    transform, x, context = make(case, device=device, rows=(2, 3, 4))
+    y, ladj = transform(x, context)
+    rows, given = x.flatten(0, -2), None if context is None else context.flatten(0, -2)
+    flat, flat_ladj = transform(rows, given)
+    assert y.shape == x.shape and ladj.shape == (2, 3, 4)
+    torch.testing.assert_close(y, flat.view(y.shape))
+    torch.testing.assert_close(ladj, flat_ladj.view(ladj.shape))
+    one, one_ladj = transform(rows[0], None if given is None else given[0])
+    assert one.shape == (case.features,) and one_ladj.shape == ()
+    torch.testing.assert_close(one, flat[0])
+    torch.testing.assert_close(one_ladj, flat_ladj[0])
+
+
+@EVERY
+def test_strided_input(case, device) -> None:
+    transform, x, context = make(case, device=device)
+    strided = torch.stack([x, x + 1], -1).mT.flatten(-2)[..., : case.features].mT.contiguous().mT
+    wide = torch.cat([x, x, x], -1)[..., case.features : 2 * case.features]
+    for form in (strided, wide):
+        torch.testing.assert_close(transform(form, context), transform(x, context))
+        torch.testing.assert_close(transform.inverse(form, context), transform.inverse(x, context))
+
+
+@EVERY
+def test_empty_batch(case, device) -> None:
+    transform, x, context = make(case, torch.float32, device, rows=(0,))
+    x.requires_grad_()
+    for f in (transform, transform.inverse):
+        y, ladj = f(x, context)
+        assert y.shape == (0, case.features) and ladj.shape == (0,)
+        if y.requires_grad:
+            (y.sum() + ladj.sum()).backward()
+            assert x.grad is not None and x.grad.shape == x.shape
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_row_stays_in_its_row(case, bad, device) -> None:
+    transform, x, context = make(case, torch.float32, device)
+    clean = transform(x, context)
+    for feature in range(case.features):
+        broken = x.clone()
+        broken[4, feature] = bad
+        y, ladj = transform(broken, context)
+        others = [0, 1, 2, 3, 5, 6, 7, 8]
+        assert torch.equal(y[others], clean[0][others]) and torch.equal(ladj[others], clean[1][others])
+        assert not y[4].isfinite().all()
+
+
+@EVERY
+def test_dtypes(case, dtype, device) -> None:
+    """The layers lose no more in a dtype than they lose around the eager spline in that dtype.
+
+    Asked of the median: the worst element is a lottery of one spline's knots, which the tests of the op look at.
+    """
+    transform, x, context = make(case, dtype, device, rows=(200,))
+    found = transform(x, context)
+    assert found[0].dtype == dtype and found[1].dtype == torch.promote_types(dtype, torch.float32)
+    wide = None if context is None else context.double()
+    with flowkernels.use_backend("reference"):
+        eager, truth = transform(x, context), copy.deepcopy(transform).double()(x.double(), wide)
+    if dtype == torch.float64:  # there eager is the truth
+        torch.testing.assert_close(found, eager, rtol=1e-10, atol=1e-11)
+        return
+    for a, b, exact in zip(found, eager, truth, strict=True):
+        error, of_eager = ((t.double() - exact).abs().median() for t in (a, b))
+        assert error <= 2 * of_eager + 4 * torch.finfo(dtype).eps * exact.abs().median()
+
+
+@EVERY
+def test_state_dict(case) -> None:
+    transform, x, context = make(case, seed=0)
+    file = io.BytesIO()
+    torch.save(transform.state_dict(), file)
+    file.seek(0)
+    other = make(case, seed=1)[0]
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for f, g in ((transform, other), (transform.inverse, other.inverse)):
+        for a, b in zip(f(x, context), g(x, context), strict=True):
+            assert torch.equal(a, b)
+    assert all(not t.is_floating_point() or t.dtype == torch.float32 for t in case.build().state_dict().values())
+
+
+@EVERY
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["deepcopy", "pickle"])
+def test_copies(case, clone) -> None:
+    transform, x, context = make(case)
+    y, ladj = transform(x, context)
+    other = clone(transform)
+    for p in transform.parameters():
+        p.data.zero_()
+    y2, ladj2 = other(x, context)
+    assert torch.equal(y, y2) and torch.equal(ladj, ladj2)
+
+
+@EVERY
+def test_repr(case) -> None:
+    text = repr(case.build())
+    assert type(case.build()).__name__ in text
+    if "Coupling" in text:
+        assert "mask=" in text and "RQS(bins=" in text
+
+
+@EVERY
+def test_compile_fullgraph(case) -> None:
+    transform, x, context = make(case)
+    x.requires_grad_()
+
+    def both(x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        y, ladj = transform(x, context)
+        return (y, ladj, *transform.inverse(x, context))
+
+    torch._dynamo.reset()
+    wanted = both(x, context)
+    found = torch.compile(both, backend="aot_eager", fullgraph=True)(x, context)
+    torch.testing.assert_close(found, wanted)
+    grads = [torch.autograd.grad(sum(t.sin().sum() for t in out if t.requires_grad), x)[0] for out in (wanted, found)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("name", ["coupling-alternating-odd", "coupling-by-index", "coupling-context", "composite"])
+def test_func_transforms(name) -> None:
+    transform, x, context = make(CASES[name])
+    if context is None:
+        context = x.new_zeros(len(x), 0)
+
+    def f(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        return transform(x, c if c.shape[-1] else None)
+
+    torch.testing.assert_close(torch.func.vmap(f)(x, context), f(x, context))
+    J = torch.func.vmap(torch.func.jacfwd(lambda v, c: f(v, c)[0]))(x, context)
+    torch.testing.assert_close(torch.linalg.slogdet(J).logabsdet, f(x, context)[1])
+
+
+# ---- one by one ----
+
+
+def test_coupling_keeps_the_identity_part_bit_for_bit() -> None:
+    for name, case in CASES.items():
+        if name.startswith("coupling"):
+            transform, x, context = make(case, torch.float32)
+            mask = transform.split.mask
+            y = transform(x, context)[0]
+            assert torch.equal(y[:, ~mask], x[:, ~mask]), name
+            assert (y[:, mask] != x[:, mask]).any(), name
+
+
+@pytest.mark.parametrize(
+    "mask", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 1, 1, 0]]
+)
+def test_coupling_is_its_definition(mask, dtype, device) -> None:
+    """With the split written out by hand, and bit for bit: the layer adds no rounding of its own."""
+    spline, x = RQS(bins=4), torch.randn(6, len(mask)).to(device, dtype)
+    kept, moved = [i for i, m in enumerate(mask) if not m], [i for i, m in enumerate(mask) if m]
+    conditioner = MLP(len(kept), len(moved) * spline.params_per_feature, hidden=(8,))
+    randomise(conditioner)
+    layer = Coupling(mask, conditioner, spline).to(device, dtype)
+    params = conditioner(x[:, kept]).view(6, len(moved), -1)
+    for inverse in (False, True):
+        value, total = flowkernels.ops.rqs(x[:, moved], params, bins=4, inverse=inverse)
+        wanted = x.clone()
+        for k, j in enumerate(moved):
+            wanted[:, j] = value[:, k]
+        y, ladj = layer.inverse(x) if inverse else layer(x)
+        assert torch.equal(y, wanted) and torch.equal(ladj, total)
+        assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("mask", [[0, 1] * 3, [1, 0] * 2 + [1], [0, 0, 1, 1], [1, 1, 0]])
+def test_common_masks_are_views(mask) -> None:
+    """Alternating masks and halves split without a copy."""
+    x = torch.randn(4, len(mask))
+    for part in Coupling(mask, net, RQS()).split.split(x):
+        assert part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+def test_another_mask_comes_with_the_weights() -> None:
+    """Slices and indices follow a loaded mask; nothing stays from the mask at construction."""
+    masks = ([0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 1])
+    x = torch.randn(5, 6)
+    for old in masks:
+        for new in masks:
+            source, target = Coupling(new, net, RQS()), Coupling(old, net, RQS())
+            randomise(source)
+            target.load_state_dict(source.state_dict())
+            assert torch.equal(target(x)[0], source(x)[0])
+            assert torch.equal(target.inverse(x)[0], source.inverse(x)[0])
+
+
+def test_context_broadcasts() -> None:
+    transform, x, _ = make(CASES["composite-context"], rows=(4, 6))
+    for shape in ((C,), (1, C), (6, C), (4, 1, C), (1, 6, C)):
+        context = torch.randn(shape, dtype=torch.float64)
+        found = transform(x, context)
+        torch.testing.assert_close(found, transform(x, context.expand(4, 6, C).contiguous()))
+        torch.testing.assert_close(transform.inverse(found[0], context)[0], x)
+
+
+def test_autocast() -> None:
+    transform, x, context = make(CASES["composite-context"], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, ladj = transform(x, context)
+        back, _ = transform.inverse(y, context)
+    assert y.dtype == ladj.dtype == torch.float32
+    assert y.isfinite().all() and back.isfinite().all()
+
+
+def test_coupling_promotes_a_narrow_input() -> None:
+    x = torch.randn(4, 5, dtype=torch.bfloat16)
+    for mask in ([0, 1, 0, 1, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 1]):
+        spline = RQS(bins=4)
+        y, ladj = Coupling(mask, lambda _, n: Constant(0, n), spline)(x)
+        assert y.dtype == ladj.dtype == torch.float32
+
+
+def test_conditioner_may_be_shared_or_given_as_a_module() -> None:
+    shared = MLP(2, 2 * RQS().params_per_feature)
+    layers = Composite([Coupling([0, 0, 1, 1], shared, RQS()), Coupling([1, 1, 0, 0], shared, RQS())])
+    assert len(list(layers.parameters())) == len(list(shared.parameters()))
+    assert layers[0].conditioner is layers[1].conditioner is shared
+
+
+def test_permutation() -> None:
+    x = torch.tensor([[10.0, 11.0, 12.0]])
+    assert Permutation([2, 0, 1])(x)[0].tolist() == [[12.0, 10.0, 11.0]]
+    assert Permutation([2, 0, 1]).inverse(x)[0].tolist() == [[11.0, 12.0, 10.0]]
+    assert Permutation.reverse(3)(x)[0].tolist() == [[12.0, 11.0, 10.0]]
+    one, two = Permutation.random(50, 7), Permutation.random(50, torch.Generator().manual_seed(7))
+    assert torch.equal(one.order, two.order) and not torch.equal(one.order, torch.arange(50))
+    assert "order" in one.state_dict()
+
+
+def test_composite_order_and_access() -> None:
+    first, second = Permutation([1, 2, 0]), Permutation([0, 2, 1])
+    both = Composite([first, second])
+    x = torch.tensor([10.0, 11.0, 12.0])
+    assert torch.equal(both(x)[0], second(first(x)[0])[0])
+    assert not torch.equal(both(x)[0], first(second(x)[0])[0])
+    assert len(both) == 2 and both[0] is first and list(both) == [first, second]
+
+
+def test_rqs_settings_reach_the_op() -> None:
+    x = torch.randn(5, 2)
+    for settings in (
+        {"bins": 4, "tail_bound": 2.0},
+        {"bins": 3, "tails": "circular", "logit_scale": 0.5},
+        {"bins": 5, "tails": None, "box": (-1.0, 2.0, 0.0, 4.0)},
+        {"bins": 5, "min_bin_width": 0.1, "min_bin_height": 0.15, "min_derivative": 0.5},
+        {"bins": 6, "parametrization": "soft_clip", "slope": 1e-2},
+    ):
+        spline = RQS(**settings)
+        params = torch.randn(5, 2, spline.params_per_feature)
+        for inverse in (False, True):
+            wanted = flowkernels.ops.rqs(x, params, inverse=inverse, **settings)
+            for a, b in zip(spline(x, params, inverse), wanted, strict=True):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("parametrization", ["softmax", "soft_clip"])
+@pytest.mark.parametrize("tails", ["linear", "circular", None])
+def test_rqs_identity(tails, parametrization) -> None:
+    spline = RQS(bins=7, tails=tails, parametrization=parametrization)
+    x = 2 * torch.randn(50, 3, dtype=torch.float64)
+    params = torch.tensor(spline.identity, dtype=torch.float64).expand(50, 3, -1)
+    assert params.shape[-1] == spline.params_per_feature
+    y, ladj = spline(x, params, inverse=False)
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-12)
+
+
+def test_rqs_with_slopes_that_exclude_the_identity() -> None:
+    assert len(RQS(bins=2, tails=None, min_derivative=1.5).identity) == 7
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Coupling([[0, 1]], net, RQS()), ValueError, "transforms.Coupling: mask must have 1 dimension, got 2"),
+        (lambda: Coupling([0, 2], net, RQS()), ValueError, "mask must hold only 0 and 1 .*, got \\[0, 2\\]"),
+        (lambda: Coupling([0, 0], net, RQS()), ValueError, "must transform at least one feature, got \\[0, 0\\]"),
+        (lambda: Coupling([], net, RQS()), ValueError, "must transform at least one feature, got \\[\\]"),
+        (lambda: Coupling([0, 1], 3, RQS()), TypeError, "conditioner must be a module .*, got int"),
+        (lambda: Coupling([0, 1], lambda a, b: 3, RQS()), TypeError, "conditioner must be a module .*, got int"),
+        (lambda: Coupling([0, 1], net, RQS())(torch.zeros(4, 3)), ValueError, "x must be \\[\\.\\.\\., 2\\], got"),
+        (lambda: Coupling([0, 1], MLP(1, 22), RQS())(torch.zeros(4, 2)), ValueError, "must return \\[\\.\\.\\., 23\\]"),
+        (lambda: Permutation([0, 2]), ValueError, "transforms.Permutation: order must .*, got \\[0, 2\\]"),
+        (lambda: Permutation([]), ValueError, "order must hold each of 0 to D-1 once, got \\[\\]"),
+        (lambda: Permutation([1, 0])(torch.zeros(3)), ValueError, "x must be \\[\\.\\.\\., 2\\], got \\[3\\]"),
+        (lambda: Composite([nn.Identity()]), TypeError, "transforms.Composite: .* got Identity"),
+        (lambda: Inverse(nn.Identity()), TypeError, "transforms.Inverse: .* got Identity"),
+        (lambda: RQS(bins=0), ValueError, "bins must be an integer from 1 to 128, got 0"),
+        (lambda: Transform()(torch.zeros(1)), NotImplementedError, "forward is not defined"),
+        (lambda: Transform().inverse(torch.zeros(1)), NotImplementedError, "inverse is not defined"),
+    ],
+)
+def test_errors(build, error, message) -> None:
+    with pytest.raises(error, match=message):
+        build()
