@@ -17,9 +17,9 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _HUGE = 4 << 20  # bytes from which large pages pay
 
 
-def empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+def empty_like(t: torch.Tensor) -> torch.Tensor:
     """A contiguous CPU tensor to be filled by a kernel, backed by large pages where it is large."""
-    t = torch.empty(shape, dtype=dtype)
-    if t.numel() * t.element_size() >= _HUGE:
-        C.advise_huge(t.data_ptr(), t.numel() * t.element_size())  # type: ignore[union-attr]
-    return t
+    out = torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype)
+    if out.nbytes >= _HUGE:
+        C.advise_huge(out.data_ptr(), out.nbytes)  # type: ignore[union-attr]
+    return out

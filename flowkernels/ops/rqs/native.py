@@ -15,6 +15,7 @@ from flowkernels._native import DTYPES
 from .spec import TAILS, RqsSpec
 
 _threads = torch.get_num_threads
+_WIDE = (torch.float32, torch.float64)
 
 
 def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
@@ -60,6 +61,8 @@ def _rows(x: Tensor, params: Tensor) -> list[tuple[int, int, int]]:
 def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
     if x.dtype != params.dtype:
         x, params = _common_types(x, params)
+    if x.is_neg() or params.is_neg():  # the sign of an imaginary part is not in its memory
+        x, params = x.resolve_neg(), params.resolve_neg()
     if params.stride(-1) != 1 and params.numel() > 0:
         params = params.contiguous()
     if x.is_contiguous() and params.is_contiguous():
@@ -75,8 +78,9 @@ def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
 
 def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     x, params, geometry = _geometry(x, params)
-    y = _native.empty(x.shape, x.dtype)
-    ladj = torch.empty(x.shape[:-1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    y = _native.empty_like(x)
+    wide = x.dtype in _WIDE
+    ladj = x.new_empty(x.shape[:-1]) if wide else x.new_empty(x.shape[:-1], dtype=torch.float32)
     if x.numel() == 0:
         return y, ladj.zero_()
     _native.C.rqs_fwd(  # type: ignore[union-attr]
@@ -90,8 +94,8 @@ def bwd(
 ) -> tuple[Tensor | None, Tensor | None]:
     x_in, params_in = tensors
     x, params, geometry = _geometry(x_in, params_in)
-    grad_y, grad_ladj = (None if g is None else g.contiguous() for g in grads)
-    grad_x, grad_params = _native.empty(x.shape, x.dtype), _native.empty(params.shape, params.dtype)
+    grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
+    grad_x, grad_params = _native.empty_like(x), _native.empty_like(params)
     if x.numel() > 0:
         _native.C.rqs_bwd(  # type: ignore[union-attr]
             _handle(spec), *geometry, x.data_ptr(), params.data_ptr(),

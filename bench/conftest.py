@@ -1,0 +1,153 @@
+"""Options, the one way to time a call, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: its profiler announces every start and stop
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import compare
+import machine
+import pytest
+import torch
+from torch._logging._internal import set_logs
+
+# Time spent on one row: slow peers get few rounds, and the whole suite stays short on any machine.
+SECONDS_PER_ROW = 1.0
+ROUNDS = (5, 200)
+SECONDS_PER_ROUND = 1e-3  # short calls are repeated within a round, far above the timer's resolution
+
+_MACHINE = pytest.StashKey[dict[str, Any]]()
+_ROWS = pytest.StashKey[list[dict[str, Any]]]()
+_REFUSED = pytest.StashKey[list[dict[str, str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=2, help="torch.set_num_threads; default 2")
+    parser.addoption(
+        "--quick", action="store_true", help="tiny shapes, few rounds, no compiled rows: does it still run?"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(config.option.threads)
+    # Peers break the graph dozens of times and inductor says so at length each time; rows record the count.
+    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    set_logs(all=logging.CRITICAL)
+    config.stash[_ROWS], config.stash[_REFUSED] = [], []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.quick:
+        compiled = [item for item in items if "compiled" in item.name]
+        config.hook.pytest_deselected(items=compiled)
+        items[:] = [item for item in items if item not in compiled]
+
+
+def _facts(config: pytest.Config) -> dict[str, Any]:
+    if _MACHINE not in config.stash:
+        config.stash[_MACHINE] = {**machine.describe(), **_bandwidth(config)}
+    return config.stash[_MACHINE]
+
+
+def _bandwidth(config: pytest.Config) -> dict[str, float]:
+    return machine.bandwidth((1 << 20) if config.option.quick else machine.BUFFER_BYTES)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.clear()  # pytest-benchmark's own has the name of the host
+    machine_info.update(_facts(config))
+    # Measured again at the end: two figures far apart say that something else was running.
+    machine_info["read_gbps_at_end"] = _bandwidth(config)["read_gbps"]
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["refused"] = config.stash[_REFUSED]
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    return request.config.option.quick
+
+
+@pytest.fixture
+def checked(request: pytest.FixtureRequest) -> Callable[..., float]:
+    """`checked(error, suite, case, op, row, compiled_peer=...)` → the row's error, or no time for this row.
+
+    A wrong row fails. The one exception is a peer that is right eager and wrong compiled: that is the compiler's and
+    nothing here can mend it, so the row is refused, and the table says so where its time would stand.
+    """
+
+    def check(error: Callable[[], float], suite: str, case: str, op: str, row: str, *, compiled_peer: bool) -> float:
+        try:
+            return error()
+        except AssertionError as wrong:
+            if not compiled_peer:
+                raise
+            refused = {"suite": suite, "case": case, "op": op, "row": row, "reason": str(wrong)}
+            request.config.stash[_REFUSED].append(refused)
+            pytest.xfail(str(wrong))
+
+    return check
+
+
+def _settle(call: Callable[[], Any], times: int) -> float:
+    """Calls until caches are warm and nothing is left to compile; → seconds of the fastest of the last two calls."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[-2:])
+
+
+@pytest.fixture
+def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callable[..., None]:
+    """`timed(call, suite, case, op, row, compiled=..., least_bytes=..., **figures)` times one row of a table."""
+
+    def run(
+        call: Callable[[], Any],
+        suite: str,
+        case: str,
+        op: str,
+        row: str,
+        *,
+        compiled: bool = False,
+        least_bytes: int | None = None,
+        **figures: Any,
+    ) -> None:
+        facts = _facts(request.config)
+        # A compiled peer whose masks change size compiles once more, for any size, on the second or third call.
+        seconds = _settle(call, 6 if compiled else 2)
+        iterations = max(1, math.ceil(SECONDS_PER_ROUND / seconds))
+        budget = 0.01 if quick else SECONDS_PER_ROW
+        rounds = min(max(int(budget / (seconds * iterations)), ROUNDS[0]), ROUNDS[1])
+        benchmark.pedantic(call, rounds=rounds, iterations=iterations)
+        info: dict[str, Any] = {"suite": suite, "case": case, "op": op, "row": row, **figures}
+        if least_bytes is not None:
+            info["least_bytes"] = least_bytes
+            info["gbps"] = least_bytes / benchmark.stats.stats.median / 1e9
+            # Where the data stays in the cache, a share of the memory's bandwidth says nothing.
+            if least_bytes > (facts["last_level_cache_bytes"] or 0):
+                info["share_of_read"] = info["gbps"] / facts["read_gbps"]
+        benchmark.group = f"{suite}: {case}: {op}"
+        benchmark.extra_info.update(info)
+        stats = benchmark.stats.stats
+        request.config.stash[_ROWS].append(
+            {**info, "median_s": stats.median, "iqr_s": stats.iqr, "rounds": rounds, "iterations": iterations}
+        )
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[_ROWS]
+    if rows:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(compare.details(compare.Result(_facts(config), rows, config.stash[_REFUSED])))

@@ -1,0 +1,215 @@
+"""The benchmark on tiny sizes: its rows agree, a wrong row is caught, bytes are counted exactly, its JSON is clean."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowkernels import _native
+
+BENCH = Path(__file__).parents[1] / "bench"
+sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
+compare, machine, memory, models, peers, problem = (
+    importlib.import_module(name) for name in ("compare", "machine", "memory", "models", "peers", "problem")
+)
+
+pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times the kernels: {_native.why_missing}")
+
+
+# ---- closeness ----
+
+
+@pytest.mark.parametrize("op", problem.OPS)
+@pytest.mark.parametrize("name", list(peers.ROWS))
+def test_rows_agree_with_the_truth(name: str, op: str) -> None:
+    row = peers.ROWS[name]
+    if reason := row.missing():
+        pytest.skip(reason)
+    inputs = problem.Inputs.make(64, 5, 8)
+    truth = problem.float64_truth(row.truth, inputs, op, chunk=24)  # in pieces, the last one short
+    # The function itself, not compiled: compiling takes longer than all of this file.
+    assert 0 < problem.worst_error(name, problem.bind(row.spline, inputs, op)(), truth, 8) < 1e-4
+
+
+def _with(outputs: tuple[torch.Tensor, ...], i: int, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (*outputs[:i], value, *outputs[i + 1 :])
+
+
+def test_a_wrong_row_is_caught() -> None:
+    inputs = problem.Inputs.make(32, 5, 8)
+    truth = problem.float64_truth(peers.ROWS["flowkernels"].truth, inputs, problem.OPS[2])
+    right = tuple(t.float() for t in truth)
+    problem.worst_error("right", right, truth, 8)
+    y, ladj, grad_x, grad_params = right
+    one_element = y.clone()
+    one_element[3, 2] += 0.01
+    no_slopes = grad_params.clone()
+    no_slopes[..., 16:] = 0
+    swapped = torch.cat([grad_params[..., 8:16], grad_params[..., :8], grad_params[..., 16:]], -1)
+    wrong = {
+        "y": _with(right, 0, one_element),
+        "ladj": _with(right, 1, -ladj),
+        "grad x": _with(right, 2, grad_x * 1.05),
+        "grad slopes": _with(right, 3, no_slopes),
+        "grad widths": _with(right, 3, swapped),
+    }
+    for quantity, outputs in wrong.items():
+        with pytest.raises(AssertionError, match=f"wrong: {quantity} must be"):
+            problem.worst_error("wrong", outputs, truth, 8)
+    for bad in (float("nan"), float("inf")):
+        y = right[0].clone()
+        y[0, 0] = bad
+        with pytest.raises(AssertionError, match="y must be"):
+            problem.worst_error("wrong", _with(right, 0, y), truth, 8)
+
+
+def test_inputs_stay_off_the_knots() -> None:
+    bins = 32
+    inputs = problem.Inputs.make(512, 16, bins)
+    for parametrization in ("softmax", "soft_clip"):
+        spec = problem.spec_of(bins, parametrization)
+        logits = inputs.params[..., :bins].double()
+        knots, _ = problem.reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
+        assert (inputs.x[..., None] - knots).abs().min() > 0.4 * problem.KNOT_MARGIN
+
+
+@pytest.mark.parametrize("op", models.OPS)
+@pytest.mark.parametrize("name", [n for n in models.NAMES if "compiled" not in n])
+def test_models_agree_with_the_truth(name: str, op: str) -> None:
+    pytest.importorskip("nflows", reason="nflows is not installed")
+    x, z = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(0))
+    model, truth = models.build(name, 6), models.float64_truth(name, x, z)
+    assert 0 < models.worst_error(model, op, x, z, truth) < 1e-4
+    before = [p.clone() for p in model.module.parameters()]
+    assert models.bind(model, op, x)().isfinite().all()
+    moved = any(not torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+    assert moved == (op == "training step")
+    with torch.no_grad():
+        for weight in model.module.parameters():
+            weight *= 1.01
+    with pytest.raises(AssertionError, match="of the float64 truth"):
+        models.worst_error(model, op, x, z, truth)
+
+
+# ---- bytes ----
+
+
+def test_saved_bytes_are_exact() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    weight = torch.randn(1000, requires_grad=True)
+    assert memory.saved_bytes(x.exp) == 4000  # its result
+    assert memory.saved_bytes(lambda: x.exp().sin()) == 4000  # which is also the input of sin
+    assert memory.saved_bytes(lambda: x * weight) == 8000
+    assert memory.saved_bytes(lambda: x * weight, resident=[weight]) == 4000
+    assert memory.saved_bytes(lambda: (x.exp(), x)[1]) == 0  # dropped on the way
+
+
+def test_our_spline_saves_its_inputs_only() -> None:
+    inputs = problem.Inputs.make(64, 5, 8)
+    forward, _ = problem.bind_graph(peers.ROWS["flowkernels"].spline, inputs)
+    assert memory.saved_bytes(forward) == inputs.x.nbytes + inputs.params.nbytes
+
+
+def test_peak_bytes_are_exact() -> None:
+    x = torch.randn(100_000)
+    assert memory.peak_bytes(x.clone) == x.nbytes
+    assert memory.peak_bytes(lambda: x.clone().clone()) == 2 * x.nbytes
+    assert memory.peak_bytes(lambda: [x.clone() is None for _ in range(3)]) == x.nbytes  # one at a time
+
+
+def test_least_bytes() -> None:
+    inputs = problem.Inputs.make(10, 3, 8)
+    forward = 4 * (30 + 30 * 23 + 30 + 10)
+    assert inputs.least_bytes("forward") == inputs.least_bytes("inverse") == forward
+    assert inputs.least_bytes("forward + backward") == 2 * forward + 4 * (30 + 30 * 23)
+
+
+# ---- results ----
+
+
+def _run(speed: float) -> dict[str, Any]:
+    """A run as pytest-benchmark writes it, with what must not be published."""
+    medians = {"nflows eager": 0.5, "zuko compiled": 0.1, "plain torch compiled": 0.05, "flowkernels": 0.02}
+    shared = {
+        "suite": "spline", "case": "8x8 K=8", "op": "forward", "gbps": 10.0, "share_of_read": 0.5,
+        "saved_bytes": 3_000_000, "peak_bytes": 5_000_000, "secret": "/home/someone",
+    }  # fmt: skip
+    benchmarks = [
+        {
+            "fullname": "/home/someone/bench/bench_rqs.py",
+            "stats": {"median": t / speed, "iqr": t / 100, "rounds": 5, "iterations": 1, "data": [t] * 5},
+            "extra_info": {**shared, "row": row},
+        }
+        for row, t in medians.items()
+    ]
+    machine_info = {"node": "a-host-name", "cpu": "AMD EPYC(TM) 7", "isa": "avx2", "threads": 2, "read_gbps": 20.0}
+    refused = {"suite": "spline", "case": "8x8 K=8", "op": "forward", "row": "nflows compiled", "reason": "is wrong"}
+    return {
+        "machine_info": {**machine_info, "copy_gbps": 15.0},
+        "commit_info": {"project": "/home/someone"},
+        "benchmarks": benchmarks,
+        "refused": [refused],
+    }
+
+
+def test_results_are_small_clean_and_complete(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    raw = tmp_path / "run.json"
+    raw.write_text(json.dumps(_run(1.0)))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold figures\n<!-- bench:end -->\nafter\n")
+    compare.main([str(raw), "--out", str(tmp_path), "--readme", str(readme)])
+    folder = tmp_path / "amd-epyc-7-avx2-2-threads"
+    assert sorted(p.name for p in folder.iterdir()) == ["plot.png", "results.json", "table.md"]
+    text = (folder / "results.json").read_text()
+    assert not any(word in text for word in ("a-host-name", "/home", "secret", "data"))
+    assert compare.load(folder / "results.json") == compare.load(raw)
+    cells = "spline, 8x8 K=8|forward|500 ms|50.0 ms|20.0 ms|25.0×|2.50×|10.0|50%|3.00 → 3.00|5.00 → 5.00"
+    lines = [re.sub(r" *\| *", "|", line).strip("|") for line in readme.read_text().splitlines()]
+    assert cells in lines
+    assert "old figures" not in readme.read_text() and readme.read_text().endswith("after\n")
+    assert "Not timed: is wrong." in (folder / "table.md").read_text()
+
+
+def test_two_runs_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, head = tmp_path / "base.json", tmp_path / "head.json"
+    base.write_text(json.dumps(_run(1.0)))
+    head.write_text(json.dumps(_run(2.0)))
+    compare.main(["--base", str(base), "--head", str(head)])
+    printed = capsys.readouterr().out
+    assert printed.count("faster") == 4 and "geometric mean 2.00× over 4 rows" in printed
+
+
+def test_machine_names_no_host() -> None:
+    described = machine.describe()
+    assert described["threads"] == torch.get_num_threads() and described["isa"] in _native.C.isas()
+    assert platform.node() not in described.values()
+    assert set(described) <= set(compare.MACHINE_FIELDS)
+
+
+def test_bandwidth_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(ticks)))  # every call takes a second
+    assert machine.bandwidth(4000, repeats=2) == pytest.approx({"read_gbps": 4e-6, "copy_gbps": 8e-6})
+
+
+def test_the_command_runs(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    selected = "(64x8 or 512x6_K8_forward_backward) and flowkernels"
+    command = [sys.executable, "-m", "pytest", str(BENCH), "--quick", "--threads=1", "-k", selected]
+    done = subprocess.run([*command, f"--benchmark-json={out}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "**spline, 4x6 K=8, forward + backward**" in done.stdout
+    result = compare.load(out)
+    assert [row["op"] for row in result.rows] == ["forward + backward", "forward"]
+    assert result.rows[0]["saved_bytes"] == 4 * 4 * 6 * 24 and result.machine["read_gbps"] > 0
