@@ -60,7 +60,7 @@ def test_only_some_gradients_wanted(wanted):
 
 @pytest.mark.parametrize("case", ["plain", "context"])
 def test_gradcheck_and_gradgradcheck(case):
-    x, context, layers, blocks, leaves = _inputs(case)
+    x, context, layers, blocks, _ = _inputs(case)
     x = x[:3].detach().requires_grad_()
     context = None if context is None else context[:3].detach().requires_grad_()
     inputs = [t for t in (x, context) if t is not None]

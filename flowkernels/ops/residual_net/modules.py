@@ -12,15 +12,21 @@ from torch.nn.modules import module as _module
 _RELU = (F.relu, torch.relu, F.relu_)
 
 
+# Read through __dict__: this runs on every call of every layer, and nn.Module's attributes cost a microsecond each.
 def _hooked(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    d = m.__dict__
+    return bool(d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"] or d["_backward_pre_hooks"])
 
 
 def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
     """Appends a linear layer, unless it is anything more: weight norm, parametrizations, LoRA, hooks."""
-    if type(m) is not nn.Linear or m.bias is None or _hooked(m):
+    if type(m) is not nn.Linear or _hooked(m):
         return False
-    layers.append((m.weight, m.bias))
+    parameters = m.__dict__["_parameters"]
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if weight is None or bias is None:
+        return False
+    layers.append((weight, bias))
     return True
 
 
@@ -33,20 +39,25 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
     if _module._has_any_global_hook() or _hooked(net):
         return None
     layers: list[tuple[Tensor, Tensor]] = []
-    plain = _add(layers, net.initial_layer)
-    for block in net.blocks:
-        act, dropout, gate = block.activation, block.dropout, getattr(block, "context_layer", None)
+    parts = net.__dict__["_modules"]
+    plain = _add(layers, parts["initial_layer"])
+    for block in parts["blocks"]._modules.values():
+        inner = block.__dict__["_modules"]
+        act = inner.get("activation", block.__dict__.get("activation"))
+        dropout, gate = inner.get("dropout"), inner.get("context_layer")
+        linears = list(inner["linear_layers"]._modules.values())
         plain = (
             plain
+            and len(linears) == 2
             and not _hooked(block)
             and (act in _RELU or (type(act) is nn.ReLU and not _hooked(act)))
-            and getattr(block, "batch_norm_layers", None) is None
+            and inner.get("batch_norm_layers") is None
             and (dropout is None or not dropout.training or dropout.p == 0)
-            and _add(layers, block.linear_layers[0])
-            and _add(layers, block.linear_layers[1])
+            and _add(layers, linears[0])
+            and _add(layers, linears[1])
             and ((gate is None) == (context is None))
             and (gate is None or _add(layers, gate))
         )
         if not plain:
             return None
-    return layers if plain and _add(layers, net.final_layer) else None
+    return layers if plain and _add(layers, parts["final_layer"]) else None

@@ -1,0 +1,63 @@
+# Every target makes what it needs: the environment in .venv, the compiled module beside the package.
+# PYTHON picks the interpreter of .venv; PIP_ARGS goes to pip, for instance
+#   make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" demo     (torch without CUDA, much smaller)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+SOURCES := $(shell find csrc -type f)
+
+# The package is used from this folder; nothing of it is installed.
+export PYTHONPATH := $(CURDIR)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint types check bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(INSTALLED): requirements/torch.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "the pinned tools need Python 3.11 or newer; choose one with make PYTHON=..."; exit 1; }
+	@echo "installing into $(VENV): the first time takes minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements/torch.txt
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt setup.py
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: $(BUILT)  ## the compiled module, in place
+
+demo: build  ## trains a spline flow on digits with and without flowkernels; writes out/digits_nsf.png
+	$(PY) examples/digits_nsf.py
+
+test: build  ## every check of continuous integration; fails if any fails
+	@status=0; for step in lint types check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+
+lint: $(INSTALLED)  ## ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+types: $(INSTALLED)  ## pyright on the package
+	$(BIN)/pyright --pythonpath $(PY)
+
+check: build  ## pytest: tests and doctests
+	$(PY) -m pytest --doctest-modules flowkernels tests
+
+bench: build  ## benchmarks against the peers
+	$(PY) -m pytest bench
+
+clean:  ## removes what was built; keeps .venv
+	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis .benchmarks $(BUILT) flowkernels/*.so
+	find flowkernels tests bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

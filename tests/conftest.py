@@ -1,0 +1,91 @@
+"""Options and fixtures of every test: device, dtype, instruction set, poisoned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from flowkernels import _native
+
+_C: Any = vars(_native)["C"]
+deterministic: Any = torch.utils.deterministic
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the tensors under test, e.g. cuda")
+    parser.addoption("--dtype", choices=DTYPES, help="test this dtype only")
+
+
+def _isas(config: pytest.Config) -> list[str]:
+    """Every instruction set this processor has; one dummy where the CPU kernels do not run."""
+    on_cpu = config.getoption("--device") == "cpu" and _C is not None
+    return list(_C.isas()) if on_cpu else ["default"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", _isas(metafunc.config), indirect=True)
+    if "dtype" in metafunc.fixturenames:
+        only = metafunc.config.getoption("--dtype")
+        names = [only] if only else DTYPES
+        metafunc.parametrize("dtype", [getattr(torch, n) for n in names], ids=names)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(str(request.config.getoption("--device")))
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set."""
+    if request.param == "default":
+        yield request.param
+        return
+    before = _C.isa()
+    _C.use_isa(request.param)
+    yield request.param
+    _C.use_isa(before)
+
+
+@pytest.fixture
+def all_isas(request: pytest.FixtureRequest) -> Iterator[object]:
+    """An iterable of instruction sets, each in use while the loop is on it: for tests whose
+    float64 truth is dear and the same for all."""
+    names = _isas(request.config)
+    before = _C.isa() if names != ["default"] else None
+
+    def each() -> Iterator[str]:
+        for name in names:
+            if before is not None:
+                _C.use_isa(name)
+            yield name
+
+    yield each()
+    if before is not None:
+        _C.use_isa(before)
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """torch.empty gives NaN (integers: the largest), so that an output nobody wrote is seen."""
+    on, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(on, warn_only=warn)
+    deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def threads() -> Iterator[object]:
+    """torch.set_num_threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

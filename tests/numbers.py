@@ -1,0 +1,58 @@
+"""The numbers rule: how far a kernel may be from the truth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _at(quantile: float, values: Tensor) -> float:
+    """That quantile, as an element of the sample (torch.quantile refuses large ones)."""
+    n = values.numel()
+    return values.kthvalue(max(1, min(n, round(quantile * n)))).values.item()
+
+
+def _report(name: str, i: int, kernel: Tensor, eager: Tensor, truth: Tensor) -> str:
+    values = (t.flatten()[i].item() for t in (kernel, eager, truth))
+    return f"{name}: worst element {i}: kernel {{:.9g}}, eager {{:.9g}}, truth {{:.9g}}".format(*values)
+
+
+def assert_within_rule(
+    kernel: Tensor,
+    eager: Tensor,
+    truth: Tensor,
+    name: str = "output",
+    *,
+    condition: Tensor | None = None,
+    ulps: int = 4,
+) -> None:
+    """Error of the kernel <= 2 x error of the eager reference in the same dtype + a few ulp.
+
+    Without `condition` that is asked of the largest errors, with ulp of the largest |value|. They
+    belong to the worst conditioned element, which hides the others and is one draw of a rounding
+    lottery. `condition` is how far rounding the inputs once moves each element of the truth: errors
+    are then counted in units of that plus an ulp of the element (not less than one of the usual
+    value), so that all elements are alike, and the rule is asked of the median, the 90th and 99th
+    percentile, plus half a unit, and of the largest, plus a few. That is stricter than its words.
+    """
+    assert kernel.shape == eager.shape == truth.shape, f"{name}: {kernel.shape}, {eager.shape}, {truth.shape}"
+    if truth.numel() == 0:
+        return
+    exact = truth.double().flatten()
+    assert exact.isfinite().all(), f"{name}: the truth is not finite"
+    assert kernel.isfinite().all(), f"{name}: {int((~kernel.isfinite()).sum())} values are not finite"
+    found, of_eager = ((t.double().flatten() - exact).abs() for t in (kernel, eager))
+    eps = torch.finfo(kernel.dtype).eps
+    if condition is None:
+        allowed = 2 * of_eager.max().item() + ulps * eps * exact.abs().max().item()
+        worst = found.max().item()
+        where = _report(name, int(found.argmax()), kernel, eager, truth)
+        assert worst <= allowed, f"{where}; error {worst:.3g}, allowed {allowed:.3g}"
+        return
+    unit = condition.double().flatten() + eps * exact.abs().clamp_min(_at(0.9, exact.abs()))
+    # Where the truth and its usual value are exactly 0, only 0 is right.
+    found, of_eager = (torch.where(e == 0, torch.zeros_like(e), e / unit) for e in (found, of_eager))
+    where = _report(name, int(found.argmax()), kernel, eager, truth)
+    for q, few in ((0.5, 0.5), (0.9, 0.5), (0.99, 0.5), (1.0, ulps)):
+        mine, its = _at(q, found), _at(q, of_eager)
+        assert mine <= 2 * its + few, f"{where}; at quantile {q} the error is {mine:.3g} units, eager's {its:.3g}"

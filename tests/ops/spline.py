@@ -1,0 +1,120 @@
+"""Inputs for the spline's tests, and one call that returns values and gradients together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkernels import ops
+from tests.cases import n_params
+
+BOUND = 3.0
+
+
+class Result(NamedTuple):
+    y: Tensor
+    ladj: Tensor
+    grad_x: Tensor
+    grad_params: Tensor
+
+    def same_bits(self, other: Result) -> bool:
+        return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(self, other, strict=True))
+
+
+def weights(like: Tensor) -> Tensor:
+    """Fixed gradients for an output, different for every element and never small."""
+    n = torch.arange(like.numel(), dtype=torch.float64, device=like.device)
+    return ((n * 0.618).frac() + 0.5).mul((-1) ** n).reshape(like.shape).to(like.dtype)
+
+
+def run(x: Tensor, params: Tensor, *, backend: str | None = None, **settings: Any) -> Result:
+    """Values and gradients of one call, for fixed weights of y and ladj."""
+    x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
+    y, ladj = ops.rqs(x, params, backend=backend, **settings)
+    grads = torch.autograd.grad([y, ladj], [x, params], [weights(y), weights(ladj)])
+    return Result(y.detach(), ladj.detach(), *grads)
+
+
+def reference(x: Tensor, params: Tensor, **settings: Any) -> Result:
+    return run(x, params, backend="reference", **settings)
+
+
+def truth(x: Tensor, params: Tensor, *, weights_of: Result, **settings: Any) -> Result:
+    """The reference in float64, with the output gradients that the kernel was given."""
+    x, params = x.detach().double().requires_grad_(), params.detach().double().requires_grad_()
+    y, ladj = ops.rqs(x, params, backend="reference", **settings)
+    given = [weights(weights_of.y).double(), weights(weights_of.ladj).double()]
+    return Result(y.detach(), ladj.detach(), *torch.autograd.grad([y, ladj], [x, params], given))
+
+
+def knots(params: Tensor, *, bins: int, inverse: bool = False, **settings: Any) -> Tensor:
+    """The knots [..., K+1] on the side that is searched, in float64, written independently."""
+    left, right, bottom, top = settings.get("box") or (-BOUND, BOUND, -BOUND, BOUND)
+    low, high = (bottom, top) if inverse else (left, right)
+    u = params[..., bins : 2 * bins] if inverse else params[..., :bins]
+    u = u.double() * settings.get("logit_scale", 1.0)
+    least = 1e-3
+    if settings.get("parametrization") == "soft_clip":
+        u, least = u / (1 + (2 * u / math.log(1e-3)).abs()), 0.0
+    e = (u - u.amax(-1, keepdim=True)).exp()
+    sizes = least + (1 - least * bins) * e / e.sum(-1, keepdim=True)
+    edges = torch.cat([torch.zeros_like(u[..., :1]), sizes.cumsum(-1)], -1)
+    return low + (high - low) * edges
+
+
+def draw(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    params_dtype: torch.dtype | None = None,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """x and params of a spline: nine tenths of x inside the box, off the knots.
+
+    On a knot d ladj / dx has two right values, so that a comparison there compares coins. Tests of
+    knots choose x themselves.
+    """
+    g = torch.Generator().manual_seed(seed)
+    bins = settings["bins"]
+    tails = settings.get("tails", "linear")
+
+    def rand(*s: int) -> Tensor:
+        return torch.rand(*s, generator=g, dtype=torch.float64)
+
+    logits = scale * torch.randn(*shape, n_params(bins, tails), generator=g, dtype=torch.float64)
+    params = logits.to(params_dtype or dtype)
+    at = knots(params, **settings)
+    k = (rand(*shape, 1) * bins).long()
+    low, high = at.gather(-1, k)[..., 0], at.gather(-1, k + 1)[..., 0]
+    x = low + (0.02 + 0.96 * rand(*shape)) * (high - low)
+    outside = rand(*shape) < 0.1
+    first, last = at[..., 0], at[..., -1]
+    beyond = torch.where(rand(*shape) < 0.5, first - 0.1 - rand(*shape), last + 0.1 + rand(*shape))
+    return torch.where(outside, beyond, x).to(dtype).to(device), params.to(device)
+
+
+def condition(x: Tensor, params: Tensor, exact: Result, dtype: torch.dtype, **settings: Any) -> Result:
+    """How far rounding moves the truth: root mean square over a few draws of noise, of one eps of
+    the arithmetic type in params and one eps of the box in x (there is where knots are rounded)."""
+    g = torch.Generator().manual_seed(1)
+    eps, n = torch.finfo(dtype).eps, 4
+
+    def noise(t: Tensor) -> Tensor:
+        return eps * torch.randn(t.shape, generator=g, dtype=torch.float64).to(t.device)
+
+    total = [torch.zeros_like(t) for t in exact]
+    for _ in range(n):
+        moved = truth(x + BOUND * noise(x), params * (1 + noise(params)), weights_of=exact, **settings)
+        for t, a, b in zip(total, moved, exact, strict=True):
+            t += (a - b).square() / n
+    y, ladj, grad_x, grad_params = (t.sqrt() for t in total)
+    # The gradients of one element's params come from one sum: its largest rounding is theirs.
+    largest = grad_params.amax(-1, keepdim=True) + eps * exact.grad_params.abs().amax(-1, keepdim=True)
+    # A log rounds its argument, however near 0 it comes out.
+    return Result(y, ladj + eps, grad_x, largest.expand_as(grad_params))

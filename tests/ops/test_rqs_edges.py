@@ -1,0 +1,283 @@
+"""The spline where formulas break: extremes, knots, the edge of the box, outside it, NaN and inf."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from flowkernels import ops
+from tests.cases import PARAMETRIZATIONS, TAILS, n_params
+from tests.ops.spline import BOUND, Result, draw, knots, reference, run, weights
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+BACKENDS = pytest.mark.parametrize("backend", [None, "reference"], ids=["kernel", "reference"])
+NAN, INF = math.nan, math.inf
+
+
+def assert_no_nan(found: Result, what: str) -> None:
+    for name, t in zip(Result._fields, found, strict=True):
+        assert not t.isnan().any(), f"{what}: {int(t.isnan().sum())} NaN in {name}"
+
+
+# ---- finite input: never an error, never a NaN ----
+
+
+@pytest.mark.parametrize("tails", TAILS)
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("scale", [10.0, 1e2, 1e4])
+@pytest.mark.parametrize("bins", [1, 8, 64])
+@DIRECTIONS
+def test_extreme_logits(all_isas, tails, parametrization, scale, bins, inverse, device) -> None:
+    """nflows asserts on the inverse from scale 10, zuko gives NaN."""
+    settings = {"bins": bins, "tails": tails, "parametrization": parametrization, "inverse": inverse}
+    g = torch.Generator().manual_seed(0)
+    x = (7 * torch.rand(300, 1, generator=g) - 3.5).to(device)
+    gauss = scale * torch.randn(300, 1, n_params(bins, tails), generator=g).clamp(-1, 1).to(device)
+    for isa in all_isas:
+        for params in (gauss, scale * gauss.sign()):
+            assert_no_nan(run(x, params, **settings), isa)
+
+
+@pytest.mark.parametrize("sizes", ["widths and heights", "all"])
+@DIRECTIONS
+def test_absurd_logits(isa, sizes, inverse, device) -> None:
+    """Logits far beyond what a network gives, still finite in float32."""
+    g = torch.Generator().manual_seed(0)
+    x = (7 * torch.rand(300, 1, generator=g) - 3.5).to(device)
+    params = torch.randn(300, 1, 23, generator=g).sign().to(device)
+    params[..., : 16 if sizes != "all" else 23] *= 1e30
+    found = run(x, params, bins=8, inverse=inverse)
+    assert_no_nan(found, isa)
+    assert found.ladj.isfinite().all(), "the log of a positive slope is finite"
+
+
+def test_a_logit_whose_scaled_value_overflows(isa, device) -> None:
+    params = torch.tensor([[[1e38, 0.0, 0.0, 0.0, 0.0]]], device=device)
+    x = torch.tensor([[0.5]], device=device)
+    found = run(x, params, bins=2, logit_scale=10.0)
+    # softmax of (1e39, 0) is (1, 0) whatever the format: the same as for (1e4, 0).
+    expected = run(x, params.clamp(max=1e4), bins=2, logit_scale=10.0)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@DIRECTIONS
+def test_no_minimum_sizes(isa, inverse, device) -> None:
+    """0 is an accepted minimum: bins may then vanish and slopes reach 0, but no NaN comes of it."""
+    g = torch.Generator().manual_seed(0)
+    x = (6 * torch.rand(3000, 1, generator=g) - 3).to(device)
+    params = (30 * torch.randn(3000, 1, 23, generator=g)).to(device)
+    settings = {"bins": 8, "min_bin_width": 0.0, "min_bin_height": 0.0, "min_derivative": 0.0, "inverse": inverse}
+    y, ladj = ops.rqs(x, params, **settings)
+    assert not y.isnan().any() and not ladj.isnan().any()
+    assert (y.abs() <= BOUND).all()
+
+
+FLOATS = st.floats(-1e4, 1e4, width=32)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    x=hnp.arrays(np.float32, (3, 2), elements=st.floats(-4, 4, width=32) | st.floats(width=32, allow_nan=False)),
+    params=hnp.arrays(np.float32, (3, 2, 13), elements=FLOATS | st.sampled_from([0.0, 1e4, -1e4, 1e-40])),
+    tails=st.sampled_from(TAILS),
+    parametrization=st.sampled_from(PARAMETRIZATIONS),
+    inverse=st.booleans(),
+)
+def test_fuzz(x, params, tails, parametrization, inverse) -> None:
+    p = torch.from_numpy(params)[..., : n_params(4, tails)]
+    v = torch.from_numpy(x)
+    found = run(v, p, bins=4, tails=tails, parametrization=parametrization, inverse=inverse)
+    assert not found.y.isnan().any() and not found.ladj.isnan().any()
+    inside = v.abs() <= BOUND
+    assert (found.y[inside].abs() <= BOUND).all(), "y left the box"
+    assert torch.equal(found.y[~inside], v[~inside])
+    assert not found.grad_x.isnan().any() and not found.grad_params.isnan().any()
+
+
+# ---- the box ----
+
+
+def outside_of(bound: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    b = torch.tensor([bound], dtype=dtype)
+    far = torch.tensor([INF, torch.finfo(dtype).max], dtype=dtype)
+    up = torch.cat([torch.nextafter(b, far[:1]), b + 1, far])
+    return torch.cat([up, -up]).to(device)[:, None]
+
+
+@pytest.mark.parametrize("tails", TAILS)
+@DIRECTIONS
+@BACKENDS
+def test_outside_the_box_is_the_identity(isa, tails, inverse, backend, dtype, device) -> None:
+    x = outside_of(BOUND, dtype, device)
+    g = torch.Generator().manual_seed(0)
+    params = torch.randn(*x.shape, n_params(8, tails), generator=g).to(device, dtype)
+    found = run(x, params, bins=8, tails=tails, inverse=inverse, backend=backend)
+    assert torch.equal(found.y, x)
+    assert (found.ladj == 0).all() and (found.grad_params == 0).all()
+    assert torch.equal(found.grad_x, weights(x)), "the gradient of y = x is 1, exactly"
+
+
+def on_the_edge(bins, tails, dtype, device) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.tensor([BOUND, -BOUND], dtype=dtype, device=device).repeat(500)[:, None]
+    g = torch.Generator().manual_seed(0)
+    return x, torch.randn(*x.shape, n_params(bins, tails), generator=g).to(device, dtype)
+
+
+@pytest.mark.parametrize("tails", TAILS)
+@pytest.mark.parametrize("bins", [1, 8])
+@DIRECTIONS
+@BACKENDS
+def test_the_edge_of_the_box_maps_to_itself(all_isas, tails, bins, inverse, backend, dtype, device) -> None:
+    """+-tail_bound is inside, and maps to itself to within rounding, never beyond.
+
+    One ulp beyond would be outside for the inverse, whose ladj is then 0 instead of the log of the slope.
+    """
+    settings = {"bins": bins, "tails": tails, "inverse": inverse}
+    edge, params = on_the_edge(bins, tails, dtype, device)
+    _, exact_ladj = ops.rqs(edge.double(), params.double(), backend="reference", **settings)
+    # What rounding at the box's size, before and after the map, may cost
+    floor = 2 * torch.finfo(dtype).eps * BOUND * (1 + exact_ladj.exp()[:, None])
+    for isa in all_isas:
+        y, ladj = ops.rqs(edge, params, backend=backend, **settings)
+        beyond, off = int((y.abs() > BOUND).sum()), int(((y - edge).abs() > floor).sum())
+        assert beyond == 0 and off == 0, f"{isa}: of {len(edge)} edges {beyond} leave the box, {off} miss the corner"
+        inside = (ladj.double() - exact_ladj).abs() <= 1e-2 * (1 + exact_ladj.abs())
+        assert inside.all(), f"{isa}: ladj of {int((~inside).sum())} edges is not that of the spline"
+
+
+@pytest.mark.parametrize("tails", TAILS)
+@pytest.mark.parametrize("bins", [1, 8])
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+@DIRECTIONS
+@BACKENDS
+def test_gradients_on_the_edge_of_the_box(all_isas, tails, bins, wide, inverse, backend, device) -> None:
+    """They are the limits from inside."""
+    settings = {"bins": bins, "tails": tails, "inverse": inverse}
+    edge, params = on_the_edge(bins, tails, torch.float64 if wide else torch.float32, device)
+    inner = reference(edge.double() * (1 - 1e-12), params.double(), **settings)
+    tolerance = 1e-6 if wide else 1e-2
+    for isa in all_isas:
+        for field, a, b in zip(Result._fields, run(edge, params, backend=backend, **settings), inner, strict=True):
+            far = (a.double() - b).abs() > tolerance * (1 + b.abs())
+            assert not far.any(), f"{isa}: {int(far.sum())} of {far.numel()} {field} are not the limit"
+
+
+@pytest.mark.parametrize("tails", TAILS)
+@DIRECTIONS
+@BACKENDS
+def test_y_stays_in_the_box(all_isas, tails, inverse, backend, device) -> None:
+    b = torch.tensor(BOUND)
+    steps = [b]
+    for _ in range(4):
+        steps.append(torch.nextafter(steps[-1], torch.tensor(0.0)))
+    x = torch.stack(steps).repeat(1000)[:, None].to(device)
+    x = torch.cat([x, -x])
+    g = torch.Generator().manual_seed(0)
+    params = torch.randn(*x.shape, n_params(8, tails), generator=g).to(device)
+    for isa in all_isas:
+        y, _ = ops.rqs(x, params, bins=8, tails=tails, inverse=inverse, backend=backend)
+        assert (y.abs() <= BOUND).all(), f"{isa}: {int((y.abs() > BOUND).sum())} values left the box"
+
+
+# ---- knots ----
+
+
+@pytest.mark.parametrize("bins", [2, 8, 64])
+@DIRECTIONS
+@BACKENDS
+def test_on_a_knot(isa, bins, inverse, backend, device) -> None:
+    """y and ladj are continuous there; the gradient of ladj is that of one side or the other."""
+    settings = {"bins": bins, "inverse": inverse}
+    _, params = draw((200, 1), torch.float64, device=device, **settings)
+    k = torch.arange(200, device=device) % (bins - 1) + 1
+    knot = knots(params, **settings)[:, 0].gather(-1, k[:, None])
+    found = run(knot, params, backend=backend, **settings)
+    left, right = (reference(knot + step, params, **settings) for step in (-1e-11, 1e-11))
+    for a, b in ((found.y, left.y), (found.y, right.y), (found.ladj, left.ladj), (found.ladj, right.ladj)):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    for a, b, c in zip(found[2:], left[2:], right[2:], strict=True):
+        near = (torch.isclose(a, t, rtol=1e-4, atol=1e-4).flatten(1).all(1) for t in (b, c))
+        wrong = ~torch.stack(list(near)).any(0)
+        assert not wrong.any(), f"{int(wrong.sum())} gradients belong to neither side"
+
+
+def test_uniform_bins_hit_their_knots_exactly(isa, device) -> None:
+    """Equal logits and K = 6 over [-3, 3]: knots at integers, all exact in float32."""
+    x = torch.arange(-3.0, 4.0, device=device)[:, None]
+    params = torch.zeros(7, 1, 17, device=device)
+    for inverse in (False, True):
+        y, ladj = ops.rqs(x, params, bins=6, tails="linear", inverse=inverse)
+        torch.testing.assert_close(y, x, rtol=0, atol=1e-6)
+        assert ladj.isfinite().all()
+
+
+# ---- NaN and inf stay in their row ----
+
+
+def assert_only_row(found: Result, clean: Result, row: int) -> None:
+    for name, a, b in zip(Result._fields, found, clean, strict=True):
+        others = [i for i in range(len(a)) if i != row]
+        assert torch.equal(a[others], b[others]), f"{name} of another row changed"
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("bins", [8, 64])
+@DIRECTIONS
+def test_bad_x_touches_its_row_only(isa, value, bins, inverse, dtype, device) -> None:
+    x, params = draw((21, 3), dtype, device=device, bins=bins, inverse=inverse)
+    clean = run(x, params, bins=bins, inverse=inverse)
+    for row in (0, 10, 20):
+        bad = x.clone()
+        bad[row, 1] = value
+        found = run(bad, params, bins=bins, inverse=inverse)
+        assert_only_row(found, clean, row)
+        assert torch.equal(found.y[row, 1].isnan(), bad[row, 1].isnan())
+        assert torch.equal(found.y[row, ::2], clean.y[row, ::2])
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("where", [0, 9, 18], ids=["width", "height", "slope"])
+@DIRECTIONS
+def test_bad_params_touch_their_row_only(isa, value, where, inverse, dtype, device) -> None:
+    x, params = draw((21, 3), dtype, device=device, bins=8, inverse=inverse)
+    clean = run(x, params, bins=8, inverse=inverse)
+    for row in (0, 10, 20):
+        bad = params.clone()
+        bad[row, 1, where] = value
+        found = run(x, bad, bins=8, inverse=inverse)
+        assert_only_row(found, clean, row)
+        assert torch.equal(found.y[row, ::2], clean.y[row, ::2])
+        assert torch.equal(found.grad_params[row, ::2], clean.grad_params[row, ::2])
+
+
+def test_a_row_of_nan_says_so(isa, device) -> None:
+    """A conditioner that has diverged must not give a finite density."""
+    x = torch.zeros(3, 2, device=device)
+    params = torch.zeros(3, 2, 23, device=device)
+    params[1] = NAN
+    y, ladj = ops.rqs(x, params, bins=8)
+    assert y[1].isnan().all() and ladj[1].isnan() and y[::2].isfinite().all() and ladj[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("which", ["grad_y", "grad_ladj"])
+def test_a_bad_gradient_touches_its_row_only(isa, which, device) -> None:
+    x, params = draw((21, 3), device=device, bins=8)
+    x.requires_grad_()
+    params.requires_grad_()
+    outputs = ops.rqs(x, params, bins=8)
+    clean = torch.autograd.grad(outputs, (x, params), [torch.ones_like(o) for o in outputs], retain_graph=True)
+    given = [torch.ones_like(o) for o in outputs]
+    given[which == "grad_ladj"][10] = NAN
+    found = torch.autograd.grad(outputs, (x, params), given)
+    others = [i for i in range(21) if i != 10]
+    for a, b in zip(found, clean, strict=True):
+        assert torch.equal(a[others], b[others])
