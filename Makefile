@@ -12,8 +12,6 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 SOURCES := $(shell find csrc -type f)
 
-# The package is used from this folder; nothing of it is installed.
-export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -30,6 +28,8 @@ $(INSTALLED): requirements/torch.txt requirements/dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/torch.txt
 	$(PIP) -r requirements/dev.txt
+	@# as an editable install, without a build: .venv sees the package in this folder
+	@$(PY) -c 'import os, site; open(site.getsitepackages()[0] + "/flowkernels.pth", "w").write(os.getcwd())'
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt setup.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+_PACKAGE = os.path.dirname(__file__)
 NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 
 
@@ -89,14 +91,19 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
     for key, module in candidates.items():
         reason = module.why_not(spec, *tensors)
         if reason is None:
-            if first_reason is not None and key == "reference" and getattr(module, "IS_SLOW", True):
+            slow = first_reason is not None and key == "reference" and getattr(module, "IS_SLOW", True)
+            if slow and not any(t.is_meta for t in tensors):
                 _warn_once(op, first_reason)
             return module
         first_reason = first_reason or reason
     raise AssertionError(f"op {op} has no reference backend")  # a bug of ours
 
 
-def _warn_once(op: str, reason: str) -> None:
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"flowkernels: {op} runs as plain PyTorch: {reason}", SlowPathWarning, stacklevel=4)
+def _warn_once(op: str, reason: str | None) -> None:
+    if reason is None or reason in _warned:
+        return
+    _warned.add(reason)
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):  # to the line that called the package
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"flowkernels: {op} runs as plain PyTorch: {reason}", SlowPathWarning, stacklevel=level)

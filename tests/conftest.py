@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from flowkernels import _native
-
-_C: Any = vars(_native)["C"]
+_C: Any = importlib.import_module("flowkernels._native").C
 deterministic: Any = torch.utils.deterministic
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -22,8 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _isas(config: pytest.Config) -> list[str]:
     """Every instruction set this processor has; one dummy where the CPU kernels do not run."""
-    on_cpu = config.getoption("--device") == "cpu" and _C is not None
-    return list(_C.isas()) if on_cpu else ["default"]
+    if _C is None or config.getoption("--device") != "cpu":
+        return ["default"]
+    return list(_C.isas())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -89,3 +89,9 @@ def threads() -> Iterator[object]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads) -> None:
+    """For small tensors: torch's own threads cost more than they give, most of all on a busy machine."""
+    threads(1)

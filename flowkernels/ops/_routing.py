@@ -46,6 +46,16 @@ def _is_batched(t: Tensor | None) -> bool:
     return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)  # type: ignore[attr-defined]
 
 
+def _needs_reference(grads: Sequence[Tensor | None]) -> bool:
+    """True where a backward pass is differentiated, batched or dual, which kernels are not."""
+    return (
+        torch.is_grad_enabled()
+        or _transforms_active()
+        or _dual_level_active()
+        or any(g is not None and _is_batched(g) for g in grads)
+    )
+
+
 class Op:
     """An op named `name` with tensor inputs, settings `spec_type` and tensor outputs.
 
@@ -112,7 +122,7 @@ class Op:
         needs: Sequence[bool],
         saved: Tensors,
     ) -> Sequence[Tensor | None]:
-        if torch.is_grad_enabled() or any(_is_batched(g) for g in grads):
+        if _needs_reference(grads):
             return self.reference_grad(spec, grads, tensors, needs)
         if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
             if self._library_bwd is None:
@@ -125,9 +135,16 @@ class Op:
         self, spec: Any, grads: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """The gradient of the reference, itself differentiable where grad mode is on."""
+        if _transforms_active():  # vmap of a backward pass: only torch.func may differentiate here
+            outputs, pull = torch.func.vjp(lambda *t: self.reference(spec, *t), *tensors)
+            given = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))
+            return [g if n else None for g, n in zip(pull(given), needs, strict=True)]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            if not create_graph:
+            if create_graph:
+                # Aliases: where params depend on x, the gradient of x must not come through params a second time.
+                tensors = tuple(t.view_as(t) for t in tensors)
+            else:
                 tensors = tuple(t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True))
             outputs = self.reference(spec, *tensors)
             wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
@@ -194,9 +211,11 @@ class Op:
         ctx.set_materialize_grads(False)
 
     def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        needs = list(ctx.needs_input_grad[: self.n_inputs])
+        needs, tensors = list(ctx.needs_input_grad[: self.n_inputs]), ctx.saved_tensors
         rest = (None,) * (len(ctx.spec) + 1)
-        out = self._library_bwd(list(grads), list(ctx.saved_tensors), needs, *ctx.spec, ctx.backend)
+        if not torch.compiler.is_compiling() and _needs_reference(grads):
+            return (*self.reference_grad(ctx.spec, grads, tensors, needs), *rest)
+        out = self._library_bwd(list(grads), list(tensors), needs, *ctx.spec, ctx.backend)
         return (*[g if n else None for g, n in zip(out, needs, strict=True)], *rest)
 
 
@@ -217,6 +236,10 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        needs, n = ctx.needs_input_grad[3:], ctx.n_tensors
-        tensors, saved = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        needs, n, kept = (
+            ctx.needs_input_grad[3:],
+            ctx.n_tensors,
+            ctx.saved_tensors,
+        )  # read once: checkpoint unpacks once
+        tensors, saved = kept[:n], kept[n:]
         return (None, None, None, *ctx.op.backward(ctx.module, ctx.spec, grads, tensors, needs, saved))

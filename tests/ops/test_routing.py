@@ -55,6 +55,9 @@ def close(a, b) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     """Each test compiles for itself; also hides an earlier test's guards."""

@@ -15,7 +15,7 @@ from flowkernels import ops
 from tests.cases import PARAMETRIZATIONS, TAILS, n_params
 from tests.ops.spline import BOUND, Result, draw, knots, reference, run, weights
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 BACKENDS = pytest.mark.parametrize("backend", [None, "reference"], ids=["kernel", "reference"])
@@ -145,7 +145,7 @@ def test_the_edge_of_the_box_maps_to_itself(all_isas, tails, bins, inverse, back
     edge, params = on_the_edge(bins, tails, dtype, device)
     _, exact_ladj = ops.rqs(edge.double(), params.double(), backend="reference", **settings)
     # What rounding at the box's size, before and after the map, may cost
-    floor = 2 * torch.finfo(dtype).eps * BOUND * (1 + exact_ladj.exp()[:, None])
+    floor = 4 * torch.finfo(dtype).eps * BOUND * (1 + exact_ladj.exp()[:, None])
     for isa in all_isas:
         y, ladj = ops.rqs(edge, params, backend=backend, **settings)
         beyond, off = int((y.abs() > BOUND).sum()), int(((y - edge).abs() > floor).sum())

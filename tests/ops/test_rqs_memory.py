@@ -11,7 +11,7 @@ from flowkernels import backends, ops
 from flowkernels.ops.rqs.spec import make_spec
 from tests.ops.spline import draw, run
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 deterministic: Any = torch.utils.deterministic
 

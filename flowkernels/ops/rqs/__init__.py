@@ -10,6 +10,8 @@ from .spec import MAX_BINS, cached_spec, make_spec
 
 __all__ = ["MAX_BINS", "rqs"]
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def rqs(
     x: Tensor,
@@ -73,31 +75,43 @@ def rqs(
         >>> torch.allclose(back, x, atol=1e-4), torch.allclose(ladj, -neg, atol=1e-3)
         (True, True)
     """
-    build = make_spec if torch.compiler.is_compiling() else cached_spec
-    spec = build(
+    settings = (
         bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
         slope, inverse,
     )  # fmt: skip
+    if torch.compiler.is_compiling():
+        spec = make_spec(*settings)
+    else:
+        try:
+            spec = cached_spec(*settings)
+        except TypeError:  # a setting without a hash, such as a list
+            spec = make_spec(*settings)
     _check(x, params, spec.n_params)
     return op(spec, backend, x, params)  # type: ignore[return-value]
 
 
 def _check(x: Tensor, params: Tensor, n_params: int) -> None:
-    shape, n = x.shape, x.dim()
     if (
-        n > 0
-        and params.shape == (*shape, n_params)
-        and x.is_floating_point()
-        and params.is_floating_point()
+        isinstance(x, Tensor)
+        and isinstance(params, Tensor)
+        and params.shape == (*x.shape, n_params)
+        and x.dim() > 0
+        and x.dtype in _DTYPES
+        and params.dtype in _DTYPES
         and x.device == params.device
+        and x.layout is params.layout is torch.strided
     ):
         return
     for name, t in (("x", x), ("params", params)):
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"ops.rqs: {name} must be a floating-point tensor, got {t.dtype}")
-    if n == 0:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"ops.rqs: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
+        if t.dtype not in _DTYPES:
+            raise TypeError(f"ops.rqs: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+        if t.layout is not torch.strided:
+            raise TypeError(f"ops.rqs: {name} must be a dense tensor, got layout {t.layout}")
+    if x.dim() == 0:
         raise ValueError("ops.rqs: x must be [..., D], got a scalar")
     if x.device != params.device:
         raise ValueError(f"ops.rqs: params must be on the device of x = {x.device}, got {params.device}")
-    expected, given = [*shape, n_params], list(params.shape)
+    expected, given = [*x.shape, n_params], list(params.shape)
     raise ValueError(f"ops.rqs: params must be [..., D, P] = {expected}, got {given}")
