@@ -45,6 +45,10 @@ FK_PAIR_COMPARE(>)
 #undef FK_PAIR_COMPARE
 
 template <class V>
+FK_INLINE auto operator<(Pair<V> p, Pair<V> q) {
+  return Pair<decltype(p.a < q.a)>{p.a < q.a, p.b < q.b};
+}
+template <class V>
 FK_INLINE Pair<V> operator-(Pair<V> p) {
   return {-p.a, -p.b};
 }

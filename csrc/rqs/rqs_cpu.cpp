@@ -31,11 +31,15 @@ struct Block {
 };
 
 // RqsSpec in the arithmetic type.
+//
+// kLeast: the smallest bin, as a fraction of the box, where the setting allows none: far below the
+// spacing of x, and large enough that h / w and its square stay finite.
 template <class Scalar, bool Clip>
 struct Consts {
   using S = Scalar;
   using V = typename Simd<S>::V;
   static constexpr bool kClipped = Clip;
+  static constexpr double kLeast = sizeof(S) == 4 ? 1e-12 : 1e-24;
   int bins, params;
   Tails tails;
   S min_size[2], free_size[2], low[2], high[2];  // [0] widths / x, [1] heights / y
@@ -47,9 +51,9 @@ struct Consts {
     for (int i = 0; i < 2; ++i) {
       low[i] = S(lo[i]);
       high[i] = S(hi[i]);
-      min_size[i] = S((hi[i] - lo[i]) * mn[i]);
+      min_size[i] = S((hi[i] - lo[i]) * (mn[i] > kLeast ? mn[i] : kLeast));
       free_size[i] = S((hi[i] - lo[i]) * (1 - mn[i] * s.bins));
-      for (int k = 0; k < s.bins; ++k) offset[i][k] = S(lo[i] + (hi[i] - lo[i]) * mn[i] * k);
+      for (int k = 0; k < s.bins; ++k) offset[i][k] = S(lo[i]) + min_size[i] * S(k);
     }
     min_slope = S(s.min_slope);
     logit_scale = S(s.logit_scale);
@@ -153,8 +157,9 @@ FK_INLINE V clip_and_max(const C& c, V* u) {
   return top;
 }
 
-// The sum of rows 0 .. k in two levels, eight rows at a time: its rounding error grows with K / 8, not
-// K. (A knot is such a sum, and a thin bin magnifies a knot's error by up to 1000.)
+// The sum of rows 0 .. k in two levels, eight rows at a time, what the upper level rounds away
+// starting the next eight: its error is that of a few additions for any K. (A knot is such a sum, and
+// a thin bin magnifies a knot's error by up to 1000.)
 template <class V>
 struct RunningSum {
   V done = {}, part = {};
@@ -162,8 +167,8 @@ struct RunningSum {
     part += e;
     const V total = done + part;
     if ((k & 7) == 7) {
+      part -= total - done;
       done = total;
-      part = V{};
     }
     return total;
   }
@@ -331,6 +336,7 @@ __attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse
     y = bin.y0 + bin.h * (p.num * p.inv_den);
     l = log_(slope_of(p));
   }
+  y = min_(max_(y, T{} + c.low[!inverse]), T{} + c.high[!inverse]);
   *out = select(inside, y, v);
   *ladj = select(inside, l, T{});
 }
@@ -383,8 +389,12 @@ __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T
   const T g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
   for (int i = 0; i < 2; ++i) {
     const T scale = f.inv_sum[i] * (c.logit_scale * c.free_size[i]);
-    const T mean = (g_corner[i] * f.before[i] + g_size[i] * f.in[i]) * f.inv_sum[i];
-    const T before = (g_corner[i] - mean) * scale, in = (g_size[i] - mean) * scale, after = -mean * scale;
+    // a_j minus its mean, with the masses after and in the bin rather than before it: in the last bin
+    // the one is 0, and what cancels in exact arithmetic is never formed.
+    const T after_mass = select(last, zero, 1 - (f.before[i] + f.in[i]) * f.inv_sum[i]);
+    const T excess = g_corner[i] - g_size[i];
+    const T low = g_corner[i] * after_mass + excess * (f.in[i] * f.inv_sum[i]);
+    const T before = low * scale, in = (low - excess) * scale, after = (low - g_corner[i]) * scale;
     size_grads(c, b[0], i, f.k.a, before.a, in.a, after.a);
     size_grads(c, b[1], i, f.k.b, before.b, in.b, after.b);
   }

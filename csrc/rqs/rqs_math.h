@@ -37,34 +37,34 @@ FK_INLINE T unit(T theta) {
   return min_(max_(theta, T{}), T{} + 1);
 }
 
-// Distance of v above the bin's lower edge. The last bin hangs from the box's upper edge, where the
-// distance is exact; from below it would carry the rounding of its lower knot.
-template <class T, class M, class S>
-FK_INLINE T distance(T v, T low_edge, T size, M last, S high) {
-  return select(last, size - (high - v), v - low_edge);
-}
-
+// The last bin hangs from the box's upper edge, where distances are exact; measured from below they
+// would carry the rounding of its lower knot.
 template <class T, class M, class S>
 FK_INLINE T theta_of_x(const Bin<T>& b, T x, M last, S right) {
   return unit(select(last, 1 - (right - x) * b.inv_w, (x - b.x0) * b.inv_w));
 }
 
-// The root in [0, 1] of qa theta^2 + qb theta - s dy = 0, in the form that adds numbers of one sign.
+// The root in [0, 1] of qa theta^2 + qb theta - s dy = 0, in the form that adds numbers of one sign,
+// and counted from the nearer knot: turned by 180 degrees the bin is a bin with its slopes exchanged.
 template <class T, class M, class S>
 FK_INLINE T theta_of_y(const Bin<T>& b, T y, M last, S top) {
-  const T s = b.h * b.inv_w, dy = distance(y, b.y0, b.h, last, top), beta = b.d0 + b.d1 - 2 * s;
-  const T qb = b.h * b.d0 - dy * beta, qa = dy * beta + b.h * (s - b.d0);
+  const T below = select(last, b.h - (top - y), y - b.y0), above = select(last, top - y, b.h - below);
+  const auto turn = above < below;
+  const T dy = select(turn, above, below), d = select(turn, b.d1, b.d0);
+  const T s = b.h * b.inv_w, beta = b.d0 + b.d1 - 2 * s;
+  const T qb = b.h * d - dy * beta, qa = dy * beta + b.h * (s - d);
   const T root = sqrt_(max_(qb * qb + 4 * qa * s * dy, T{}));
   const auto up = qb >= 0;
   const T num = select(up, 2 * s * dy, root - qb), den = select(up, qb + root, 2 * qa);
-  return unit(select(den == 0, T{}, num / den));
+  const T theta = unit(select(den == 0, T{}, num / den));
+  return select(turn, 1 - theta, theta);
 }
 
 // dy/dx = s^2 slope_num / den^2
 template <class T>
 FK_INLINE T slope_of(const Shape<T>& p) {
   const T q = p.s * p.inv_den;
-  return q * q * p.slope_num;
+  return q * (q * p.slope_num);  // in this order: q^2 underflows where a slope is 1e30
 }
 
 // d loss / d (bin, x), from d loss / d (y, ladj) of the forward direction.
@@ -77,7 +77,9 @@ template <class T>
 FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
   const T iden = p.inv_den, inum = 1 / p.slope_num, iw = b.inv_w;
   const T one_2t = 1 - 2 * p.t, one_2theta = 1 - 2 * p.theta, rest = 1 - p.theta;
-  const T r = p.num * iden;  // (y - y0) / h
+  // (y - y0) / h, from the nearer end: at the upper knot it is 1 exactly, and the terms below that
+  // vanish there vanish.
+  const T r = select(p.theta > 0.5f, 1 - (p.s * rest * rest + b.d1 * p.t) * iden, p.num * iden);
   const T gyh = gy * b.h * iden;
   const T g_theta = gy * b.w * slope_of(p) + gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * rest) * inum -
                                                    2 * p.beta * one_2theta * iden);

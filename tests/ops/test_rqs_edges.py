@@ -167,7 +167,9 @@ def test_gradients_on_the_edge_of_the_box(all_isas, tails, bins, wide, inverse, 
     tolerance = 1e-6 if wide else 1e-2
     for isa in all_isas:
         for field, a, b in zip(Result._fields, run(edge, params, backend=backend, **settings), inner, strict=True):
-            far = (a.double() - b).abs() > tolerance * (1 + b.abs())
+            # The gradients of one element's params come from one sum: its largest counts for all.
+            size = b.abs().amax(-1, keepdim=True) if field == "grad_params" else b.abs()
+            far = (a.double() - b).abs() > tolerance * (1 + size)
             assert not far.any(), f"{isa}: {int(far.sum())} of {far.numel()} {field} are not the limit"
 
 
