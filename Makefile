@@ -56,7 +56,7 @@ check: build  ## pytest: tests and doctests
 	$(PY) -m pytest --doctest-modules flowkernels tests
 
 bench: build  ## benchmarks against the peers
-	$(PY) -m pytest bench
+	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) bench/compare.py run.json
 
 clean:  ## removes what was built; keeps .venv
 	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis .benchmarks $(BUILT) flowkernels/*.so
