@@ -105,8 +105,8 @@ def float64_truth(spline: Spline, inputs: Inputs, op: str, chunk: int = 512) -> 
 
 
 # Largest error, as a fraction of the quantity's largest value, and error in the 2-norm, as a fraction of its norm.
-# They decide only whether a row may be timed. Values: float32 loses this much in bins of width 1e-3. Gradients divide by
-# bin sizes, some of them twice, and one element in half a million carries most of the 2-norm.
+# They decide only whether a row may be timed. Values: float32 loses this much in bins of width 1e-3. Gradients divide
+# by bin sizes, some of them twice, and one element in half a million carries most of the 2-norm.
 BOUNDS = {"value": (1e-4, 1e-5), "gradient": (1e-2, 5e-3)}
 
 
