@@ -136,7 +136,7 @@ class Op:
     ) -> list[Tensor | None]:
         """The gradient of the reference, itself differentiable where grad mode is on."""
         if _transforms_active():  # vmap of a backward pass: only torch.func may differentiate here
-            outputs, pull = torch.func.vjp(lambda *t: self.reference(spec, *t), *tensors)
+            outputs, pull = torch.func.vjp(lambda *t: self.reference(spec, *t), *tensors)[:2]
             given = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))
             return [g if n else None for g, n in zip(pull(given), needs, strict=True)]
         create_graph = torch.is_grad_enabled()
