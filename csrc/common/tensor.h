@@ -5,7 +5,6 @@
 namespace fk {
 
 enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
-inline int64_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 
 // The leading dims of two inputs that share them (x and params), with strides in elements.
 // Contiguous leading dims arrive collapsed to one.

@@ -9,9 +9,6 @@ namespace fk::FK_ISA {
 template <class S>
 inline constexpr int kQuad = 16 / int(sizeof(S));
 
-typedef float f32x4 __attribute__((vector_size(16)));
-typedef double f64x2 __attribute__((vector_size(16)));
-
 #if defined(__AVX512F__)
 FK_INLINE f32 join(const float* a, const float* b, const float* c, const float* d) {
   __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(a));
