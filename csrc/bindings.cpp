@@ -7,6 +7,7 @@
 
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "flow_layer/flow_layer.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -39,6 +40,35 @@ static void advise_huge(uintptr_t p, size_t bytes) {
 static void require(const RqsArgs& a, std::initializer_list<const void*> pointers) {
   for (const void* p : pointers)
     if (!p && a.rows.count() * a.features > 0) throw std::invalid_argument("rqs: null data pointer");
+}
+
+// A layer as Python lists it: weight, its row stride, bias, n_in, n_out, in_order, out_order, limit, add, its row
+// stride, gate, its row stride, kept input, gradients of weight, bias, add, gate.
+using LayerNumbers = std::array<int64_t, 17>;
+
+// A network as Python lists it: layers, residual, activation between layers and after the last.
+struct PyNet {
+  std::vector<MaskedLayer> layers;
+  NetSpec spec;
+
+  PyNet(const std::vector<LayerNumbers>& numbers, bool residual, int activation, int last) {
+    if (numbers.empty() || numbers.size() > kMaxLayers) throw std::invalid_argument("a net has 1 to 64 layers");
+    if (residual && numbers.size() % 2) throw std::invalid_argument("a residual net has an even number of layers");
+    const auto at = [](int64_t p) { return ptr(uintptr_t(p)); };
+    const auto ints = [&](int64_t p) { return static_cast<const int32_t*>(at(p)); };
+    for (const auto& n : numbers) {
+      if (!n[0] || n[3] < 1 || n[4] < 1) throw std::invalid_argument("net: null weight or empty layer");
+      if (!layers.empty() && layers.back().n_out != n[3]) throw std::invalid_argument("net: layers do not fit");
+      layers.push_back({at(n[0]), n[1], at(n[2]), n[3], n[4], ints(n[5]), ints(n[6]), ints(n[7]), at(n[8]), n[9],
+                        at(n[10]), n[11], at(n[12]), at(n[13]), at(n[14]), at(n[15]), at(n[16])});
+    }
+    spec = {layers.data(), int(layers.size()), residual, Activation(activation), Activation(last)};
+  }
+};
+
+static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
+  for (uintptr_t p : pointers)
+    if (!p && rows > 0) throw std::invalid_argument("null data pointer");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -78,4 +108,56 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           rqs_bwd(s, a, threads);
         });
+  py::class_<PyNet>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
+  m.def("net_fwd",
+        [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
+          require_rows(rows, {x, y});
+          py::gil_scoped_release unlocked;
+          net_fwd({net.spec, DType(type), rows, ptr(x), x_stride, ptr(y), nullptr, nullptr}, threads);
+        });
+  m.def("net_bwd", [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y,
+                      uintptr_t grad_y, uintptr_t grad_x, int threads) {
+    require_rows(rows, {x, grad_y});
+    py::gil_scoped_release unlocked;
+    net_bwd({net.spec, DType(type), rows, ptr(x), x_stride, ptr(y), ptr(grad_y), ptr(grad_x)}, threads);
+  });
+
+  py::class_<UnivariateMap>(m, "UnivariateMap")
+      .def(py::init([](int kind, double min_scale, bool inverse) {
+        if (kind < 1 || kind > 4) throw std::invalid_argument("UnivariateMap: kind");
+        return UnivariateMap{MapKind(kind), min_scale, inverse, {}};
+      }))
+      .def(py::init([](const RqsSpec& s) { return UnivariateMap{MapKind::rqs, 0, s.inverse, s}; }));
+  const auto flow_layer = [](bool backward) {
+    return [backward](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t x,
+                      int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns, uintptr_t y,
+                      uintptr_t ladj, uintptr_t grad_x, int threads) {
+      if (net.spec.n_out() != n_columns * map.params()) throw std::invalid_argument("flow_layer: the net does not fit");
+      require_rows(rows, {x, in_columns, columns});
+      if (!backward) require_rows(rows, {y, ladj});
+      FlowLayerArgs a = {};
+      a.net = net.spec;
+      a.map = map;
+      a.type = DType(type);
+      a.rows = rows;
+      a.features = features;
+      a.x = ptr(x);
+      a.x_stride = x_stride;
+      a.in_columns = static_cast<const int32_t*>(ptr(in_columns));
+      a.columns = static_cast<const int32_t*>(ptr(columns));
+      a.n_columns = n_columns;
+      if (backward) {
+        a.grad_y = ptr(y);
+        a.grad_ladj = ptr(ladj);
+      } else {
+        a.y = ptr(y);
+        a.ladj = ptr(ladj);
+      }
+      a.grad_x = ptr(grad_x);
+      py::gil_scoped_release unlocked;
+      backward ? flow_layer_bwd(a, threads) : flow_layer_fwd(a, threads);
+    };
+  };
+  m.def("flow_layer_fwd", flow_layer(false));
+  m.def("flow_layer_bwd", flow_layer(true));
 }

@@ -19,7 +19,6 @@ NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 # Cells of the op × backend table that stay empty by design, with the reason `flowkernels.info` prints.
 MISSING = {
     ("rqs", "eager"): "plain PyTorch is the reference",
-    ("residual_net", "cpu"): "its products run on torch's GEMM: backend eager",
 }
 
 

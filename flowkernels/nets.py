@@ -249,12 +249,18 @@ class ResidualNet(nn.Module):
         )
         self.final_layer = nn.Linear(hidden, out_features)
 
+    def layers(self, context: Tensor | None, lead: Sequence[int]) -> list[tuple[Tensor, Tensor]] | None:
+        """Its layers for the ops that run them at once; None where the modules must be called one by one.
+
+        ``lead``: the leading dims of x.
+        """
+        _check_context("ResidualNet", context, self.context_features, lead)
+        return None if torch.compiler.is_compiling() else layers_of(self, context)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        _check_context("ResidualNet", context, self.context_features, x.shape[:-1])
-        if not torch.compiler.is_compiling() and (context is None or context.shape[:-1] == x.shape[:-1]):
-            layers = layers_of(self, context)
-            if layers is not None:
-                return residual_net(x, layers, blocks=len(self.blocks), context=context)
+        layers = self.layers(context, x.shape[:-1])
+        if layers is not None:
+            return residual_net(x, layers, blocks=len(self.blocks), context=context)
         h = self.initial_layer(_join("ResidualNet", x, context, self.context_features))
         for block in self.blocks:
             h = block(h, context)

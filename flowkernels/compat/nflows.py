@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nflows.nn.nets.resnet import ResidualNet
@@ -29,8 +29,11 @@ from torch import Tensor, nn
 
 from flowkernels.ops import residual_net, rqs
 from flowkernels.ops._routing import _jit_tracing, _opaque, _transforms_active
+from flowkernels.ops.flow_layer import Columns as FusedColumns
+from flowkernels.ops.flow_layer import columns as fused_columns
+from flowkernels.ops.flow_layer import try_flow_layer
 from flowkernels.ops.residual_net import layers_of
-from flowkernels.ops.rqs.spec import make_spec
+from flowkernels.ops.rqs.spec import cached_spec, make_spec
 
 from .columns import Columns, Indexed, columns_of
 from .nflows_functions import (
@@ -77,26 +80,64 @@ def _n_params(layer: Any, bins: int) -> int:
 
 # ---- the coupling layer ----
 
-_columns: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, int, Tensor, int, Columns]] = weakref.WeakKeyDictionary()
+
+class _Split(NamedTuple):
+    """How a layer parts its features; decided once, until its index buffers are replaced or written to."""
+
+    identity: Tensor
+    identity_version: int
+    transformed: Tensor
+    transformed_version: int
+    columns: Columns
+    fused: FusedColumns | None  # None where the features are not a partition of all
+
+
+_splits: weakref.WeakKeyDictionary[nn.Module, _Split] = weakref.WeakKeyDictionary()
+
+
+def _split_of(layer: Any) -> _Split | None:
+    """The layer's split, or None where its buffers' values cannot be read now."""
+    identity, transformed = layer.identity_features, layer.transform_features
+    if torch.compiler.is_compiling() or _transforms_active():  # values cannot be read, and may differ per model
+        return None
+    known = _splits.get(layer)
+    if known is not None and known.identity is identity and known.transformed is transformed:
+        if known.identity_version == identity._version and known.transformed_version == transformed._version:
+            return known
+        if not identity.is_cpu:  # something writes to the buffers on every call, as DDP does: stop reading a GPU's
+            return None
+    if _opaque((identity, transformed)) or _jit_tracing() or identity.is_inference() or transformed.is_inference():
+        return None
+    columns, first, second = columns_of(identity, transformed), identity.tolist(), transformed.tolist()
+    partition = sorted(first + second) == list(range(layer.features)) and bool(first and second)
+    fused = fused_columns(layer.features, tuple(first), tuple(second)) if partition else None
+    split = _Split(identity, identity._version, transformed, transformed._version, columns, fused)
+    _splits[layer] = split
+    return split
 
 
 def _columns_of(layer: Any) -> Columns:
-    """The layer's columns, decided once: until its index buffers are replaced or written to."""
-    identity, transformed = layer.identity_features, layer.transform_features
-    if torch.compiler.is_compiling() or _transforms_active():  # values cannot be read, and may differ per model
-        return Indexed(identity, transformed)
-    known = _columns.get(layer)
-    if known is not None and known[0] is identity and known[2] is transformed:
-        if known[1] == identity._version and known[3] == transformed._version:
-            return known[4]
-        if not identity.is_cpu:  # something writes to the buffers on every call, as DDP does: stop reading a GPU's
-            return Indexed(identity, transformed)
-    indices = (identity, transformed)
-    if _opaque(indices) or _jit_tracing() or identity.is_inference() or transformed.is_inference():
-        return Indexed(identity, transformed)
-    columns = columns_of(identity, transformed)
-    _columns[layer] = (identity, identity._version, transformed, transformed._version, columns)
-    return columns
+    split = _split_of(layer)
+    return Indexed(layer.identity_features, layer.transform_features) if split is None else split.columns
+
+
+def _fused(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The whole layer as one op on its own weights, or None where it must be run in parts."""
+    net = layer.transform_net
+    if type(net) is not ResidualNet or inputs.dim() != 2 or layer.unconditional_transform is not None:
+        return None
+    split = _split_of(layer)
+    if split is None or split.fused is None:
+        return None
+    layers = layers_of(net, context)
+    if layers is None:
+        return None
+    s = _spline_settings(layer, layer.num_bins)
+    spec = cached_spec(
+        s["bins"], s["tails"], s.get("tail_bound", 1.0), s.get("box"), s["min_bin_width"], s["min_bin_height"],
+        s["min_derivative"], _logit_scale(net), "softmax", 1e-3, inverse,
+    )  # fmt: skip
+    return try_flow_layer(inputs, layers, spec, split.fused, context)
 
 
 def _check(layer: Any, inputs: Tensor) -> None:
@@ -135,6 +176,9 @@ class Coupling(PureLayer):
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check(self, inputs)
+        fused = _fused(self, inputs, context, inverse=False)
+        if fused is not None:
+            return fused
         columns = _columns_of(self)
         identity, x = columns.split(inputs)
         y, ladj = _spline(self, x, _conditioner(self.transform_net, identity, context), inverse=False)
@@ -145,6 +189,9 @@ class Coupling(PureLayer):
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check(self, inputs)
+        fused = _fused(self, inputs, context, inverse=True)
+        if fused is not None:
+            return fused
         columns = _columns_of(self)
         identity, y = columns.split(inputs)
         ladj_identity = None

@@ -41,6 +41,17 @@ def _opaque(tensors: Sequence[Tensor | None]) -> bool:
     return _dispatch_modes() > 0 or any(t is not None and type(t) not in _PLAIN for t in tensors)
 
 
+def in_transform(tensors: Sequence[Tensor | None]) -> bool:
+    """True where the router would not call a kernel directly: compilers, torch.func, dual numbers, subclasses."""
+    return (
+        torch.compiler.is_compiling()
+        or _transforms_active()
+        or _dual_level_active()
+        or _jit_tracing()
+        or _opaque(tensors)
+    )
+
+
 def _is_batched(t: Tensor | None) -> bool:
     """True for the tensors of `is_grads_batched=True`, which look plain but have no storage."""
     return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)  # type: ignore[attr-defined]

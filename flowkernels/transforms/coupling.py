@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from flowkernels.nets import ResidualNet
+from flowkernels.ops.flow_layer import try_flow_layer
+
 from .base import Transform, check_features
 from .split import FeatureSplit
-from .univariate import Univariate
+from .univariate import RQS, Univariate
 
 
 class Coupling(Transform):
@@ -72,6 +75,9 @@ class Coupling(Transform):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_features("transforms.Coupling", x, self.features)
+        fused = self._fused(x, context, inverse)
+        if fused is not None:
+            return fused
         split, n_params = self.split, self.univariate.params_per_feature
         identity, transformed = split.split(x)
         params = self.conditioner(identity, context)
@@ -83,6 +89,16 @@ class Coupling(Transform):
         params = params.reshape(*params.shape[:-1], split.n_transformed, n_params)
         transformed, ladj = self.univariate(transformed, params, inverse)
         return split.merge(x, identity, transformed), ladj
+
+    def _fused(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        """The whole layer as one op, where there is one for its parts and the state they are in."""
+        conditioner, univariate, columns = self.conditioner, self.univariate, self.split.columns
+        if type(conditioner) is not ResidualNet or type(univariate) is not RQS or columns is None:
+            return None
+        if conditioner.final_layer.out_features != self.split.n_transformed * univariate.params_per_feature:
+            return None
+        layers = conditioner.layers(context, x.shape[:-1])
+        return None if layers is None else try_flow_layer(x, layers, univariate.spec(inverse), columns, context)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

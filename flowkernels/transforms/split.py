@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops.flow_layer import columns
+
 
 class FeatureSplit(nn.Module):
     """Splits ``x [..., D]`` by a mask into the identity part (0) and the transformed part (1), and merges them.
@@ -39,6 +41,7 @@ class FeatureSplit(nn.Module):
     def _plan(self, flags: list[bool]) -> None:
         kept, moved = [i for i, f in enumerate(flags) if not f], [i for i, f in enumerate(flags) if f]
         self.n_identity, self.n_transformed = len(kept), len(moved)
+        self.columns = columns(len(flags), tuple(kept), tuple(moved)) if kept else None
         self._slices = (_as_slice(kept), _as_slice(moved))
         self._moved_first = flags[0]
         self._sizes = (len(moved), len(kept)) if flags[0] else (len(kept), len(moved))

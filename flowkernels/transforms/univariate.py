@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from flowkernels.ops.rqs import rqs
-from flowkernels.ops.rqs.spec import make_spec
+from flowkernels.ops.rqs.spec import RqsSpec, cached_spec, make_spec
 
 
 class Univariate(Protocol):
@@ -76,6 +76,13 @@ class RQS:
         # The way to set a field of a frozen dataclass. Equal bins with slope 1 at every knot are a straight line.
         object.__setattr__(self, "params_per_feature", spec.n_params)
         object.__setattr__(self, "identity", (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes)
+
+    def spec(self, inverse: bool = False) -> RqsSpec:
+        """The settings as the ops that fuse this map with its conditioner take them."""
+        return cached_spec(
+            self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
+            self.min_derivative, self.logit_scale, self.parametrization, self.slope, inverse,
+        )  # fmt: skip
 
     def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return rqs(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import eager, reference
+from . import eager, native, reference
 from .modules import layers_of
 from .reference import ResidualNetSpec
 
-__all__ = ["layers_of", "residual_net"]
+__all__ = ["ResidualNetSpec", "layers_of", "residual_net", "with_context"]
 
 _op = Op(
     "residual_net",
     spec_type=ResidualNetSpec,
     reference=reference.fwd,
-    table={"eager": eager, "reference": reference},
+    table={"cpu": native, "eager": eager, "reference": reference},
 )
 
 
@@ -66,6 +68,22 @@ def residual_net(
         raise ValueError(
             f"ops.residual_net: layers must be 2 + {per_block} * blocks = {2 + per_block * blocks}, got {len(layers)}"
         )
+    terms: list[Tensor] = []
+    if context is not None:
+        layers, terms = with_context(x.shape[-1], x.shape[:-1], layers, context)
     flat = [t for layer in layers for t in layer]
-    inputs = (x, *flat) if context is None else (x, context, *flat)
-    return _op(ResidualNetSpec(blocks, context is not None), backend, *inputs)[0]
+    return _op(ResidualNetSpec(blocks, context is not None), backend, x, *flat, *terms)[0]
+
+
+def with_context(
+    features: int, lead: Sequence[int], layers: Sequence[tuple[Tensor, Tensor]], context: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """The layers that see x, and what the context adds to the first and multiplies each block with.
+
+    A context has no mask and is often shared by many rows: its products are torch's, one per context and not per row.
+    """
+    first, bias = layers[0]
+    gated = layers[3:-1:3]
+    terms = [F.linear(context, first[:, features:]), *(torch.sigmoid(F.linear(context, *layer)) for layer in gated)]
+    kept = [(first[:, :features], bias), *(layer for i, layer in enumerate(layers[1:-1]) if i % 3 != 2), layers[-1]]
+    return kept, [t.expand(*lead, t.shape[-1]) for t in terms]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +12,16 @@ from torch import Tensor
 class ResidualNetSpec(NamedTuple):
     blocks: int
     context: bool
+
+    @property
+    def adds(self) -> tuple[bool, ...]:
+        """Which layers have a term added: with a context, the first."""
+        return (self.context,)
+
+    @property
+    def gates(self) -> tuple[bool, ...]:
+        """Which layers have a gate: with a context, the second of each block."""
+        return tuple(self.context and 0 < i <= 2 * self.blocks and i % 2 == 0 for i in range(2 * self.blocks + 2))
 
 
 IS_SLOW = False  # its time is in the products; `backends.pick` does not warn
@@ -21,16 +31,23 @@ def why_not(spec: ResidualNetSpec, *tensors: Tensor) -> str | None:
     return None
 
 
-def fwd(spec: ResidualNetSpec, *tensors: Tensor) -> tuple[Tensor]:
-    """x, [context,] then (weight, bias) of: initial, each block's (linear, linear [, gate]), final."""
+def split(spec: ResidualNetSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor | None, list[Tensor]]:
+    """x, the weights and biases in turn, the term added to the first layer, and the gates."""
     x, *rest = tensors
-    context = rest.pop(0) if spec.context else None
-    layers = iter(zip(rest[::2], rest[1::2], strict=True))
-    h = F.linear(x if context is None else torch.cat((x, context), dim=-1), *next(layers))
-    for _ in range(spec.blocks):
+    n = 2 * (2 * spec.blocks + 2)
+    if not spec.context:
+        return x, rest, None, []
+    return x, rest[:n], rest[n], rest[n + 1 :]
+
+
+def fwd(spec: ResidualNetSpec, *tensors: Tensor) -> tuple[Tensor]:
+    x, weights, add, gates = split(spec, tensors)
+    layers = iter(zip(weights[::2], weights[1::2], strict=True))
+    h = F.linear(x, *next(layers))
+    if add is not None:
+        h = h + add
+    for block in range(spec.blocks):
         t = F.linear(F.relu(h), *next(layers))
         t = F.linear(F.relu(t), *next(layers))
-        if context is not None:
-            t = t * torch.sigmoid(F.linear(context, *next(layers)))
-        h = h + t
+        h = h + (t * gates[block] if gates else t)
     return (F.linear(h, *next(layers)),)

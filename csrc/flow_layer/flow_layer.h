@@ -1,0 +1,43 @@
+// Launchers of whole flow layers, on raw pointers: a conditioner, a univariate map of each feature with the parameters
+// the conditioner returns, and the log-determinant. No torch, no Python.
+#pragma once
+#include "../masked_linear/net.h"
+#include "../rqs/rqs.h"
+
+namespace fk {
+
+// y = s v + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale, or 1.
+enum class MapKind : int { rqs = 0, affine_exp, affine_softplus, affine_sigmoid, additive };
+
+struct UnivariateMap {
+  MapKind kind;
+  double min_scale;
+  bool inverse;
+  RqsSpec rqs;  // where kind is rqs
+
+  int params() const { return kind == MapKind::rqs ? rqs.params() : kind == MapKind::additive ? 1 : 2; }
+};
+
+// The features `columns` of x are mapped, given the features `in_columns`; the others stay as they are. The net returns
+// [n_columns, P] parameters a row. A masked net may see the features it maps: it is then autoregressive.
+struct FlowLayerArgs {
+  NetSpec net;
+  UnivariateMap map;
+  DType type;  // f32 or f64
+  int64_t rows, features;
+  const void* x;  // [rows, features], rows x_stride apart
+  int64_t x_stride;
+  const int32_t* in_columns;  // [n_in of the first layer]
+  const int32_t* columns;     // [n_columns]
+  int64_t n_columns;
+  void* y;             // [rows, features]
+  void* ladj;          // [rows]
+  const void* grad_y;  // bwd, contiguous; null: zero
+  const void* grad_ladj;
+  void* grad_x;  // null: not wanted
+};
+
+void flow_layer_fwd(const FlowLayerArgs&, int threads);
+void flow_layer_bwd(const FlowLayerArgs&, int threads);
+
+}  // namespace fk

@@ -1,0 +1,165 @@
+// Flow layers, from x to y and ladj and back: the parameters of the maps never leave the cache.
+#include "../masked_linear/net_tile.h"
+#include "flow_layer_kernels.h"
+#include "univariate_map.h"
+
+namespace fk::FK_ISA {
+namespace {
+
+// Multiply-adds that take about as long as one parameter of a map.
+constexpr int64_t kParamWork = 32;
+
+// What a thread needs for its tiles.
+template <class S, class Map>
+struct LayerTile {
+  Tile<S> net;
+  S* x;  // [strips][features][kStrip], in memory's order
+  S* g;  // the same, of gradients
+  S* row;
+  Map map;
+
+  LayerTile(const Net<S>& n, const FlowLayerArgs& a, int64_t strips, bool backward, Arena& arena)
+      : net(n, strips, backward, arena),
+        x(arena.take<S>(size_t(strips * a.features * kStrip<S>))),
+        g(backward ? arena.take<S>(size_t(strips * a.features * kStrip<S>)) : nullptr),
+        row(arena.take<S>(size_t(a.features))),
+        map(a.map, arena) {}
+};
+
+template <class S>
+void gather_input(const FlowLayerArgs& a, const Packed<S>& p, int64_t strips, const S* x, S* to) {
+  for (int64_t s = 0; s < strips; ++s, x += a.features * kStrip<S>, to += p.in_width * kStrip<S>)
+    for (int64_t k = 0; k < p.n_in; ++k)
+      memcpy(to + (p.in_rank ? p.in_rank[k] : k) * kStrip<S>, x + a.in_columns[k] * kStrip<S>, kStrip<S> * sizeof(S));
+}
+
+template <class S, class Map>
+void load_and_condition(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t,
+                        bool again) {
+  load_strips(rows, static_cast<const S*>(a.x), a.x_stride, a.features, nullptr, a.features, t.x);
+  gather_input(a, net.layer[0], rows.strips<S>(), t.x, t.net.a[0]);
+  forward_tile(net, rows, t.net, net.spec.n, again);
+}
+
+template <class S, class Map>
+void fwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t) {
+  using T = typename Map::T;
+  load_and_condition(a, net, rows, t, false);
+  const Packed<S>& last = net.last();
+  const int P = a.map.params();
+  S* ladj = static_cast<S*>(a.ladj) + rows.first;
+  for (int64_t s = 0; s < rows.strips<S>(); ++s) {
+    S *x = t.x + s * a.features * kStrip<S>, *params = t.net.a[net.spec.n] + s * last.out_width * kStrip<S>;
+    LadjSum<T> sum;
+    for (int64_t i = 0; i < a.n_columns; ++i) {
+      S* at = x + a.columns[i] * kStrip<S>;
+      T out, term;
+      t.map.eval({params, last.out_rank, i * P}, load_strip(at), &out, &term);
+      store_strip(at, out);
+      sum.add(term);
+    }
+    alignas(64) S total[kStrip<S>];
+    store_strip(total, sum.total());
+    const int64_t used = rows.rows - s * kStrip<S>;
+    memcpy(ladj + s * kStrip<S>, total, size_t(used < kStrip<S> ? used : kStrip<S>) * sizeof(S));
+  }
+  store_strips(rows, t.x, a.features, nullptr, a.features, static_cast<S*>(a.y), t.row);
+}
+
+template <class S, class Map>
+void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
+              LayerTile<S, Map>& t) {
+  using T = typename Map::T;
+  load_and_condition(a, net, rows, t, true);
+  const Packed<S>&first = net.layer[0], &last = net.last();
+  const int P = a.map.params();
+  const int64_t strips = rows.strips<S>(), size = a.features * kStrip<S>;
+  if (a.grad_y)
+    load_strips(rows, static_cast<const S*>(a.grad_y), a.features, a.features, nullptr, a.features, t.g);
+  else
+    memset(t.g, 0, size_t(strips * size) * sizeof(S));
+  const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
+  for (int64_t s = 0; s < strips; ++s) {
+    S *x = t.x + s * size, *g = t.g + s * size;
+    S* params = t.net.a[net.spec.n] + s * last.out_width * kStrip<S>;
+    S* grads = t.net.g[0] + s * last.out_width * kStrip<S>;
+    alignas(64) S gl[kStrip<S>] = {};
+    for (int64_t l = 0; grad_ladj && l < kStrip<S> && s * kStrip<S> + l < rows.rows; ++l)
+      gl[l] = grad_ladj[rows.first + s * kStrip<S> + l];
+    const T g_ladj = load_strip(gl);
+    for (int64_t i = 0; i < a.n_columns; ++i) {
+      const int64_t at = a.columns[i] * kStrip<S>;
+      const T g_v = t.map.grad({params, last.out_rank, i * P}, {grads, last.out_rank, i * P}, load_strip(x + at),
+                               load_strip(g + at), g_ladj);
+      store_strip(g + at, g_v);
+    }
+  }
+  const S* g_in = backward_tile(net, rows, t.net, sums, a.grad_x != nullptr);
+  if (!g_in) return;
+  for (int64_t s = 0; s < strips; ++s)
+    for (int64_t k = 0; k < first.n_in; ++k) {
+      S* at = t.g + s * size + a.in_columns[k] * kStrip<S>;
+      const S* more = g_in + (s * first.in_width + (first.in_rank ? first.in_rank[k] : k)) * kStrip<S>;
+      store_strip(at, load_strip(at) + load_strip(more));
+    }
+  store_strips(rows, t.g, a.features, nullptr, a.features, static_cast<S*>(a.grad_x), t.row);
+}
+
+template <class S, class Map>
+struct Run {
+  static void fwd(const FlowLayerArgs& a, int threads) { run(a, threads, false); }
+  static void bwd(const FlowLayerArgs& a, int threads) { run(a, threads, true); }
+
+  static void run(const FlowLayerArgs& a, int threads, bool backward) {
+    const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
+    const Deal<S> deal(a.net, a.rows, work, threads);
+    const Call<S> call(a.net, backward, deal.parts, threads);
+    const Net<S>& net = call.net;
+    const auto make_tile = [&] {
+      return in_scratch([&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.strips(), backward, arena); });
+    };
+    if (!backward) {
+      deal.share([&](const auto& next) {
+        auto tile = make_tile();
+        RowTile rows;
+        while (next(&rows)) fwd_tile(a, net, rows, tile);
+      });
+      return;
+    }
+    deal.run([&](int part, int64_t b, int64_t e) {
+      auto tile = make_tile();
+      const Sums<S>* sums = call.clear(part);
+      for (; b < e; ++b) bwd_tile(a, net, deal.tile(b), sums, tile);
+    });
+    call.finish(deal.parts, threads);
+  }
+};
+
+template <class S, class F>
+void by_map(const FlowLayerArgs& a, const F& f) {
+  if (a.map.kind != MapKind::rqs)
+    f(Run<S, AffineMap<S>>());
+  else if (a.map.rqs.clip_size != 0)
+    f(Run<S, SplineMap<S, true>>());
+  else
+    f(Run<S, SplineMap<S, false>>());
+}
+
+template <class F>
+void by_type(const FlowLayerArgs& a, const F& f) {
+  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+}
+
+void fwd_any(const FlowLayerArgs& a, int threads) {
+  by_type(a, [&](auto run) { decltype(run)::fwd(a, threads); });
+}
+void bwd_any(const FlowLayerArgs& a, int threads) {
+  by_type(a, [&](auto run) { decltype(run)::bwd(a, threads); });
+}
+
+}  // namespace
+
+extern const FlowLayerKernels flow_layer_kernels;
+const FlowLayerKernels flow_layer_kernels = {fwd_any, bwd_any};
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,143 @@
+// The univariate maps of a flow layer, on one strip of rows: parameters arrive as [param][kStrip rows].
+#pragma once
+#include "../common/arena.h"
+#include "../masked_linear/activation.h"
+#include "../masked_linear/gemm.h"
+#include "../rqs/rqs_lanes.h"
+#include "flow_layer.h"
+
+namespace fk::FK_ISA {
+
+// The parameters of one feature: param p lies in row place(p) of a strip.
+template <class S>
+struct ParamRows {
+  S* strip;
+  const int32_t* rank;
+  int64_t first;
+
+  FK_INLINE S* row(int p) const { return strip + (rank ? rank[first + p] : first + p) * kStrip<S>; }
+};
+
+template <class S, class T = Pair<typename Simd<S>::V>>
+FK_INLINE T load_strip(const S* p) {
+  using V = typename Simd<S>::V;
+  return {load<V>(p), load<V>(p + kLanes<S>)};
+}
+template <class S, class T>
+FK_INLINE void store_strip(S* p, T v) {
+  store(p, v.a);
+  store(p + kLanes<S>, v.b);
+}
+
+template <class S, bool Clip>
+struct SplineMap {
+  using T = Pair<typename Simd<S>::V>;
+  Consts<S, Clip> c;
+  Block<S>* blocks;  // [2]
+  bool inverse;
+
+  SplineMap(const UnivariateMap& m, Arena& arena) : c(m.rqs), blocks(arena.take<Block<S>>(2)), inverse(m.inverse) {}
+
+  FK_INLINE void load_params(const ParamRows<S>& params) const {
+    using V = typename Simd<S>::V;
+    for (int p = 0; p < c.params; ++p) {
+      const S* from = params.row(p);
+      const int row = c.row(p);
+      blocks[0].raw[row] = load<V>(from);
+      blocks[1].raw[row] = load<V>(from + kLanes<S>);
+    }
+    set_edges(c, blocks[0]);
+    set_edges(c, blocks[1]);
+  }
+
+  void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
+    load_params(params);
+    eval_blocks(c, blocks, inverse, v, out, ladj);
+  }
+
+  // Puts the gradients of the parameters where they were and returns that of v.
+  T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
+    load_params(params);
+    const T g_v = grad_blocks(c, blocks, inverse, v, g_out, g_ladj);
+    for (int p = 0; p < c.params; ++p) {
+      const int row = c.row(p);
+      store_strip(grads.row(p), T{blocks[0].grad[row], blocks[1].grad[row]});
+    }
+    return g_v;
+  }
+};
+
+template <class S>
+struct AffineMap {
+  using T = Pair<typename Simd<S>::V>;
+  MapKind kind;
+  S min_scale;
+  bool inverse;
+
+  AffineMap(const UnivariateMap& m, Arena&) : kind(m.kind), min_scale(S(m.min_scale)), inverse(m.inverse) {}
+
+  struct Scale {
+    T s, log_s, slope;  // slope: d s / d u
+  };
+
+  FK_INLINE Scale scale_at(T u) const {
+    const T one = T{} + S(1);
+    switch (kind) {
+      case MapKind::affine_exp: {
+        const T s = exp_(u);
+        return {s, u, s};
+      }
+      case MapKind::affine_softplus: {
+        const T s = max_(u, T{}) + log1p_unit(exp_(-abs_(u))) + min_scale;
+        return {s, log_(s), sigmoid_(u)};
+      }
+      case MapKind::affine_sigmoid: {
+        const T q = sigmoid_(u + S(2)), s = q + min_scale;
+        return {s, log_(s), q * (1 - q)};
+      }
+      default: return {one, T{}, T{}};
+    }
+  }
+  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(kind == MapKind::additive ? 0 : 1)); }
+  FK_INLINE T logit(const ParamRows<S>& p) const { return load_strip(p.row(0)); }
+
+  void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
+    const Scale k = scale_at(logit(params));
+    *out = inverse ? (v - shift(params)) / k.s : k.s * v + shift(params);
+    *ladj = inverse ? -k.log_s : k.log_s;
+  }
+
+  T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
+    const Scale k = scale_at(logit(params));
+    T g_v, g_scale, g_shift;
+    if (inverse) {
+      const T x = (v - shift(params)) / k.s;
+      g_v = g_out / k.s;
+      g_shift = -g_v;
+      g_scale = -(g_out * x + g_ladj) / k.s;
+    } else {
+      g_v = g_out * k.s;
+      g_shift = g_out;
+      g_scale = g_out * v + g_ladj / k.s;
+    }
+    const bool additive = kind == MapKind::additive;
+    store_strip(grads.row(additive ? 0 : 1), g_shift);
+    if (!additive) store_strip(grads.row(0), g_scale * k.slope);
+    return g_v;
+  }
+};
+
+// A compensated sum: a row's ladj may have a thousand terms.
+template <class T>
+struct LadjSum {
+  T sum = {}, lost = {};
+
+  FK_INLINE void add(T v) {
+    const T s = sum + v, b = s - sum;
+    lost = lost + ((sum - (s - b)) + (v - b));
+    sum = s;
+  }
+  FK_INLINE T total() const { return sum + lost; }
+};
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,418 @@
+// A network of masked layers on a tile of rows. The whole network runs on one tile before the next is touched, so
+// nothing between input and output leaves the cache, and backward computes it again instead of reading it back.
+#pragma once
+#include "../common/parallel.h"
+#include "../common/workspace.h"
+#include "activation.h"
+#include "net.h"
+#include "pack.h"
+
+namespace fk::FK_ISA {
+
+// Multiply-adds worth a thread of their own.
+constexpr int64_t kGrainWork = 200000;
+// A tile's activations should stay in the second-level cache beside a layer's weights.
+constexpr int64_t kTileBytes = 768 << 10;
+constexpr int64_t kMaxStrips = 4;
+
+// ---- one layer ----
+
+// What happens to a layer's sums on their way out of registers. All strip-shaped; null: not wanted.
+template <class S>
+struct Outlet {
+  const S* add;
+  S* ungated;
+  const S* gate;
+  const S* residual;  // added last; may be `z`
+  S* z;
+  S* a;  // the activation of z
+  Activation activation;
+};
+
+template <class S>
+void forward_layer(const Packed<S>& p, const S* in, int64_t strips, const Outlet<S>& o) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, R = kStrip<S>;
+  for (int64_t panel = 0; panel < p.panels(); ++panel) {
+    const S* w = p.weights + p.offset[panel];
+    for (int64_t s = 0; s < strips; ++s) {
+      V acc[kRows][2];
+#pragma GCC unroll 12
+      for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(p.bias[panel * kRows + m]);
+      multiply_panel(w, in + s * p.in_width * R, p.depth[panel], acc);
+      const int64_t at = (s * p.out_width + panel * kRows) * R;
+      for (int i = 0; i < 2 * kRows; ++i) {
+        const int64_t to = at + i * L;
+        V v = acc[i / 2][i % 2];
+        if (o.add) v += load<V>(o.add + to);
+        if (o.gate) {
+          if (o.ungated) store(o.ungated + to, v);
+          v *= load<V>(o.gate + to);
+        }
+        if (o.residual) v += load<V>(o.residual + to);
+        if (o.z) store(o.z + to, v);
+        if (o.a) store(o.a + to, activate(o.activation, v));
+      }
+    }
+  }
+}
+
+// grad of the layer's input = W^T g, times the slope of the activation that made that input, plus `residual`.
+template <class S>
+void backward_layer(const Packed<S>& p, const S* g, int64_t strips, Activation act, const S* a, const S* z,
+                    const S* residual, S* out) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, R = kStrip<S>;
+  for (int64_t panel = 0; panel < p.panels_t(); ++panel) {
+    const S* w = p.weights_t + p.offset_t[panel];
+    const int64_t first = p.begin[panel];
+    for (int64_t s = 0; s < strips; ++s) {
+      V acc[kRows][2] = {};
+      multiply_panel(w, g + (s * p.out_width + first) * R, p.n_out - first, acc);
+      const int64_t at = (s * p.in_width + panel * kRows) * R;
+      for (int i = 0; i < 2 * kRows; ++i) {
+        const int64_t to = at + i * L;
+        V v = acc[i / 2][i % 2];
+        if (act != Activation::identity) v *= activation_slope(act, load<V>(a + to), z ? load<V>(z + to) : V{});
+        if (residual) v += load<V>(residual + to);
+        store(out + to, v);
+      }
+    }
+  }
+}
+
+// Gradients of weights and biases, summed over a thread's rows, in degree order.
+template <class S>
+struct Sums {
+  S* weight;  // [out_width][columns]
+  S* bias;    // [out_width][kStrip]
+  int64_t columns;
+};
+
+template <class S>
+void weight_gradients(const Packed<S>& p, const S* g, const S* turned, int64_t strips, const Sums<S>& sums) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, R = kStrip<S>;
+  const int64_t width = p.out_width * R;
+  if (sums.weight)
+    for (int64_t k = 0; k < p.n_in; k += R)
+      for (int64_t panel = 0; panel < p.panels(); ++panel) {
+        if (p.depth[panel] <= k) continue;
+        const S* from = turned + k * strips * R;
+        V acc[kRows][2] = {};
+        for (int64_t s = 0; s < strips; ++s) multiply_rows(g + s * width + panel * kRows * R, from + s * R * R, R, acc);
+        S* to = sums.weight + panel * kRows * sums.columns + k;
+        for (int m = 0; m < kRows; ++m, to += sums.columns) {
+          store(to, load<V>(to) + acc[m][0]);
+          store(to + L, load<V>(to + L) + acc[m][1]);
+        }
+      }
+  if (sums.bias)
+    for (int64_t s = 0; s < strips; ++s)
+      for (int64_t i = 0; i < width; i += L) store(sums.bias + i, load<V>(sums.bias + i) + load<V>(g + s * width + i));
+}
+
+// ---- the network on one tile of rows ----
+
+template <class S>
+struct Net {
+  NetSpec spec;
+  Packed<S> layer[kMaxLayers];
+
+  const Packed<S>& last() const { return layer[spec.n - 1]; }
+};
+
+// The buffers of a tile, all strip-shaped. With `keep` what enters each layer has its own, for backward; otherwise two
+// take turns.
+template <class S>
+struct Tile {
+  S* a[kMaxLayers + 1];  // what enters layer i; the last: what leaves the net
+  S* z[kMaxLayers + 1];  // the same before its activation: the residual stream, or what the slope needs; or null
+  S* ungated[kMaxLayers];
+  S *add, *gate;
+  S* g[3];    // gradients: two in turn, and the stream's
+  S* turned;  // what enters a layer, row-major
+  S* spare;   // where rows past the end go
+
+  Tile(const Net<S>& net, int64_t strips, bool keep, Arena& arena) {
+    const NetSpec& spec = net.spec;
+    int64_t widest = 0, widest_in = 0;
+    bool gated = false;
+    for (int i = 0; i < spec.n; ++i) {
+      const Packed<S>& p = net.layer[i];
+      widest = p.in_width > widest ? p.in_width : widest;
+      widest = p.out_width > widest ? p.out_width : widest;
+      widest_in = p.n_in > widest_in ? p.n_in : widest_in;
+      gated |= p.layer->gate != nullptr;
+    }
+    const auto take = [&](int64_t width) { return arena.take<S>(size_t(width * strips * kStrip<S>)); };
+    S* const turns[2] = {keep ? nullptr : take(widest), keep ? nullptr : take(widest)};
+    S* const stream = spec.residual ? take(widest) : nullptr;
+    for (int i = 0; i <= spec.n; ++i) {
+      const int64_t width = i < spec.n ? net.layer[i].in_width : net.layer[i - 1].out_width;
+      const bool streams = spec.residual && i % 2 == 1, needed = keep && !from_output(spec.input_activation(i));
+      z[i] = needed ? take(width) : streams ? stream : nullptr;
+      a[i] = streams && i == spec.n - 1 ? z[i] : keep ? take(width) : turns[i % 2];
+      if (i < spec.n) ungated[i] = keep && net.layer[i].layer->gate ? take(net.layer[i].out_width) : nullptr;
+    }
+    add = take(widest);
+    gate = gated ? take(widest) : nullptr;
+    for (S*& buffer : g) buffer = keep ? take(widest) : nullptr;
+    turned = keep ? take(round_up(widest_in, kStrip<S>)) : nullptr;
+    spare = arena.take<S>(size_t(widest));
+  }
+};
+
+// Runs the layers [0, end) on what lies in a[0]. Inputs of layers that are kept are written, or, with `again`, read
+// where the layer before would only have made them.
+template <class S>
+void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int end, bool again = false) {
+  for (int i = 0; i < end; ++i) {
+    const Packed<S>& p = net.layer[i];
+    S* const kept = i + 1 < net.spec.n ? static_cast<S*>(net.layer[i + 1].layer->kept) : nullptr;
+    if (kept && again) {
+      load_strips(rows, kept, p.n_out, p.n_out, nullptr, p.out_width, t.a[i + 1]);
+      continue;
+    }
+    const auto load_term = [&](const void* from, int64_t stride, S* to) -> const S* {
+      if (!from) return nullptr;
+      load_strips(rows, static_cast<const S*>(from), stride, p.n_out, p.out_rank, p.out_width, to);
+      return to;
+    };
+    Outlet<S> o = {};
+    o.add = load_term(p.layer->add, p.layer->add_stride, t.add);
+    o.gate = load_term(p.layer->gate, p.layer->gate_stride, t.gate);
+    o.ungated = t.ungated[i];
+    if (net.spec.closes_block(i)) o.residual = t.z[i - 1];
+    o.z = t.z[i + 1];
+    if (t.a[i + 1] != t.z[i + 1]) o.a = t.a[i + 1];
+    o.activation = net.spec.input_activation(i + 1);
+    forward_layer(p, t.a[i], rows.strips<S>(), o);
+    if (kept) store_strips(rows, t.a[i + 1], p.out_width, nullptr, p.n_out, kept, t.spare);
+  }
+}
+
+// g <- g * slope of the activation whose output is `a`.
+template <class S>
+void scale_by_slope(int64_t size, Activation act, const S* a, const S* z, S* g) {
+  using V = typename Simd<S>::V;
+  for (int64_t i = 0; i < size; i += kLanes<S>)
+    store(g + i, load<V>(g + i) * activation_slope(act, load<V>(a + i), z ? load<V>(z + i) : V{}));
+}
+
+template <class S>
+void multiply_into(int64_t size, const S* a, const S* b, S* out) {
+  using V = typename Simd<S>::V;
+  for (int64_t i = 0; i < size; i += kLanes<S>) store(out + i, load<V>(a + i) * load<V>(b + i));
+}
+
+// Rows past the end of the batch must not add to anything summed over rows.
+template <class S>
+void clear_past_end(const RowTile& rows, int64_t width, S* g) {
+  const int64_t strips = rows.strips<S>(), used = rows.rows - (strips - 1) * kStrip<S>;
+  for (int64_t j = 0; j < width; ++j)
+    for (int64_t l = used; l < kStrip<S>; ++l) g[((strips - 1) * width + j) * kStrip<S> + l] = 0;
+}
+
+// Gradients of a tile on which forward_tile has run, from that of the last layer's z in t.g[0]. Weights and biases add
+// to `sums`. Returns the gradient of a[0], or null where it is not needed.
+template <class S>
+S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const Sums<S>* sums, bool need_input) {
+  const NetSpec& spec = net.spec;
+  const int64_t strips = rows.strips<S>();
+  S *g = t.g[0], *const stream = t.g[2];
+  const auto free_buffer = [&] { return g == t.g[0] ? t.g[1] : t.g[0]; };
+  clear_past_end(rows, net.last().out_width, g);
+  for (int i = spec.n - 1; i >= 0; --i) {
+    const Packed<S>& p = net.layer[i];
+    const auto store_term = [&](void* to, const S* from) {
+      if (to) store_strips(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.spare);
+    };
+    if (p.layer->gate) {
+      const int64_t size = strips * p.out_width * kStrip<S>;
+      multiply_into(size, g, t.ungated[i], t.add);
+      store_term(p.layer->grad_gate, t.add);
+      load_strips(rows, static_cast<const S*>(p.layer->gate), p.layer->gate_stride, p.n_out, p.out_rank, p.out_width,
+                  t.gate);
+      S* gated = free_buffer();
+      multiply_into(size, g, t.gate, gated);
+      g = gated;
+    }
+    store_term(p.layer->grad_add, g);
+    if (sums[i].weight) turn_strips(rows, t.a[i], p.in_width, p.n_in, t.turned);
+    weight_gradients(p, g, t.turned, strips, sums[i]);
+    if (i == 0 && !need_input) return nullptr;
+    // The stream's gradient passes a block by; what the block adds comes on top at its first layer.
+    const bool opens = spec.opens_block(i);
+    S* to = opens || (spec.residual && i == spec.n - 1) ? stream : free_buffer();
+    backward_layer(p, g, strips, spec.input_activation(i), t.a[i], t.z[i], opens ? stream : nullptr, to);
+    g = to;
+  }
+  return g;
+}
+
+// ---- the whole batch ----
+
+// Rows dealt out to threads in tiles.
+template <class S>
+struct Deal {
+  int64_t rows, tile_rows, tiles;
+  int parts;
+
+  // work: multiply-adds a row.
+  Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads) : rows(rows_) {
+    int64_t widths = 0;
+    for (int i = 0; i < net.n; ++i) widths += net.layers[i].n_in + net.layers[i].n_out;
+    constexpr int64_t R = kStrip<S>;
+    const int64_t all = (rows + R - 1) / R, useful = 1 + rows * work / kGrainWork;
+    parts = int(threads < all ? threads : all);
+    parts = int(parts < useful ? parts : useful);
+    int64_t strips = kTileBytes / (widths * R * int64_t(sizeof(S)) + 1);
+    strips = strips > kMaxStrips ? kMaxStrips : strips < 1 ? 1 : strips;
+    const int64_t share = (all + parts - 1) / parts;
+    tile_rows = R * (strips < share ? strips : share);
+    tiles = (rows + tile_rows - 1) / tile_rows;
+  }
+  RowTile tile(int64_t i) const {
+    const int64_t first = i * tile_rows;
+    return {first, rows - first < tile_rows ? rows - first : tile_rows};
+  }
+  int64_t strips() const { return tile_rows / kStrip<S>; }
+
+  // Calls f(part, first tile, last tile + 1), each part on a thread: what is summed over rows is summed in one order.
+  template <class F>
+  void run(const F& f) const {
+    parallel_for(parts, 1, parts, [&](int64_t part, int64_t end) {
+      for (; part < end; ++part) f(int(part), tiles * part / parts, tiles * (part + 1) / parts);
+    });
+  }
+
+  // Calls f(next) on each thread; next() gives tiles until there are none, so that a slow core gets fewer.
+  template <class F>
+  void share(const F& f) const {
+    int64_t taken = 0;
+    const auto next = [&](RowTile* rows) {
+      const int64_t i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED);
+      if (i < tiles) *rows = tile(i);
+      return i < tiles;
+    };
+    parallel_for(parts, 1, parts, [&](int64_t, int64_t) { f(next); });
+  }
+};
+
+// Packs the weights of all layers.
+template <class S>
+void pack(const Net<S>& net, bool forward, bool backward, int threads) {
+  const int n = net.spec.n;
+  int64_t panels = 0, scalars = 0;
+  for (int i = 0; i < n; ++i) {
+    const Packed<S>& p = net.layer[i];
+    panels += (forward ? p.panels() : 0) + (backward ? p.panels_t() : 0);
+    scalars += p.n_in * p.n_out;
+  }
+  const int64_t grain = 1 + panels * kGrainWork / (8 * (scalars + 1));
+  parallel_for(panels, grain, threads, [&](int64_t b, int64_t e) {
+    int64_t at = 0;
+    for (int i = 0; i < n; ++i) {
+      const Packed<S>& p = net.layer[i];
+      const int64_t counts[2] = {forward ? p.panels() : 0, backward ? p.panels_t() : 0};
+      for (int t = 0; t < 2; at += counts[t++])
+        for (int64_t j = b > at ? b - at : 0; j < counts[t] && j < e - at; ++j)
+          t ? pack_panel_t(p, j) : pack_panel(p, j);
+    }
+  });
+}
+
+// Adds up what the threads summed for output j of a layer, in the user's order.
+template <class S>
+void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int parts, int64_t j) {
+  using V = typename Simd<S>::V;
+  const MaskedLayer& l = *p.layer;
+  const int64_t to = p.out_at(j), seen = p.limit(j);
+  if (l.grad_weight) {
+    S* total = sums[0].weight + j * sums[0].columns;
+    for (int t = 1; t < parts; ++t) {
+      const S* more = sums[t * stride].weight + j * sums[0].columns;
+      for (int64_t k = 0; k < seen; k += kLanes<S>) store(total + k, load<V>(total + k) + load<V>(more + k));
+    }
+    S* out = static_cast<S*>(l.grad_weight) + to * p.n_in;
+    if (l.in_order) {
+      for (int64_t k = 0; k < p.n_in; ++k) out[l.in_order[k]] = k < seen ? total[k] : S(0);
+    } else {
+      memcpy(out, total, size_t(seen) * sizeof(S));
+      for (int64_t k = seen; k < p.n_in; ++k) out[k] = 0;
+    }
+  }
+  if (l.grad_bias) {
+    S total = 0;
+    for (int t = 0; t < parts; ++t)
+      for (int i = 0; i < kStrip<S>; ++i) total += sums[t * stride].bias[j * kStrip<S> + i];
+    static_cast<S*>(l.grad_bias)[to] = total;
+  }
+}
+
+// Everything of a call that is not one tile's: packed weights and, for backward, the threads' sums.
+template <class S>
+struct Call {
+  Net<S> net;
+  Sums<S>* sums = nullptr;  // [parts][n]
+
+  Call(const NetSpec& spec, bool backward, int parts, int threads) : net{spec, {}} {
+    Arena counted(nullptr);
+    lay(counted, backward, parts, false);
+    Arena shared(workspace(Scratch::shared, counted.used()));
+    lay(shared, backward, parts, true);
+    pack(net, true, backward, threads);
+  }
+
+  // This part's sums, set to zero by the thread that will use them.
+  const Sums<S>* clear(int part) const {
+    Sums<S>* own = sums + part * net.spec.n;
+    for (int i = 0; i < net.spec.n; ++i) {
+      const int64_t width = net.layer[i].out_width;
+      if (own[i].weight) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
+      if (own[i].bias) memset(own[i].bias, 0, size_t(width * kStrip<S>) * sizeof(S));
+    }
+    return own;
+  }
+
+  void finish(int parts, int threads) const {
+    const int n = net.spec.n;
+    int64_t rows = 0;
+    for (int i = 0; i < n; ++i) rows += net.layer[i].n_out;
+    const int64_t grain = 1 + rows * kGrainWork / (8 * (net.spec.work() + 1));
+    parallel_for(rows, grain, threads, [&](int64_t b, int64_t e) {
+      int64_t at = 0;
+      for (int i = 0; i < n; at += net.layer[i++].n_out)
+        for (int64_t j = b > at ? b - at : 0; j < net.layer[i].n_out && j < e - at; ++j)
+          finish_row(net.layer[i], sums + i, n, parts, j);
+    });
+  }
+
+ private:
+  void lay(Arena& arena, bool backward, int parts, bool fill) {
+    const int n = net.spec.n;
+    for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, true, backward, fill);
+    if (!backward) return;
+    sums = arena.take<Sums<S>>(size_t(parts * n));
+    for (int t = 0; t < parts; ++t)
+      for (int i = 0; i < n; ++i) {
+        const Packed<S>& p = net.layer[i];
+        const int64_t columns = round_up(p.n_in, kStrip<S>);
+        S* weight = p.layer->grad_weight ? arena.take<S>(size_t(p.out_width * columns)) : nullptr;
+        S* bias = p.layer->grad_bias ? arena.take<S>(size_t(p.out_width * kStrip<S>)) : nullptr;
+        if (fill) sums[t * n + i] = {weight, bias, columns};
+      }
+  }
+};
+
+// What `build(arena)` makes, in this thread's own scratch memory. Called twice: once to count.
+template <class F>
+auto in_scratch(const F& build) {
+  Arena counted(nullptr);
+  build(counted);
+  Arena arena(workspace(Scratch::tile, counted.used()));
+  return build(arena);
+}
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,151 @@
+// Weights as the product wants them: units sorted by degree, in panels of kRows, and only the part the mask keeps.
+#pragma once
+#include "../common/arena.h"
+#include "net.h"
+#include "strips.h"
+
+namespace fk::FK_ISA {
+
+// A layer, ready for a call. Everything below is in degree order; pad units have weight 0.
+template <class S>
+struct Packed {
+  const MaskedLayer* layer;
+  int64_t n_in, n_out, in_width, out_width;  // widths: padded to whole panels
+  int32_t *in_rank, *out_rank;               // user's index -> place in order; null: the same
+  int64_t *depth, *offset;                   // of each panel of outputs: inputs it sees, where its weights begin
+  S* weights;                                // [panel][depth][kRows outputs]
+  S* bias;                                   // [out_width]
+  int64_t *begin, *offset_t;                 // of each panel of inputs: the first output that sees it
+  S* weights_t;                              // [panel][n_out - begin][kRows inputs]
+
+  int64_t panels() const { return out_width / kRows; }
+  int64_t panels_t() const { return in_width / kRows; }
+  int64_t limit(int64_t j) const { return layer->limit ? layer->limit[j] : n_in; }
+  int64_t out_at(int64_t j) const { return layer->out_order ? layer->out_order[j] : j; }
+  int64_t in_at(int64_t k) const { return layer->in_order ? layer->in_order[k] : k; }
+};
+
+inline int32_t* take_rank(Arena& arena, const int32_t* order, int64_t n, bool fill) {
+  if (!order) return nullptr;
+  int32_t* rank = arena.take<int32_t>(size_t(n));
+  if (fill)
+    for (int64_t i = 0; i < n; ++i) rank[order[i]] = int32_t(i);
+  return rank;
+}
+
+// Sizes and index tables of a layer. Run twice: once on an empty arena, to count, once to fill.
+template <class S>
+Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool forward, bool backward, bool fill) {
+  Packed<S> p = {};
+  p.layer = &l;
+  p.n_in = l.n_in;
+  p.n_out = l.n_out;
+  p.in_width = round_up(l.n_in, kRows);
+  p.out_width = round_up(l.n_out, kRows);
+  p.in_rank = take_rank(arena, l.in_order, l.n_in, fill);
+  p.out_rank = take_rank(arena, l.out_order, l.n_out, fill);
+  p.depth = arena.take<int64_t>(size_t(p.panels()));
+  p.offset = arena.take<int64_t>(size_t(p.panels() + 1));
+  int64_t used = 0;
+  for (int64_t i = 0; i < p.panels(); ++i) {
+    const int64_t last = (i + 1) * kRows < p.n_out ? (i + 1) * kRows - 1 : p.n_out - 1;
+    const int64_t depth = p.limit(last);
+    if (fill) {
+      p.depth[i] = depth;
+      p.offset[i] = used;
+    }
+    used += depth * kRows;
+  }
+  if (fill) p.offset[p.panels()] = used;
+  if (forward) p.weights = arena.take<S>(size_t(used));
+  p.bias = arena.take<S>(size_t(p.out_width));
+  if (!backward) return p;
+  p.begin = arena.take<int64_t>(size_t(p.panels_t()));
+  p.offset_t = arena.take<int64_t>(size_t(p.panels_t() + 1));
+  int64_t used_t = 0, first = 0;
+  for (int64_t i = 0; i < p.panels_t(); ++i) {
+    while (first < p.n_out && p.limit(first) <= i * kRows) ++first;
+    if (fill) {
+      p.begin[i] = first;
+      p.offset_t[i] = used_t;
+    }
+    used_t += (p.n_out - first) * kRows;
+  }
+  if (fill) p.offset_t[p.panels_t()] = used_t;
+  p.weights_t = arena.take<S>(size_t(used_t));
+  return p;
+}
+
+// Stores the first lanes of v, as many as there are rows left in a panel from row `from` on.
+template <class S>
+FK_INLINE void store_rows(S* p, typename Simd<S>::V v, int from) {
+  constexpr int L = kLanes<S>, kLast = kRows % L;
+  if (kLast == 0 || from + L <= kRows) {
+    store(p + from, v);
+    return;
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    _mm512_mask_storeu_ps(p + from, (1 << kLast) - 1, (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p + from, (1 << kLast) - 1, (__m512d)v);
+#else
+  memcpy(p + from, &v, kLast * sizeof(S));
+#endif
+}
+
+// Weights of one panel of outputs.
+template <class S>
+void pack_panel(const Packed<S>& p, int64_t panel) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, Q = kQuad<S>;
+  const MaskedLayer& l = *p.layer;
+  const S* rows[kRows + L];
+  for (int m = 0; m < kRows + L; ++m) {
+    const int64_t j = panel * kRows + (m < kRows ? m : 0);
+    rows[m] = static_cast<const S*>(l.weight) + p.out_at(j < p.n_out ? j : p.n_out - 1) * l.weight_stride;
+  }
+  S* out = p.weights + p.offset[panel];
+  const int64_t depth = p.depth[panel];
+  const auto place = [&](int64_t k) -> S* {
+    const int64_t to = p.in_rank ? p.in_rank[k] : k;
+    return to < depth ? out + to * kRows : nullptr;
+  };
+  int64_t k = 0;
+  const int64_t n = p.in_rank ? p.n_in : depth;
+  for (; k + Q <= n; k += Q)
+    for (int m = 0; m < kRows; m += L) {
+      V v[Q];
+      gather_block(rows + m, k, v);
+      for (int i = 0; i < Q; ++i)
+        if (S* to = place(k + i)) store_rows(to, v[i], m);
+    }
+  for (; k < n; ++k)
+    if (S* to = place(k))
+      for (int m = 0; m < kRows; ++m) to[m] = rows[m][k];
+  for (int m = 0; m < kRows; ++m) {
+    const int64_t j = panel * kRows + m;
+    for (int64_t i = j < p.n_out ? p.limit(j) : 0; i < depth; ++i) out[i * kRows + m] = 0;
+    p.bias[j] = j < p.n_out && l.bias ? static_cast<const S*>(l.bias)[p.out_at(j)] : 0;
+  }
+}
+
+// Weights of one panel of inputs, for the gradient of the input.
+template <class S>
+void pack_panel_t(const Packed<S>& p, int64_t panel) {
+  const MaskedLayer& l = *p.layer;
+  const S* weight = static_cast<const S*>(l.weight);
+  S* out = p.weights_t + p.offset_t[panel];
+  const int64_t first = panel * kRows;
+  for (int64_t j = p.begin[panel]; j < p.n_out; ++j, out += kRows) {
+    const S* row = weight + p.out_at(j) * l.weight_stride;
+    const int64_t seen = p.limit(j) - first;  // of this panel's inputs
+    if (!l.in_order && seen >= kRows) {
+      memcpy(out, row + first, kRows * sizeof(S));
+    } else {
+      for (int m = 0; m < kRows; ++m) out[m] = m < seen ? row[p.in_at(first + m)] : S(0);
+    }
+  }
+}
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,354 @@
+// The spline in SIMD lanes: one lane per element (row, feature), params as [param][lane] in L1, two blocks of lanes at
+// a time: the way to the bin is wide (K independent exponentials), what follows is one long chain.
+#pragma once
+#include "../common/pair.h"
+#include "../common/simd.h"
+#include "rqs.h"
+#include "rqs_math.h"
+
+namespace fk::FK_ISA {
+namespace {
+
+constexpr int kMaxBins = 128;
+// Bins from which the binary search is no slower than selecting while the knots are summed: a
+// search is log2 K + 7 gathers over lanes, the scan 7 blends a knot, at half a cycle each, beside
+// exponentials that are computed anyway (K = 8: 11 against 23 ns an element, K = 64: a tie).
+constexpr int kSearchBins = 64;
+
+// Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots.
+template <class S>
+struct Block {
+  using V = typename Simd<S>::V;
+  V raw[3 * kMaxBins + 1];
+  V e[2 * kMaxBins];  // exp(logit - max), or their running sums
+  V grad[3 * kMaxBins + 1];
+};
+
+// RqsSpec in the arithmetic type.
+//
+// kLeast: the smallest bin, as a fraction of the box, where the setting allows none: far below the
+// spacing of x, and large enough that h / w and its square stay finite.
+template <class Scalar, bool Clip>
+struct Consts {
+  using S = Scalar;
+  using V = typename Simd<S>::V;
+  static constexpr bool kClipped = Clip;
+  static constexpr double kLeast = sizeof(S) == 4 ? 1e-12 : 1e-24;
+  int bins, params;
+  Tails tails;
+  S min_size[2], free_size[2], low[2], high[2];  // [0] widths / x, [1] heights / y
+  S min_slope, logit_scale, exp2_scale, clip_size, clip_slope, edge_logit;
+  S offset[2][kMaxBins];  // of knot k without the softmax part
+
+  explicit Consts(const RqsSpec& s) {
+    const double lo[2] = {s.left, s.bottom}, hi[2] = {s.right, s.top}, mn[2] = {s.min_width, s.min_height};
+    for (int i = 0; i < 2; ++i) {
+      low[i] = S(lo[i]);
+      high[i] = S(hi[i]);
+      min_size[i] = S((hi[i] - lo[i]) * (mn[i] > kLeast ? mn[i] : kLeast));
+      free_size[i] = S((hi[i] - lo[i]) * (1 - mn[i] * s.bins));
+      for (int k = 0; k < s.bins; ++k) offset[i][k] = S(lo[i]) + min_size[i] * S(k);
+    }
+    min_slope = S(s.min_slope);
+    logit_scale = S(s.logit_scale);
+    exp2_scale = S((Clip ? 1 : s.logit_scale) * 1.4426950408889634);
+    clip_size = S(s.clip_size);
+    clip_slope = S(s.clip_slope);
+    edge_logit = S(s.edge_logit);
+    bins = s.bins;
+    params = s.params();
+    tails = s.tails;
+  }
+
+  // Scratch row of a param: under linear tails the first slope param belongs to the second knot.
+  FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
+};
+
+// The rows that are not params: the outer slopes, which the tails decide.
+template <class C, class S = typename C::S>
+FK_INLINE void set_edges(const C& c, Block<S>& b) {
+  using V = typename C::V;
+  const int K = c.bins;
+  if (c.tails == Tails::linear) b.raw[2 * K] = b.raw[3 * K] = splat<V>(c.edge_logit);
+  if (c.tails == Tails::circular) b.raw[3 * K] = b.raw[2 * K];
+}
+
+// ---- from logits to the bin ----
+
+// Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
+// and in the bin; slope logits at its two knots.
+template <class T>
+struct Found {
+  T k, before[2], in[2], u0, u1, inv_sum[2];
+};
+
+template <class V>
+FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
+  const V inv = 1 / (sum_x * sum_y);  // one division for both; each sum is between 1 and K
+  Found<V> f = {};
+  f.inv_sum[0] = sum_y * inv;
+  f.inv_sum[1] = sum_x * inv;
+  return f;
+}
+
+// Soft-clips the K logits in place where the parametrisation says so; returns their maximum.
+template <class C, class V = typename C::V>
+FK_INLINE V clip_and_max(const C& c, V* u) {
+  if constexpr (C::kClipped) {
+    for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(u[k] * c.logit_scale, c.clip_size);
+  }
+  V top = u[0];
+  for (int k = 1; k < c.bins; ++k) top = max_(top, u[k]);
+  return top;
+}
+
+// The sum of rows 0 .. k in two levels, eight rows at a time, what the upper level rounds away
+// starting the next eight: its error is that of a few additions for any K. (A knot is such a sum, and
+// a thin bin magnifies a knot's error by up to 1000.)
+template <class V>
+struct RunningSum {
+  V done = {}, part = {};
+  FK_INLINE V add(int k, V e) {
+    part += e;
+    const V total = done + part;
+    if ((k & 7) == 7) {
+      part -= total - done;
+      done = total;
+    }
+    return total;
+  }
+};
+
+// e[k] = exp(u[k] - max u); returns their sum.
+template <class C, class V = typename C::V>
+FK_INLINE V exp_rows(const C& c, V* u, V* e) {
+  const V top = clip_and_max(c, u);
+  RunningSum<V> sum;
+  V total = {};
+  for (int k = 0; k < c.bins; ++k) {
+    e[k] = exp2_nonpositive((u[k] - top) * c.exp2_scale);
+    total = sum.add(k, e[k]);
+  }
+  return total;
+}
+
+// Selects while accumulating: no gather, cost proportional to K.
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> scan(const C& c, Block<S>& b, int dir, V v) {
+  const int K = c.bins;
+  const V sum_x = exp_rows(c, b.raw, b.e), sum_y = exp_rows(c, b.raw + K, b.e + K);
+  Found<V> f = normalised(sum_x, sum_y);
+  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
+  const V *ea = b.e + dir * K, *eb = b.e + (1 - dir) * K, *u = b.raw + 2 * K;
+  f.in[0] = ea[0];
+  f.in[1] = eb[0];
+  f.u0 = u[0];
+  f.u1 = u[1];
+  RunningSum<V> sum_a, sum_b;
+  for (int k = 1; k < K; ++k) {
+    const V sa = sum_a.add(k - 1, ea[k - 1]), sb = sum_b.add(k - 1, eb[k - 1]);
+    const auto past = v >= sa * unit_size + c.offset[dir][k];
+    f.before[0] = select(past, sa, f.before[0]);
+    f.before[1] = select(past, sb, f.before[1]);
+    f.in[0] = select(past, ea[k], f.in[0]);
+    f.in[1] = select(past, eb[k], f.in[1]);
+    f.u0 = select(past, u[k], f.u0);
+    f.u1 = select(past, u[k + 1], f.u1);
+    f.k = select(past, splat<V>(S(k)), f.k);
+  }
+  if (dir) {  // back to the order x, y
+    V t = f.before[0];
+    f.before[0] = f.before[1];
+    f.before[1] = t;
+    t = f.in[0];
+    f.in[0] = f.in[1];
+    f.in[1] = t;
+  }
+  return f;
+}
+
+// rows[k[lane]][lane]
+template <class V, class I>
+FK_INLINE V gather_rows(const V* rows, I k) {
+  using S = typename ScalarOf<V>::S;
+  constexpr int L = kLanes<S>;
+  const S* base = reinterpret_cast<const S*>(rows);
+  I i = k * L;
+  for (int l = 0; l < L; ++l) i[l] += l;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return (V)_mm512_i32gather_ps((__m512i)i, base, 4);
+  else
+    return (V)_mm512_i64gather_pd((__m512i)i, base, 8);
+#else
+  V r;
+  for (int l = 0; l < L; ++l) r[l] = base[i[l]];
+  return r;
+#endif
+}
+
+// Branch-free binary search: the rows of e hold running sums instead of exponentials, one gather
+// per halving, and the two exponentials of the bin found are computed again.
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
+  using I = typename Simd<S>::I;
+  using Int = typename Simd<S>::Int;
+  const int K = c.bins;
+  V top[2], sum[2];
+  for (int i = 0; i < 2; ++i) {
+    const V* u = b.raw + i * K;
+    top[i] = clip_and_max(c, b.raw + i * K);
+    RunningSum<V> running;
+    for (int k = 0; k < K; ++k) {
+      sum[i] = running.add(k, exp2_nonpositive((u[k] - top[i]) * c.exp2_scale));
+      b.e[i * K + k] = sum[i];
+    }
+  }
+  Found<V> f = normalised(sum[0], sum[1]);
+  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
+  I lo = {};  // the last knot known to be at or before v
+  int step = 1;
+  while (2 * step < K) step *= 2;
+  for (; step > 0; step /= 2) {
+    const I next = lo + Int(step), k = next < Int(K) ? next : I{} + Int(K - 1);
+    const V knot =
+        gather_rows(b.e + dir * K - 1, k) * unit_size + (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
+    lo = (v >= knot) & (next < Int(K)) ? k : lo;
+  }
+  f.k = __builtin_convertvector(lo, V);
+  for (int i = 0; i < 2; ++i) {
+    const V sum_before = gather_rows(b.e + i * K, lo > 0 ? lo - 1 : lo);
+    f.before[i] = select(lo > 0, sum_before, V{});
+    f.in[i] = exp2_nonpositive((gather_rows(b.raw + i * K, lo) - top[i]) * c.exp2_scale);
+  }
+  f.u0 = gather_rows(b.raw + 2 * K, lo);
+  f.u1 = gather_rows(b.raw + 2 * K, lo + 1);
+  return f;
+}
+
+template <class T>
+FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
+  return {{f.k, g.k},
+          {{f.before[0], g.before[0]}, {f.before[1], g.before[1]}},
+          {{f.in[0], g.in[0]}, {f.in[1], g.in[1]}},
+          {f.u0, g.u0},
+          {f.u1, g.u1},
+          {{f.inv_sum[0], g.inv_sum[0]}, {f.inv_sum[1], g.inv_sum[1]}}};
+}
+
+// Raw logits and a value -> where it lies. dir 0 searches in x, 1 in y. Backward needs the
+// exponentials of all bins, so it always scans.
+template <bool Backward, class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
+  return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
+}
+
+template <class C, class T, class M>
+FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
+  T corner[2], size[2];
+  for (int i = 0; i < 2; ++i) {
+    const T unit_size = f.inv_sum[i] * c.free_size[i];
+    size[i] = unit_size * f.in[i] + c.min_size[i];
+    corner[i] = f.k * c.min_size[i] + f.before[i] * unit_size + c.low[i];
+    corner[i] = select(last, c.high[i] - size[i], corner[i]);  // the outer knot is the box's corner, exactly
+  }
+  Bin<T> r;
+  r.x0 = corner[0];
+  r.w = size[0];
+  r.inv_w = 1 / size[0];
+  r.y0 = corner[1];
+  r.h = size[1];
+  r.d0 = slope_value<C::kClipped>(f.u0, c.min_slope, c.clip_slope);
+  r.d1 = slope_value<C::kClipped>(f.u1, c.min_slope, c.clip_slope);
+  return r;
+}
+
+// ---- two blocks of lanes ----
+
+template <class C, class S = typename C::S, class T = Pair<typename C::V>>
+__attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
+  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
+  const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
+  const auto last = f.k == S(c.bins - 1);
+  const Bin<T> bin = bin_of(c, f, last);
+  T y, l;
+  if (inverse) {
+    const Shape<T> p = shape_at(bin, theta_of_y(bin, v, last, c.high[1]));
+    y = bin.x0 + bin.w * p.theta;
+    l = -log_(slope_of(p));
+  } else {
+    const Shape<T> p = shape_at(bin, theta_of_x(bin, v, last, c.high[0]));
+    y = bin.y0 + bin.h * (p.num * p.inv_den);
+    l = log_(slope_of(p));
+  }
+  y = min_(max_(y, T{} + c.low[!inverse]), T{} + c.high[!inverse]);
+  *out = select(inside, y, v);
+  *ladj = select(inside, l, T{});
+}
+
+// Softmax backward of a_j = corner for j < k, size for j = k, 0 after: rows of one block.
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE void size_grads(const C& c, Block<S>& b, int i, V k, V a_before, V a_in, V a_after) {
+  const int K = c.bins;
+  const V *e = b.e + i * K, *u = b.raw + i * K;
+  V* out = b.grad + i * K;
+  for (int j = 0; j < K; ++j) {
+    const V a = select(k == S(j), a_in, select(k > S(j), a_before, a_after));
+    out[j] = e[j] * a;
+    if constexpr (C::kClipped) {
+      const V q = 1 - c.clip_size * abs_(u[j]);
+      out[j] *= q * q;
+    }
+  }
+}
+
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE void slope_grads(const C& c, Block<S>& b, V k, V g0, V g1) {
+  const int K = c.bins;
+  const V zero = {};
+  V* out = b.grad + 2 * K;
+  out[0] = select(k == S(0), g0, zero);
+  for (int j = 1; j <= K; ++j) out[j] = select(k == S(j), g0, select(k == S(j - 1), g1, zero));
+  if (c.tails == Tails::circular) out[0] += out[K];
+}
+
+// Leaves d loss / d params in the blocks' grad and returns d loss / d v.
+template <class C, class S = typename C::S, class T = Pair<typename C::V>>
+__attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
+  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
+  const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
+  const auto last = f.k == S(c.bins - 1);
+  const Bin<T> bin = bin_of(c, f, last);
+  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v, last, c.high[1]) : theta_of_x(bin, v, last, c.high[0]));
+  T gy = g_out, gl = g_ladj, g_v;
+  if (inverse) {  // implicit function theorem: see the derivation
+    g_v = (g_out - g_ladj * ladj_slope(bin, p)) / slope_of(p);
+    gy = -g_v;
+    gl = -g_ladj;
+  }
+  const BinGrad<T> g = grad_of(bin, p, gy, gl);
+  if (!inverse) g_v = g.x;
+
+  const T zero = {};
+  const T g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
+  const T g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
+  for (int i = 0; i < 2; ++i) {
+    const T scale = f.inv_sum[i] * (c.logit_scale * c.free_size[i]);
+    // a_j minus its mean, with the masses after and in the bin rather than before it: in the last bin
+    // the one is 0, and what cancels in exact arithmetic is never formed.
+    const T after_mass = select(last, zero, 1 - (f.before[i] + f.in[i]) * f.inv_sum[i]);
+    const T excess = g_corner[i] - g_size[i];
+    const T low = g_corner[i] * after_mass + excess * (f.in[i] * f.inv_sum[i]);
+    const T before = low * scale, in = (low - excess) * scale, after = (low - g_corner[i]) * scale;
+    size_grads(c, b[0], i, f.k.a, before.a, in.a, after.a);
+    size_grads(c, b[1], i, f.k.b, before.b, in.b, after.b);
+  }
+  const T g0 = select(inside, g.d0 * slope_grad<C::kClipped>(bin.d0, f.u0, c.clip_slope), zero);
+  const T g1 = select(inside, g.d1 * slope_grad<C::kClipped>(bin.d1, f.u1, c.clip_slope), zero);
+  slope_grads(c, b[0], f.k.a, g0.a, g1.a);
+  slope_grads(c, b[1], f.k.b, g0.b, g1.b);
+  return select(inside, g_v, g_out);
+}
+
+}  // namespace
+}  // namespace fk::FK_ISA

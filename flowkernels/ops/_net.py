@@ -1,0 +1,200 @@
+"""Networks of masked layers on the compiled kernels: describes tensors, allocates, calls. Shared by the ops on nets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._native import DTYPES
+
+_threads = torch.get_num_threads
+_KERNELS = (torch.float32, torch.float64)
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/masked_linear/net.h
+_SLOPE_NEEDS_INPUT = ("gelu", "silu")
+
+
+def why_not(tensors: Sequence[Tensor]) -> str | None:
+    """Why these tensors (x first, all of one dtype) cannot run on the compiled kernels, or None."""
+    if _native.C is None:
+        return _native.why_missing
+    dtype = tensors[0].dtype
+    if dtype not in DTYPES:
+        return f"no kernel for {dtype}"
+    if tensors[0].shape[-1] == 0:
+        return "x has no features"
+    for t in tensors:
+        if not t.is_cpu:
+            return f"a tensor is on {t.device}"
+        if t.dtype is not dtype:
+            return "the inputs have several dtypes"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses the dtype of every product"
+    return None
+
+
+@dataclass(slots=True)
+class Layer:
+    """A layer of a call, and its gradients once `bwd` has run."""
+
+    weight: Tensor
+    bias: Tensor | None
+    in_order: Tensor | None = None
+    out_order: Tensor | None = None
+    limit: Tensor | None = None
+    add: Tensor | None = None  # [rows, n_out] or [1, n_out]
+    gate: Tensor | None = None
+    kept: Tensor | None = None  # [rows, n_in], what enters the layer
+    need_weight: bool = False
+    need_bias: bool = False
+    need_add: bool = False
+    need_gate: bool = False
+    grad_weight: Tensor | None = None
+    grad_bias: Tensor | None = None
+    grad_add: Tensor | None = None
+    grad_gate: Tensor | None = None
+
+    def numbers(self) -> tuple[int, ...]:
+        w, add, gate = self.weight, self.add, self.gate
+        return (
+            w.data_ptr(), w.stride(0), pointer(self.bias), w.shape[1], w.shape[0], pointer(self.in_order),
+            pointer(self.out_order), pointer(self.limit), pointer(add), 0 if add is None else add.stride(0),
+            pointer(gate), 0 if gate is None else gate.stride(0), pointer(self.kept), pointer(self.grad_weight),
+            pointer(self.grad_bias), pointer(self.grad_add), pointer(self.grad_gate),
+        )  # fmt: skip
+
+    def allocate_grads(self, rows: int) -> None:
+        """Makes room for the gradients that are wanted; zeros where no kernel will run."""
+        w, new = self.weight, torch.empty if rows else torch.zeros
+        self.grad_weight = new(w.shape, dtype=w.dtype) if self.need_weight else None
+        self.grad_bias = new(w.shape[0], dtype=w.dtype) if self.need_bias else None
+        self.grad_add = new((rows, w.shape[0]), dtype=w.dtype) if self.need_add else None
+        self.grad_gate = new((rows, w.shape[0]), dtype=w.dtype) if self.need_gate else None
+
+
+def pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _rows_dense(t: Tensor) -> Tensor:
+    """A tensor whose rows the kernels can walk: dense, at any distance, in memory as they read."""
+    if t.is_neg():
+        t = t.resolve_neg()
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
+@dataclass(slots=True)
+class Net:
+    """A network of a call."""
+
+    layers: list[Layer]
+    residual: bool
+    activation: str
+    last: str = "identity"
+
+    def handle(self):
+        """The network as the compiled module takes it."""
+        numbers = [layer.numbers() for layer in self.layers]
+        act, last = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.last)
+        return _native.C.Net(numbers, self.residual, act, last)  # type: ignore[union-attr]
+
+    def keep(self, rows: int) -> list[Tensor]:
+        """Makes the forward pass leave what enters hidden layers, for `reuse` in the backward pass.
+
+        Of a residual net what enters the second layer of each block: a third of what module by module keeps, and half
+        of the products that backward would do again. Where a slope needs what an activation was given, nothing.
+        """
+        if self.activation in _SLOPE_NEEDS_INPUT:
+            return []
+        first, step = (2, 2) if self.residual else (1, 1)
+        kept = []
+        for layer in self.layers[first : len(self.layers) - self.residual : step]:
+            layer.kept = torch.empty((rows, layer.weight.shape[1]), dtype=layer.weight.dtype)
+            kept.append(layer.kept)
+        return kept
+
+    def reuse(self, kept: Sequence[Tensor]) -> None:
+        """Gives the layers what `keep` made."""
+        first, step = (2, 2) if self.residual else (1, 1)
+        for layer, t in zip(self.layers[first::step], kept, strict=False):
+            layer.kept = t
+
+    def grads(self, adds: Sequence[bool], gates: Sequence[bool], x: Tensor) -> list[Tensor | None]:
+        """The gradients that `bwd` left in the layers, in the order and dtype of the tensors that `describe` took.
+
+        ``x``: the net's input as it was given.
+        """
+        lead, dtype = x.shape[:-1], x.dtype
+        terms = [layer.grad_add for layer, has in zip(self.layers, adds, strict=False) if has]
+        terms += [layer.grad_gate for layer, has in zip(self.layers, gates, strict=False) if has]
+        out = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias)]
+        out += [None if g is None else g.view(*lead, g.shape[-1]) for g in terms]
+        return out if dtype in _KERNELS else [None if g is None else g.to(dtype) for g in out]
+
+
+def widen(*tensors: Tensor) -> Sequence[Tensor]:
+    """The tensors in a dtype the kernels compute in: 16-bit ones in float32."""
+    return tensors if tensors[0].dtype in _KERNELS else [t.float() for t in tensors]
+
+
+def describe(
+    tensors: Sequence[Tensor],
+    *,
+    residual: bool,
+    activation: str,
+    adds: Sequence[bool] = (),
+    gates: Sequence[bool] = (),
+    needs: Sequence[bool] | None = None,
+) -> Net:
+    """A net from its tensors: (weight, bias) per layer, then the terms added in layers where `adds`, then the gates."""
+    n_terms = sum(adds) + sum(gates)
+    n = (len(tensors) - n_terms) // 2
+    layers = [Layer(_rows_dense(tensors[2 * i]), tensors[2 * i + 1].contiguous()) for i in range(n)]
+    at = 2 * n
+    if needs is not None:
+        for i, layer in enumerate(layers):
+            layer.need_weight, layer.need_bias = needs[2 * i], needs[2 * i + 1]
+    for layer, has in zip(layers, adds, strict=False):
+        if has:
+            layer.add = flat(tensors[at])
+            layer.need_add = needs is not None and needs[at]
+            at += 1
+    for layer, has in zip(layers, gates, strict=False):
+        if has:
+            layer.gate = flat(tensors[at])
+            layer.need_gate = needs is not None and needs[at]
+            at += 1
+    return Net(layers, residual, activation)
+
+
+def flat(x: Tensor) -> Tensor:
+    """``[..., D]`` as ``[rows, D]`` with dense rows."""
+    return _rows_dense(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
+
+
+def fwd(x: Tensor, net: Net) -> Tensor:
+    """The net's output ``[..., n_out]``."""
+    rows = flat(x)
+    y = x.new_empty((*x.shape[:-1], net.layers[-1].weight.shape[0]))
+    if rows.shape[0] > 0:
+        _native.C.net_fwd(  # type: ignore[union-attr]
+            net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), y.data_ptr(), _threads()
+        )
+    return y
+
+
+def bwd(x: Tensor, net: Net, grad_y: Tensor, need_x: bool, y: Tensor | None = None) -> Tensor | None:
+    """The gradient of x; those of the layers land in them. `y` saves computing the output again for its slope."""
+    rows, grad_y = flat(x), grad_y.contiguous().resolve_neg()
+    for layer in net.layers:
+        layer.allocate_grads(rows.shape[0])
+    grad_x = torch.empty(x.shape, dtype=x.dtype) if need_x else None
+    if rows.shape[0] > 0:
+        _native.C.net_bwd(  # type: ignore[union-attr]
+            net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), pointer(y),
+            grad_y.data_ptr(), pointer(grad_x), _threads(),
+        )  # fmt: skip
+    return grad_x

@@ -1,0 +1,114 @@
+"""A whole flow layer in one call: conditioner, univariate map of each feature, log |det J|."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flowkernels import backends
+from flowkernels.ops._routing import Op, in_transform
+from flowkernels.ops.residual_net import ResidualNetSpec, with_context
+from flowkernels.ops.rqs.spec import RqsSpec
+
+from . import native, reference
+from .spec import Columns, FlowLayerSpec, columns
+
+__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "try_flow_layer"]
+
+_op = Op(
+    "flow_layer",
+    spec_type=FlowLayerSpec,
+    reference=reference.fwd,
+    table={"cpu": native, "reference": reference},
+)
+
+
+def flow_layer(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    univariate: RqsSpec,
+    columns: Columns,
+    *,
+    context: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""A coupling layer: some features of x choose, through a residual net, the splines of the others.
+
+    .. math:: y_b = f(x_b; \mathrm{net}(x_a, c)), \qquad y = x \text{ elsewhere}, \qquad
+        \mathrm{ladj} = \sum_b \log |f'(x_b)|
+
+    with a, b the features ``columns.inputs`` and ``columns.outputs``, and the net of `ops.residual_net`. Its output,
+    often the largest tensor of a flow, never reaches memory, and backward keeps nothing but the inputs.
+
+    Args:
+        x: ``[..., D]``.
+        layers: (weight, bias) as for `ops.residual_net`; the last returns ``len(b) * P`` numbers.
+        univariate: the spline's settings, forward or inverse; `ops.rqs` documents them.
+        columns: which features are seen and which are mapped; see `columns`.
+        context: ``[..., C]`` or None.
+        backend: run on this one or raise; default: the fastest that can.
+
+    Returns:
+        ``y [..., D]`` and ``ladj [...]``, in nats.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.ops.flow_layer import columns, flow_layer
+        >>> from flowkernels.transforms import RQS
+        >>> sizes = [(16, 2), (16, 16), (16, 16), (2 * 23, 16)]
+        >>> layers = [(torch.randn(s), torch.randn(s[0])) for s in sizes]
+        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec(), columns(4, (0, 2), (1, 3)))
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 4]), torch.Size([5]))
+    """
+    spec, tensors = prepare(x, layers, univariate, columns, context)
+    return _op(spec, backend, *tensors)  # type: ignore[return-value]
+
+
+def runs_fused(spec: FlowLayerSpec, tensors: Sequence[Tensor]) -> bool:
+    """Whether the layer would run on a kernel, by the default backend and in the mode torch is in."""
+    return (
+        backends.default() in ("auto", "cpu") and not in_transform(tensors) and native.why_not(spec, *tensors) is None
+    )
+
+
+def try_flow_layer(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    univariate: RqsSpec,
+    columns: Columns,
+    context: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """`flow_layer` where it runs on a kernel, else None: a caller with faster parts than the reference uses those."""
+    spec, tensors = prepare(x, layers, univariate, columns, context)
+    return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
+
+
+def prepare(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    univariate: RqsSpec,
+    columns: Columns,
+    context: Tensor | None,
+) -> tuple[FlowLayerSpec, list[Tensor]]:
+    """The settings and tensors of a call."""
+    if x.dim() == 0 or x.shape[-1] != columns.features:
+        raise ValueError(f"ops.flow_layer: x must be [..., {columns.features}], got {list(x.shape)}")
+    n_out, expected = layers[-1][0].shape[0], len(columns.outputs) * univariate.n_params
+    if n_out != expected:
+        raise ValueError(f"ops.flow_layer: the last layer must return {expected} parameters, got {n_out}")
+    terms: list[Tensor] = []
+    adds, gates = (), ()
+    if context is not None:
+        layers, terms = with_context(len(columns.inputs), x.shape[:-1], layers, context)
+        net = ResidualNetSpec(len(layers) // 2 - 1, True)
+        adds, gates = net.adds, net.gates
+    flat = [t for layer in layers for t in layer]
+    return FlowLayerSpec(columns, univariate, True, "relu", adds, gates), [x, *flat, *terms]

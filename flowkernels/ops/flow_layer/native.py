@@ -1,0 +1,84 @@
+"""Flow layers on the compiled kernels: the parameters of the maps never reach memory, forward or backward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._native import DTYPES
+from flowkernels.ops import _net
+from flowkernels.ops.rqs import native as rqs
+
+from .spec import FlowLayerSpec
+
+_threads = torch.get_num_threads
+
+
+def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
+    return _net.why_not(tensors)
+
+
+@functools.lru_cache(maxsize=1024)
+def _map(univariate):
+    return _native.C.UnivariateMap(rqs._handle(univariate))
+
+
+def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
+    return _net.describe(
+        tensors, residual=spec.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates, needs=needs
+    )
+
+
+def _geometry(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple:
+    c = spec.columns
+    return (
+        net.handle(), _map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], c.features, rows.data_ptr(),
+        rows.stride(0), c.in_index.data_ptr(), c.out_index.data_ptr(), len(c.outputs),
+    )  # fmt: skip
+
+
+def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]:
+    rows, y, ladj = _net.flat(x), x.new_empty(x.shape), x.new_empty(x.shape[:-1])
+    if rows.shape[0] > 0:
+        _native.C.flow_layer_fwd(*_geometry(spec, net, rows), y.data_ptr(), ladj.data_ptr(), 0, _threads())  # type: ignore[union-attr]
+    return y, ladj
+
+
+def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x, *rest = _net.widen(*tensors)
+    y, ladj = _fwd(spec, x, _describe(spec, rest))
+    return y.to(tensors[0].dtype), ladj
+
+
+def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    x, *rest = _net.widen(*tensors)
+    net = _describe(spec, rest)
+    kept = net.keep(x.numel() // spec.columns.features)
+    y, ladj = _fwd(spec, x, net)
+    return (y.to(tensors[0].dtype), ladj), kept
+
+
+def bwd(
+    spec: FlowLayerSpec,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    saved: Sequence[Tensor] = (),
+) -> list[Tensor | None]:
+    x, *rest = _net.widen(*tensors)
+    net, rows = _describe(spec, rest, needs[1:]), _net.flat(x)
+    net.reuse(saved)
+    for layer in net.layers:
+        layer.allocate_grads(rows.shape[0])
+    grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
+    grad_x = torch.empty(x.shape, dtype=x.dtype) if needs[0] else None
+    if rows.shape[0] > 0:
+        _native.C.flow_layer_bwd(  # type: ignore[union-attr]
+            *_geometry(spec, net, rows), _net.pointer(grad_y), _net.pointer(grad_ladj), _net.pointer(grad_x), _threads()
+        )
+    grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
+    return [grad_x, *net.grads(spec.adds, spec.gates, tensors[0])]

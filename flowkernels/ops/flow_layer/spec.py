@@ -1,0 +1,40 @@
+"""What a flow layer is, apart from its tensors."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from flowkernels.ops.rqs.spec import RqsSpec
+
+
+class Columns:
+    """Which features a layer's conditioner sees, and which are mapped. Equal to itself only; see `columns`."""
+
+    def __init__(self, features: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+        for name, given in (("inputs", inputs), ("outputs", outputs)):
+            if not given or len(set(given)) != len(given) or not all(0 <= i < features for i in given):
+                contract = f"distinct features below {features}, at least one"
+                raise ValueError(f"ops.flow_layer: {name} must be {contract}, got {given}")
+        self.features, self.inputs, self.outputs = features, inputs, outputs
+        self.in_index = torch.tensor(inputs, dtype=torch.int32)
+        self.out_index = torch.tensor(outputs, dtype=torch.int32)
+
+
+columns = functools.lru_cache(maxsize=1024)(Columns)
+
+
+class FlowLayerSpec(NamedTuple):
+    columns: Columns
+    univariate: RqsSpec
+    residual: bool
+    activation: str
+    adds: tuple[bool, ...]  # which layers have a term added
+    gates: tuple[bool, ...]  # which have a gate
+
+    @property
+    def n_params(self) -> int:
+        """P, the parameters of one feature."""
+        return self.univariate.n_params
