@@ -4,6 +4,6 @@ from .base import Transform
 from .composite import Composite, Inverse
 from .coupling import Coupling
 from .permutation import Permutation
-from .univariate import RQS, Univariate
+from .univariate import RQS, Affine, Univariate
 
-__all__ = ["RQS", "Composite", "Coupling", "Inverse", "Permutation", "Transform", "Univariate"]
+__all__ = ["RQS", "Affine", "Composite", "Coupling", "Inverse", "Permutation", "Transform", "Univariate"]
