@@ -17,6 +17,8 @@ def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> N
     """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
+    if like is not None and t.dtype == like.dtype and t.device == like.device and t.layout is torch.strided:
+        return
     if t.dtype not in _DTYPES:
         raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
     if t.layout is not torch.strided:
