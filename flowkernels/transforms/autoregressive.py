@@ -91,15 +91,20 @@ class Autoregressive(Transform):
             )
 
     def _feature_by_feature(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        order: Any = self.conditioner.order
         x = torch.zeros_like(y)
         ladj = y.new_zeros(y.shape[:-1], dtype=torch.promote_types(y.dtype, torch.float32))
-        for d in order.tolist() if isinstance(order, Tensor) else order:
+        for d in self._order():
             params = self._params(x, context)[..., d : d + 1, :]
             value, part = self.univariate(y[..., d : d + 1], params, True)
             x = x.slice_scatter(value.to(x.dtype), -1, d, d + 1)  # a copy: the last pass needs its own x in backward
             ladj = ladj + part
         return x, ladj
+
+    def _order(self) -> list[int]:
+        if isinstance(self.conditioner, MADE):  # a compiler cannot read a tensor
+            return [d for group in self.conditioner.plan.groups for d in group]
+        order: Any = self.conditioner.order
+        return order.tolist() if isinstance(order, Tensor) else list(order)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -137,8 +138,10 @@ def assert_numbers(
             torch.maximum(d, (a.double() - b).abs(), out=d)
         error = error or [a.double() - b for a, b in zip(eager, truth, strict=True)]
     assert error is not None
-    for isa in isas:
+    for first, isa in zip(itertools.chain([True], itertools.repeat(False)), isas, strict=False):
         for backend in backends_of(op):
+            if backend == "reference" and not first:
+                continue  # it knows no instruction sets
             for i, (kernel, right) in enumerate(zip(run(backend, given), exact, strict=True)):
                 assert kernel.dtype == dtype
                 worst = scale * draws[i]

@@ -162,7 +162,7 @@ def test_is_nflows(D, context, residual) -> None:
     for backend in backends_of("made"):
         found = ops.made(x, [(m.weight, m.bias) for m in linears], plan, activation="tanh", adds=adds, backend=backend)
         torch.testing.assert_close(found, net(x, c), rtol=1e-12, atol=1e-12)
-        mine, its = (torch.autograd.grad(y.sin().sum(), list(net.parameters()), allow_unused=True)
+        mine, its = (torch.autograd.grad(y.sin().sum(), list(net.parameters()), allow_unused=True, retain_graph=True)
                      for y in (found, net(x, c)))  # fmt: skip
         for a, b in zip(mine, its, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
