@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from flowkernels import ops
 from flowkernels.ops.made.plan import LayerPlan, _by_identity, layer_plan
@@ -249,6 +250,12 @@ class TestLayerPlan:
         weight = torch.ones(2, 2, requires_grad=True)
         (weight * plan.mask(weight)).sum().backward()
         assert plan.mask(weight) is plan.mask(torch.empty(3)) and plan.mask(weight.double()).dtype == torch.float64
+
+    def test_fake_tensors_do_not_stay(self) -> None:
+        ins, outs = [1, 2, 3, 4], [1, 3, 1, 3]
+        with FakeTensorMode():
+            ops.masked_linear(torch.empty(5, 4), torch.empty(4, 4), None, ins, outs)
+        assert ops.masked_linear(torch.ones(5, 4), torch.ones(4, 4), None, ins, outs)[0].tolist() == [1, 3, 1, 3]
 
     def test_copies_are_itself(self) -> None:
         plan = layer_plan([1, 2], [1, 2])

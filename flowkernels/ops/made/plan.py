@@ -150,7 +150,7 @@ def layer_plan(degrees_in: Degrees, degrees_out: Degrees, strict: bool = False) 
 
 def _from_values(degrees_in: Degrees, degrees_out: Degrees, strict: bool) -> LayerPlan:
     ins, outs = _ints("LayerPlan: degrees_in", degrees_in), _ints("LayerPlan: degrees_out", degrees_out)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0:  # its tensors may be fake
         return LayerPlan(ins, outs, strict=strict)
     return _by_value(tuple(ins), tuple(outs), bool(strict))
 
