@@ -18,7 +18,10 @@ NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 
 # Cells of the op × backend table that stay empty by design, with the reason `flowkernels.info` prints.
 MISSING = {
-    ("rqs", "eager"): "plain PyTorch is the reference",
+    **{
+        (op, "eager"): "plain PyTorch is the reference"
+        for op in ("rqs", "affine", "masked_linear", "made", "autoregressive_inverse", "flow_layer")
+    },
 }
 
 

@@ -1,7 +1,9 @@
 """Ready models, and the `Flow` that they are."""
 
+from .autoregressive import IAF, MAF
 from .distribution import FlowDistribution
 from .flow import Flow
+from .made import MADE, MixtureMADE
 from .nsf import NSF
 
-__all__ = ["NSF", "Flow", "FlowDistribution"]
+__all__ = ["IAF", "MADE", "MAF", "NSF", "Flow", "FlowDistribution", "MixtureMADE"]

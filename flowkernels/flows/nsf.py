@@ -1,4 +1,4 @@
-"""The neural spline flow, in its coupling form."""
+"""The neural spline flow, in its coupling and in its autoregressive form."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import nn
 
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ResidualNet
-from flowkernels.transforms import RQS, Composite, Coupling, Univariate
+from flowkernels.nets.degrees import Seed
+from flowkernels.transforms import RQS, Composite, Coupling, Transform, Univariate
 
+from .autoregressive import autoregressive_layers
 from .flow import Flow
 
 Net = Callable[[int, int], nn.Module]
@@ -22,8 +24,9 @@ class NSF(Flow):
     r"""The neural spline flow: coupling layers of rational-quadratic splines, with alternating masks.
 
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats; layer i transforms the features
-    j with i + j odd, given the others. Outside [-tail_bound, tail_bound] a layer leaves a feature as it is, so scale
-    the data to unit size first. An untrained model is nearly the identity. Shapes, dtypes and context: see `Flow`.
+    j with i + j odd, given the others, or, where ``autoregressive``, every feature given those before it.
+    Outside [-tail_bound, tail_bound] a layer leaves a feature as it is, so scale the data to unit size first. An
+    untrained model is nearly the identity. Shapes, dtypes and context: see `Flow`.
 
     Args:
         features: D. With D = 1 the networks see the context only; without a context they are learned constants.
@@ -33,14 +36,17 @@ class NSF(Flow):
         hidden: widths of the hidden layers. For ``net="residual"`` one equal width per residual block.
         tail_bound: half the width of the box.
         net: ``"residual"`` (the paper's), ``"mlp"``, or a function ``(in_features, out_features) -> module`` of your
-            own (started near the identity if it has ``start_at(values)``).
-        activation, dropout: of the networks, and ``batch_norm`` of the residual ones.
+            own (started near the identity if it has ``start_at(values)``; coupling layers only).
+        activation, dropout: of the networks, and ``batch_norm`` of the residual ones (coupling layers only).
+        autoregressive: autoregressive layers instead of coupling layers; see `flowkernels.flows.MAF`, also for
+            ``order`` (``"reversed"`` or ``"random"``) and ``seed``, which are theirs.
         min_bin_width, min_bin_height, min_derivative, parametrization: see `flowkernels.ops.rqs`.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first.
 
     Raises:
-        ValueError: ``features`` or ``transforms`` is less than 1, ``net`` is unknown, or ``hidden`` does not fit it.
+        ValueError: ``features`` or ``transforms`` is less than 1, ``net`` or ``order`` is unknown or not possible, or
+            ``hidden`` does not fit it.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
@@ -73,6 +79,9 @@ class NSF(Flow):
         min_bin_height: float = 1e-3,
         min_derivative: float = 1e-3,
         parametrization: str = "softmax",
+        autoregressive: bool = False,
+        order: str = "reversed",
+        seed: Seed = None,
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
@@ -87,16 +96,25 @@ class NSF(Flow):
             min_derivative=min_derivative,
             parametrization=parametrization,
         )
-        if not isinstance(net, str):
-            factory = net
-        elif features == 1 and context == 0:
-            factory = Constant
+        layers: list[Transform]
+        if autoregressive:
+            if net not in ("residual", "mlp") or batch_norm:
+                given = f"{net!r}, batch_norm={batch_norm}"
+                raise ValueError(
+                    f'flows.NSF: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}'
+                )
+            layers = [
+                *autoregressive_layers(
+                    "NSF", features, context, transforms, hidden, univariate, residual=net == "residual",
+                    activation=activation, dropout=dropout, order=order, seed=seed,
+                )
+            ]  # fmt: skip
         else:
-            factory = _factory(net, hidden, context, activation, dropout, batch_norm)
-        layers = [
-            Coupling(_alternating(features, i), functools.partial(_near_identity, factory, univariate), univariate)
-            for i in range(transforms)
-        ]
+            factory = _factory(net, features, hidden, context, activation, dropout, batch_norm)
+            layers = [
+                Coupling(_alternating(features, i), functools.partial(_near_identity, factory, univariate), univariate)
+                for i in range(transforms)
+            ]
         super().__init__(Composite(layers), StandardNormal(features) if base is None else base, embedding)
 
 
@@ -113,8 +131,18 @@ def _near_identity(net: Net, univariate: Univariate, in_features: int, out_featu
 
 
 def _factory(
-    net: str, hidden: Sequence[int], context: int, activation: Activation, dropout: float, batch_norm: bool
+    net: str | Net,
+    features: int,
+    hidden: Sequence[int],
+    context: int,
+    activation: Activation,
+    dropout: float,
+    batch_norm: bool,
 ) -> Net:
+    if not isinstance(net, str):
+        return net
+    if features == 1 and context == 0:
+        return Constant
     if net == "mlp":
         return functools.partial(MLP, hidden=hidden, context=context, activation=activation, dropout=dropout)
     if net != "residual":

@@ -1,6 +1,19 @@
-"""Differentiable functions: tensors in, (y, ladj) out."""
+"""Differentiable functions: tensors in, (y, ladj) out; networks give their output alone."""
 
+from .affine import affine
+from .autoregressive_inverse import autoregressive_inverse
+from .made import LayerPlan, MadePlan, made
+from .masked_linear import masked_linear
 from .residual_net import residual_net
 from .rqs import rqs
 
-__all__ = ["residual_net", "rqs"]
+__all__ = [
+    "LayerPlan",
+    "MadePlan",
+    "affine",
+    "autoregressive_inverse",
+    "made",
+    "masked_linear",
+    "residual_net",
+    "rqs",
+]

@@ -1,9 +1,20 @@
 """Invertible modules: `forward` is data → latent, `inverse` is latent → data, both give (y, ladj)."""
 
+from .autoregressive import Autoregressive
 from .base import Transform
 from .composite import Composite, Inverse
 from .coupling import Coupling
 from .permutation import Permutation
-from .univariate import RQS, Univariate
+from .univariate import RQS, Affine, Univariate
 
-__all__ = ["RQS", "Composite", "Coupling", "Inverse", "Permutation", "Transform", "Univariate"]
+__all__ = [
+    "RQS",
+    "Affine",
+    "Autoregressive",
+    "Composite",
+    "Coupling",
+    "Inverse",
+    "Permutation",
+    "Transform",
+    "Univariate",
+]

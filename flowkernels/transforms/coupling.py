@@ -98,7 +98,8 @@ class Coupling(Transform):
         if conditioner.final_layer.out_features != self.split.n_transformed * univariate.params_per_feature:
             return None
         layers = conditioner.layers(context, x.shape[:-1])
-        return None if layers is None else try_flow_layer(x, layers, univariate.spec(inverse), columns, context)
+        spec = univariate.spec._replace(inverse=inverse)
+        return None if layers is None else try_flow_layer(x, layers, spec, columns, context)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from flowkernels.ops.affine import affine
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.affine.spec import make_spec as make_affine_spec
 from flowkernels.ops.rqs import rqs
-from flowkernels.ops.rqs.spec import RqsSpec, cached_spec, make_spec
+from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 
 class Univariate(Protocol):
-    """A monotone map of every feature, with its own P parameters; an `nn.Module` if it has weights."""
+    """A monotone map of every feature, with its own P parameters; an `nn.Module` if it has weights.
+
+    If it has a ``spec`` (an RqsSpec or an AffineSpec, of the direction data → latent), an autoregressive layer
+    inverts it in one sweep.
+    """
 
     @property
     def params_per_feature(self) -> int:
@@ -64,6 +72,7 @@ class RQS:
     slope: float = 1e-3
     params_per_feature: int = field(init=False, repr=False, compare=False)
     identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    spec: RqsSpec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         spec = make_spec(
@@ -74,15 +83,9 @@ class RQS:
         reachable = spec.clipped or self.min_derivative < 1  # slope 1 is, for free ends, not always
         slope_one = spec.edge_logit if reachable else 0.0
         # The way to set a field of a frozen dataclass. Equal bins with slope 1 at every knot are a straight line.
+        object.__setattr__(self, "spec", spec)
         object.__setattr__(self, "params_per_feature", spec.n_params)
         object.__setattr__(self, "identity", (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes)
-
-    def spec(self, inverse: bool = False) -> RqsSpec:
-        """The settings as the ops that fuse this map with its conditioner take them."""
-        return cached_spec(
-            self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
-            self.min_derivative, self.logit_scale, self.parametrization, self.slope, inverse,
-        )  # fmt: skip
 
     def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return rqs(
@@ -100,3 +103,60 @@ class RQS:
             slope=self.slope,
             inverse=inverse,
         )
+
+
+@dataclass(frozen=True)
+class Affine:
+    r"""The affine map of `flowkernels.ops.affine`, as a choice for a layer.
+
+    ``Affine(...)(x, params, inverse)`` is ``ops.affine(x, params, ..., inverse=inverse)``: ``x [..., D]``,
+    ``params [..., D, P]`` → ``y [..., D]``, ``ladj [...]`` in nats; formulas and dtypes are written there.
+    P = ``params_per_feature`` = 2, or 1 for ``"additive"``.
+
+    Args:
+        scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"exp"`` (the papers'); or
+            ``"additive"``.
+        min_scale: None stands for 1e-3 where the scale has a floor, and 0 elsewhere.
+
+    Raises:
+        ValueError: a setting breaks the contract of `flowkernels.ops.affine`.
+
+    Reference:
+        Papamakarios, Pavlakou, Murray: Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
+        arXiv:1705.07057.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.transforms import Affine
+        >>> affine = Affine()
+        >>> x = torch.randn(4, 2)
+        >>> y, ladj = affine(x, torch.tensor(affine.identity).expand(4, 2, 2), inverse=False)
+        >>> torch.allclose(y, x)
+        True
+    """
+
+    scale: str = "softplus"
+    min_scale: float | None = None
+    params_per_feature: int = field(init=False, repr=False, compare=False)
+    identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    spec: AffineSpec = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        floored = self.scale in ("softplus", "sigmoid")
+        floor = (1e-3 if floored else 0.0) if self.min_scale is None else self.min_scale
+        spec = make_affine_spec(self.scale, floor, False)
+        rest = 1 - spec.min_scale
+        # Where the floor is 1 or more the identity is out of reach; logits of 0 are as good as any.
+        logit = 0.0
+        if self.scale == "softplus" and rest > 0:
+            logit = math.log(math.expm1(rest))
+        elif self.scale == "sigmoid" and 0 < rest < 1:
+            logit = math.log(rest / spec.min_scale) - 2
+        elif self.scale == "sigmoid" and rest == 1:
+            logit = 4.0  # a sigmoid never is 1; here it is 0.9975
+        object.__setattr__(self, "spec", spec)
+        object.__setattr__(self, "params_per_feature", spec.n_params)
+        object.__setattr__(self, "identity", (0.0,) if self.scale == "additive" else (logit, 0.0))
+
+    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return affine(x, params, scale=self.scale, min_scale=self.spec.min_scale, inverse=inverse)

@@ -64,7 +64,7 @@ def flow_layer(
         >>> from flowkernels.transforms import RQS
         >>> sizes = [(16, 2), (16, 16), (16, 16), (2 * 23, 16)]
         >>> layers = [(torch.randn(s), torch.randn(s[0])) for s in sizes]
-        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec(), columns(4, (0, 2), (1, 3)))
+        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec, columns(4, (0, 2), (1, 3)))
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """

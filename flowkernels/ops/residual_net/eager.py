@@ -1,7 +1,7 @@
 """The residual conditioner as one autograd node: products by torch's GEMM, what lies between them in place.
 
-What it saves against a module tree: an autograd node and a fresh tensor per relu, add and gate. Kept for backward is the
-residual stream between blocks and nothing else, (blocks - 1) x [B, H] against 5 x [B, H] at two blocks; backward
+What it saves against a module tree: an autograd node and a fresh tensor per relu, add and gate. Kept for backward is
+the residual stream between blocks and nothing else, (blocks - 1) x [B, H] against 5 x [B, H] at two blocks; backward
 computes one product per block again, and the second of the last block.
 """
 

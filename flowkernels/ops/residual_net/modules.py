@@ -13,14 +13,15 @@ _RELU = (F.relu, torch.relu, F.relu_)
 
 
 # Read through __dict__: this runs on every call of every layer, and nn.Module's attributes cost a microsecond each.
-def _hooked(m: nn.Module) -> bool:
+def hooked(m: nn.Module) -> bool:
+    """Whether calling this module does more than its forward."""
     d = m.__dict__
     return bool(d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"] or d["_backward_pre_hooks"])
 
 
 def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
     """Appends a linear layer, unless it is anything more: weight norm, parametrizations, LoRA, hooks."""
-    if type(m) is not nn.Linear or _hooked(m):
+    if type(m) is not nn.Linear or hooked(m):
         return False
     parameters = m.__dict__["_parameters"]
     weight, bias = parameters.get("weight"), parameters.get("bias")
@@ -36,7 +37,7 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
     It must be called where it has hooks, another activation than relu, batch norm, active dropout, replaced layers,
     or a context it was not built for (or the other way round).
     """
-    if _module._has_any_global_hook() or _hooked(net):
+    if _module._has_any_global_hook() or hooked(net):
         return None
     layers: list[tuple[Tensor, Tensor]] = []
     parts = net.__dict__["_modules"]
@@ -49,8 +50,8 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
         plain = (
             plain
             and len(linears) == 2
-            and not _hooked(block)
-            and (act in _RELU or (type(act) is nn.ReLU and not _hooked(act)))
+            and not hooked(block)
+            and (act in _RELU or (type(act) is nn.ReLU and not hooked(act)))
             and inner.get("batch_norm_layers") is None
             and (dropout is None or not dropout.training or dropout.p == 0)
             and _add(layers, linears[0])

@@ -1,4 +1,4 @@
-"""Conditioners: networks that turn the identity part and the context into parameters."""
+"""Dense conditioners: networks that turn the identity part and the context into parameters."""
 
 from __future__ import annotations
 
@@ -11,51 +11,7 @@ from torch import Tensor, nn
 
 from flowkernels.ops.residual_net import layers_of, residual_net
 
-__all__ = ["MLP", "Activation", "Constant", "ResidualNet"]
-
-Activation = Callable[[Tensor], Tensor] | type[nn.Module]
-
-
-def _function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    return activation() if isinstance(activation, type) else activation
-
-
-def _check_sizes(name: str, in_features: int, context: int) -> None:
-    if in_features + context < 1:
-        raise ValueError(
-            f"nets.{name}: in_features + context must be at least 1, got {in_features} + {context} (see nets.Constant)"
-        )
-
-
-def _check_context(name: str, context: Tensor | None, size: int, lead: Sequence[int]) -> None:
-    """A context that is ignored, or a missing one, would be a wrong density without a word."""
-    if context is None:
-        if size > 0:
-            raise ValueError(f"nets.{name}: context must be [..., {size}], got None")
-        return
-    shape = context.shape
-    if size == 0:
-        raise ValueError(f"nets.{name}: context must be None where context=0, got {list(shape)}")
-    fits = len(shape) <= len(lead) + 1
-    fits = fits and all(c in (1, n) for c, n in zip(reversed(shape[:-1]), reversed(lead), strict=False))
-    if shape[-1:] != (size,) or not fits:
-        raise ValueError(f"nets.{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
-
-
-def _join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:
-    """``x [..., D]`` with ``context`` behind it, ``[..., D + C]``."""
-    lead = x.shape[:-1]
-    _check_context(name, context, size, lead)
-    if context is None:
-        return x
-    return torch.cat((x, context if context.shape[:-1] == lead else context.expand(*lead, size)), dim=-1)
-
-
-@torch.no_grad()
-def _start_at(layer: nn.Linear, values: Tensor) -> None:
-    # Small, not zero: with zero weights the layers below would get no gradient in the first step.
-    nn.init.uniform_(layer.weight, -1e-3, 1e-3)
-    layer.bias.copy_(values)
+from .common import Activation, as_function, check_context, check_sizes, join, start_at
 
 
 class Constant(nn.Module):
@@ -86,7 +42,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        _check_context("Constant", context, 0, x.shape[:-1])
+        check_context("Constant", context, 0, x.shape[:-1])
         return self.value.expand(*x.shape[:-1], -1)
 
     @torch.no_grad()
@@ -134,16 +90,16 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_sizes("MLP", in_features, context)
+        check_sizes("MLP", in_features, context)
         self.context_features = context
-        self.activation = _function(activation)
+        self.activation = as_function(activation)
         sizes = [in_features + context, *hidden]
         self.hidden_layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.final_layer = nn.Linear(sizes[-1], out_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = _join("MLP", x, context, self.context_features)
+        h = join("MLP", x, context, self.context_features)
         for layer in self.hidden_layers:
             h = self.activation(layer(h))
             if self.dropout is not None:
@@ -152,7 +108,7 @@ class MLP(nn.Module):
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
-        _start_at(self.final_layer, values)
+        start_at(self.final_layer, values)
 
 
 class _ResidualBlock(nn.Module):
@@ -240,9 +196,9 @@ class ResidualNet(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        _check_sizes("ResidualNet", in_features, context)
+        check_sizes("ResidualNet", in_features, context)
         self.context_features = context
-        function = _function(activation)
+        function = as_function(activation)
         self.initial_layer = nn.Linear(in_features + context, hidden)
         self.blocks = nn.ModuleList(
             [_ResidualBlock(hidden, context, function, dropout, batch_norm) for _ in range(blocks)]
@@ -254,18 +210,18 @@ class ResidualNet(nn.Module):
 
         ``lead``: the leading dims of x.
         """
-        _check_context("ResidualNet", context, self.context_features, lead)
+        check_context("ResidualNet", context, self.context_features, lead)
         return None if torch.compiler.is_compiling() else layers_of(self, context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         layers = self.layers(context, x.shape[:-1])
         if layers is not None:
             return residual_net(x, layers, blocks=len(self.blocks), context=context)
-        h = self.initial_layer(_join("ResidualNet", x, context, self.context_features))
+        h = self.initial_layer(join("ResidualNet", x, context, self.context_features))
         for block in self.blocks:
             h = block(h, context)
         return self.final_layer(h)
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
-        _start_at(self.final_layer, values)
+        start_at(self.final_layer, values)

@@ -1,0 +1,152 @@
+"""Masked and inverse autoregressive flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from flowkernels.distributions import Distribution, StandardNormal
+from flowkernels.nets import MADE, Activation
+from flowkernels.nets.degrees import Seed, as_generator
+from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Univariate
+
+from .flow import Flow
+
+
+def autoregressive_layers(
+    flow: str,
+    features: int,
+    context: int,
+    transforms: int,
+    hidden: Sequence[int],
+    univariate: Univariate,
+    *,
+    residual: bool,
+    activation: str | Activation,
+    dropout: float,
+    order: str,
+    seed: Seed,
+) -> list[Autoregressive]:
+    """Layers that start near the identity, each with another order of the features."""
+    for name, value in (("features", features), ("transforms", transforms)):
+        if value < 1:
+            raise ValueError(f"flows.{flow}: {name} must be at least 1, got {value}")
+    if order not in ("reversed", "random"):
+        raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
+    generator = as_generator(seed)
+    layers = []
+    for i in range(transforms):
+        net = MADE(
+            features,
+            univariate.params_per_feature,
+            hidden,
+            residual=residual,
+            context=context,
+            activation=activation,
+            dropout=dropout,
+            order="random" if order == "random" else ("natural", "reversed")[i % 2],
+            # nflows' degrees, except where they would hide most features from the last ones.
+            degrees="sequential" if min(hidden, default=0) >= features - 1 else "even",
+            seed=generator,
+        )
+        net.start_at(torch.tensor(univariate.identity).repeat(features))
+        layers.append(Autoregressive(net, univariate))
+    return layers
+
+
+class MAF(Flow):
+    r"""The masked autoregressive flow: densities in one pass of the networks.
+
+    :math:`z_d = s_d(x_{<d})\,x_d + t_d(x_{<d})` in every layer, and
+    :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats. The order of the features changes
+    from layer to layer. An untrained model is nearly the identity. Sampling solves the features one after another, in
+    one sweep per layer. Shapes, dtypes and context: see `Flow`.
+
+    Args:
+        features: D. With D = 1 the networks see the context only.
+        context: C, the number of context features the layers see (after ``embedding``), 0 for none.
+        transforms: number of layers.
+        hidden: widths of the hidden layers; with ``residual`` one equal width per residual block.
+        univariate: the map of one feature: `flowkernels.transforms.Affine` by default (``Affine("exp")`` is the
+            paper's), or ``RQS``.
+        residual: residual blocks, as nflows has them, instead of plain layers.
+        activation, dropout: of the networks; see `flowkernels.nets.MADE`.
+        order: ``"reversed"``: natural in the first layer, then turned round from layer to layer; ``"random"``.
+        seed: of the random orders, a number or a generator on the CPU.
+        base: density of the latent; standard normal by default, `flowkernels.flows.MixtureMADE` for a MAF MoG.
+        embedding: a module applied to the context first.
+
+    Raises:
+        ValueError: ``features`` or ``transforms`` is less than 1, ``order`` is unknown, or ``hidden`` does not fit.
+
+    Reference:
+        Papamakarios, Pavlakou, Murray: Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
+        arXiv:1705.07057.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.flows import MAF
+        >>> flow = MAF(features=3, context=2, transforms=4, hidden=(64, 64))
+        >>> x, context = torch.randn(10, 3), torch.randn(10, 2)
+        >>> loss = -flow.log_prob(x, context).mean()
+        >>> loss.backward()
+        >>> flow.sample(100, context).shape
+        torch.Size([100, 10, 3])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        transforms: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        *,
+        univariate: Univariate | None = None,
+        residual: bool = False,
+        activation: str | Activation = "relu",
+        dropout: float = 0.0,
+        order: str = "reversed",
+        seed: Seed = None,
+        base: Distribution | None = None,
+        embedding: nn.Module | None = None,
+    ) -> None:
+        layers = autoregressive_layers(
+            type(self).__name__, features, context, transforms, hidden, univariate or Affine(),
+            residual=residual, activation=activation, dropout=dropout, order=order, seed=seed,
+        )  # fmt: skip
+        super().__init__(Composite(self._turned(layers)), StandardNormal(features) if base is None else base, embedding)
+
+    @staticmethod
+    def _turned(layers: list[Autoregressive]) -> Sequence[Autoregressive | Inverse]:
+        """The layers, in the direction whose data → latent is ``forward``."""
+        return layers
+
+
+class IAF(MAF):
+    r"""The inverse autoregressive flow: samples in one pass of the networks.
+
+    :math:`x_d = s_d(z_{<d})\,z_d + t_d(z_{<d})` in every layer: a `MAF` whose layers are turned round, for variational
+    inference, where samples and the densities of these samples are wanted
+    (``sample_and_log_prob`` is one pass, ``log_prob`` of other points one sweep per layer). Formula in nats, arguments,
+    errors, shapes, dtypes and context: see `MAF`.
+
+    Raises:
+        ValueError: as `MAF`.
+
+    Reference:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling: Improving Variational Inference with Inverse
+        Autoregressive Flow, NeurIPS 2016, arXiv:1606.04934.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.flows import IAF
+        >>> flow = IAF(features=3, transforms=2, hidden=(32,))
+        >>> x, log_q = flow.sample_and_log_prob(64)
+        >>> (log_q + 0.5 * (x - 1).square().sum(-1)).mean().backward()
+    """
+
+    @staticmethod
+    def _turned(layers: list[Autoregressive]) -> Sequence[Autoregressive | Inverse]:
+        return [Inverse(layer) for layer in layers]

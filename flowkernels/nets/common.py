@@ -1,0 +1,52 @@
+"""What every conditioner needs: the activation as a function, checks of the context, a start near given values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor] | type[nn.Module]
+
+
+def as_function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    return activation() if isinstance(activation, type) else activation
+
+
+def check_sizes(name: str, in_features: int, context: int) -> None:
+    if in_features + context < 1:
+        raise ValueError(
+            f"nets.{name}: in_features + context must be at least 1, got {in_features} + {context} (see nets.Constant)"
+        )
+
+
+def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[int]) -> None:
+    """A context that is ignored, or a missing one, would be a wrong density without a word."""
+    if context is None:
+        if size > 0:
+            raise ValueError(f"nets.{name}: context must be [..., {size}], got None")
+        return
+    shape = context.shape
+    if size == 0:
+        raise ValueError(f"nets.{name}: context must be None where context=0, got {list(shape)}")
+    fits = len(shape) <= len(lead) + 1
+    fits = fits and all(c in (1, n) for c, n in zip(reversed(shape[:-1]), reversed(lead), strict=False))
+    if shape[-1:] != (size,) or not fits:
+        raise ValueError(f"nets.{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
+
+
+def join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:
+    """``x [..., D]`` with ``context`` behind it, ``[..., D + C]``."""
+    lead = x.shape[:-1]
+    check_context(name, context, size, lead)
+    if context is None:
+        return x
+    return torch.cat((x, context if context.shape[:-1] == lead else context.expand(*lead, size)), dim=-1)
+
+
+@torch.no_grad()
+def start_at(layer: nn.Linear, values: Tensor) -> None:
+    # Small, not zero: with zero weights the layers below would get no gradient in the first step.
+    nn.init.uniform_(layer.weight, -1e-3, 1e-3)
+    layer.bias.copy_(values)

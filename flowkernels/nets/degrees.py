@@ -1,0 +1,57 @@
+"""Degrees of a MADE's units: who may see whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Seed = int | torch.Generator | None
+
+
+def as_generator(seed: Seed) -> torch.Generator | None:
+    """A generator on the CPU, or None for torch's global one."""
+    return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+
+
+def input_degrees(order: str | Sequence[int] | Tensor, D: int, generator: torch.Generator | None) -> list[int]:
+    """The rank of every feature in the order, from 1 on."""
+    if not isinstance(order, str):
+        indices = order.tolist() if isinstance(order, Tensor) else list(order)
+        if sorted(indices) != list(range(D)):
+            raise ValueError(f"nets.MADE: order must hold each of 0 to {D - 1} once, got {indices}")
+    elif order == "random":
+        indices = torch.randperm(D, generator=generator, device="cpu").tolist()
+    elif order in ("natural", "reversed"):
+        indices = list(range(D))[:: 1 if order == "natural" else -1]
+    else:
+        raise ValueError(f'nets.MADE: order must be "natural", "reversed", "random" or D indices, got {order!r}')
+    return [1 + rank for rank in sorted(range(D), key=indices.__getitem__)]
+
+
+def output_degrees(inputs: Sequence[int], params_per_feature: int) -> list[int]:
+    """The degree of each feature, once per parameter."""
+    return [d for d in inputs for _ in range(params_per_feature)]
+
+
+def hidden_degrees(
+    kind: str, inputs: Sequence[int], widths: Sequence[int], residual: bool, generator: torch.Generator | None
+) -> list[list[int]]:
+    """The degrees of each hidden layer's units, from 1 (0 where there is one feature) to D - 1."""
+    D = len(inputs)
+    levels, lowest = max(1, D - 1), min(1, D - 1)
+    if kind == "sequential":
+        return [[k % levels + lowest for k in range(n)] for n in widths]
+    if kind == "even":
+        return [[k * levels // n + lowest for k in range(n)] for n in widths]
+    if kind != "random":
+        raise ValueError(f'nets.MADE: degrees must be "sequential", "even" or "random", got {kind!r}')
+    rows: list[list[int]] = []
+    for i, n in enumerate(widths):
+        if residual and i > 0 and i % 2 == 0:
+            rows.append(rows[0])  # a block adds to units, which keep their degrees
+        else:
+            low = min(*(rows[-1] if rows else inputs), D - 1)  # so that no unit sees nothing
+            rows.append(torch.randint(low, D, (n,), generator=generator, device="cpu").tolist())
+    return rows

@@ -1,0 +1,282 @@
+"""The masked autoregressive conditioner."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
+from flowkernels.ops.masked_linear import masked_linear
+from flowkernels.ops.residual_net.modules import hooked
+
+from .common import Activation, check_context, start_at
+from .degrees import Seed, as_generator, hidden_degrees, input_degrees, output_degrees
+
+_NAMES: dict[Any, str] = {
+    **{function: name for name, function in FUNCTIONS.items()},
+    torch.relu: "relu",
+    F.tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Tanh: "tanh",
+    nn.Identity: "identity",
+}
+
+
+def _activation(activation: str | Activation) -> str:
+    """Its name in the table of the ops; torch's functions and module classes go by theirs."""
+    name = activation if isinstance(activation, str) else _NAMES.get(activation)
+    if name not in FUNCTIONS:
+        raise ValueError(f"nets.MADE: activation must be one of {', '.join(FUNCTIONS)}, got {activation!r}")
+    return name
+
+
+class MaskedLinear(nn.Linear):
+    """A layer of `MADE`: weight and bias in `nn.Linear`'s layout, and the degrees of its outputs as a buffer.
+
+    The plan of its mask is given by the `MADE` it is in, which alone knows the degrees of its inputs.
+    """
+
+    degrees: Tensor
+    plan: LayerPlan
+
+    def __init__(self, in_features: int, degrees: Sequence[int]) -> None:
+        super().__init__(in_features, len(degrees))
+        self.register_buffer("degrees", torch.tensor(degrees))
+
+    def forward(self, x: Tensor, *, activation: str = "identity", residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return masked_linear(x, self.weight, self.bias, self.plan, activation=activation, residual=residual)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict.pop(prefix + "mask", None)  # nflows stores it beside the degrees that it follows from
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Block(nn.Module):
+    """A hidden layer after the first, under nflows' name."""
+
+    def __init__(self, in_features: int, degrees: Sequence[int], activation: str, dropout: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.linear = MaskedLinear(in_features, degrees)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+
+    @property
+    def linears(self) -> list[Any]:
+        return [self.linear]
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        h = self.linear(h, activation=self.activation)
+        return h if self.dropout is None else self.dropout(h)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(
+        self, middle: Sequence[int], degrees: Sequence[int], context: int, activation: str, dropout: float
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        # The names, and the order in which weights are drawn, are nflows': its state dict loads here.
+        if context > 0:
+            self.context_layer = nn.Linear(context, len(middle))
+        self.linear_layers = nn.ModuleList([MaskedLinear(len(degrees), middle), MaskedLinear(len(middle), degrees)])
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        last = self.linear_layers[1]
+        nn.init.uniform_(last.weight, -1e-3, 1e-3)  # type: ignore[arg-type]
+        nn.init.uniform_(last.bias, -1e-3, 1e-3)  # type: ignore[arg-type]
+
+    @property
+    def linears(self) -> list[Any]:
+        return list(self.linear_layers)
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        add = None if context is None else self.context_layer(context)
+        t = self.linear_layers[0](FUNCTIONS[self.activation](h), activation=self.activation, residual=add)
+        if self.dropout is not None:
+            t = self.dropout(t)
+        return self.linear_layers[1](t, residual=h)
+
+
+class MADE(nn.Module):
+    r"""Masked autoregressive network: P parameters per feature, computed from the features before it in an order.
+
+    :math:`h = W_0 x + b_0 + \mathrm{act}(V_0 c + v_0)`, then per further hidden layer
+    :math:`h \leftarrow \mathrm{act}(W\,\mathrm{act}(h) + b)`, or per residual block
+    :math:`h \leftarrow h + W''\,\mathrm{dropout}(\mathrm{act}(W'\,\mathrm{act}(h) + b' + V c + v)) + b''`, and a last
+    linear layer, every W masked: the function, the parameter names and the masks of nflows' ``MADE``, whose state dict
+    loads here. ``forward(x, context=None)``: ``x [..., D]``, ``context`` broadcasting to ``[..., C]`` →
+    ``[..., D * P]``, feature-major, in the dtype of the weights. One kernel runs the network; with active dropout,
+    hooks or replaced layers it runs layer by layer.
+
+    Degrees are buffers: another order, or other masks, come with the weights that were trained under them.
+
+    Args:
+        features: D. With D = 1 the parameters depend on the context only.
+        params_per_feature: P.
+        hidden: width of each hidden layer; with ``residual`` one equal width per block.
+        residual: residual blocks instead of plain layers.
+        context: C, the size of the context, 0 for none.
+        activation: relu, leaky_relu, elu, gelu, silu, tanh or identity; or torch's function or module class for it.
+        dropout: probability, after the activation of each hidden layer but the first, or inside each block.
+        order: in which features see each other: ``"natural"`` (the first one first), ``"reversed"``, ``"random"``, or
+            D indices, the feature that sees none first.
+        degrees: of hidden units. ``"sequential"``: 1, 2, ..., D-1, 1, 2, ... (nflows; units beyond a width of D-1 are
+            not there, and the last features see only the first ones); ``"even"``: from 1 to D-1 in equal steps, which
+            a layer narrower than D-1 wants; ``"random"``: as in the paper.
+        seed: for ``"random"``, a number or a generator on the CPU; default: torch's global generator.
+
+    Raises:
+        ValueError: an argument is none of these; the context is missing, not wanted, or of another shape.
+
+    Reference:
+        Germain, Gregor, Murray, Larochelle: MADE: Masked Autoencoder for Distribution Estimation, ICML 2015,
+        arXiv:1502.03509.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import MADE
+        >>> net = MADE(4, 2, hidden=(32, 32), context=3, order="reversed")
+        >>> net(torch.randn(7, 4), torch.randn(3)).shape, net.order.tolist()
+        (torch.Size([7, 8]), [3, 2, 1, 0])
+    """
+
+    plan: MadePlan
+
+    def __init__(
+        self,
+        features: int,
+        params_per_feature: int,
+        hidden: Sequence[int] = (128, 128),
+        *,
+        residual: bool = False,
+        context: int = 0,
+        activation: str | Activation = "relu",
+        dropout: float = 0.0,
+        order: str | Sequence[int] | Tensor = "natural",
+        degrees: str = "sequential",
+        seed: Seed = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("features", features), ("params_per_feature", params_per_feature)):
+            if value < 1:
+                raise ValueError(f"nets.MADE: {name} must be at least 1, got {value}")
+        if len(hidden) < 1 or min(hidden) < 1:
+            raise ValueError(f"nets.MADE: hidden must be at least one width from 1 on, got {tuple(hidden)}")
+        if residual and len(set(hidden)) != 1:
+            raise ValueError(f"nets.MADE: hidden must be equal widths for residual blocks, got {tuple(hidden)}")
+        self.features, self.params_per_feature, self.context_features = features, params_per_feature, context
+        self.residual, self.activation = residual, _activation(activation)
+        generator = as_generator(seed)
+        inputs = input_degrees(order, features, generator)
+        widths = [hidden[0]] * (1 + 2 * len(hidden)) if residual else list(hidden)
+        rows = [inputs, *hidden_degrees(degrees, inputs, widths, residual, generator)]
+        rows.append(output_degrees(inputs, params_per_feature))
+
+        self.initial_layer = MaskedLinear(features, rows[1])
+        if context > 0:
+            self.context_layer = nn.Linear(context, widths[0])
+        if residual:
+            pairs = zip(rows[2:-1:2], rows[3:-1:2], strict=True)
+            blocks = [_ResidualBlock(a, b, context, self.activation, dropout) for a, b in pairs]
+        else:
+            blocks = [_Block(len(a), b, self.activation, dropout) for a, b in itertools.pairwise(rows[1:-1])]
+        self.blocks = nn.ModuleList(blocks)
+        self.final_layer = MaskedLinear(widths[-1], rows[-1])
+        self._set_plan(rows)
+        self.register_load_state_dict_post_hook(_reread)
+
+    # ---- degrees ----
+
+    @property
+    def order(self) -> Tensor:
+        """The features from the one that sees none to the one that sees all others, ``[D]``, on the CPU."""
+        return self.plan.order
+
+    def shuffle_order(self, seed: Seed = None) -> None:
+        """Draws another order of the features; the weights stay (order-agnostic training)."""
+        inputs = input_degrees("random", self.features, as_generator(seed))
+        hidden = [layer.degrees.tolist() for layer in self._linears()[:-1]]
+        self._store([inputs, *hidden, output_degrees(inputs, self.params_per_feature)])
+
+    def resample_masks(self, seed: Seed = None) -> None:
+        """Draws other degrees of the hidden units; the weights stay (connectivity-agnostic training)."""
+        inputs = self.final_layer.degrees[:: self.params_per_feature].tolist()
+        widths = [layer.out_features for layer in self._linears()[:-1]]
+        hidden = hidden_degrees("random", inputs, widths, self.residual, as_generator(seed))
+        self._store([inputs, *hidden, output_degrees(inputs, self.params_per_feature)])
+
+    @torch.no_grad()
+    def _store(self, rows: Sequence[Sequence[int]]) -> None:
+        for layer, row in zip(self._linears(), rows[1:], strict=True):
+            layer.degrees.copy_(torch.tensor(row))
+        self._set_plan(rows)
+
+    def _set_plan(self, rows: Sequence[Sequence[int]]) -> None:
+        self.plan = MadePlan(rows, residual=self.residual)
+        for layer, plan in zip(self._linears(), self.plan.layers, strict=True):
+            layer.plan = plan
+
+    # ---- the network ----
+
+    def _linears(self) -> list[Any]:
+        inner = [layer for block in self.blocks for layer in block.linears]  # type: ignore[union-attr]
+        return [self.initial_layer, *inner, self.final_layer]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        arguments = self.arguments(x, context)
+        if arguments is not None:
+            return made(x, **arguments)
+        first = "identity" if self.residual else self.activation
+        h = self.initial_layer(x, activation=first, residual=self._first_add(context))
+        for block in self.blocks:
+            h = block(h, context)
+        return self.final_layer(h)
+
+    def arguments(self, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+        """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the layers must be called.
+
+        They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
+        """
+        check_context("MADE", context, self.context_features, x.shape[:-1])
+        if torch.compiler.is_compiling() or _module._has_any_global_hook() or hooked(self):
+            return None
+        linears = self._linears()
+        if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):
+            return None
+        for block in self.blocks:
+            dropout: Any = block.dropout
+            if hooked(block) or (dropout is not None and dropout.training and dropout.p > 0):
+                return None
+        adds: list[Tensor | None] | None = None
+        if context is not None:
+            adds = [self._first_add(context), *[None] * (len(linears) - 1)]
+            if self.residual:
+                adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
+        layers = [(layer.weight, layer.bias) for layer in linears]
+        return {"layers": layers, "plan": self.plan, "activation": self.activation, "adds": adds}
+
+    def _first_add(self, context: Tensor | None) -> Tensor | None:
+        return None if context is None else FUNCTIONS[self.activation](self.context_layer(context))
+
+    def start_at(self, values: Tensor) -> None:
+        """Makes the untrained net return almost ``values [D * P]`` whatever its input."""
+        start_at(self.final_layer, values)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, params_per_feature={self.params_per_feature}, order={self.order.tolist()}"
+
+
+def _reread(net: MADE, _: object) -> None:
+    """After load_state_dict: masks from the loaded degrees. The outputs of a feature have its degree."""
+    rows = [layer.degrees for layer in net._linears()]
+    if not any(row.is_meta for row in rows):
+        net._set_plan([rows[-1][:: net.params_per_feature].tolist(), *(row.tolist() for row in rows)])

@@ -1,0 +1,50 @@
+"""The definition of the autoregressive inverse in plain PyTorch: one pass of the network per degree."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops.affine import reference as affine
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.plan import MadePlan
+from flowkernels.ops.made.reference import masked, network, unpack
+from flowkernels.ops.rqs import reference as rqs
+from flowkernels.ops.rqs.spec import RqsSpec
+
+IS_SLOW = False
+
+
+class SweepSpec(NamedTuple):
+    plan: MadePlan
+    activation: str
+    adds: tuple[bool, ...]  # which layers have something added, one flag per layer
+    univariate: RqsSpec | AffineSpec  # of the direction x → z
+
+
+def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    return None
+
+
+def _solve(univariate: RqsSpec | AffineSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(univariate, AffineSpec):
+        return affine.fwd(univariate._replace(inverse=True), z, params)
+    return rqs.fwd(univariate._replace(inverse=True), z, params)
+
+
+def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """z, then (weight, bias) per layer, then what is added → x [..., D] and ladj [...]."""
+    z, layers, adds = unpack(spec.adds, tensors)
+    plan, layers = spec.plan, masked(spec.plan, layers)
+    x = torch.zeros_like(z)
+    ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
+    for group in plan.groups:
+        params = network(plan, spec.activation, x, layers, adds)
+        params = params.unflatten(-1, (plan.features, plan.params_per_feature))
+        at = torch.tensor(group, device=z.device)
+        values, part = _solve(spec.univariate, z.index_select(-1, at), params.index_select(-2, at))
+        x = x.index_copy(-1, at, values.to(x.dtype))  # not in place: the pass before needs its own x in backward
+        ladj = ladj + part
+    return x, ladj

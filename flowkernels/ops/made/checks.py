@@ -1,0 +1,81 @@
+"""The checks that the ops on masked layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .activations import check_activation
+from .plan import MadePlan
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> None:
+    """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
+    if like is not None and t.dtype == like.dtype and t.device == like.device and t.layout is torch.strided:
+        return
+    if t.dtype not in _DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
+    if like is None:
+        if t.dim() == 0:
+            raise ValueError(f"{op}: {name} must be [..., D], got a scalar")
+        return
+    if t.device != like.device:
+        raise ValueError(f"{op}: {name} must be on the device of x = {like.device}, got {t.device}")
+    if t.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise TypeError(f"{op}: {name} must be of the dtype of x = {like.dtype}, got {t.dtype}")
+
+
+def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
+    """Raises unless `t` has this shape."""
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
+
+
+def check_broadcasts(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
+    """Raises unless `t` broadcasts to this shape."""
+    fits = 0 < t.dim() <= len(shape) and t.shape[-1] == shape[-1]
+    if not fits or any(a not in (1, b) for a, b in zip(reversed(t.shape), reversed(shape), strict=False)):
+        raise ValueError(f"{op}: {name} must broadcast to {list(shape)}, got {list(t.shape)}")
+
+
+def check_net(
+    op: str,
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    plan: MadePlan,
+    activation: str,
+    adds: Sequence[Tensor | None] | None,
+    name: str = "x",
+) -> tuple[bool, ...]:
+    """Checks the arguments of a whole MADE; returns which layers have something added."""
+    if not isinstance(plan, MadePlan):
+        raise TypeError(f"{op}: plan must be a MadePlan, got {type(plan).__name__}")
+    check_activation(op, activation)
+    check_tensor(op, name, x)
+    if x.shape[-1] != plan.features:
+        raise ValueError(f"{op}: {name} must be [..., {plan.features}], got {list(x.shape)}")
+    n = len(plan.layers)
+    for what, given in (("layers", layers), ("adds", adds)):
+        if given is not None and len(given) != n:
+            raise ValueError(f"{op}: {what} must be {n}, one per layer of the plan, got {len(given)}")
+    for i, (layer, pair) in enumerate(zip(plan.layers, layers, strict=True)):
+        if len(pair) != 2:
+            raise ValueError(f"{op}: layers[{i}] must be (weight, bias), got {len(pair)} parts")
+        for part, t, shape in zip(("weight", "bias"), pair, ((layer.n_out, layer.n_in), (layer.n_out,)), strict=True):
+            check_tensor(op, f"layers[{i}] {part}", t, x)
+            check_shape(op, f"layers[{i}] {part}", t, shape)
+    if adds is None:
+        return (False,) * n
+    for i, add in enumerate(adds):
+        if add is not None:
+            check_tensor(op, f"adds[{i}]", add, x)
+            check_broadcasts(op, f"adds[{i}]", add, (*x.shape[:-1], plan.layers[i].n_out))
+    return tuple(add is not None for add in adds)

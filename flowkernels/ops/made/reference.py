@@ -1,0 +1,61 @@
+"""The definition of MADE in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import FUNCTIONS
+from .plan import MadePlan
+
+Layers = Sequence[tuple[Tensor, Tensor]]
+IS_SLOW = False
+
+
+class MadeSpec(NamedTuple):
+    plan: MadePlan
+    activation: str
+    adds: tuple[bool, ...]  # which layers have something added, one flag per layer
+
+
+def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
+    return None
+
+
+def unpack(adds: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, Layers, list[Tensor | None]]:
+    """x, then (weight, bias) per layer, then what is added, in the order of the layers."""
+    x, *rest = tensors
+    n = 2 * len(adds)
+    present = iter(rest[n:])
+    return x, list(zip(rest[:n:2], rest[1:n:2], strict=True)), [next(present) if a else None for a in adds]
+
+
+def masked(plan: MadePlan, layers: Layers) -> Layers:
+    """The layers with W∘M for W."""
+    return [(w * layer.mask(w), b) for layer, (w, b) in zip(plan.layers, layers, strict=True)]
+
+
+def network(plan: MadePlan, activation: str, x: Tensor, layers: Layers, adds: Sequence[Tensor | None]) -> Tensor:
+    """x through layers that are masked already."""
+    act, last = FUNCTIONS[activation], len(layers) - 1
+
+    def linear(i: int, h: Tensor) -> Tensor:
+        z, add = F.linear(h, *layers[i]), adds[i]
+        return z if add is None else z + add
+
+    h = linear(0, x)
+    if plan.residual:
+        for i in range(1, last, 2):
+            h = h + linear(i + 1, act(linear(i, act(h))))
+        return linear(last, h)
+    for i in range(1, last + 1):
+        h = linear(i, act(h))
+    return h
+
+
+def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:
+    x, layers, adds = unpack(spec.adds, tensors)
+    return (network(spec.plan, spec.activation, x, masked(spec.plan, layers), adds),)

@@ -1,0 +1,110 @@
+"""Autoregressive layers: every feature is transformed given the features before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.nets import MADE
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.rqs.spec import RqsSpec
+
+from .base import Transform, check_features
+from .univariate import Univariate
+
+
+class Autoregressive(Transform):
+    r"""Transforms every feature, with parameters computed from the features before it in the conditioner's order.
+
+    .. math:: y_d = f(x_d; \mathrm{conditioner}_d(x_{<d}, \mathrm{context}))
+
+    and ``ladj`` is :math:`\sum_D \log|f'(x_d)|` in nats. ``forward`` (data → latent: densities) costs one pass of the
+    conditioner. ``inverse`` (latent → data: samples) is solved feature by feature: in one sweep over the hidden units
+    where the conditioner is a `flowkernels.nets.MADE` that one kernel can run, in D passes where it has active dropout
+    or hooks, or is another module. Wrap the layer in `Inverse` to exchange the two.
+    ``x [..., D]`` in the dtype of the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
+
+    Args:
+        conditioner: `flowkernels.nets.MADE`; or any module, called as ``conditioner(x, context)``, that returns
+            ``[..., D * P]`` (feature-major), where a feature's parameters depend on the features before it only, and
+            that has ``order``, the D features from the one that sees none on.
+        univariate: the map of one feature and its P parameters, e.g. `Affine` or `RQS`.
+
+    Raises:
+        ValueError: ``x`` does not have D features; the conditioner returns another number of parameters.
+        TypeError: ``conditioner`` is not a module with an ``order``.
+
+    Reference:
+        Papamakarios, Pavlakou, Murray: Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
+        arXiv:1705.07057.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import MADE
+        >>> from flowkernels.transforms import RQS, Autoregressive
+        >>> spline = RQS(bins=8)
+        >>> layer = Autoregressive(MADE(4, spline.params_per_feature), spline)
+        >>> x = torch.randn(5, 4)
+        >>> y, ladj = layer(x)
+        >>> torch.allclose(layer.inverse(y)[0], x, atol=1e-3)
+        True
+    """
+
+    def __init__(self, conditioner: nn.Module, univariate: Univariate) -> None:
+        super().__init__()
+        order: Any = getattr(conditioner, "order", None)
+        if not isinstance(conditioner, nn.Module) or order is None:
+            given = type(conditioner).__name__
+            raise TypeError(f"transforms.Autoregressive: conditioner must be a module with an order, got {given}")
+        self.features = len(order)
+        self.conditioner = conditioner
+        self.univariate = univariate
+        if isinstance(conditioner, MADE):
+            self._check_params(conditioner.features * conditioner.params_per_feature)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_features("transforms.Autoregressive", x, self.features)
+        return self.univariate(x, self._params(x, context), False)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_features("transforms.Autoregressive", y, self.features)
+        spec = getattr(self.univariate, "spec", None)
+        if isinstance(self.conditioner, MADE) and isinstance(spec, (RqsSpec, AffineSpec)):
+            arguments = self.conditioner.arguments(y, context)
+            if arguments is not None:
+                return autoregressive_inverse(y, univariate=spec, **arguments)
+        return self._feature_by_feature(y, context)
+
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        params = self.conditioner(x, context)
+        self._check_params(params.shape[-1])
+        return params.unflatten(-1, (self.features, self.univariate.params_per_feature))
+
+    def _check_params(self, given: int) -> None:
+        expected = self.features * self.univariate.params_per_feature
+        if given != expected:
+            raise ValueError(
+                f"transforms.Autoregressive: conditioner must return [..., {expected}], got [..., {given}]"
+            )
+
+    def _feature_by_feature(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = torch.zeros_like(y)
+        ladj = y.new_zeros(y.shape[:-1], dtype=torch.promote_types(y.dtype, torch.float32))
+        for d in self._order():
+            params = self._params(x, context)[..., d : d + 1, :]
+            value, part = self.univariate(y[..., d : d + 1], params, True)
+            x = x.slice_scatter(value.to(x.dtype), -1, d, d + 1)  # a copy: the last pass needs its own x in backward
+            ladj = ladj + part
+        return x, ladj
+
+    def _order(self) -> list[int]:
+        if isinstance(self.conditioner, MADE):  # a compiler cannot read a tensor
+            return [d for group in self.conditioner.plan.groups for d in group]
+        order: Any = self.conditioner.order
+        return order.tolist() if isinstance(order, Tensor) else list(order)
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -1,0 +1,256 @@
+"""The one-sweep inverse: it solves the equation, its gradients are those of the solution, its numbers keep the rule."""
+
+import pytest
+import torch
+
+from flowkernels import ops
+from flowkernels.ops import MadePlan
+from flowkernels.transforms import RQS, Affine
+from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
+
+pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+
+OP = "autoregressive_inverse"
+UNIVARIATES = {
+    "exp": Affine("exp"),
+    "softplus": Affine("softplus"),
+    "sigmoid": Affine("sigmoid", 0.0),
+    "additive": Affine("additive"),
+    "spline": RQS(bins=4),
+    "circular": RQS(bins=3, tails="circular", tail_bound=2.0),
+    "no tails": RQS(bins=5, tails=None, box=(-5.0, 5.0, -5.0, 5.0)),
+    "soft clip": RQS(bins=8, parametrization="soft_clip"),
+}
+EVERY = pytest.mark.parametrize("univariate", UNIVARIATES.values(), ids=UNIVARIATES)
+
+
+def make(shape, univariate):
+    """Scaled so that a rounding does not grow from feature to feature."""
+    return draw(shape._replace(P=univariate.params_per_feature), scale=0.4 if shape.residual else 0.7)
+
+
+def solve(problem, univariate, backend, tensors, activation="tanh"):
+    z, layers, adds = problem.split(tensors)
+    return ops.autoregressive_inverse(
+        z, layers, problem.plan, univariate.spec, activation=activation, adds=adds, backend=backend
+    )
+
+
+def forward(problem, univariate, x, tensors, activation="tanh"):
+    _, layers, adds = problem.split(tensors)
+    params = ops.made(x, layers, problem.plan, activation=activation, adds=adds)
+    return univariate(x, params.unflatten(-1, (problem.plan.features, -1)), False)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", ["three features", "residual", "two leading dims", "narrower than D"])
+def test_solves_the_equation(univariate, shape) -> None:
+    problem = make(SHAPES[shape], univariate)
+    for backend in backends_of(OP):
+        x, ladj = solve(problem, univariate, backend, problem.tensors)
+        z, forwards = forward(problem, univariate, x, problem.tensors)
+        assert x.shape == z.shape and ladj.shape == z.shape[:-1]
+        torch.testing.assert_close(z, problem.tensors[0], rtol=0, atol=1e-9)
+        torch.testing.assert_close(ladj, -forwards, rtol=0, atol=1e-8)
+
+
+@EVERY
+@pytest.mark.parametrize("residual", [False, True])
+def test_ladj_is_the_slogdet(univariate, residual) -> None:
+    problem = make(Shape((9,), 5, (12, 12), 0, residual, "random", adds="all"), univariate)
+    rest = problem.tensors[1:]
+    for backend in backends_of(OP):
+        ladj = solve(problem, univariate, backend, problem.tensors)[1]
+        J = torch.autograd.functional.jacobian(
+            lambda v, b=backend: solve(problem, univariate, b, [v, *rest])[0].sum(0), problem.tensors[0]
+        ).movedim(1, 0)
+        torch.testing.assert_close(ladj, torch.linalg.slogdet(J).logabsdet, rtol=1e-9, atol=1e-9)
+        order = problem.plan.order.tolist()
+        triangle = J[:, order][:, :, order]
+        assert torch.equal(triangle, triangle.tril())
+
+
+# Every shape with two maps, every map with two shapes.
+NUMBERS = [
+    (s, u)
+    for s in SHAPES
+    for u in UNIVARIATES
+    if u in ("softplus", "spline") or s in ("three features", "two leading dims")
+]
+
+
+@pytest.mark.parametrize(("shape", "univariate"), NUMBERS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_numbers(shape, univariate, precision, all_isas) -> None:
+    problem = make(SHAPES[shape], UNIVARIATES[univariate])
+    assert_numbers(lambda b, t: solve(problem, UNIVARIATES[univariate], b, t), problem.tensors, OP, precision, all_isas)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_numbers_of_every_activation(activation, residual, precision, all_isas) -> None:
+    univariate = UNIVARIATES["softplus"]
+    problem = make(Shape((33,), 7, (23, 23), 0, residual, "random", "random", "first"), univariate)
+    assert_numbers(lambda b, t: solve(problem, univariate, b, t, activation), problem.tensors, OP, precision, all_isas)
+
+
+def test_gradient_is_that_of_the_implicit_function() -> None:
+    """dz = J dx + (∂z/∂θ) dθ = 0: the gradient of a weight is minus that of z at x, pulled back through J."""
+    univariate = UNIVARIATES["spline"]
+    problem = make(Shape((7,), 4, (11,), 0, order="reversed"), univariate)
+    for backend in backends_of(OP):
+        found = values_and_gradients(
+            lambda t, b=backend: solve(problem, univariate, b, t)[0].sin().sum(), problem.tensors
+        )[1:]
+        leaves = [t.detach().requires_grad_() for t in problem.tensors[1:]]
+        x = solve(problem, univariate, "reference", problem.tensors)[0].detach().requires_grad_()
+        z = forward(problem, univariate, x, [x, *leaves])[0]
+        J = torch.autograd.functional.jacobian(
+            lambda v: forward(problem, univariate, v, problem.tensors)[0].sum(0), x
+        ).movedim(1, 0)
+        weight = 0.5 * x.detach().cos()  # of sin; `values_and_gradients` weighs a single output by 0.5
+        g = torch.linalg.solve(J.mT, weight[..., None])[..., 0]
+        torch.testing.assert_close(found[0], g)
+        wanted = torch.autograd.grad(z, leaves, -g)
+        torch.testing.assert_close(found[1:], list(wanted))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("name", ["exp", "softplus", "spline"])
+def test_gradcheck_and_gradgradcheck(name, residual) -> None:
+    univariate = UNIVARIATES[name]
+    problem = make(Shape((2,), 3, (4,), 0, residual, "random", adds="all"), univariate)
+    tensors = [t.requires_grad_() for t in problem.tensors]
+    for backend in backends_of(OP):
+
+        def f(*t, backend=backend):
+            return solve(problem, univariate, backend, list(t))
+
+        assert torch.autograd.gradcheck(f, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["three features", "residual"])
+def test_masked_weights_have_no_gradient_and_no_effect(shape) -> None:
+    univariate = UNIVARIATES["spline"]
+    problem = make(SHAPES[shape], univariate)
+    hidden = [layer.mask(problem.tensors[0]) == 0 for layer in problem.plan.layers]
+    changed = list(problem.tensors)
+    for i, h in enumerate(hidden):
+        changed[1 + 2 * i] = torch.where(h, 1e3, changed[1 + 2 * i])
+    for backend in backends_of(OP):
+        found, again = (
+            values_and_gradients(lambda t, b=backend: solve(problem, univariate, b, t), given)
+            for given in (problem.tensors, changed)
+        )
+        for i, h in enumerate(hidden):
+            g = found[2 + 1 + 2 * i]
+            assert h.any() and (g[h] == 0).all() and (g[~h] != 0).any()
+        for a, b in zip(found, again, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["softplus", "spline"])
+def test_one_output_or_some_gradients_wanted(name) -> None:
+    univariate = UNIVARIATES[name]
+    problem = make(SHAPES["residual"], univariate)
+    leaves = [t.requires_grad_() for t in problem.tensors]
+    for pick in (0, 1):
+        y = solve(problem, univariate, "reference", leaves)[pick]
+        every = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True, materialize_grads=True)
+        for backend in backends_of(OP):
+            for i in range(len(leaves)):
+                for k, t in enumerate(leaves):
+                    t.requires_grad_(k == i)
+                y = solve(problem, univariate, backend, leaves)[pick]
+                (found,) = torch.autograd.grad(y.square().sum(), [leaves[i]], allow_unused=True, materialize_grads=True)
+                torch.testing.assert_close(found, every[i], rtol=1e-10, atol=1e-10)
+            for t in leaves:
+                t.requires_grad_()
+
+
+def test_bad_row_stays_in_its_row() -> None:
+    """And in the features after it."""
+    univariate = UNIVARIATES["softplus"]
+    problem = make(SHAPES["three features"], univariate)
+    tensors = [t.float() for t in problem.tensors]
+    order = problem.plan.order.tolist()
+    for backend in backends_of(OP):
+        clean = solve(problem, univariate, backend, tensors)
+        for bad in (float("nan"), float("inf")):
+            broken = tensors[0].clone()
+            broken[4, order[1]] = bad
+            x, ladj = solve(problem, univariate, backend, [broken, *tensors[1:]])
+            others = [i for i in range(130) if i != 4]
+            assert torch.equal(x[others], clean[0][others]) and torch.equal(ladj[others], clean[1][others])
+            assert x[4, order[0]] == clean[0][4, order[0]] and not x[4, order[1]].isfinite()
+
+
+def test_groups_of_equal_degree() -> None:
+    """Features that do not see each other are solved together."""
+    plan = MadePlan([[1, 2, 1, 2], [1, 1, 1], [d for d in (1, 2, 1, 2) for _ in range(2)]])
+    torch.manual_seed(0)
+    layers = [(torch.randn(p.n_out, p.n_in).double(), torch.randn(p.n_out).double()) for p in plan.layers]
+    z, affine = torch.randn(5, 4).double(), Affine("exp")
+    for backend in backends_of(OP):
+        x, ladj = ops.autoregressive_inverse(z, layers, plan, affine.spec, backend=backend)
+        back, forwards = affine(x, ops.made(x, layers, plan).view(5, 4, 2), False)
+        torch.testing.assert_close(back, z)
+        torch.testing.assert_close(ladj, -forwards)
+
+
+def test_transforms_compile_and_autocast() -> None:
+    univariate = UNIVARIATES["spline"]
+    problem = make(Shape((5,), 4, (9,), 0, adds="one row"), univariate)
+    z = problem.tensors[0]
+
+    def f(z):
+        return solve(problem, univariate, None, [z, *problem.tensors[1:]])
+
+    wanted = f(z)
+    torch.testing.assert_close(torch.func.vmap(f)(z), wanted)
+    jacobian = torch.func.jacrev(lambda v: f(v)[0])(z[0])
+    torch.testing.assert_close(torch.func.jacfwd(lambda v: f(v)[0])(z[0]), jacobian)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(z), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        x, ladj = solve(problem, univariate, None, [t.float() for t in problem.tensors])
+    assert x.dtype == ladj.dtype == torch.float32 and x.isfinite().all()
+
+
+def test_dtypes(dtype, device) -> None:
+    problem = make(SHAPES["three features"], UNIVARIATES["softplus"])
+    tensors = [t.to(device, dtype) for t in problem.tensors]
+    x, ladj = solve(problem, UNIVARIATES["softplus"], None, tensors)
+    assert x.dtype == dtype and ladj.dtype == torch.promote_types(dtype, torch.float32)
+    assert x.isfinite().all() and ladj.isfinite().all()
+
+
+Z = torch.zeros(4, 2)
+PLAN = MadePlan([[1, 2], [1, 1, 1], [1, 1, 2, 2]])
+LAYERS = [(torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(4, 3), torch.zeros(4))]
+EXP = Affine("exp").spec
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (
+            lambda f: f(Z, LAYERS, PLAN, Affine("exp")),
+            TypeError,
+            "univariate must be an RqsSpec or an .*, got Affine",
+        ),
+        (lambda f: f(Z, LAYERS, PLAN, EXP._replace(inverse=True)), ValueError, "univariate must be of the direction"),
+        (lambda f: f(Z, LAYERS, PLAN, RQS(4).spec), ValueError, "plan must have 11 outputs per feature .*, got 2"),
+        (lambda f: f(Z[:, :1], LAYERS, PLAN, EXP), ValueError, r"z must be \[\.\.\., 2\], got \[4, 1\]"),
+        (lambda f: f(None, LAYERS, PLAN, EXP), TypeError, "z must be a tensor, got NoneType"),
+        (lambda f: f(Z, LAYERS[:1], PLAN, EXP), ValueError, "layers must be 2"),
+        (lambda f: f(Z, LAYERS, LAYERS, EXP), TypeError, "plan must be a MadePlan, got list"),
+        (lambda f: f(Z, LAYERS, PLAN, EXP, activation=torch.relu), ValueError, "activation must be one of"),
+        (lambda f: f(Z, LAYERS, PLAN, EXP, adds=[None, Z]), ValueError, r"adds\[1\] must broadcast to \[4, 4\]"),
+    ],
+)
+def test_errors(build, error, message) -> None:
+    with pytest.raises(error, match="ops.autoregressive_inverse: .*" + message):
+        build(ops.autoregressive_inverse)
