@@ -14,16 +14,13 @@ FK_INLINE V sigmoid_(V v) {
   return select(v >= 0, q, e * q);
 }
 
-// (e^2|v| - 1) / (e^2|v| + 1) away from zero; near it, where that cancels, an odd rational function.
+// 1 - 2 / (e^2|v| + 1) away from zero; near it, where that cancels, a Pade approximant (error below 1e-18 there).
 template <class V>
 FK_INLINE V tanh_(V v) {
-  const V a = abs_(v), e = exp_(-2 * a);
-  const V far = (1 - e) / (1 + e);
-  const V t = v * v;
-  // Continued fraction of tanh to t^5: 1 ulp of double below 0.25.
-  const V num = 10395 + t * (1260 + t * 21), den = 10395 + t * (4725 + t * (210 + t));
-  const V near = a * num / den;
-  const V r = select(a < 0.25f, near, far);
+  const V a = abs_(v), e = exp_(-2 * a), far = 1 - 2 * e / (1 + e), t = v * v;
+  const V num = 2027025 + t * (270270 + t * (6930 + t * 36));
+  const V den = 2027025 + t * (945945 + t * (51975 + t * (630 + t)));
+  const V r = select(a < 0.55f, a * (num / den), far);
   return select(v < 0, -r, select(v == v, r, v));
 }
 
@@ -34,12 +31,39 @@ FK_INLINE V expm1_nonpositive(V v) {
   return 2 * t / (1 - t);
 }
 
+// Chebyshev coefficients of log(erfc(z) / t) + z^2 in 2t - 1, t = 2 / (2 + z); enough of them for double.
+inline constexpr double kErfc[26] = {
+    -0.6513268598908547171,     0.6419697923564902603,      0.019476473204185836312,    -0.0095615147868086316419,
+    -0.0009465953444820368663,  0.00036683949785276145187,  0.000042523324806907771645, -0.000020278578112534243154,
+    -1.6242900046470255135e-6,  1.3036558355805232018e-6,   1.5626441722066143178e-8,   -8.5238095914926542525e-8,
+    6.5290544390988514964e-9,   5.0593434955514689418e-9,   -9.9136415649303308674e-10, -2.2736512229318358557e-10,
+    9.646791102015526802e-11,   2.3940380830391147447e-12,  -6.8860275264975533984e-12, 8.9448792730907257167e-13,
+    3.1309213993429580783e-13,  -1.1270822361367252365e-13, 3.8109052551892320678e-16,  7.1060976136092369431e-15,
+    -1.5230282014571041472e-15, -9.4574945712912544535e-17};
+
+// The normal distribution function, from the smaller of its two tails.
+template <class V>
+FK_INLINE V normal_cdf(V v) {
+  using S = typename ScalarOf<V>::S;
+  constexpr int kTerms = sizeof(S) == 4 ? 12 : 26;
+  const V z = abs_(v) * S(0.70710678118654752), t = 2 / (2 + z), u = 2 * t - 1;
+  V b1 = {}, b2 = {};  // Clenshaw's recurrence
+  for (int i = kTerms - 1; i > 0; --i) {
+    const V b = 2 * u * b1 - b2 + S(kErfc[i]);
+    b2 = b1;
+    b1 = b;
+  }
+  const V tail = S(0.5) * t * exp_(u * b1 - b2 + S(kErfc[0]) - z * z);
+  return select(v > 0, 1 - tail, tail);
+}
+
 template <class V>
 FK_INLINE V activate(Activation a, V v) {
   switch (a) {
     case Activation::relu: return max_(v, V{});
     case Activation::leaky_relu: return select(v > 0, v, v * typename ScalarOf<V>::S(0.01));
     case Activation::elu: return select(v > 0, v, expm1_nonpositive(min_(v, V{})));
+    case Activation::gelu: return v * normal_cdf(v);
     case Activation::silu: return v * sigmoid_(v);
     case Activation::tanh: return tanh_(v);
     default: return v;
@@ -55,6 +79,7 @@ FK_INLINE V activation_slope(Activation a, V out, V in) {
     case Activation::relu: return select(out > 0, one, V{});
     case Activation::leaky_relu: return select(out > 0, one, splat<V>(S(0.01)));
     case Activation::elu: return select(out > 0, one, out + 1);
+    case Activation::gelu: return normal_cdf(in) + in * S(0.39894228040143268) * exp_(S(-0.5) * in * in);
     case Activation::silu: {
       const V s = sigmoid_(in);
       return s * (1 + in * (1 - s));

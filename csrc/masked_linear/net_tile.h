@@ -85,7 +85,7 @@ void backward_layer(const Packed<S>& p, const S* g, int64_t strips, Activation a
 template <class S>
 struct Sums {
   S* weight;  // [out_width][columns]
-  S* bias;    // [out_width][kStrip]
+  S* bias;    // [2][out_width][kStrip]: sums, and what their rounding lost
   int64_t columns;
 };
 
@@ -107,9 +107,17 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* turned, int64_t s
           store(to + L, load<V>(to + L) + acc[m][1]);
         }
       }
-  if (sums.bias)
-    for (int64_t s = 0; s < strips; ++s)
-      for (int64_t i = 0; i < width; i += L) store(sums.bias + i, load<V>(sums.bias + i) + load<V>(g + s * width + i));
+  if (sums.bias)  // compensated: a sum of a batch's rows, one after the other, would lose digits with their number
+    for (int64_t i = 0; i < width; i += L) {
+      V sum = load<V>(sums.bias + i), lost = load<V>(sums.bias + width + i);
+      for (int64_t s = 0; s < strips; ++s) {
+        const V term = load<V>(g + s * width + i), next = sum + term, part = next - sum;
+        lost += (sum - (next - part)) + (term - part);
+        sum = next;
+      }
+      store(sums.bias + i, sum);
+      store(sums.bias + width + i, lost);
+    }
 }
 
 // ---- the network on one tile of rows ----
@@ -344,10 +352,13 @@ void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int par
     }
   }
   if (l.grad_bias) {
-    S total = 0;
+    double total = 0;
     for (int t = 0; t < parts; ++t)
-      for (int i = 0; i < kStrip<S>; ++i) total += sums[t * stride].bias[j * kStrip<S> + i];
-    static_cast<S*>(l.grad_bias)[to] = total;
+      for (int i = 0; i < kStrip<S>; ++i) {
+        const S* bias = sums[t * stride].bias + j * kStrip<S> + i;
+        total += double(bias[0]) + double(bias[p.out_width * kStrip<S>]);
+      }
+    static_cast<S*>(l.grad_bias)[to] = S(total);
   }
 }
 
@@ -371,7 +382,7 @@ struct Call {
     for (int i = 0; i < net.spec.n; ++i) {
       const int64_t width = net.layer[i].out_width;
       if (own[i].weight) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
-      if (own[i].bias) memset(own[i].bias, 0, size_t(width * kStrip<S>) * sizeof(S));
+      if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kStrip<S>) * sizeof(S));
     }
     return own;
   }
@@ -400,7 +411,7 @@ struct Call {
         const Packed<S>& p = net.layer[i];
         const int64_t columns = round_up(p.n_in, kStrip<S>);
         S* weight = p.layer->grad_weight ? arena.take<S>(size_t(p.out_width * columns)) : nullptr;
-        S* bias = p.layer->grad_bias ? arena.take<S>(size_t(p.out_width * kStrip<S>)) : nullptr;
+        S* bias = p.layer->grad_bias ? arena.take<S>(size_t(2 * p.out_width * kStrip<S>)) : nullptr;
         if (fill) sums[t * n + i] = {weight, bias, columns};
       }
   }

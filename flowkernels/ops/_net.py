@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkernels import _native
 from flowkernels._native import DTYPES
+from flowkernels.ops.made.plan import LayerPlan
 
 _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
@@ -122,17 +123,21 @@ class Net:
         for layer, t in zip(self.layers[first::step], kept, strict=False):
             layer.kept = t
 
-    def grads(self, adds: Sequence[bool], gates: Sequence[bool], x: Tensor) -> list[Tensor | None]:
-        """The gradients that `bwd` left in the layers, in the order and dtype of the tensors that `describe` took.
+    def grads(self, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradients that `bwd` left in the layers, in the order, shapes and dtype of the tensors described.
 
-        ``x``: the net's input as it was given.
+        ``x, tensors``: as they were given. A term that was expanded to the rows gets the sum over them.
         """
-        lead, dtype = x.shape[:-1], x.dtype
-        terms = [layer.grad_add for layer, has in zip(self.layers, adds, strict=False) if has]
-        terms += [layer.grad_gate for layer, has in zip(self.layers, gates, strict=False) if has]
+        lead = x.shape[:-1]
+        terms = [layer.grad_add for layer in self.layers if layer.add is not None]
+        terms += [layer.grad_gate for layer in self.layers if layer.gate is not None]
         out = [g for layer in self.layers for g in (layer.grad_weight, layer.grad_bias)]
+        out = out[: len(tensors) - len(terms)]  # a layer without a bias was given one of zeros
         out += [None if g is None else g.view(*lead, g.shape[-1]) for g in terms]
-        return out if dtype in _KERNELS else [None if g is None else g.to(dtype) for g in out]
+        for i, (g, t) in enumerate(zip(out, tensors, strict=True)):
+            if g is not None:
+                out[i] = (g if g.shape == t.shape else g.sum_to_size(t.shape)).to(t.dtype)
+        return out
 
 
 def widen(*tensors: Tensor) -> Sequence[Tensor]:
@@ -148,18 +153,26 @@ def describe(
     adds: Sequence[bool] = (),
     gates: Sequence[bool] = (),
     needs: Sequence[bool] | None = None,
+    plans: Sequence[LayerPlan] = (),
+    lead: Sequence[int] | None = None,
 ) -> Net:
-    """A net from its tensors: (weight, bias) per layer, then the terms added in layers where `adds`, then the gates."""
+    """A net from its tensors: (weight, bias) per layer, then the terms added in layers where `adds`, then the gates.
+
+    ``plans``: the layers' masks, if any. ``lead``: the leading dims of x, where terms may be smaller than those.
+    """
     n_terms = sum(adds) + sum(gates)
     n = (len(tensors) - n_terms) // 2
     layers = [Layer(_rows_dense(tensors[2 * i]), tensors[2 * i + 1].contiguous()) for i in range(n)]
+    for layer, plan in zip(layers, plans, strict=False):
+        layer.in_order, layer.out_order, layer.limit = plan.in_order, plan.out_order, plan.limit
     at = 2 * n
     if needs is not None:
         for i, layer in enumerate(layers):
             layer.need_weight, layer.need_bias = needs[2 * i], needs[2 * i + 1]
     for layer, has in zip(layers, adds, strict=False):
         if has:
-            layer.add = flat(tensors[at])
+            add = tensors[at]
+            layer.add = flat(add if lead is None else add.expand(*lead, layer.weight.shape[0]))
             layer.need_add = needs is not None and needs[at]
             at += 1
     for layer, has in zip(layers, gates, strict=False):

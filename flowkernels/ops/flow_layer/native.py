@@ -81,4 +81,4 @@ def bwd(
             *_geometry(spec, net, rows), _net.pointer(grad_y), _net.pointer(grad_ladj), _net.pointer(grad_x), _threads()
         )
     grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
-    return [grad_x, *net.grads(spec.adds, spec.gates, tensors[0])]
+    return [grad_x, *net.grads(tensors[0], tensors[1:])]

@@ -11,13 +11,15 @@ from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_broadcasts, check_shape, check_tensor
 from flowkernels.ops.made.plan import LayerPlan, layer_plan
 
-from . import reference
+from . import native, reference
 from .reference import MaskedLinearSpec
 
 __all__ = ["masked_linear"]
 
 _NAME = "ops.masked_linear"
-_op = Op("masked_linear", spec_type=MaskedLinearSpec, reference=reference.fwd, table={"reference": reference})
+_op = Op(
+    "masked_linear", spec_type=MaskedLinearSpec, reference=reference.fwd, table={"cpu": native, "reference": reference}
+)
 
 
 def masked_linear(

@@ -48,4 +48,4 @@ def bwd(
     net = _describe(spec, rest, needs[1:])
     net.reuse(saved)
     grad_x = _net.bwd(x, net, g.to(x.dtype), needs[0])
-    return [grad_x if grad_x is None else grad_x.to(g.dtype), *net.grads(spec.adds, spec.gates, tensors[0])]
+    return [grad_x if grad_x is None else grad_x.to(g.dtype), *net.grads(tensors[0], tensors[1:])]
