@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 
+#include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "flow_layer/flow_layer.h"
@@ -69,6 +70,11 @@ struct PyNet {
 static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
   for (uintptr_t p : pointers)
     if (!p && rows > 0) throw std::invalid_argument("null data pointer");
+}
+
+static void require_sweep(const PyNet& net, const UnivariateMap& map, int64_t features) {
+  if (net.layers[0].n_in != features || net.spec.n_out() != features * map.params())
+    throw std::invalid_argument("sweep: the net does not fit");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -160,4 +166,23 @@ PYBIND11_MODULE(_C, m) {
   };
   m.def("flow_layer_fwd", flow_layer(false));
   m.def("flow_layer_bwd", flow_layer(true));
+  m.def("sweep_fwd", [](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, int threads) {
+    require_sweep(net, map, features);
+    require_rows(rows, {z, x, ladj});
+    const SweepArgs a = {net.spec, map,    DType(type), rows,    features, ptr(z),
+                         z_stride, ptr(x), ptr(ladj),   nullptr, nullptr,  nullptr};
+    py::gil_scoped_release unlocked;
+    sweep_fwd(a, threads);
+  });
+  m.def("sweep_bwd",
+        [](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t z,
+           int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj, uintptr_t grad_z, int threads) {
+          require_sweep(net, map, features);
+          require_rows(rows, {z, x});
+          const SweepArgs a = {net.spec, map,    DType(type), rows,        features,       ptr(z),
+                               z_stride, ptr(x), nullptr,     ptr(grad_x), ptr(grad_ladj), ptr(grad_z)};
+          py::gil_scoped_release unlocked;
+          sweep_bwd(a, threads);
+        });
 }

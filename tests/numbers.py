@@ -25,6 +25,7 @@ def assert_within_rule(
     *,
     condition: tuple[Tensor, Tensor] | None = None,
     ulps: int = 4,
+    dtype: torch.dtype | None = None,  # of the kernel, where its values come widened
 ) -> None:
     """Error of the kernel <= 2 x error of the eager reference in the same dtype + a few ulp.
 
@@ -43,7 +44,7 @@ def assert_within_rule(
     assert exact.isfinite().all(), f"{name}: the truth is not finite"
     assert kernel.isfinite().all(), f"{name}: {int((~kernel.isfinite()).sum())} values are not finite"
     found, of_eager = ((t.double().flatten() - exact).abs() for t in (kernel, eager))
-    eps = torch.finfo(kernel.dtype).eps
+    eps = torch.finfo(dtype or kernel.dtype).eps
     if condition is None:
         allowed = 2 * of_eager.max().item() + ulps * eps * exact.abs().max().item()
         worst = found.max().item()

@@ -12,13 +12,18 @@ from flowkernels.ops.made.checks import check_net
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
-from . import reference
+from . import native, reference
 from .reference import SweepSpec
 
 __all__ = ["autoregressive_inverse"]
 
 _NAME = "ops.autoregressive_inverse"
-_op = Op("autoregressive_inverse", spec_type=SweepSpec, reference=reference.fwd, table={"reference": reference})
+_op = Op(
+    "autoregressive_inverse",
+    spec_type=SweepSpec,
+    reference=reference.fwd,
+    table={"cpu": native, "reference": reference},
+)
 
 
 def autoregressive_inverse(

@@ -1,0 +1,252 @@
+// The autoregressive inverse in one sweep: a hidden unit is computed once, when the last feature it sees is known. The
+// backward pass is the same sweep from the other end: a triangular solve with the network's Jacobian.
+#include "../flow_layer/univariate_map.h"
+#include "autoregressive_inverse_kernels.h"
+#include "front.h"
+
+namespace fk::FK_ISA {
+namespace {
+
+constexpr int64_t kParamWork = 32;  // as for flow layers
+
+template <class S>
+FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
+  return net.layer[0].in_at(f);
+}
+
+// ---- forward ----
+
+// The buffers of a tile, [strip][feature or unit][kStrip].
+template <class S, class Map>
+struct ForwardTile {
+  S* a[kMaxLayers + 1];  // what enters layer i, in degree order; a[n]: the parameters
+  S* add[kMaxLayers];
+  S* sums[kMaxLayers];
+  S* stream = nullptr;
+  S *z, *x, *spare;  // features in memory's order
+  Map map;
+
+  ForwardTile(const Net<S>& net, const SweepArgs& args, int64_t strips, Arena& arena) : map(args.map, arena) {
+    const int64_t R = kStrip<S> * strips;
+    const NetSpec& spec = net.spec;
+    int64_t widest = args.features;
+    for (int i = 0; i < spec.n; ++i) {
+      const Packed<S>& p = net.layer[i];
+      widest = p.out_width > widest ? p.out_width : widest;
+      sums[i] = arena.take<S>(size_t(kRows * R));
+      add[i] = p.layer->add ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
+    }
+    if (spec.residual) stream = arena.take<S>(size_t(widest * R));
+    for (int i = 0; i <= spec.n; ++i) {
+      const int64_t width = i < spec.n ? net.layer[i].in_width : net.layer[i - 1].out_width;
+      a[i] = spec.residual && i == spec.n - 1 ? stream : arena.take<S>(size_t(width * R));
+    }
+    z = arena.take<S>(size_t(args.features * R));
+    x = arena.take<S>(size_t(args.features * R));
+    spare = arena.take<S>(size_t(args.features));
+  }
+};
+
+template <class S, class Map>
+void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, ForwardTile<S, Map>& t) {
+  using T = typename Map::T;
+  constexpr int R = kStrip<S>;
+  const NetSpec& spec = net.spec;
+  const int n = spec.n, P = args.map.params();
+  const int64_t D = args.features, strips = rows.strips<S>();
+  load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
+  Front front[kMaxLayers];
+  Outlet<S> outlet[kMaxLayers];
+  for (int i = 0; i < n; ++i) {
+    const Packed<S>& p = net.layer[i];
+    front[i] = {0, -1};
+    Outlet<S>& o = outlet[i] = {};
+    if (p.layer->add) {
+      load_strips(rows, static_cast<const S*>(p.layer->add), p.layer->add_stride, p.n_out, p.out_rank, p.out_width,
+                  t.add[i]);
+      o.add = t.add[i];
+    }
+    if (spec.residual && i < n - 1 && i % 2 == 0) o.z = t.stream;
+    if (spec.closes_block(i)) o.residual = t.stream;
+    if (t.a[i + 1] != o.z) o.a = t.a[i + 1];
+    o.activation = spec.input_activation(i + 1);
+  }
+  LadjSum<T> ladj[kMaxStrips];
+  for (int64_t known = 0; known < D;) {
+    for (int i = 0; i < n; ++i) {
+      const int64_t inputs = i == 0 ? known : front[i - 1].at;
+      // What a block adds to must be there.
+      const int64_t cap = spec.closes_block(i) ? front[i - 2].at : net.layer[i].n_out;
+      advance(net.layer[i], front[i], inputs, cap, strips, t.a[i], t.sums[i], outlet[i]);
+    }
+    const int64_t ready = front[n - 1].at / P;
+    if (ready == known) break;  // no plan of degrees gets here
+    for (; known < ready; ++known)
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t at = (s * D + feature_at(net, known)) * R;
+        T out, term;
+        t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_strip(t.z + at), &out, &term);
+        store_strip(t.x + at, out);
+        store_strip(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
+        ladj[s].add(term);
+      }
+  }
+  store_strips(rows, t.x, D, nullptr, D, static_cast<S*>(args.x), t.spare);
+  for (int64_t s = 0; s < strips; ++s) {
+    alignas(64) S total[R];
+    store_strip(total, ladj[s].total());
+    const int64_t used = rows.rows - s * R;
+    memcpy(static_cast<S*>(args.ladj) + rows.first + s * R, total, size_t(used < R ? used : R) * sizeof(S));
+  }
+}
+
+// ---- backward ----
+
+template <class S, class Map>
+struct BackwardTile {
+  Tile<S> net;
+  S* g[kMaxLayers];  // gradients of each layer's z, strip-shaped
+  S* sums[kMaxLayers];
+  S *z, *x, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
+  Map map;
+
+  BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t strips, Arena& arena)
+      : net(n, strips, true, arena), map(args.map, arena) {
+    constexpr int R = kStrip<S>;
+    for (int i = 0; i < n.spec.n; ++i) {
+      g[i] = arena.take<S>(size_t(n.layer[i].out_width * R * strips));
+      sums[i] = arena.take<S>(size_t(kRows * R * strips));
+    }
+    const size_t size = size_t(args.features * R * strips);
+    z = arena.take<S>(size);
+    x = arena.take<S>(size);
+    gx = arena.take<S>(size_t(n.layer[0].in_width * R * strips));
+    gz = arena.take<S>(size);
+    spare = arena.take<S>(size_t(args.features));
+  }
+};
+
+// From the gradient of x in memory's order (in gz) to that of z; leaves the gradients of all layers.
+template <class S, class Map>
+void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, BackwardTile<S, Map>& t) {
+  using T = typename Map::T;
+  constexpr int R = kStrip<S>;
+  const NetSpec& spec = net.spec;
+  const int n = spec.n, P = args.map.params();
+  const int64_t D = args.features, strips = rows.strips<S>();
+  Front front[kMaxLayers];  // of the inputs of layer i, whose gradients are those of layer i - 1's z
+  Inlet<S> inlet[kMaxLayers];
+  for (int i = 0; i < n; ++i) {
+    front[i] = {net.layer[i].n_in, -1};
+    inlet[i] = {spec.input_activation(i), t.net.a[i], t.net.z[i], nullptr, i == 0 ? t.gx : t.g[i - 1]};
+    if (spec.opens_block(i)) inlet[i].residual = t.g[i + 1];  // the stream passes a block by
+  }
+  const auto retreat_hidden = [&](int64_t outputs) {
+    for (int i = n - 1; i > 0; --i) {
+      const int64_t cap = spec.opens_block(i) ? front[i + 2].at : 0;
+      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.g[i], t.sums[i], inlet[i]);
+    }
+  };
+  T g_ladj[kMaxStrips];
+  const S* grad_ladj = static_cast<const S*>(args.grad_ladj);
+  for (int64_t s = 0; s < strips; ++s) {
+    alignas(64) S gl[R] = {};
+    for (int64_t l = 0; grad_ladj && l < R && s * R + l < rows.rows; ++l) gl[l] = grad_ladj[rows.first + s * R + l];
+    g_ladj[s] = load_strip(gl);
+  }
+  int64_t done = D;  // features from it on have given their parameters' gradients
+  while (done > 0) {
+    retreat_hidden(done * P);
+    retreat(net.layer[0], front[0], n > 1 ? front[1].at : done * P, 0, strips, t.g[0], t.sums[0], inlet[0]);
+    if (done == front[0].at) break;  // no plan of degrees gets here
+    for (; done > front[0].at; --done)
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;
+        const T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R) + load_strip(t.gz + at);
+        store_strip(t.gz + at,
+                    t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
+                               {t.g[n - 1] + s * width * R, nullptr, f * P}, load_strip(t.z + at), g_x, g_ladj[s]));
+      }
+  }
+  retreat_hidden(0);
+}
+
+template <class S, class Map>
+void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
+                    BackwardTile<S, Map>& t) {
+  constexpr int R = kStrip<S>;
+  const int n = net.spec.n;
+  const int64_t D = args.features, strips = rows.strips<S>();
+  const Packed<S>& first = net.layer[0];
+  load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
+  load_strips(rows, static_cast<const S*>(args.x), D, D, first.in_rank, first.in_width, t.net.a[0]);
+  if (args.grad_x)
+    load_strips(rows, static_cast<const S*>(args.grad_x), D, D, nullptr, D, t.gz);
+  else
+    memset(t.gz, 0, size_t(strips * D * R) * sizeof(S));
+  forward_tile(net, rows, t.net, n);
+  solve_back(args, net, rows, t);
+  if (args.grad_z) store_strips(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
+  for (int i = 0; i < n; ++i) {
+    const Packed<S>& p = net.layer[i];
+    clear_past_end(rows, p.out_width, t.g[i]);
+    if (p.layer->grad_add)
+      store_strips(rows, t.g[i], p.out_width, p.out_rank, p.n_out, static_cast<S*>(p.layer->grad_add), t.net.spare);
+    if (sums[i].weight) turn_strips(rows, t.net.a[i], p.in_width, p.n_in, t.net.turned);
+    weight_gradients(p, t.g[i], t.net.turned, strips, sums[i]);
+  }
+}
+
+// ---- the whole batch ----
+
+template <class S, class Map>
+struct Run {
+  static int64_t work(const SweepArgs& a) { return a.net.work() + a.features * a.map.params() * kParamWork; }
+
+  static void fwd(const SweepArgs& a, int threads) {
+    const Deal<S> deal(a.net, a.rows, work(a), threads);
+    const Call<S> call(a.net, false, deal.parts, threads);
+    deal.share([&](const auto& next) {
+      auto tile = in_scratch([&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+      RowTile rows;
+      while (next(&rows)) sweep_forward(a, call.net, rows, tile);
+    });
+  }
+
+  static void bwd(const SweepArgs& a, int threads) {
+    const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
+    const Call<S> call(a.net, true, deal.parts, threads);
+    deal.run([&](int part, int64_t b, int64_t e) {
+      auto tile = in_scratch([&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+      const Sums<S>* sums = call.clear(part);
+      for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
+    });
+    call.finish(deal.parts, threads);
+  }
+};
+
+template <class S, class F>
+void by_map(const SweepArgs& a, const F& f) {
+  if (a.map.kind != MapKind::rqs)
+    f(Run<S, AffineMap<S>>());
+  else if (a.map.rqs.clip_size != 0)
+    f(Run<S, SplineMap<S, true>>());
+  else
+    f(Run<S, SplineMap<S, false>>());
+}
+
+void fwd_any(const SweepArgs& a, int threads) {
+  const auto f = [&](auto run) { decltype(run)::fwd(a, threads); };
+  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+}
+void bwd_any(const SweepArgs& a, int threads) {
+  const auto f = [&](auto run) { decltype(run)::bwd(a, threads); };
+  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+}
+
+}  // namespace
+
+extern const SweepKernels sweep_kernels;
+const SweepKernels sweep_kernels = {fwd_any, bwd_any};
+
+}  // namespace fk::FK_ISA
