@@ -56,37 +56,45 @@ class _Parts(NamedTuple):
 
 def _parts(net: Any) -> _Parts | str:
     """What a MADE is made of, or why it is not made of what one op computes."""
-    activation = _activation(net.activation)
+    # Read through the dicts of nn.Module: this runs on every call, and its attributes cost a microsecond each.
+    modules, residual = net._modules, net.use_residual_blocks
+    function = _activation_of(net)
+    activation = _activation(function)
     if activation is None:
-        return f"its activation is {_shown(net.activation)}"
-    block_class: Any = MaskedResidualBlock if net.use_residual_blocks else MaskedFeedforwardBlock
-    linears: list[Any] = [net.initial_layer]
-    skipped: list[Any] = []
+        return f"its activation is {_shown(function)}"
+    block_class: Any = MaskedResidualBlock if residual else MaskedFeedforwardBlock
+    linears: list[Any] = [modules["initial_layer"]]
+    skipped: list[Any] = [function]
     dropouts: list[Any] = []
-    for block in net.blocks:
+    for block in modules["blocks"]._modules.values():
         if type(block) is not block_class:
             return f"a block is a {type(block).__name__}, not a {block_class.__name__}"
-        if _activation(block.activation) != activation:
-            return f"the activation of a block is {_shown(block.activation)}, the first one {_shown(net.activation)}"
-        normed = block.use_batch_norm if net.use_residual_blocks else block.batch_norm is not None
-        if normed:
+        inner, own = block._modules, _activation_of(block)
+        if own is not function and _activation(own) != activation:
+            return f"the activation of a block is {_shown(own)}, the first one {_shown(function)}"
+        if "batch_norm_layers" in inner or inner.get("batch_norm") is not None:
             return "it has batch norm"
-        inner = [*block.linear_layers] if net.use_residual_blocks else [block.linear]
-        if net.use_residual_blocks and len(inner) != 2:
-            return f"a residual block has {len(inner)} layers, not 2"
-        if type(block.dropout) is not nn.Dropout:
-            return f"a dropout is a {type(block.dropout).__name__}"
-        linears += inner
-        dropouts.append(block.dropout)
-        skipped += [block, block.dropout, block.activation]
-    linears.append(net.final_layer)
+        layers = [*inner["linear_layers"]._modules.values()] if residual else [inner["linear"]]
+        if len(layers) != 1 + residual:
+            return f"a residual block has {len(layers)} layers, not 2"
+        dropout = inner["dropout"]
+        if type(dropout) is not nn.Dropout:
+            return f"a dropout is a {type(dropout).__name__}"
+        linears += layers
+        dropouts.append(dropout)
+        skipped += [block, dropout, own]
+    linears.append(modules["final_layer"])
     for layer in linears:
         if type(layer) is not MaskedLinear:
             return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
-        if layer.bias is None:
-            return "a layer has no bias"
-    skipped += [*linears, net.activation]
-    return _Parts(linears, [m for m in skipped if isinstance(m, nn.Module)], dropouts, activation)
+        if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
+            return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
+    return _Parts(linears, [*linears, *(m for m in skipped if isinstance(m, nn.Module))], dropouts, activation)
+
+
+def _activation_of(module: Any) -> Any:
+    """A module's activation, which is a module too or a function."""
+    return module._modules.get("activation") or module.__dict__.get("activation")
 
 
 def _shown(activation: Any) -> str:
@@ -161,7 +169,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | N
         return None
     if any(d.training and d.p > 0 for d in parts.dropouts):
         return None
-    weight = parts.linears[0].weight
+    weight = parts.linears[0]._parameters["weight"]
     fits = x.dim() > 0 and x.dtype is weight.dtype and x.device == weight.device
     if not fits or torch.is_autocast_enabled(x.device.type):
         return None
@@ -175,7 +183,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | N
         adds = [net.activation(net.context_layer(context)), *[None] * (len(parts.linears) - 1)]
         if net.use_residual_blocks:
             adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
-    layers = [(layer.weight, layer.bias) for layer in parts.linears]
+    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
     return {"layers": layers, "plan": plan, "activation": parts.activation, "adds": adds}
 
 

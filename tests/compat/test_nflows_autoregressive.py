@@ -336,7 +336,7 @@ def own_forward(net):
     [
         (replace_block, "a block is a MaskedFeedforwardBlock, not a MaskedResidualBlock"),
         (replace_layer, "a layer is a Linear, not a MaskedLinear"),
-        (drop_bias, "a layer has no bias"),
+        (drop_bias, "a layer has no weight or no bias as a parameter"),
         (lambda net: setattr(net, "activation", torch.sigmoid), "its activation is sigmoid"),
         (lambda net: setattr(net.blocks[1], "activation", torch.tanh), "the activation of a block is tanh, the first"),
         (lambda net: setattr(net.blocks[1], "dropout", nn.Identity()), "a dropout is a Identity"),
@@ -460,7 +460,9 @@ def test_a_hook_that_changes_what_a_layer_returns(make):
 
 def test_weights_that_are_computed():
     """Weight norm replaces the class of a layer, pruning hangs on hooks."""
-    for change in (nn.utils.parametrizations.weight_norm, lambda m: prune.l1_unstructured(m, "weight", 0.5)):
+    changes = [nn.utils.parametrizations.weight_norm]
+    changes += [functools.partial(prune.l1_unstructured, name=n, amount=0.5) for n in ("weight", "bias")]
+    for change in changes:
         layer = models.affine().double()
         fast = accelerated_copy(layer)
         for module in (layer, fast):
@@ -590,6 +592,9 @@ def test_function_transforms(make, direction):
         both = torch.func.vmap(lambda p: torch.func.functional_call(fast, p, (x,))[0])(stacked)
         torch.testing.assert_close(both[0], y)
     torch.testing.assert_close(run(x)[0], y)
+    other = {n: 2 * p.detach() for n, p in layer.named_parameters()}
+    found, expected = (torch.func.functional_call(m, other, (x,)) for m in (fast, layer))
+    torch.testing.assert_close(found, expected)
 
 
 @EVERY_MAP
