@@ -402,7 +402,7 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
     parts = split(data.rows, torch.Generator().manual_seed(args.seed))
     sizes = " / ".join(f"{len(p):,}" for p in parts[:3])
     console.rule(f"{data.name}: {len(data.columns)} features, rows {sizes}")
-    found = {"normal, all covariances": (normal_density(parts), "")}
+    found = {"normal density": (normal_density(parts), "")}
     for kind in args.models:
         torch.manual_seed(args.seed)
         flow = new_flow(kind, len(data.columns), args)
