@@ -169,7 +169,7 @@ def _replace(pairs: Any) -> None:
 class patch_functions:
     """Puts the fused functions in place of nflows' own, everywhere in nflows, until `restore` or the block's end.
 
-    It reaches what `accelerate` does not: nflows' autoregressive splines and layers of your own that call
+    It reaches what `accelerate` does not: layers of your own that call
     `splines.unconstrained_rational_quadratic_spline`. Names that your modules imported with `from ... import` keep
     nflows' functions. Patches nest: nflows' functions come back when the last one is restored.
 

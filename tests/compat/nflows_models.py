@@ -11,9 +11,12 @@ from nflows.nn.nets import ConvResidualNet, ResidualNet
 from nflows.transforms import (
     CompositeTransform,
     LULinear,
+    MaskedAffineAutoregressiveTransform,
+    MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
     PiecewiseRationalQuadraticCDF,
     PiecewiseRationalQuadraticCouplingTransform,
     RandomPermutation,
+    ReversePermutation,
 )
 from nflows.utils import torchutils
 
@@ -108,6 +111,57 @@ def flow(features=6, context=None, layers=3, **kwargs):
             ),
         ]
     return stretch(Flow(CompositeTransform(transforms), StandardNormal([features])))
+
+
+def affine(features=5, hidden=16, **kwargs):
+    torch.manual_seed(0)
+    return MaskedAffineAutoregressiveTransform(features, hidden, **kwargs)
+
+
+def spline(features=5, hidden=16, **kwargs):
+    torch.manual_seed(0)
+    kwargs = {"num_bins": 5, "tails": "linear", "tail_bound": 2.0, **kwargs}
+    return stretch(MaskedPiecewiseRationalQuadraticAutoregressiveTransform(features, hidden, **kwargs))
+
+
+AUTOREGRESSIVE = {"affine": affine, "spline": spline}
+NETS = {
+    "residual": {},
+    "feed-forward": {"use_residual_blocks": False},
+    "random mask": {"use_residual_blocks": False, "random_mask": True},
+    "context": {"context_features": 3},
+    "feed-forward, context": {"use_residual_blocks": False, "context_features": 3},
+    "one feature": {"features": 1},
+    "one feature, context": {"features": 1, "context_features": 3},
+    "one feature, random mask": {"features": 1, "use_residual_blocks": False, "random_mask": True},
+    "narrower than D": {"features": 9, "hidden": 4},
+    "no blocks": {"num_blocks": 0},
+    "feed-forward, no blocks": {"num_blocks": 0, "use_residual_blocks": False},
+    "tanh": {"activation": torch.tanh},
+    "leaky relu module": {"activation": torch.nn.LeakyReLU(), "use_residual_blocks": False},
+    "batch norm": {"use_batch_norm": True},
+}
+
+
+def autoregressive_cases():
+    """name → (layer, inputs in float64, context or None)"""
+    cases = {}
+    for map_name, make in AUTOREGRESSIVE.items():
+        for net, settings in NETS.items():
+            layer = make(**settings)
+            context = normal(3) if "context_features" in settings else None
+            cases[f"{map_name}, {net}"] = (layer, normal(settings.get("features", 5)), context)
+    cases["spline, no tails"] = (spline(tails=None), uniform(5), None)
+    cases["spline, settings"] = (spline(min_bin_width=0.05, min_bin_height=0.02, min_derivative=0.1), normal(5), None)
+    return cases
+
+
+def autoregressive_flow(make, features=5, layers=3, **kwargs):
+    torch.manual_seed(0)
+    transforms = []
+    for _ in range(layers):
+        transforms += [ReversePermutation(features), make(features, **kwargs)]
+    return Flow(CompositeTransform(transforms), StandardNormal([features]))
 
 
 def results(module, inputs, context, direction, dtype):

@@ -1,0 +1,124 @@
+"""nflows' masked autoregressive layers, affine and rational-quadratic, on the fused kernels.
+
+Their networks are accelerated as modules of their own. The inverse is one sweep where one op can run the network, and
+otherwise D passes of it, as in nflows, around the fused map of a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from nflows.transforms.autoregressive import AutoregressiveTransform
+from nflows.transforms.made import MADE
+from torch import Tensor
+
+from flowkernels.ops import affine, rqs
+from flowkernels.ops._routing import in_transform
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.affine.spec import cached_spec as affine_spec
+from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.rqs.spec import RqsSpec
+
+from .nflows_made import arguments, is_bare, made_refusal
+from .nflows_settings import spline_settings, spline_spec
+from .swap import PureLayer, is_fast, overridden
+
+# (layer, x [B, D], params, inverse) → y and ladj [B]
+Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+
+def _forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+    params = layer.autoregressive_net(x, context)
+    if x.dim() != 2:
+        return layer._elementwise_forward(x, params)  # nflows says what is wrong with it
+    return univariate(layer, x, params, False)
+
+
+def _inverse(
+    layer: Any,
+    z: Tensor,
+    context: Tensor | None,
+    univariate: Univariate,
+    spec: Callable[[Any], AffineSpec | RqsSpec],
+) -> tuple[Tensor, Tensor]:
+    if z.dim() != 2:
+        theirs: Any = AutoregressiveTransform.inverse
+        return theirs(layer, z, context)
+    net = layer.autoregressive_net
+    # Fast: `accelerate` has seen that the network's forward is nflows'.
+    if not in_transform((z, context)) and isinstance(net, MADE) and is_fast(net) and is_bare(net):
+        found = arguments(net, z, context)
+        if found is not None:
+            return autoregressive_inverse(z, univariate=spec(layer), **found)
+    x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])
+    for _ in range(z.shape[1]):
+        x, ladj = univariate(layer, z, net(x, context), True)
+    return x, ladj
+
+
+# ---- affine ----
+
+
+def _affine(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    return affine(x, params.reshape(*x.shape, 2), scale="softplus", min_scale=layer._epsilon, inverse=inverse)
+
+
+def _affine_spec(layer: Any) -> AffineSpec:
+    return affine_spec("softplus", layer._epsilon, False)
+
+
+def affine_refusal(layer: Any) -> str | None:
+    """Why an affine layer gains nothing, or None: its map alone is as fast in nflows."""
+    net = layer.autoregressive_net
+    if not isinstance(net, MADE):
+        return f"its network is a {type(net).__name__}, not nflows' MADE"
+    reason = None if is_fast(net) else overridden(net, MADE, frozenset({"forward"})) or made_refusal(net)
+    if reason is not None:
+        return f"its network is left alone: {reason}"
+    try:
+        _affine_spec(layer)
+    except Exception as error:  # an epsilon of the user's own
+        return str(error)
+    return None
+
+
+class AffineAutoregressive(PureLayer):
+    """The methods of an accelerated MaskedAffineAutoregressiveTransform."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _forward(self, inputs, context, _affine)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _inverse(self, inputs, context, _affine, _affine_spec)
+
+
+# ---- rational-quadratic ----
+
+
+def _logit_scale(layer: Any) -> float:
+    """1 for nflows' own MADE, which has no `hidden_features`."""
+    width = getattr(layer.autoregressive_net, "hidden_features", None)
+    return 1.0 if width is None else 1 / math.sqrt(width)
+
+
+def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    settings = spline_settings(layer, layer.num_bins)
+    P = layer._output_dim_multiplier()
+    return rqs(x, params.reshape(*x.shape, P), logit_scale=_logit_scale(layer), inverse=inverse, **settings)
+
+
+def _spline_spec(layer: Any) -> RqsSpec:
+    return spline_spec(layer, layer.num_bins, _logit_scale(layer))
+
+
+class SplineAutoregressive(PureLayer):
+    """The methods of an accelerated MaskedPiecewiseRationalQuadraticAutoregressiveTransform."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _forward(self, inputs, context, _spline)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _inverse(self, inputs, context, _spline, _spline_spec)

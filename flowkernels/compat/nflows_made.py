@@ -1,0 +1,210 @@
+"""nflows' MADE as one op on its own weights.
+
+The masks of the op come from the `degrees` of the layers, the inputs' being 1 to D, and only where every `mask` is what
+these degrees say. A network that has been edited, or does more than its arithmetic, runs as nflows runs it: with batch
+norm, active dropout, hooks, replaced layers or an activation that the op does not know; under autocast, which chooses
+the dtype of every product; and under compilers and torch.func, where the values of buffers cannot be read.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from flowkernels.ops._routing import in_transform
+from flowkernels.ops.made import FUNCTIONS, MadePlan, made
+from flowkernels.ops.residual_net.modules import hooked
+
+from .swap import PureLayer
+
+# ---- the parts of a network ----
+
+_FUNCTIONS = (*FUNCTIONS.items(), ("relu", torch.relu), ("tanh", nn.functional.tanh))
+# Module class → name, and the settings that the op's activation has. One that works in place, in a residual block,
+# changes the stream that the block adds to: another function.
+_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
+    nn.ReLU: ("relu", {"inplace": False}),
+    nn.LeakyReLU: ("leaky_relu", {"inplace": False, "negative_slope": 0.01}),
+    nn.ELU: ("elu", {"inplace": False, "alpha": 1.0}),
+    nn.GELU: ("gelu", {"approximate": "none"}),
+    nn.SiLU: ("silu", {"inplace": False}),
+    nn.Tanh: ("tanh", {}),
+    nn.Identity: ("identity", {}),
+}
+
+
+def _activation(activation: Any) -> str | None:
+    """Its name in the table of the ops, or None."""
+    if isinstance(activation, nn.Module):
+        name, settings = _MODULES.get(type(activation), (None, {}))
+        return name if all(getattr(activation, n) == value for n, value in settings.items()) else None
+    return next((name for name, function in _FUNCTIONS if function is activation), None)
+
+
+class _Parts(NamedTuple):
+    linears: list[Any]  # in the order of the op
+    skipped: list[Any]  # every module that one op does not call
+    dropouts: list[Any]
+    activation: str
+
+
+def _parts(net: Any) -> _Parts | str:
+    """What a MADE is made of, or why it is not made of what one op computes."""
+    # Read through the dicts of nn.Module: this runs on every call, and its attributes cost a microsecond each.
+    modules, residual = net._modules, net.use_residual_blocks
+    function = _activation_of(net)
+    activation = _activation(function)
+    if activation is None:
+        return f"its activation is {_shown(function)}"
+    block_class: Any = MaskedResidualBlock if residual else MaskedFeedforwardBlock
+    linears: list[Any] = [modules["initial_layer"]]
+    skipped: list[Any] = [function]
+    dropouts: list[Any] = []
+    for block in modules["blocks"]._modules.values():
+        if type(block) is not block_class:
+            return f"a block is a {type(block).__name__}, not a {block_class.__name__}"
+        inner, own = block._modules, _activation_of(block)
+        if own is not function and _activation(own) != activation:
+            return f"the activation of a block is {_shown(own)}, the first one {_shown(function)}"
+        if "batch_norm_layers" in inner or inner.get("batch_norm") is not None:
+            return "it has batch norm"
+        layers = [*inner["linear_layers"]._modules.values()] if residual else [inner["linear"]]
+        if len(layers) != 1 + residual:
+            return f"a residual block has {len(layers)} layers, not 2"
+        dropout = inner["dropout"]
+        if type(dropout) is not nn.Dropout:
+            return f"a dropout is a {type(dropout).__name__}"
+        linears += layers
+        dropouts.append(dropout)
+        skipped += [block, dropout, own]
+    linears.append(modules["final_layer"])
+    for layer in linears:
+        if type(layer) is not MaskedLinear:
+            return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
+        if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
+            return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
+    return _Parts(linears, [*linears, *(m for m in skipped if isinstance(m, nn.Module))], dropouts, activation)
+
+
+def _activation_of(module: Any) -> Any:
+    """A module's activation, which is a module too or a function."""
+    return module._modules.get("activation") or module.__dict__.get("activation")
+
+
+def _shown(activation: Any) -> str:
+    return repr(activation) if isinstance(activation, nn.Module) else getattr(activation, "__name__", repr(activation))
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling the module does nothing but its class's forward."""
+    return not hooked(module) and "forward" not in module.__dict__
+
+
+# ---- its plan ----
+
+
+class _Known(NamedTuple):
+    """What the masks say; read once, until the buffers are replaced or written to."""
+
+    buffers: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    plan: MadePlan | str
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+def _plan_of(net: Any, linears: Sequence[Any]) -> MadePlan | str | None:
+    """The plan; why the masks have none; or None where their values cannot be read now."""
+    buffers = tuple(layer._buffers[name] for layer in linears for name in ("degrees", "mask"))
+    known = _known.get(net)
+    if known is not None and all(map(_same, known.buffers, buffers)) and len(buffers) == len(known.buffers):
+        if known.versions == tuple(b._version for b in buffers):
+            return known.plan
+        if not buffers[0].is_cpu:  # something writes to the buffers on every call, as DDP does: stop reading a GPU's
+            return None
+    if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
+        return None
+    plan = _read_plan(linears, residual=net.use_residual_blocks)
+    _known[net] = _Known(buffers, tuple(b._version for b in buffers), plan)
+    return plan
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b
+
+
+def _read_plan(linears: Sequence[Any], *, residual: bool) -> MadePlan | str:
+    rows = [list(range(1, linears[0].in_features + 1)), *(layer.degrees.tolist() for layer in linears)]
+    try:
+        plan = MadePlan(rows, residual=residual)
+    except ValueError as error:
+        return str(error)
+    for i, (layer, by_degrees) in enumerate(zip(linears, plan.layers, strict=True)):
+        ins, outs = by_degrees.degrees_in, by_degrees.degrees_out[:, None]
+        mask = outs > ins if by_degrees.strict else outs >= ins
+        if not torch.equal(layer.mask, mask.to(layer.mask)):
+            return f"the mask of layer {i} is not the one of its degrees"
+    return plan
+
+
+# ---- the network as one op ----
+
+
+def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called.
+
+    Hooks of the network itself are the caller's business.
+    """
+    if in_transform((x, context)) or _module._has_any_global_hook():
+        return None
+    parts = _parts(net)
+    if isinstance(parts, str) or not all(map(is_bare, parts.skipped)):
+        return None
+    if any(d.training and d.p > 0 for d in parts.dropouts):
+        return None
+    weight = parts.linears[0]._parameters["weight"]
+    fits = x.dim() > 0 and x.dtype is weight.dtype and x.device == weight.device
+    if not fits or torch.is_autocast_enabled(x.device.type):
+        return None
+    plan = _plan_of(net, parts.linears)
+    if not isinstance(plan, MadePlan) or x.shape[-1] != plan.features:
+        return None
+    adds: list[Tensor | None] | None = None
+    if context is not None:
+        if "context_layer" not in net._modules or not _broadcasts(context, x):
+            return None
+        adds = [net.activation(net.context_layer(context)), *[None] * (len(parts.linears) - 1)]
+        if net.use_residual_blocks:
+            adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
+    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
+    return {"layers": layers, "plan": plan, "activation": parts.activation, "adds": adds}
+
+
+def _broadcasts(context: Tensor, x: Tensor) -> bool:
+    sizes = zip(reversed(context.shape[:-1]), reversed(x.shape[:-1]), strict=False)
+    return 0 < context.dim() <= x.dim() and all(c in (1, n) for c, n in sizes)
+
+
+def made_refusal(net: Any) -> str | None:
+    """Why a MADE would run as before on every call, or None. Hooks and dropout may come and go."""
+    try:
+        parts = _parts(net)
+        plan = parts if isinstance(parts, str) else _plan_of(net, parts.linears)
+    except Exception as error:  # edited beyond recognition, or another version of nflows
+        return f"its layout is not the one that flowkernels knows ({error})"
+    return plan if isinstance(plan, str) else None
+
+
+class Made(PureLayer):
+    """The methods of an accelerated MADE."""
+
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        found = arguments(self, inputs, context)
+        return MADE.forward(self, inputs, context) if found is None else made(inputs, **found)

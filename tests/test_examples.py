@@ -1,0 +1,168 @@
+"""The examples run, and what they say about peers is so."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+for name in ("matplotlib", "nflows", "rich", "sklearn"):
+    pytest.importorskip(name)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tabular() -> ModuleType:
+    return load("maf_tabular")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A banana, a third column, one that never varies, and a line with a missing value."""
+    x = np.random.default_rng(0).normal(size=(120, 3))
+    x[:, 1] += x[:, 0] ** 2
+    lines = [",".join([*(f"{v:.6f}" for v in row), "7"]) for row in x]
+    path = tmp_path / "some.table.csv"
+    path.write_text("\n".join(["u,v,w,same", *lines, "1,,2,7"]))
+    return path
+
+
+def test_digits_nsf(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["digits_nsf", "--epochs", "1", "--repeats", "1", "--out", str(tmp_path)])
+    load("digits_nsf").main()
+    assert "training step" in capsys.readouterr().out
+    assert (tmp_path / "digits_nsf.png").stat().st_size > 0
+
+
+def checkpoint(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    path = folder / f"{name}.pt"
+    if path.exists():
+        found = torch.load(path)
+        return found["tensors"], found["settings"]
+    safetensors = importlib.import_module("safetensors")
+    with safetensors.safe_open(folder / f"{name}.safetensors", "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["settings"])  # noqa: SIM118
+
+
+def test_maf_tabular(tabular, table, tmp_path, capsys):
+    out = tmp_path / "made" / "here"
+    tabular.main([str(table), "--quick", "--out", str(out), "--samples", "60", "--peer-samples", "20"])
+    said = capsys.readouterr().out
+    assert "left out 1 rows with missing or infinite values" in said
+    assert "left out 1 columns that hold one value only" in said
+    assert "autoregressive NSF" in said
+    files = sorted(p.name for p in out.iterdir())
+    assert len(files) == 4  # and no part of a checkpoint
+    assert [f for f in files if f.endswith(".png")] == ["some.table_maf.png", "some.table_nsf.png"]
+    for kind, flow_class in (("maf", tabular.MAF), ("nsf", tabular.NSF)):
+        tensors, settings = checkpoint(out, f"some.table_{kind}")
+        assert settings["columns"] == ["u", "v", "w"]
+        own = {"bins": 8, "tail_bound": 5.0, "autoregressive": True} if kind == "nsf" else {}
+        flow = flow_class(3, transforms=settings["transforms"], hidden=(settings["hidden"],) * 2, **own)
+        assert tensors.pop("data.mean").shape == tensors.pop("data.std").shape == (3,)
+        flow.load_state_dict(tensors)
+
+
+def test_peers_that_are_not_installed_are_skipped(tabular, table, tmp_path, capsys, monkeypatch):
+    def without_peers(name):
+        if name.split(".")[0] in ("nflows", "zuko"):
+            raise ImportError(name)
+        return importlib.import_module(name)
+
+    fake = ModuleType("importlib")
+    monkeypatch.setattr(fake, "import_module", without_peers, raising=False)
+    monkeypatch.setattr(tabular, "importlib", fake)
+    tabular.main([str(table), "--quick", "--models", "maf", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "nflows is not installed: skipped" in said
+    assert "zuko is not installed: skipped" in said
+
+
+@pytest.mark.parametrize("kind", ["maf", "nsf"])
+@pytest.mark.parametrize("features", [1, 2, 5, 40])  # 40: wider than the networks, whose degrees are then not nflows'
+def test_the_nflows_model_is_ours(tabular, kind, features):
+    from flowkernels import compat
+
+    class Args:
+        transforms, hidden = 3, 16
+
+    torch.manual_seed(0)
+    flow = tabular.new_flow(kind, features, Args).double()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    theirs = tabular.same_in_nflows(kind, flow, Args).double()
+    x = torch.randn(20, features, dtype=torch.float64)
+    torch.testing.assert_close(theirs.log_prob(x), flow.log_prob(x))
+    assert len(compat.accelerate(theirs).accelerated) == 6
+    torch.testing.assert_close(theirs.log_prob(x), flow.log_prob(x))
+    z = torch.randn(20, features, dtype=torch.float64)
+    turned = z.flip(1)  # three reversals
+    torch.testing.assert_close(theirs._transform.inverse(turned)[0], flow.transform.inverse(z)[0])
+
+
+def test_units(tabular):
+    """The same rows in other units: nats move by the log of the ratio of the units, and nothing else."""
+    rows = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    split = [tabular.split(scale * rows, torch.Generator().manual_seed(0)) for scale in (1.0, 1000.0)]
+    torch.testing.assert_close(split[0].test, split[1].test)
+    assert split[1].log_units - split[0].log_units == pytest.approx(3 * np.log(1000))
+    density = tabular.normal_density(split[0]).mean().item() - split[0].log_units
+    assert density == pytest.approx(-1.5 * (1 + np.log(2 * np.pi)), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.csv", "u,v\n1,2\n3,four\n", "row 2 must be 2 numbers, got 3,four"),
+        ("a.csv", "", "must have lines of numbers, got none"),
+        ("a.csv", "1,2\n", "must have 30 rows of finite numbers or more, got 1"),
+        ("a.csv", "1,2\n" * 40, "must have a column that varies, got 2 of one value each"),
+        ("a.txt", "1,2\n", "must be one of .npy, .csv, .parquet, got .txt"),
+        ("a.parquet", "", "a.parquet"),
+        (None, None, "No such file"),
+    ],
+)
+def test_bad_tables(tabular, tmp_path, capsys, file, content, message):
+    path = tmp_path / (file or "none.csv")
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        tabular.main([str(path), "--quick", "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+def test_npy_and_parquet(tabular, tmp_path, monkeypatch):
+    rows = np.arange(6, dtype=np.int32).reshape(3, 2)
+    np.save(tmp_path / "a.npy", rows)
+    data = tabular.read(tmp_path / "a.npy")
+    assert data.columns == ["column 0", "column 1"]
+    assert data.rows.tolist() == rows.tolist()
+    np.save(tmp_path / "b.npy", rows[0])
+    with pytest.raises(ValueError, match=r"must be numbers \[rows, features\], got int32 \[2\]"):
+        tabular.read(tmp_path / "b.npy")
+    pandas = pytest.importorskip("pandas")
+    frames = iter([pandas.DataFrame({"u": [1, 2], "v": [0.5, None]}), pandas.DataFrame({"u": ["x"]})])
+    monkeypatch.setattr(pandas, "read_parquet", lambda path: next(frames))
+    columns, rows = tabular.read_parquet(tmp_path / "c.parquet")
+    assert columns == ["u", "v"]
+    assert rows[0].tolist() == [1, 0.5]
+    with pytest.raises(ValueError, match="columns must be numbers, got"):
+        tabular.read_parquet(tmp_path / "c.parquet")
