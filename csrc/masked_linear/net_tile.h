@@ -308,27 +308,30 @@ struct Deal {
   }
 };
 
-// Packs the weights of all layers.
-template <class S>
-void pack(const Net<S>& net, bool forward, bool backward, int threads) {
+// Calls f(layer, panel) for panels(layer) panels of every layer, on several threads where that pays.
+template <class S, class Count, class F>
+void for_panels(const Net<S>& net, int threads, const Count& count, const F& f) {
   const int n = net.spec.n;
-  int64_t panels = 0, scalars = 0;
-  for (int i = 0; i < n; ++i) {
-    const Packed<S>& p = net.layer[i];
-    panels += (forward ? p.panels() : 0) + (backward ? p.panels_t() : 0);
-    scalars += p.n_in * p.n_out;
-  }
-  const int64_t grain = 1 + panels * kGrainWork / (8 * (scalars + 1));
+  int64_t panels = 0;
+  for (int i = 0; i < n; ++i) panels += count(net.layer[i]);
+  const int64_t grain = 1 + panels * kGrainWork / (8 * (net.spec.work() + 1));
   parallel_for(panels, grain, threads, [&](int64_t b, int64_t e) {
     int64_t at = 0;
-    for (int i = 0; i < n; ++i) {
-      const Packed<S>& p = net.layer[i];
-      const int64_t counts[2] = {forward ? p.panels() : 0, backward ? p.panels_t() : 0};
-      for (int t = 0; t < 2; at += counts[t++])
-        for (int64_t j = b > at ? b - at : 0; j < counts[t] && j < e - at; ++j)
-          t ? pack_panel_t(p, j) : pack_panel(p, j);
-    }
+    for (int i = 0; i < n; at += count(net.layer[i++]))
+      for (int64_t j = b > at ? b - at : 0; j < count(net.layer[i]) && j < e - at; ++j) f(i, j);
   });
+}
+
+// Packs the weights of all layers.
+template <class S>
+void pack(const Net<S>& net, bool backward, int threads) {
+  for_panels(
+      net, threads, [](const Packed<S>& p) { return p.panels(); },
+      [&](int i, int64_t j) { pack_panel(net.layer[i], j); });
+  if (backward)
+    for_panels(
+        net, threads, [](const Packed<S>& p) { return p.panels_t(); },
+        [&](int i, int64_t j) { pack_panel_t(net.layer[i], j); });
 }
 
 // Adds up what the threads summed for output j of a layer, in the user's order.
@@ -344,8 +347,8 @@ void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int par
       for (int64_t k = 0; k < seen; k += kLanes<S>) store(total + k, load<V>(total + k) + load<V>(more + k));
     }
     S* out = static_cast<S*>(l.grad_weight) + to * p.n_in;
-    if (l.in_order) {
-      for (int64_t k = 0; k < p.n_in; ++k) out[l.in_order[k]] = k < seen ? total[k] : S(0);
+    if (p.in_rank) {
+      for (int64_t k = 0; k < p.n_in; ++k) out[k] = p.in_rank[k] < seen ? total[p.in_rank[k]] : S(0);
     } else {
       memcpy(out, total, size_t(seen) * sizeof(S));
       for (int64_t k = seen; k < p.n_in; ++k) out[k] = 0;
@@ -373,7 +376,7 @@ struct Call {
     lay(counted, backward, parts, false);
     Arena shared(workspace(Scratch::shared, counted.used()));
     lay(shared, backward, parts, true);
-    pack(net, true, backward, threads);
+    pack(net, backward, threads);
   }
 
   // This part's sums, set to zero by the thread that will use them.
@@ -388,22 +391,15 @@ struct Call {
   }
 
   void finish(int parts, int threads) const {
-    const int n = net.spec.n;
-    int64_t rows = 0;
-    for (int i = 0; i < n; ++i) rows += net.layer[i].n_out;
-    const int64_t grain = 1 + rows * kGrainWork / (8 * (net.spec.work() + 1));
-    parallel_for(rows, grain, threads, [&](int64_t b, int64_t e) {
-      int64_t at = 0;
-      for (int i = 0; i < n; at += net.layer[i++].n_out)
-        for (int64_t j = b > at ? b - at : 0; j < net.layer[i].n_out && j < e - at; ++j)
-          finish_row(net.layer[i], sums + i, n, parts, j);
-    });
+    for_panels(
+        net, threads, [](const Packed<S>& p) { return p.n_out; },
+        [&](int i, int64_t j) { finish_row(net.layer[i], sums + i, net.spec.n, parts, j); });
   }
 
  private:
   void lay(Arena& arena, bool backward, int parts, bool fill) {
     const int n = net.spec.n;
-    for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, true, backward, fill);
+    for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, backward, fill);
     if (!backward) return;
     sums = arena.take<Sums<S>>(size_t(parts * n));
     for (int t = 0; t < parts; ++t)

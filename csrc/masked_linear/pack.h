@@ -35,7 +35,7 @@ inline int32_t* take_rank(Arena& arena, const int32_t* order, int64_t n, bool fi
 
 // Sizes and index tables of a layer. Run twice: once on an empty arena, to count, once to fill.
 template <class S>
-Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool forward, bool backward, bool fill) {
+Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool fill) {
   Packed<S> p = {};
   p.layer = &l;
   p.n_in = l.n_in;
@@ -57,7 +57,7 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool forward, bool backwar
     used += depth * kRows;
   }
   if (fill) p.offset[p.panels()] = used;
-  if (forward) p.weights = arena.take<S>(size_t(used));
+  p.weights = arena.take<S>(size_t(used));
   p.bias = arena.take<S>(size_t(p.out_width));
   if (!backward) return p;
   p.begin = arena.take<int64_t>(size_t(p.panels_t()));
@@ -130,21 +130,29 @@ void pack_panel(const Packed<S>& p, int64_t panel) {
   }
 }
 
-// Weights of one panel of inputs, for the gradient of the input.
+// Weights of one panel of inputs, for the gradient of the input: the packed panels of outputs, turned.
 template <class S>
 void pack_panel_t(const Packed<S>& p, int64_t panel) {
-  const MaskedLayer& l = *p.layer;
-  const S* weight = static_cast<const S*>(l.weight);
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, Q = kQuad<S>;
+  alignas(64) static const S zeros[kRows + Q] = {};
+  const int64_t first = panel * kRows, begin = p.begin[panel];
   S* out = p.weights_t + p.offset_t[panel];
-  const int64_t first = panel * kRows;
-  for (int64_t j = p.begin[panel]; j < p.n_out; ++j, out += kRows) {
-    const S* row = weight + p.out_at(j) * l.weight_stride;
-    const int64_t seen = p.limit(j) - first;  // of this panel's inputs
-    if (!l.in_order && seen >= kRows) {
-      memcpy(out, row + first, kRows * sizeof(S));
-    } else {
-      for (int m = 0; m < kRows; ++m) out[m] = m < seen ? row[p.in_at(first + m)] : S(0);
+  for (int64_t from = begin / kRows; from < p.panels(); ++from) {
+    const S* rows[kRows + L];
+    for (int m = 0; m < kRows + L; ++m) {
+      const int64_t k = first + m;
+      rows[m] = m < kRows && k < p.depth[from] ? p.weights + p.offset[from] + k * kRows : zeros;
     }
+    for (int j = 0; j < kRows; j += Q)
+      for (int m = 0; m < kRows; m += L) {
+        V v[Q];
+        gather_block(rows + m, j, v);
+        for (int i = 0; i < Q; ++i) {
+          const int64_t to = from * kRows + j + i;
+          if (j + i < kRows && to >= begin && to < p.n_out) store_rows(out + (to - begin) * kRows, v[i], m);
+        }
+      }
   }
 }
 
