@@ -67,8 +67,9 @@ struct PyNet {
 };
 
 static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
+  if (rows < 1) throw std::invalid_argument("rows must be at least 1");  // tiles divide by their number
   for (uintptr_t p : pointers)
-    if (!p && rows > 0) throw std::invalid_argument("null data pointer");
+    if (!p) throw std::invalid_argument("null data pointer");
 }
 
 PYBIND11_MODULE(_C, m) {
