@@ -8,6 +8,7 @@ import itertools
 import pickle
 import sys
 import threading
+from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from flowkernels import _native, compat, use_backend
-from flowkernels.nets import ResidualNet
+from flowkernels import _native, compat, ops, use_backend
+from flowkernels.nets import MADE, ResidualNet
+from flowkernels.ops import _net
 from flowkernels.ops.flow_layer import columns, flow_layer
 from flowkernels.ops.flow_layer.spec import Columns
 from flowkernels.transforms import RQS, Coupling
@@ -155,6 +157,58 @@ def test_the_inverse_undoes(isa) -> None:
         back, ladj_back = call(c, [y, *rest], inverse=True)
         torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
         torch.testing.assert_close(ladj_back, -ladj, rtol=0, atol=1e-8)
+
+
+# ---- the maps and nets of the kernel that no op calls yet ----
+
+
+def through_the_module(kind: int, min_scale: float, inverse: bool, tensors: list[Tensor], made: MADE) -> list[Tensor]:
+    """y, ladj and every gradient of an autoregressive affine layer, by the compiled module itself."""
+    C: Any = _native.C
+    x, *rest = tensors
+    rows, D = x.shape
+    net = _net.describe(rest, residual=False, activation="relu", needs=[True] * len(rest), plans=made.plan.layers)
+    for layer in net.layers:
+        layer.allocate_grads(rows)
+    y, ladj, grad_x, every = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x), array("i", range(D))
+    at, g, g_ladj = every.buffer_info()[0], weights(y), weights(ladj)
+    univariate, dtype = C.UnivariateMap(kind, min_scale, inverse), _native.DTYPES[x.dtype]
+    same = (net.handle(), univariate, dtype, rows, D, x.data_ptr(), x.stride(0), at, at, D)
+    C.flow_layer_fwd(*same, y.data_ptr(), ladj.data_ptr(), 0, 1)
+    C.flow_layer_bwd(*same, g.data_ptr(), g_ladj.data_ptr(), grad_x.data_ptr(), 1)
+    grads = [t for layer in net.layers for t in (layer.grad_weight, layer.grad_bias)]
+    return [y, ladj, grad_x, *(t for t in grads if t is not None)]
+
+
+AFFINE = {"exp": (1, 0.0), "softplus": (2, 1e-3), "sigmoid": (3, 1e-3), "additive": (4, 0.0)}
+
+
+@pytest.mark.parametrize("scale", AFFINE)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_affine_maps_and_masked_nets(scale, inverse, isa) -> None:
+    kind, min_scale = AFFINE[scale]
+    made = MADE(5, 1 if scale == "additive" else 2, (17, 9), seed=0)
+    g = torch.Generator().manual_seed(0)
+    tensors = [0.4 * torch.randn(s, generator=g).double() for s in [(37, 5), *(p.shape for p in made.parameters())]]
+
+    def f(t: list[Tensor]) -> tuple[Tensor, Tensor]:
+        params = ops.made(t[0], list(zip(t[1::2], t[2::2], strict=True)), made.plan, backend="reference")
+        params = params.unflatten(-1, (5, -1))
+        return ops.affine(t[0], params, scale=scale, min_scale=min_scale, inverse=inverse, backend="reference")
+
+    found = through_the_module(kind, min_scale, inverse, tensors, made)
+    torch.testing.assert_close(found, values_and_gradients(f, tensors), rtol=1e-11, atol=1e-11)
+
+
+def test_a_scale_that_underflows_has_finite_gradients(isa) -> None:
+    """log s = u has slope 1 even where s = exp(u) is 0."""
+    made = MADE(1, 2, (3,))
+    tensors = [torch.zeros(7, 1), *(torch.zeros_like(p) for p in made.parameters())]
+    tensors[-1][0] = -120.0
+    kind, min_scale = AFFINE["exp"]
+    found = through_the_module(kind, min_scale, False, tensors, made)
+    assert torch.equal(found[1], torch.full((7,), -120.0))
+    torch.testing.assert_close(found[-1][0], weights(found[1]).sum())
 
 
 # ---- where it reads and writes ----
