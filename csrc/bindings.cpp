@@ -68,8 +68,9 @@ struct PyNet {
 };
 
 static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
+  if (rows < 1) throw std::invalid_argument("rows must be at least 1");  // tiles divide by their number
   for (uintptr_t p : pointers)
-    if (!p && rows > 0) throw std::invalid_argument("null data pointer");
+    if (!p) throw std::invalid_argument("null data pointer");
 }
 
 static void require_sweep(const PyNet& net, const UnivariateMap& map, int64_t features) {

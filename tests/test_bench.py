@@ -19,8 +19,9 @@ from flowkernels import _native
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
-compare, machine, memory, models, peers, problem = (
-    importlib.import_module(name) for name in ("compare", "machine", "memory", "models", "peers", "problem")
+compare, machine, masked, memory, models, peers, problem, sampling = (
+    importlib.import_module(name)
+    for name in ("compare", "machine", "masked", "memory", "models", "peers", "problem", "sampling")
 )
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times the kernels: {_native.why_missing}")
@@ -99,6 +100,46 @@ def test_models_agree_with_the_truth(name: str, op: str) -> None:
             weight *= 1.01
     with pytest.raises(AssertionError, match="of the float64 truth"):
         models.worst_error(model, op, x, z, truth)
+
+
+@pytest.mark.parametrize("op", masked.OPS)
+@pytest.mark.parametrize("name", [n for n in masked.ROWS if "compiled" not in n])
+def test_masked_layers_agree_with_the_truth(name: str, op: str) -> None:
+    for size in ((16, 64, 70), (33, 70, 40)):  # from features, and from another layer's units
+        inputs = masked.Inputs.make(*size)
+        truth, outputs = masked.float64_truth(inputs, op), masked.bind(name, inputs, op)()
+        assert masked.worst_error(name, inputs, outputs, truth) < 1e-5
+        for i in range(len(outputs)):
+            with pytest.raises(AssertionError, match="of the float64 truth"):
+                masked.worst_error(name, inputs, _with(outputs, i, 1.01 * outputs[i]), truth)
+
+
+def test_masked_layers_have_the_degrees_of_nflows() -> None:
+    made = pytest.importorskip("nflows.transforms.made", reason="nflows is not installed")
+    first = made.MaskedLinear(torch.arange(1, 65), 70, 64, random_mask=False, is_output=False)
+    second = made.MaskedLinear(first.degrees, 40, 64, random_mask=False, is_output=False)
+    for theirs, ours in ((first, masked.plan_of(64, 70)), (second, masked.plan_of(70, 40))):
+        assert torch.equal(theirs.mask, ours.mask(theirs.mask))
+
+
+@pytest.mark.parametrize("kind", sampling.KINDS)
+@pytest.mark.parametrize("name", sampling.NAMES)
+def test_samplers_agree_with_the_truth(name: str, kind: str) -> None:
+    pytest.importorskip(name.split()[0] if "flowkernels" not in name else "nflows")
+    sampler = sampling.build(name, kind, 5, 16)
+    z = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    assert sampling.worst_error(name, sampler, z) < 1e-5
+    assert sampling.bind(name, sampler, z)().isfinite().all()
+    data, latent = sampler.data, sampler.latent
+    wrong = sampler._replace(data=lambda z: 1.01 * data(z), latent=lambda x: (latent(x)[0], 1.01 * latent(x)[1]))
+    with pytest.raises(AssertionError, match="of the float64 truth"):
+        sampling.worst_error(name, wrong, z)
+
+
+def test_rows_of_minutes_are_skipped() -> None:
+    assert sampling.too_slow("nflows eager", "spline", 784, 1024, 1024)
+    assert sampling.too_slow("nflows eager", "affine", 784, 1024, 64) is None
+    assert sampling.too_slow(sampling.DENSITY, "spline", 784, 1024, 1024) is None
 
 
 # ---- bytes ----

@@ -77,7 +77,7 @@ struct AffineMap {
   AffineMap(const UnivariateMap& m, Arena&) : kind(m.kind), min_scale(S(m.min_scale)), inverse(m.inverse) {}
 
   struct Scale {
-    T s, log_s, slope;  // slope: d s / d u
+    T s, log_s, slope, log_slope;  // slopes: d s / d u and d log s / d u, finite where s underflows
   };
 
   FK_INLINE Scale scale_at(T u) const {
@@ -85,17 +85,19 @@ struct AffineMap {
     switch (kind) {
       case MapKind::affine_exp: {
         const T s = exp_(u);
-        return {s, u, s};
+        return {s, u, s, one};
       }
       case MapKind::affine_softplus: {
         const T s = max_(u, T{}) + log1p_unit(exp_(-abs_(u))) + min_scale;
-        return {s, log_(s), sigmoid_(u)};
+        const T slope = sigmoid_(u);
+        return {s, log_(s), slope, slope / s};
       }
       case MapKind::affine_sigmoid: {
         const T q = sigmoid_(u + S(2)), s = q + min_scale;
-        return {s, log_(s), q * (1 - q)};
+        const T slope = q * (1 - q);
+        return {s, log_(s), slope, slope / s};
       }
-      default: return {one, T{}, T{}};
+      default: return {one, T{}, T{}, T{}};
     }
   }
   FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(kind == MapKind::additive ? 0 : 1)); }
@@ -109,20 +111,20 @@ struct AffineMap {
 
   T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
     const Scale k = scale_at(logit(params));
-    T g_v, g_scale, g_shift;
+    T g_v, g_logit, g_shift;
     if (inverse) {
       const T x = (v - shift(params)) / k.s;
       g_v = g_out / k.s;
       g_shift = -g_v;
-      g_scale = -(g_out * x + g_ladj) / k.s;
+      g_logit = -(g_out * x + g_ladj) * k.log_slope;
     } else {
       g_v = g_out * k.s;
       g_shift = g_out;
-      g_scale = g_out * v + g_ladj / k.s;
+      g_logit = g_out * v * k.slope + g_ladj * k.log_slope;
     }
     const bool additive = kind == MapKind::additive;
     store_strip(grads.row(additive ? 0 : 1), g_shift);
-    if (!additive) store_strip(grads.row(0), g_scale * k.slope);
+    if (!additive) store_strip(grads.row(0), g_logit);
     return g_v;
   }
 };

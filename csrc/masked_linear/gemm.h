@@ -32,10 +32,22 @@ FK_INLINE void multiply(const S* w, const S* a, int64_t a_stride, int64_t depth,
   }
 }
 
+// Products added up in one chain before they join the sum of the others: the error of a chain grows with its length.
+// (At a depth of 1024 one chain errs by 7 times what torch's product does.)
+constexpr int64_t kChain = 128;
+
 // A panel of packed weights [depth][kRows] against a strip of activations [depth][kStrip].
 template <class S, class V = typename Simd<S>::V>
 FK_INLINE void multiply_panel(const S* w, const S* a, int64_t depth, V acc[kRows][2]) {
-  multiply<kRows, 1>(w, a, kStrip<S>, depth, acc);
+  multiply<kRows, 1>(w, a, kStrip<S>, depth < kChain ? depth : kChain, acc);
+  for (int64_t k = kChain; k < depth; k += kChain) {
+    V part[kRows][2] = {};
+    multiply<kRows, 1>(w + k * kRows, a + k * kStrip<S>, kStrip<S>, depth - k < kChain ? depth - k : kChain, part);
+    for (int m = 0; m < kRows; ++m) {
+      acc[m][0] += part[m][0];
+      acc[m][1] += part[m][1];
+    }
+  }
 }
 
 // Gradients g [kRows][kStrip] of a panel against the row-major activations [kStrip][..] of the same rows: the

@@ -80,7 +80,8 @@ void turn_strips(const RowTile& t, const S* in, int64_t width, int64_t n, S* out
         S* rows[L];
         for (int l = 0; l < L; ++l) rows[l] = to + (g * L + l) * kStrip<S>;
         V v[Q];
-        for (int i = 0; i < Q; ++i) v[i] = load<V>(in + (j + i) * kStrip<S> + g * L);
+        for (int i = 0; i < Q; ++i)  // the last block repeats the last feature: a strip may end there
+          v[i] = load<V>(in + (j + i < n ? j + i : n - 1) * kStrip<S> + g * L);
         scatter_block(rows, 0, v);
       }
     }

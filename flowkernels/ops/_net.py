@@ -16,6 +16,7 @@ _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/masked_linear/net.h
 _SLOPE_NEEDS_INPUT = ("gelu", "silu")
+_MAX_LAYERS = 64  # kMaxLayers of csrc/masked_linear/net.h
 
 
 def why_not(tensors: Sequence[Tensor]) -> str | None:
@@ -27,6 +28,8 @@ def why_not(tensors: Sequence[Tensor]) -> str | None:
         return f"no kernel for {dtype}"
     if tensors[0].shape[-1] == 0:
         return "x has no features"
+    if len(tensors) > 1 + 2 * _MAX_LAYERS:
+        return f"the net may have more than {_MAX_LAYERS} layers"
     for t in tensors:
         if not t.is_cpu:
             return f"a tensor is on {t.device}"
@@ -69,11 +72,12 @@ class Layer:
 
     def allocate_grads(self, rows: int) -> None:
         """Makes room for the gradients that are wanted; zeros where no kernel will run."""
-        w, new = self.weight, torch.empty if rows else torch.zeros
-        self.grad_weight = new(w.shape, dtype=w.dtype) if self.need_weight else None
-        self.grad_bias = new(w.shape[0], dtype=w.dtype) if self.need_bias else None
-        self.grad_add = new((rows, w.shape[0]), dtype=w.dtype) if self.need_add else None
-        self.grad_gate = new((rows, w.shape[0]), dtype=w.dtype) if self.need_gate else None
+        new = self.weight.new_empty if rows else self.weight.new_zeros
+        n_out, n_in = self.weight.shape
+        self.grad_weight = new((n_out, n_in)) if self.need_weight else None
+        self.grad_bias = new(n_out) if self.need_bias else None
+        self.grad_add = new((rows, n_out)) if self.need_add else None
+        self.grad_gate = new((rows, n_out)) if self.need_gate else None
 
 
 def pointer(t: Tensor | None) -> int:
@@ -113,7 +117,7 @@ class Net:
         first, step = (2, 2) if self.residual else (1, 1)
         kept = []
         for layer in self.layers[first : len(self.layers) - self.residual : step]:
-            layer.kept = torch.empty((rows, layer.weight.shape[1]), dtype=layer.weight.dtype)
+            layer.kept = layer.weight.new_empty((rows, layer.weight.shape[1]))
             kept.append(layer.kept)
         return kept
 
@@ -162,7 +166,9 @@ def describe(
     """
     n_terms = sum(adds) + sum(gates)
     n = (len(tensors) - n_terms) // 2
-    layers = [Layer(_rows_dense(tensors[2 * i]), tensors[2 * i + 1].contiguous()) for i in range(n)]
+    layers = [Layer(_rows_dense(tensors[2 * i]), _rows_dense(tensors[2 * i + 1])) for i in range(n)]
+    for i, layer in enumerate(layers):
+        _check_size(f"bias of layers[{i}]", tensors[2 * i + 1], layer)
     for layer, plan in zip(layers, plans, strict=False):
         layer.in_order, layer.out_order, layer.limit = plan.in_order, plan.out_order, plan.limit
     at = 2 * n
@@ -173,14 +179,22 @@ def describe(
         if has:
             add = tensors[at]
             layer.add = flat(add if lead is None else add.expand(*lead, layer.weight.shape[0]))
+            _check_size("term of a layer", layer.add, layer)
             layer.need_add = needs is not None and needs[at]
             at += 1
     for layer, has in zip(layers, gates, strict=False):
         if has:
             layer.gate = flat(tensors[at])
+            _check_size("gate of a layer", layer.gate, layer)
             layer.need_gate = needs is not None and needs[at]
             at += 1
     return Net(layers, residual, activation)
+
+
+def _check_size(name: str, t: Tensor, layer: Layer) -> None:
+    """Raises where a kernel would read past the end: it knows sizes of weights only."""
+    if t.shape[-1] != layer.weight.shape[0]:
+        raise ValueError(f"flowkernels: {name} must be [..., {layer.weight.shape[0]}], got {list(t.shape)}")
 
 
 def flat(x: Tensor) -> Tensor:
@@ -204,7 +218,7 @@ def bwd(x: Tensor, net: Net, grad_y: Tensor, need_x: bool, y: Tensor | None = No
     rows, grad_y = flat(x), grad_y.contiguous().resolve_neg()
     for layer in net.layers:
         layer.allocate_grads(rows.shape[0])
-    grad_x = torch.empty(x.shape, dtype=x.dtype) if need_x else None
+    grad_x = x.new_empty(x.shape) if need_x else None
     if rows.shape[0] > 0:
         _native.C.net_bwd(  # type: ignore[union-attr]
             net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), pointer(y),

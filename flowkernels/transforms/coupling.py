@@ -95,11 +95,10 @@ class Coupling(Transform):
         conditioner, univariate, columns = self.conditioner, self.univariate, self.split.columns
         if type(conditioner) is not ResidualNet or type(univariate) is not RQS or columns is None:
             return None
-        if conditioner.final_layer.out_features != self.split.n_transformed * univariate.params_per_feature:
-            return None
         layers = conditioner.layers(context, x.shape[:-1])
-        spec = univariate.spec._replace(inverse=inverse)
-        return None if layers is None else try_flow_layer(x, layers, spec, columns, context)
+        if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.params_per_feature:
+            return None
+        return try_flow_layer(x, layers, univariate.spec._replace(inverse=inverse), columns, context)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -91,6 +91,21 @@ def test_numbers(i, activation, precision, all_isas) -> None:
     assert_numbers(f, tensors, "masked_linear", precision, all_isas)
 
 
+def test_long_sums_lose_no_more_than_torch(isa) -> None:
+    """A sum of a thousand products in one chain errs by several times what torch's blocks do."""
+    g = torch.Generator().manual_seed(0)
+    x, w, grad = (torch.randn(s, generator=g).requires_grad_() for s in ((2000, 1024), (1030, 1024), (2000, 1030)))
+
+    def results(x: Tensor, w: Tensor, grad: Tensor, backend: str) -> list[Tensor]:
+        y = ops.masked_linear(x, w, None, [0] * 1024, [0] * 1030, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y, [x, w], grad)]
+
+    truth = results(x.double(), w.double(), grad.double(), "reference")
+    mine, its = (results(x, w, grad, backend) for backend in ("cpu", "reference"))
+    for a, b, right in zip(mine, its, truth, strict=True):
+        assert (a - right).norm() <= 2 * (b - right).norm()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck_and_gradgradcheck(activation) -> None:
     ins, outs = degrees(4, 5)

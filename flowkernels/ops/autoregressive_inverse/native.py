@@ -68,7 +68,7 @@ def bwd(
     for layer in net.layers:
         layer.allocate_grads(rows.shape[0])
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
-    grad_z = torch.empty(z.shape, dtype=z.dtype) if needs[0] else None
+    grad_z = z.new_empty(z.shape) if needs[0] else None
     if rows.shape[0] > 0:
         x = saved[0] if saved else _fwd(spec, (z, *rest))[0]
         _native.C.sweep_bwd(  # type: ignore[union-attr]

@@ -39,7 +39,8 @@ def flow_layer(
         \mathrm{ladj} = \sum_b \log |f'(x_b)|
 
     with a, b the features ``columns.inputs`` and ``columns.outputs``, and the net of `ops.residual_net`. Its output,
-    often the largest tensor of a flow, never reaches memory, and backward keeps nothing but the inputs.
+    often the largest tensor of a flow, never reaches memory; kept for backward is what enters the second layer of each
+    block, and the inputs.
 
     Args:
         x: ``[..., D]``.
@@ -104,6 +105,12 @@ def prepare(
     n_out, expected = layers[-1][0].shape[0], len(columns.outputs) * univariate.n_params
     if n_out != expected:
         raise ValueError(f"ops.flow_layer: the last layer must return {expected} parameters, got {n_out}")
+    n_in, expected = layers[0][0].shape[1], len(columns.inputs) + (0 if context is None else context.shape[-1])
+    if n_in != expected:  # nothing below would notice that the net reads other columns than there are
+        raise ValueError(f"ops.flow_layer: the first layer must take {expected} features, got {n_in}")
+    per_block = 2 if context is None else 3
+    if (len(layers) - 2) % per_block:
+        raise ValueError(f"ops.flow_layer: layers must be 2 + {per_block} * blocks, got {len(layers)}")
     terms: list[Tensor] = []
     adds, gates = (), ()
     if context is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops.rqs import native as rqs
 
-from .spec import FlowLayerSpec
+from .spec import Columns, FlowLayerSpec
 
 _threads = torch.get_num_threads
 
@@ -27,6 +28,12 @@ def _map(univariate):
     return _native.C.UnivariateMap(rqs._handle(univariate))
 
 
+@functools.lru_cache(maxsize=1024)
+def _indices(columns: Columns) -> tuple[array, array]:
+    # Not tensors: made under a default device or in fake mode they would have no memory, and stay.
+    return array("i", columns.inputs), array("i", columns.outputs)
+
+
 def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
     return _net.describe(
         tensors, residual=spec.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates, needs=needs
@@ -34,10 +41,10 @@ def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bo
 
 
 def _geometry(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple:
-    c = spec.columns
+    features, (seen, mapped) = spec.columns.features, _indices(spec.columns)
     return (
-        net.handle(), _map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], c.features, rows.data_ptr(),
-        rows.stride(0), c.in_index.data_ptr(), c.out_index.data_ptr(), len(c.outputs),
+        net.handle(), _map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], features, rows.data_ptr(),
+        rows.stride(0), seen.buffer_info()[0], mapped.buffer_info()[0], len(mapped),
     )  # fmt: skip
 
 
@@ -75,7 +82,7 @@ def bwd(
     for layer in net.layers:
         layer.allocate_grads(rows.shape[0])
     grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
-    grad_x = torch.empty(x.shape, dtype=x.dtype) if needs[0] else None
+    grad_x = x.new_empty(x.shape) if needs[0] else None
     if rows.shape[0] > 0:
         _native.C.flow_layer_bwd(  # type: ignore[union-attr]
             *_geometry(spec, net, rows), _net.pointer(grad_y), _net.pointer(grad_ladj), _net.pointer(grad_x), _threads()

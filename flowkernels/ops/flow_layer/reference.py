@@ -46,5 +46,7 @@ def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     params = params.unflatten(-1, (len(outputs), spec.n_params))
     mapped, ladj = rqs.fwd(spec.univariate, x[..., outputs], params)
     kept = [i for i in range(spec.columns.features) if i not in set(outputs)]
-    place = torch.argsort(torch.tensor(kept + outputs)).tolist()
+    place = [0] * spec.columns.features  # in Python: a compiler cannot read a tensor
+    for i, at in enumerate(kept + outputs):
+        place[at] = i
     return torch.cat((x[..., kept], mapped), dim=-1)[..., place], ladj

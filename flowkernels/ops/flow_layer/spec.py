@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import torch
-
 from flowkernels.ops.rqs.spec import RqsSpec
 
 
@@ -19,11 +17,12 @@ class Columns:
                 contract = f"distinct features below {features}, at least one"
                 raise ValueError(f"ops.flow_layer: {name} must be {contract}, got {given}")
         self.features, self.inputs, self.outputs = features, inputs, outputs
-        self.in_index = torch.tensor(inputs, dtype=torch.int32)
-        self.out_index = torch.tensor(outputs, dtype=torch.int32)
 
 
-columns = functools.lru_cache(maxsize=1024)(Columns)
+@functools.lru_cache(maxsize=1024)
+def columns(features: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Columns:
+    """The `Columns` of these features; the same one for equal ones, so that what hangs on it is made once."""
+    return Columns(features, inputs, outputs)
 
 
 class FlowLayerSpec(NamedTuple):

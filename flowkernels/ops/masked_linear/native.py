@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from flowkernels.ops import _net
@@ -20,7 +19,7 @@ def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
 def _describe(spec: MaskedLinearSpec, rest: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
     tensors, wanted = list(rest), None if needs is None else list(needs)
     if not spec.has_bias:
-        tensors.insert(1, torch.zeros(spec.plan.n_out, dtype=rest[0].dtype))
+        tensors.insert(1, rest[0].new_zeros(spec.plan.n_out))
         if wanted is not None:
             wanted.insert(1, False)
     net = _net.describe(
