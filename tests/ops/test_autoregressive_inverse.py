@@ -6,6 +6,7 @@ import torch
 from flowkernels import ops
 from flowkernels.ops import MadePlan
 from flowkernels.transforms import RQS, Affine
+from tests.numbers import assert_within_rule
 from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -254,3 +255,21 @@ EXP = Affine("exp").spec
 def test_errors(build, error, message) -> None:
     with pytest.raises(error, match="ops.autoregressive_inverse: .*" + message):
         build(ops.autoregressive_inverse)
+
+
+@pytest.mark.parametrize("univariate", ["softplus", "spline"])
+def test_a_thousand_features(univariate) -> None:
+    """One sweep gives the numbers of 1024 passes, at a depth where sums are long and every feature sees all before."""
+    problem = make(Shape((5,), 1024, (70,), 0, order="random", degrees="even"), UNIVARIATES[univariate])
+
+    def found(backend, dtype):
+        with torch.no_grad():
+            return solve(problem, UNIVARIATES[univariate], backend, [t.to(dtype) for t in problem.tensors])
+
+    truth, double = found("reference", torch.float64), found("cpu", torch.float64)
+    torch.testing.assert_close(double, truth, rtol=1e-9, atol=1e-9)
+    narrow = [t.float().double() for t in problem.tensors]
+    with torch.no_grad():
+        right = solve(problem, UNIVARIATES[univariate], "reference", narrow)
+    for kernel, eager, exact in zip(found("cpu", torch.float32), found("reference", torch.float32), right, strict=True):
+        assert_within_rule(kernel, eager, exact)
