@@ -34,7 +34,7 @@ def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
     if op == "flow_layer":
         spec = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
         layers = [t for shape in ((2, 1), (2, 2), (2, 2), (4, 2)) for t in (torch.zeros(shape), torch.zeros(shape[0]))]
-        flow = FlowLayerSpec(columns(2, (0,), (1,)), spec, True, "relu", (), ())
+        flow = FlowLayerSpec(columns(2, (0,), (1,)), spec, None, True, "relu", (), ())
         return flow, (torch.zeros(1, 2), *layers)
     plan = MadePlan([[1, 2], [1, 1], [1, 1, 2, 2]])
     layers = [t for p in plan.layers for t in (torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out))]

@@ -20,6 +20,7 @@ from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from .nflows_made import arguments, is_bare, made_refusal
@@ -30,7 +31,26 @@ from .swap import PureLayer, is_fast, overridden
 Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
-def _forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+def _network(layer: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+    """The network as the ops that fuse it with the map take it; None where it must be called."""
+    net = layer.autoregressive_net
+    # Fast: `accelerate` has seen that the network's forward is nflows'.
+    if not in_transform((x, context)) and isinstance(net, MADE) and is_fast(net) and is_bare(net):
+        return arguments(net, x, context)
+    return None
+
+
+def _forward(
+    layer: Any,
+    x: Tensor,
+    context: Tensor | None,
+    univariate: Univariate,
+    spec: Callable[[Any], AffineSpec | RqsSpec],
+) -> tuple[Tensor, Tensor]:
+    found = _network(layer, x, context) if x.dim() == 2 else None
+    fused = None if found is None else try_autoregressive_layer(x, spec(layer), **found)
+    if fused is not None:
+        return fused
     params = layer.autoregressive_net(x, context)
     if x.dim() != 2:
         return layer._elementwise_forward(x, params)  # nflows says what is wrong with it
@@ -47,15 +67,12 @@ def _inverse(
     if z.dim() != 2:
         theirs: Any = AutoregressiveTransform.inverse
         return theirs(layer, z, context)
-    net = layer.autoregressive_net
-    # Fast: `accelerate` has seen that the network's forward is nflows'.
-    if not in_transform((z, context)) and isinstance(net, MADE) and is_fast(net) and is_bare(net):
-        found = arguments(net, z, context)
-        if found is not None:
-            return autoregressive_inverse(z, univariate=spec(layer), **found)
+    found = _network(layer, z, context)
+    if found is not None:
+        return autoregressive_inverse(z, univariate=spec(layer), **found)
     x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])
     for _ in range(z.shape[1]):
-        x, ladj = univariate(layer, z, net(x, context), True)
+        x, ladj = univariate(layer, z, layer.autoregressive_net(x, context), True)
     return x, ladj
 
 
@@ -89,7 +106,7 @@ class AffineAutoregressive(PureLayer):
     """The methods of an accelerated MaskedAffineAutoregressiveTransform."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _forward(self, inputs, context, _affine)
+        return _forward(self, inputs, context, _affine, _affine_spec)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _inverse(self, inputs, context, _affine, _affine_spec)
@@ -118,7 +135,7 @@ class SplineAutoregressive(PureLayer):
     """The methods of an accelerated MaskedPiecewiseRationalQuadraticAutoregressiveTransform."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _forward(self, inputs, context, _spline)
+        return _forward(self, inputs, context, _spline, _spline_spec)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _inverse(self, inputs, context, _spline, _spline_spec)

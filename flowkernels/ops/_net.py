@@ -170,7 +170,9 @@ def describe(
     for i, layer in enumerate(layers):
         _check_size(f"bias of layers[{i}]", tensors[2 * i + 1], layer)
     for layer, plan in zip(layers, plans, strict=False):
-        layer.in_order, layer.out_order, layer.limit = plan.in_order, plan.out_order, plan.limit
+        layer.limit = plan.limit
+        layer.in_order = None if plan.in_sorted else plan.in_order
+        layer.out_order = None if plan.out_sorted else plan.out_order
     at = 2 * n
     if needs is not None:
         for i, layer in enumerate(layers):

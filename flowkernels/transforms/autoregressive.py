@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flowkernels.nets import MADE
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from .base import Transform, check_features
@@ -67,16 +68,23 @@ class Autoregressive(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", x, self.features)
-        return self.univariate(x, self._params(x, context), False)
+        spec, arguments = self._network(x, context)
+        fused = None if arguments is None else try_autoregressive_layer(x, spec, **arguments)
+        return self.univariate(x, self._params(x, context), False) if fused is None else fused
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", y, self.features)
-        spec = getattr(self.univariate, "spec", None)
-        if isinstance(self.conditioner, MADE) and isinstance(spec, (RqsSpec, AffineSpec)):
-            arguments = self.conditioner.arguments(y, context)
-            if arguments is not None:
-                return autoregressive_inverse(y, univariate=spec, **arguments)
+        spec, arguments = self._network(y, context)
+        if arguments is not None:
+            return autoregressive_inverse(y, univariate=spec, **arguments)
         return self._feature_by_feature(y, context)
+
+    def _network(self, x: Tensor, context: Tensor | None) -> tuple[Any, dict[str, Any] | None]:
+        """The map and the network as the ops that fuse them take them; None where they must be called."""
+        spec = getattr(self.univariate, "spec", None)
+        if not isinstance(self.conditioner, MADE) or not isinstance(spec, (RqsSpec, AffineSpec)):
+            return None, None
+        return spec, self.conditioner.arguments(x, context)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         params = self.conditioner(x, context)

@@ -20,10 +20,11 @@ from torch._subclasses import FakeTensorMode
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, ResidualNet
 from flowkernels.ops import _net
-from flowkernels.ops.flow_layer import columns, flow_layer
+from flowkernels.ops.flow_layer import columns, flow_layer, try_autoregressive_layer
 from flowkernels.ops.flow_layer.spec import Columns
-from flowkernels.transforms import RQS, Coupling
+from flowkernels.transforms import RQS, Affine, Coupling
 from tests.numbers import assert_within_rule
+from tests.ops import masked
 from tests.ops.masked import assert_numbers, values_and_gradients
 from tests.ops.spline import weights
 
@@ -766,3 +767,27 @@ def test_every_case_is_of_its_own_kind() -> None:
     assert {p for _, p in have} == {"softmax", "soft_clip"}
     assert {1, 8, 33, 70} <= {c.spline.bins for c in CASES.values()}
     assert {0, 1, 31, 33, 130} <= {*itertools.chain(*(c.rows for c in CASES.values()))}
+
+
+@pytest.mark.parametrize(
+    "univariate", [Affine("softplus"), Affine("additive"), RQS(bins=4)], ids=["affine", "add", "rqs"]
+)
+@pytest.mark.parametrize("shape", ["two leading dims", "residual", "blocks", "one feature", "no rows"])
+def test_autoregressive_layers_in_one_op(shape, univariate, isa) -> None:
+    """The same numbers as the network and then the map, values and every gradient."""
+    problem = masked.draw(masked.SHAPES[shape]._replace(P=univariate.params_per_feature), scale=0.5)
+
+    def fused(tensors):
+        x, layers, adds = problem.split(tensors)
+        found = try_autoregressive_layer(x, univariate.spec, layers, problem.plan, "tanh", adds)
+        assert found is not None
+        return found
+
+    def parts(tensors):
+        x, layers, adds = problem.split(tensors)
+        params = ops.made(x, layers, problem.plan, activation="tanh", adds=adds, backend="reference")
+        return univariate(x, params.unflatten(-1, (x.shape[-1], -1)), False)
+
+    found = masked.values_and_gradients(fused, problem.tensors)
+    for mine, its in zip(found, masked.values_and_gradients(parts, problem.tensors), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-10)

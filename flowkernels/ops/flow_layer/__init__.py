@@ -8,13 +8,16 @@ from torch import Tensor
 
 from flowkernels import backends
 from flowkernels.ops._routing import Op, in_transform
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.checks import check_net
+from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.residual_net import ResidualNetSpec, with_context
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import native, reference
 from .spec import Columns, FlowLayerSpec, columns
 
-__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "try_flow_layer"]
+__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "try_autoregressive_layer", "try_flow_layer"]
 
 _op = Op(
     "flow_layer",
@@ -92,6 +95,22 @@ def try_flow_layer(
     return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
 
 
+def try_autoregressive_layer(
+    x: Tensor,
+    univariate: RqsSpec | AffineSpec,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    plan: MadePlan,
+    activation: str = "relu",
+    adds: Sequence[Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None. Arguments as for `ops.made`."""
+    flags = check_net("ops.made", x, layers, plan, activation, adds)
+    every = tuple(range(plan.features))
+    spec = FlowLayerSpec(columns(plan.features, every, every), univariate, plan, plan.residual, activation, flags, ())
+    tensors = [x, *(t for layer in layers for t in layer), *(a for a in adds or () if a is not None)]
+    return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
+
+
 def prepare(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
@@ -118,4 +137,4 @@ def prepare(
         net = ResidualNetSpec(len(layers) // 2 - 1, True)
         adds, gates = net.adds, net.gates
     flat = [t for layer in layers for t in layer]
-    return FlowLayerSpec(columns, univariate, True, "relu", adds, gates), [x, *flat, *terms]
+    return FlowLayerSpec(columns, univariate, None, True, "relu", adds, gates), [x, *flat, *terms]

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
-from flowkernels.ops.rqs import native as rqs
+from flowkernels.ops._maps import univariate_map
 
 from .spec import Columns, FlowLayerSpec
 
@@ -24,26 +24,23 @@ def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _map(univariate):
-    return _native.C.UnivariateMap(rqs._handle(univariate))
-
-
-@functools.lru_cache(maxsize=1024)
 def _indices(columns: Columns) -> tuple[array, array]:
     # Not tensors: made under a default device or in fake mode they would have no memory, and stay.
     return array("i", columns.inputs), array("i", columns.outputs)
 
 
 def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
+    x, *rest = tensors
     return _net.describe(
-        tensors, residual=spec.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates, needs=needs
-    )
+        rest, residual=spec.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates, needs=needs,
+        plans=() if spec.plan is None else spec.plan.layers, lead=x.shape[:-1],
+    )  # fmt: skip
 
 
 def _geometry(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple:
     features, (seen, mapped) = spec.columns.features, _indices(spec.columns)
     return (
-        net.handle(), _map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], features, rows.data_ptr(),
+        net.handle(), univariate_map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], features, rows.data_ptr(),
         rows.stride(0), seen.buffer_info()[0], mapped.buffer_info()[0], len(mapped),
     )  # fmt: skip
 
@@ -56,16 +53,16 @@ def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]
 
 
 def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    x, *rest = _net.widen(*tensors)
-    y, ladj = _fwd(spec, x, _describe(spec, rest))
+    wide = _net.widen(*tensors)
+    y, ladj = _fwd(spec, wide[0], _describe(spec, wide))
     return y.to(tensors[0].dtype), ladj
 
 
 def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    x, *rest = _net.widen(*tensors)
-    net = _describe(spec, rest)
-    kept = net.keep(x.numel() // spec.columns.features)
-    y, ladj = _fwd(spec, x, net)
+    wide = _net.widen(*tensors)
+    net = _describe(spec, wide)
+    kept = net.keep(wide[0].numel() // spec.columns.features)
+    y, ladj = _fwd(spec, wide[0], net)
     return (y.to(tensors[0].dtype), ladj), kept
 
 
@@ -76,8 +73,9 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    x, *rest = _net.widen(*tensors)
-    net, rows = _describe(spec, rest, needs[1:]), _net.flat(x)
+    wide = _net.widen(*tensors)
+    x, net = wide[0], _describe(spec, wide, needs[1:])
+    rows = _net.flat(x)
     net.reuse(saved)
     for layer in net.layers:
         layer.allocate_grads(rows.shape[0])

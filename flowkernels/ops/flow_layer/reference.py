@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkernels.ops.affine import reference as affine
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.activations import FUNCTIONS
 from flowkernels.ops.rqs import reference as rqs
 
 from .spec import FlowLayerSpec
@@ -20,10 +23,11 @@ def _net(spec: FlowLayerSpec, x: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
     terms = iter(tensors[2 * n :])
     adds = [next(terms) if has else None for has in spec.adds] + [None] * (n - len(spec.adds))
     gates = [next(terms) if has else None for has in spec.gates] + [None] * (n - len(spec.gates))
-    act = F.relu
+    act = FUNCTIONS[spec.activation]
 
     def linear(i: int, a: Tensor) -> Tensor:
-        z = F.linear(a, tensors[2 * i], tensors[2 * i + 1])
+        weight = tensors[2 * i] if spec.plan is None else tensors[2 * i] * spec.plan.layers[i].mask(tensors[2 * i])
+        z = F.linear(a, weight, tensors[2 * i + 1])
         add, gate = adds[i], gates[i]
         z = z if add is None else z + add
         return z if gate is None else z * gate
@@ -32,11 +36,10 @@ def _net(spec: FlowLayerSpec, x: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
     if spec.residual:
         for i in range(1, n - 1, 2):
             h = h + linear(i + 1, act(linear(i, act(h))))
-    else:
-        for i in range(1, n - 1):
-            h = linear(i, act(h))
-        h = act(h)
-    return linear(n - 1, h)
+        return linear(n - 1, h)
+    for i in range(1, n):
+        h = linear(i, act(h))
+    return h
 
 
 def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +47,8 @@ def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = list(spec.columns.inputs), list(spec.columns.outputs)
     params = _net(spec, x[..., inputs], tuple(rest))
     params = params.unflatten(-1, (len(outputs), spec.n_params))
-    mapped, ladj = rqs.fwd(spec.univariate, x[..., outputs], params)
+    univariate = affine if isinstance(spec.univariate, AffineSpec) else rqs
+    mapped, ladj = univariate.fwd(spec.univariate, x[..., outputs], params)  # type: ignore[arg-type]
     kept = [i for i in range(spec.columns.features) if i not in set(outputs)]
     place = [0] * spec.columns.features  # in Python: a compiler cannot read a tensor
     for i, at in enumerate(kept + outputs):

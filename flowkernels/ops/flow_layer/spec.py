@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
 
@@ -27,7 +29,8 @@ def columns(features: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) ->
 
 class FlowLayerSpec(NamedTuple):
     columns: Columns
-    univariate: RqsSpec
+    univariate: RqsSpec | AffineSpec
+    plan: MadePlan | None  # the masks of an autoregressive layer; None: nothing is masked
     residual: bool
     activation: str
     adds: tuple[bool, ...]  # which layers have a term added

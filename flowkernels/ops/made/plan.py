@@ -50,6 +50,7 @@ class LayerPlan:
         n_in, n_out, strict: sizes, and whether equal degrees are hidden from each other.
         degrees_in, degrees_out: int64 ``[n_in]`` and ``[n_out]``, on the CPU.
         in_order, out_order: int32, the stable argsort of the degrees.
+        in_sorted, out_sorted: whether those change nothing.
         limit: int32 ``[n_out]``, in the order of ``out_order``.
 
     Raises:
@@ -77,6 +78,7 @@ class LayerPlan:
         in_order, out_order = _order(ins), _order(outs)
         self.in_order = torch.tensor(in_order, dtype=torch.int32, **cpu)
         self.out_order = torch.tensor(out_order, dtype=torch.int32, **cpu)
+        self.in_sorted, self.out_sorted = in_order == sorted(in_order), out_order == sorted(out_order)
         limit, seen = [], 0
         for o in out_order:
             while seen < len(ins) and (ins[in_order[seen]] < outs[o] + (not strict)):
