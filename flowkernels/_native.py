@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import torch
 
 C = None
@@ -11,6 +14,13 @@ try:
     from flowkernels import _C as C  # type: ignore[no-redef,attr-defined]
 except ImportError as error:
     why_missing = f"flowkernels._C did not load ({error}); build it with `pip install .`"
+
+_asked = os.environ.get("FLOWKERNELS_ISA")
+if C is not None and _asked and _asked not in C.isas():
+    warnings.warn(
+        f"flowkernels: FLOWKERNELS_ISA must be one of {', '.join(C.isas())}, got {_asked!r}; {C.isa()} runs",
+        stacklevel=2,
+    )
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 

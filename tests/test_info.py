@@ -42,3 +42,13 @@ def test_it_says_why_the_compiled_module_is_absent():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "compiled module: absent, flowkernels._C did not load" in done.stdout, done.stderr
     assert "rqs on cpu: flowkernels._C did not load" in done.stdout
+
+
+def test_an_instruction_set_that_is_not_there_is_said(monkeypatch):
+    if _native.C is None:
+        pytest.skip(f"no compiled module: {_native.why_missing}")
+    monkeypatch.setenv("FLOWKERNELS_ISA", "mmx")
+    code = "import flowkernels"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "FLOWKERNELS_ISA must be one of" in done.stderr and "got 'mmx'" in done.stderr
