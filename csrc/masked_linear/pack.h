@@ -57,7 +57,7 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool fill) 
     used += depth * kRows;
   }
   if (fill) p.offset[p.panels()] = used;
-  p.weights = arena.take<S>(size_t(used));
+  p.weights = arena.take<S>(size_t(used) + kQuad<S>);  // pack_panel_t's last block reads past the last row
   p.bias = arena.take<S>(size_t(p.out_width));
   if (!backward) return p;
   p.begin = arena.take<int64_t>(size_t(p.panels_t()));

@@ -96,7 +96,7 @@ def test_masked_weights_have_no_gradient_and_no_effect(shape, precision) -> None
     hidden = [layer.mask(tensors[0]) == 0 for layer in problem.plan.layers]
     changed = list(tensors)
     for i, h in enumerate(hidden):
-        changed[1 + 2 * i] = torch.where(h, 1e3, tensors[1 + 2 * i])
+        changed[1 + 2 * i] = torch.where(h, float("nan"), tensors[1 + 2 * i])
     for backend in backends_of("made"):
         found, again = (
             values_and_gradients(lambda t, b=backend: call(problem, b, t, "tanh"), given)
@@ -239,6 +239,7 @@ class TestMadePlan:
             ([[1, 2], [1], [1, 1, 2]], False, r"degrees of the outputs must be .*, got \[1, 1, 2\]"),
             ([[1, 2], [], [1, 2]], False, r"degrees\[1\] must be one row of integers from 0 on, got \[\]"),
             ([[1, 2], [1.0], [1, 2]], False, r"degrees\[1\] must be one row of integers from 0 on, got \[1.0\]"),
+            ([[1, 2**63], [1], [1, 2**63]], False, r"degrees\[0\] must be below 2\*\*63, got 9223372036854775808"),
             ([[1, 2], [1, 1], [1, 1], [1, 2]], True, r"hidden layers must be 1 \+ 2 \* blocks, got 2"),
             ([[1, 2], [1, 2]], True, r"hidden layers must be 1 \+ 2 \* blocks, got 0"),
             (

@@ -33,6 +33,8 @@ def _ints(name: str, degrees: Degrees) -> list[int]:
         _fail(name, contract, repr(degrees))
     if not values or min(values) < 0:
         _fail(name, contract, values)
+    if max(values) >= 2**63:  # they become tensors
+        _fail(name, "below 2**63", max(values))
     return values
 
 
@@ -90,9 +92,16 @@ class LayerPlan:
 
     def mask(self, like: Tensor) -> Tensor:
         """M, ``[n_out, n_in]`` of 0 and 1, in the dtype and on the device of ``like``."""
+        return self._cached(like.dtype, like.device)
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """W∘M, ``[n_out, n_in]``; masked entries are ignored whatever they hold: a product would keep their NaN."""
+        return torch.where(self._cached(torch.bool, weight.device), weight, 0)
+
+    def _cached(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _transforms_active():
-            return self._mask(like.dtype, like.device)  # what is made there may be fake, and must not stay
-        key = (like.dtype, like.device)
+            return self._mask(dtype, device)  # what is made there may be fake, and must not stay
+        key = (dtype, device)
         found = self._masks.get(key)
         if found is None:
             with torch.inference_mode(False):  # an inference tensor could not be saved for backward later

@@ -35,7 +35,7 @@ def unpack(adds: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, Lay
 
 def masked(plan: MadePlan, layers: Layers) -> Layers:
     """The layers with W∘M for W."""
-    return [(w * layer.mask(w), b) for layer, (w, b) in zip(plan.layers, layers, strict=True)]
+    return [(layer.apply(w), b) for layer, (w, b) in zip(plan.layers, layers, strict=True)]
 
 
 def network(plan: MadePlan, activation: str, x: Tensor, layers: Layers, adds: Sequence[Tensor | None]) -> Tensor:

@@ -28,5 +28,5 @@ def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
     """x, weight, [bias], [residual]."""
     x, weight, *rest = tensors
     bias = rest.pop(0) if spec.has_bias else None
-    z = F.linear(x, weight * spec.plan.mask(weight), bias)
+    z = F.linear(x, spec.plan.apply(weight), bias)
     return (FUNCTIONS[spec.activation](z + rest[0] if spec.has_residual else z),)
