@@ -26,7 +26,7 @@ def _net(spec: FlowLayerSpec, x: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
     act = FUNCTIONS[spec.activation]
 
     def linear(i: int, a: Tensor) -> Tensor:
-        weight = tensors[2 * i] if spec.plan is None else tensors[2 * i] * spec.plan.layers[i].mask(tensors[2 * i])
+        weight = tensors[2 * i] if spec.plan is None else spec.plan.layers[i].apply(tensors[2 * i])
         z = F.linear(a, weight, tensors[2 * i + 1])
         add, gate = adds[i], gates[i]
         z = z if add is None else z + add
