@@ -77,7 +77,7 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
       const int64_t inputs = i == 0 ? known : front[i - 1].at;
       // What a block adds to must be there.
       const int64_t cap = spec.closes_block(i) ? front[i - 2].at : net.layer[i].n_out;
-      advance(net.layer[i], front[i], inputs, cap, strips, t.a[i], t.sums[i], outlet[i]);
+      advance(net.layer[i], front[i], inputs, cap, rows, t.a[i], t.sums[i], outlet[i]);
     }
     const int64_t ready = front[n - 1].at / P;
     if (ready == known) break;  // no plan of degrees gets here

@@ -26,10 +26,12 @@ FK_INLINE void store_panel(S* to, V acc[kRows][2]) {
 // Computes the units whose inputs are all among the first `known`, but none from `cap` on, for every strip of a tile.
 // `sums`: [strips][kRows][kStrip].
 template <class S>
-void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, int64_t strips, const S* in, S* sums,
+void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, const RowTile& rows, const S* in, S* sums,
              const Outlet<S>& o) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, R = kStrip<S>;
+  const int64_t strips = rows.strips<S>();
+  const bool half = rows.half<S>();
   const auto due = [&] { return f.at < p.n_out && f.at < cap && p.limit(f.at) <= known; };
   while (due()) {
     const int64_t panel = f.at / kRows, first = panel * kRows;
@@ -44,7 +46,8 @@ void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, int64_t s
         for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(p.bias[first + m]);
       else
         load_panel(own, acc);
-      multiply_panel(p.weights + p.offset[panel] + seen * kRows, in + (s * p.in_width + seen) * R, depth - seen, acc);
+      const S *w = p.weights + p.offset[panel] + seen * kRows, *from_seen = in + (s * p.in_width + seen) * R;
+      half ? multiply_half_panel(w, from_seen, depth - seen, acc) : multiply_panel(w, from_seen, depth - seen, acc);
       store_panel(own, acc);
       for (int64_t j = from; j < end; ++j)
         for (int h = 0; h < 2; ++h) {

@@ -50,6 +50,26 @@ FK_INLINE void multiply_panel(const S* w, const S* a, int64_t depth, V acc[kRows
   }
 }
 
+// The same for a strip of which only the first half of the rows is wanted, as when people sample one point at a time:
+// the sums of the other half stay as they are. In the same order: a row's bits do not depend on the batch it is in.
+template <class S, class V = typename Simd<S>::V>
+FK_INLINE void multiply_half_panel(const S* w, const S* a, int64_t depth, V acc[kRows][2]) {
+  V sum[kRows];
+  for (int m = 0; m < kRows; ++m) sum[m] = acc[m][0];
+  for (int64_t from = 0; from < depth; from += kChain) {
+    const int64_t end = from + kChain < depth ? from + kChain : depth;
+    V part[kRows];
+    for (int m = 0; m < kRows; ++m) part[m] = from == 0 ? sum[m] : V{};
+    for (int64_t k = from; k < end; ++k) {
+      const V b = load<V>(a + k * kStrip<S>);
+#pragma GCC unroll 12
+      for (int m = 0; m < kRows; ++m) part[m] += splat<V>(w[k * kRows + m]) * b;
+    }
+    for (int m = 0; m < kRows; ++m) sum[m] = from == 0 ? part[m] : sum[m] + part[m];
+  }
+  for (int m = 0; m < kRows; ++m) acc[m][0] = sum[m];
+}
+
 // Gradients g [kRows][kStrip] of a panel against the row-major activations [kStrip][..] of the same rows: the
 // weight gradients of the panel for 2 L inputs.
 template <class S, class V = typename Simd<S>::V>

@@ -30,16 +30,19 @@ struct Outlet {
 };
 
 template <class S>
-void forward_layer(const Packed<S>& p, const S* in, int64_t strips, const Outlet<S>& o) {
+void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const Outlet<S>& o) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, R = kStrip<S>;
+  const int64_t strips = rows.strips<S>();
+  const bool half = rows.half<S>();
   for (int64_t panel = 0; panel < p.panels(); ++panel) {
     const S* w = p.weights + p.offset[panel];
     for (int64_t s = 0; s < strips; ++s) {
       V acc[kRows][2];
 #pragma GCC unroll 12
       for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(p.bias[panel * kRows + m]);
-      multiply_panel(w, in + s * p.in_width * R, p.depth[panel], acc);
+      const S* from = in + s * p.in_width * R;
+      half ? multiply_half_panel(w, from, p.depth[panel], acc) : multiply_panel(w, from, p.depth[panel], acc);
       const int64_t at = (s * p.out_width + panel * kRows) * R;
       for (int i = 0; i < 2 * kRows; ++i) {
         const int64_t to = at + i * L;
@@ -195,7 +198,7 @@ void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int 
     o.z = t.z[i + 1];
     if (t.a[i + 1] != t.z[i + 1]) o.a = t.a[i + 1];
     o.activation = net.spec.input_activation(i + 1);
-    forward_layer(p, t.a[i], rows.strips<S>(), o);
+    forward_layer(p, t.a[i], rows, o);
     if (kept) store_strips(rows, t.a[i + 1], p.out_width, nullptr, p.n_out, kept, t.spare);
   }
 }

@@ -15,6 +15,11 @@ struct RowTile {
   FK_INLINE int64_t strips() const {
     return (rows + kStrip<S> - 1) / kStrip<S>;
   }
+  // One vector holds them all.
+  template <class S>
+  FK_INLINE bool half() const {
+    return rows <= kLanes<S>;
+  }
 };
 
 // The kStrip row pointers of a strip. Rows past the end: `past`, or the tile's first row where that is null.
