@@ -7,8 +7,6 @@
 namespace fk::FK_ISA {
 namespace {
 
-constexpr int64_t kParamWork = 32;  // as for flow layers
-
 template <class S>
 FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
   return net.layer[0].in_at(f);
@@ -225,23 +223,20 @@ struct Run {
   }
 };
 
-template <class S, class F>
-void by_map(const SweepArgs& a, const F& f) {
-  if (a.map.kind != MapKind::rqs)
-    f(Run<S, AffineMap<S>>());
-  else if (a.map.rqs.clip_size != 0)
-    f(Run<S, SplineMap<S, true>>());
-  else
-    f(Run<S, SplineMap<S, false>>());
+template <class S>
+void fwd_in(const SweepArgs& a, int threads) {
+  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::fwd(a, threads); });
+}
+template <class S>
+void bwd_in(const SweepArgs& a, int threads) {
+  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::bwd(a, threads); });
 }
 
 void fwd_any(const SweepArgs& a, int threads) {
-  const auto f = [&](auto run) { decltype(run)::fwd(a, threads); };
-  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+  a.type == DType::f64 ? fwd_in<double>(a, threads) : fwd_in<float>(a, threads);
 }
 void bwd_any(const SweepArgs& a, int threads) {
-  const auto f = [&](auto run) { decltype(run)::bwd(a, threads); };
-  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+  a.type == DType::f64 ? bwd_in<double>(a, threads) : bwd_in<float>(a, threads);
 }
 
 }  // namespace

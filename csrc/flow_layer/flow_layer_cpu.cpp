@@ -6,9 +6,6 @@
 namespace fk::FK_ISA {
 namespace {
 
-// Multiply-adds that take about as long as one parameter of a map.
-constexpr int64_t kParamWork = 32;
-
 // What a thread needs for its tiles.
 template <class S, class Map>
 struct LayerTile {
@@ -135,26 +132,20 @@ struct Run {
   }
 };
 
-template <class S, class F>
-void by_map(const FlowLayerArgs& a, const F& f) {
-  if (a.map.kind != MapKind::rqs)
-    f(Run<S, AffineMap<S>>());
-  else if (a.map.rqs.clip_size != 0)
-    f(Run<S, SplineMap<S, true>>());
-  else
-    f(Run<S, SplineMap<S, false>>());
+template <class S>
+void fwd_in(const FlowLayerArgs& a, int threads) {
+  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::fwd(a, threads); });
 }
-
-template <class F>
-void by_type(const FlowLayerArgs& a, const F& f) {
-  a.type == DType::f64 ? by_map<double>(a, f) : by_map<float>(a, f);
+template <class S>
+void bwd_in(const FlowLayerArgs& a, int threads) {
+  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::bwd(a, threads); });
 }
 
 void fwd_any(const FlowLayerArgs& a, int threads) {
-  by_type(a, [&](auto run) { decltype(run)::fwd(a, threads); });
+  a.type == DType::f64 ? fwd_in<double>(a, threads) : fwd_in<float>(a, threads);
 }
 void bwd_any(const FlowLayerArgs& a, int threads) {
-  by_type(a, [&](auto run) { decltype(run)::bwd(a, threads); });
+  a.type == DType::f64 ? bwd_in<double>(a, threads) : bwd_in<float>(a, threads);
 }
 
 }  // namespace

@@ -129,6 +129,25 @@ struct AffineMap {
   }
 };
 
+// Multiply-adds that take about as long as one parameter of a map.
+constexpr int64_t kParamWork = 32;
+
+template <class M>
+struct MapType {
+  using Map = M;
+};
+
+// Calls f with the type of the map as a value's type: f(MapType<..>()).
+template <class S, class F>
+void by_map(const UnivariateMap& m, const F& f) {
+  if (m.kind != MapKind::rqs)
+    f(MapType<AffineMap<S>>());
+  else if (m.rqs.clip_size != 0)
+    f(MapType<SplineMap<S, true>>());
+  else
+    f(MapType<SplineMap<S, false>>());
+}
+
 // A compensated sum: a row's ladj may have a thousand terms.
 template <class T>
 struct LadjSum {

@@ -271,7 +271,7 @@ struct Deal {
   int parts;
 
   // work: multiply-adds a row.
-  Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads, int64_t max_strips = kMaxStrips) : rows(rows_) {
+  Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads) : rows(rows_) {
     int64_t widths = 0;
     for (int i = 0; i < net.n; ++i) widths += net.layers[i].n_in + net.layers[i].n_out;
     constexpr int64_t R = kStrip<S>;
@@ -279,7 +279,7 @@ struct Deal {
     parts = int(threads < all ? threads : all);
     parts = int(parts < useful ? parts : useful);
     int64_t strips = kTileBytes / (widths * R * int64_t(sizeof(S)) + 1);
-    strips = strips > max_strips ? max_strips : strips < 1 ? 1 : strips;
+    strips = strips > kMaxStrips ? kMaxStrips : strips < 1 ? 1 : strips;
     const int64_t share = (all + parts - 1) / parts;
     tile_rows = R * (strips < share ? strips : share);
     tiles = (rows + tile_rows - 1) / tile_rows;

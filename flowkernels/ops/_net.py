@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,3 +228,39 @@ def bwd(x: Tensor, net: Net, grad_y: Tensor, need_x: bool, y: Tensor | None = No
             grad_y.data_ptr(), pointer(grad_x), _threads(),
         )  # fmt: skip
     return grad_x
+
+
+# ---- an op whose output is that of a net: describe(spec, tensors, needs) is all that differs ----
+
+Describe = Callable[..., Net]
+
+
+def op_fwd(describe: Describe, spec: Any, tensors: Sequence[Tensor]) -> tuple[Tensor]:
+    wide = widen(*tensors)
+    return (fwd(wide[0], describe(spec, wide)).to(tensors[0].dtype),)
+
+
+def op_fwd_saving(describe: Describe, spec: Any, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor], list[Tensor]]:
+    wide = widen(*tensors)
+    net = describe(spec, wide)
+    kept = net.keep(wide[0].numel() // wide[0].shape[-1])
+    return (fwd(wide[0], net).to(tensors[0].dtype),), kept
+
+
+def op_bwd(
+    describe: Describe,
+    spec: Any,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    kept: Sequence[Tensor] = (),
+    y: Tensor | None = None,
+) -> list[Tensor | None]:
+    g = grads[0]
+    if g is None:
+        return [None] * len(tensors)
+    wide = widen(*tensors)
+    net = describe(spec, wide, needs[1:])
+    net.reuse(kept)
+    grad_x = bwd(wide[0], net, g.to(wide[0].dtype), needs[0], y)
+    return [None if grad_x is None else grad_x.to(g.dtype), *net.grads(tensors[0], tensors[1:])]

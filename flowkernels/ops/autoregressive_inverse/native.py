@@ -14,6 +14,7 @@ from flowkernels import _native
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
+from flowkernels.ops.made.native import describe
 
 from .reference import SweepSpec
 
@@ -24,13 +25,6 @@ def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
     return _net.why_not(tensors)
 
 
-def _describe(spec: SweepSpec, z: Tensor, rest: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
-    return _net.describe(
-        rest, residual=spec.plan.residual, activation=spec.activation, adds=spec.adds, needs=needs,
-        plans=spec.plan.layers, lead=z.shape[:-1],
-    )  # fmt: skip
-
-
 def _arguments(spec: SweepSpec, net: _net.Net, rows: Tensor) -> tuple:
     inverse = univariate_map(spec.univariate._replace(inverse=True))
     return net.handle(), inverse, DTYPES[rows.dtype], *rows.shape, rows.data_ptr(), rows.stride(0)
@@ -38,8 +32,8 @@ def _arguments(spec: SweepSpec, net: _net.Net, rows: Tensor) -> tuple:
 
 def _fwd(spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernels compute in."""
-    z, *rest = tensors
-    net, rows = _describe(spec, z, rest), _net.flat(z)
+    z = tensors[0]
+    net, rows = describe(spec, tensors), _net.flat(z)
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
         _native.C.sweep_fwd(*_arguments(spec, net, rows), x.data_ptr(), ladj.data_ptr(), _threads())  # type: ignore[union-attr]
@@ -63,14 +57,14 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    z, *rest = _net.widen(*tensors)
-    net, rows = _describe(spec, z, rest, needs[1:]), _net.flat(z)
+    wide = _net.widen(*tensors)
+    z, net, rows = wide[0], describe(spec, wide, needs[1:]), _net.flat(wide[0])
     for layer in net.layers:
         layer.allocate_grads(rows.shape[0])
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
     grad_z = z.new_empty(z.shape) if needs[0] else None
     if rows.shape[0] > 0:
-        x = saved[0] if saved else _fwd(spec, (z, *rest))[0]
+        x = saved[0] if saved else _fwd(spec, wide)[0]
         _native.C.sweep_bwd(  # type: ignore[union-attr]
             *_arguments(spec, net, rows), x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj),
             _net.pointer(grad_z), _threads(),

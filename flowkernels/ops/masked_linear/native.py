@@ -16,27 +16,26 @@ def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
     return _net.why_not(tensors)
 
 
-def _describe(spec: MaskedLinearSpec, rest: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
-    tensors, wanted = list(rest), None if needs is None else list(needs)
+def _describe(spec: MaskedLinearSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
+    layer, wanted = list(tensors[1:]), None if needs is None else list(needs)
     if not spec.has_bias:
-        tensors.insert(1, rest[0].new_zeros(spec.plan.n_out))
+        layer.insert(1, layer[0].new_zeros(spec.plan.n_out))
         if wanted is not None:
             wanted.insert(1, False)
     net = _net.describe(
-        tensors, residual=False, activation="identity", adds=(spec.has_residual,), needs=wanted, plans=(spec.plan,)
+        layer, residual=False, activation="identity", adds=(spec.has_residual,), needs=wanted, plans=(spec.plan,)
     )
     net.last = spec.activation
     return net
 
 
 def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
-    x, *rest = _net.widen(*tensors)
-    return (_net.fwd(x, _describe(spec, rest)).to(tensors[0].dtype),)
+    return _net.op_fwd(_describe, spec, tensors)
 
 
 def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
-    x, *rest = _net.widen(*tensors)
-    y = _net.fwd(x, _describe(spec, rest))
+    wide = _net.widen(*tensors)
+    y = _net.fwd(wide[0], _describe(spec, wide))
     return (y.to(tensors[0].dtype),), [y]
 
 
@@ -47,11 +46,4 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    g = grads[0]
-    if g is None:
-        return [None] * len(tensors)
-    x, *rest = _net.widen(*tensors)
-    net = _describe(spec, rest, needs[1:])
-    grad_x = _net.bwd(x, net, g.to(x.dtype), needs[0], saved[0] if saved else None)
-    found = net.grads(tensors[0], tensors[1:])
-    return [None if grad_x is None else grad_x.to(g.dtype), *found]
+    return _net.op_bwd(_describe, spec, grads, tensors, needs, y=saved[0] if saved else None)
