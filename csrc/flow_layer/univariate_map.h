@@ -46,8 +46,6 @@ struct SplineMap {
       blocks[0].raw[row] = load<V>(from);
       blocks[1].raw[row] = load<V>(from + kLanes<S>);
     }
-    set_edges(c, blocks[0]);
-    set_edges(c, blocks[1]);
   }
 
   void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {

@@ -7,6 +7,12 @@
 #include "rqs_lanes.h"
 
 namespace fk::FK_ISA {
+
+FK_SPLINE_BLOCKS(, ConstsF);
+FK_SPLINE_BLOCKS(, ConstsFClip);
+FK_SPLINE_BLOCKS(, ConstsD);
+FK_SPLINE_BLOCKS(, ConstsDClip);
+
 namespace {
 
 // Elements per group of rows whose ladj is reduced together; small enough for L1.
@@ -16,58 +22,75 @@ constexpr int kGrain = 1024;
 
 // ---- moving a block ----
 
-template <class C, class TP, class S = typename C::S>
-FK_INLINE void load_block(const C& c, const TP* const* in, Block<S>& b) {
-  using V = typename C::V;
-  constexpr int L = kLanes<S>, Q = kQuad<S>;
-  const int P = c.params;
-  const S* rows[L];
-  S wide[sizeof(TP) == sizeof(S) ? 1 : L * (3 * kMaxBins + 1)];
-  for (int l = 0; l < L; ++l) {
-    if constexpr (sizeof(TP) == sizeof(S)) {
-      rows[l] = reinterpret_cast<const S*>(in[l]);
-    } else {
-      for (int p = 0; p < P; ++p) wide[l * P + p] = to_float(in[l][p]);
-      rows[l] = wide + l * P;
-    }
+// Lanes of 16-bit params, widened; unused by the other types.
+template <class S, class TP>
+struct Wide {
+  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * (3 * kMaxBins + 1)];
+
+  FK_INLINE S* row(int l, int P, const TP* direct) {
+    return sizeof(TP) == sizeof(S) ? reinterpret_cast<S*>(const_cast<TP*>(direct)) : values + l * P;
   }
+};
+
+// Out of line: one for all types and parametrisations.
+template <class S>
+__attribute__((noinline)) void load_rows(const Rows& layout, const S* const* rows, Block<S>& b) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, Q = kQuad<S>;
+  const int P = layout.params;
   if (P < Q) {  // one bin: too few params for a block
     for (int p = 0; p < P; ++p)
-      for (int l = 0; l < L; ++l) b.raw[c.row(p)][l] = rows[l][p];
+      for (int l = 0; l < L; ++l) b.raw[layout.row(p)][l] = rows[l][p];
   } else {
     for (int p = 0; p < P; p += Q) {
       const int s = p <= P - Q ? p : P - Q;  // the last block overlaps instead of reading past the end
       V v[Q];
       gather_block(rows, s, v);
-      for (int j = 0; j < Q; ++j) b.raw[c.row(s + j)] = v[j];
+      for (int j = 0; j < Q; ++j) b.raw[layout.row(s + j)] = v[j];
     }
   }
-  set_edges(c, b);
 }
 
-template <class C, class TP, class S = typename C::S>
-FK_INLINE void store_block(const C& c, const Block<S>& b, TP* const* out) {
-  using V = typename C::V;
+template <class S>
+__attribute__((noinline)) void store_rows(const Rows& layout, const Block<S>& b, S* const* rows) {
+  using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
-  const int P = c.params;
-  S* rows[L];
-  S wide[sizeof(TP) == sizeof(S) ? 1 : L * (3 * kMaxBins + 1)];
-  for (int l = 0; l < L; ++l) rows[l] = sizeof(TP) == sizeof(S) ? reinterpret_cast<S*>(out[l]) : wide + l * P;
+  const int P = layout.params;
   if (P < Q) {
     for (int p = 0; p < P; ++p)
-      for (int l = 0; l < L; ++l) rows[l][p] = b.grad[c.row(p)][l];
+      for (int l = 0; l < L; ++l) rows[l][p] = b.grad[layout.row(p)][l];
   } else {
     for (int p = 0; p < P; p += Q) {
       const int s = p <= P - Q ? p : P - Q;
       V v[Q];
-      for (int j = 0; j < Q; ++j) v[j] = b.grad[c.row(s + j)];
+      for (int j = 0; j < Q; ++j) v[j] = b.grad[layout.row(s + j)];
       scatter_block(rows, s, v);
     }
   }
-  if constexpr (sizeof(TP) != sizeof(S)) {
-    for (int l = 0; l < L; ++l)
-      for (int p = 0; p < P; ++p) from_float(wide[l * P + p], out[l][p]);
+}
+
+template <class S, class TP>
+FK_INLINE void load_block(const Rows& layout, const TP* const* in, Block<S>& b) {
+  Wide<S, TP> wide;
+  const S* rows[kLanes<S>];
+  for (int l = 0; l < kLanes<S>; ++l) {
+    S* row = wide.row(l, layout.params, in[l]);
+    if constexpr (sizeof(TP) != sizeof(S))
+      for (int p = 0; p < layout.params; ++p) row[p] = to_float(in[l][p]);
+    rows[l] = row;
   }
+  load_rows<S>(layout, rows, b);
+}
+
+template <class S, class TP>
+FK_INLINE void store_block(const Rows& layout, const Block<S>& b, TP* const* out) {
+  Wide<S, TP> wide;
+  S* rows[kLanes<S>];
+  for (int l = 0; l < kLanes<S>; ++l) rows[l] = wide.row(l, layout.params, out[l]);
+  store_rows<S>(layout, b, rows);
+  if constexpr (sizeof(TP) != sizeof(S))
+    for (int l = 0; l < kLanes<S>; ++l)
+      for (int p = 0; p < layout.params; ++p) from_float(rows[l][p], out[l][p]);
 }
 
 // ---- walking the tensors ----
@@ -155,10 +178,29 @@ struct Groups {
   int64_t first_row(int64_t group) const { return group * per_group < rows ? group * per_group : rows; }
 };
 
-template <class TX, class TP, class C>
-void fwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
-  using S = typename C::S;
-  using T = Pair<typename C::V>;
+// A spline without its type of constants, which is the same to all that walk over tensors.
+template <class S>
+struct Spline {
+  using T = Pair<typename Simd<S>::V>;
+  const Rows* c;
+  void (*eval)(const Rows*, Block<S>*, bool inverse, T v, T* out, T* ladj);
+  T (*grad)(const Rows*, Block<S>*, bool inverse, T v, T g_out, T g_ladj);
+  bool inverse;
+
+  template <class C>
+  Spline(const C& consts, bool inv) : c(&consts), inverse(inv) {
+    eval = [](const Rows* r, Block<S>* b, bool i, T v, T* out, T* ladj) {
+      eval_blocks(*static_cast<const C*>(r), b, i, v, out, ladj);
+    };
+    grad = [](const Rows* r, Block<S>* b, bool i, T v, T g_out, T g_ladj) {
+      return grad_blocks(*static_cast<const C*>(r), b, i, v, g_out, g_ladj);
+    };
+  }
+};
+
+template <class S, class TX, class TP>
+void fwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
+  using T = typename Spline<S>::T;
   constexpr int L = kLanes<S>;
   const int64_t D = a.features;
   alignas(64) Block<S> blocks[2];
@@ -170,9 +212,9 @@ void fwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups
     int64_t filled = 0;
     for_blocks<S, TX, TP>(a, r0, r1, cursor, [&](int64_t e, int n, T v, const TP* const* in) {
       T out, ladj;
-      load_block(c, in, blocks[0]);
-      load_block(c, in + L, blocks[1]);
-      eval_blocks(c, blocks, inverse, v, &out, &ladj);
+      load_block(*spline.c, in, blocks[0]);
+      load_block(*spline.c, in + L, blocks[1]);
+      spline.eval(spline.c, blocks, spline.inverse, v, &out, &ladj);
       store_pair<S>(static_cast<TX*>(a.y) + e, out, n);
       store_pair<S>(buffer + filled, ladj, 2 * L);
       filled += n;
@@ -194,10 +236,9 @@ void fwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups
   }
 }
 
-template <class TX, class TP, class C>
-void bwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
-  using S = typename C::S;
-  using T = Pair<typename C::V>;
+template <class S, class TX, class TP>
+void bwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
+  using T = typename Spline<S>::T;
   constexpr int L = kLanes<S>, N = 2 * L;
   const int64_t D = a.features;
   const TX* grad_y = static_cast<const TX*>(a.grad_y);
@@ -214,35 +255,33 @@ void bwd_groups(const C& c, bool inverse, const RqsArgs& a, const Groups& groups
     for (int l = 0; l < n; ++l) {
       if (grad_y) gys[l] = grad_y[e + l];
       if (grad_ladj) gls[l] = grad_ladj[row];
-      out[l] = grad_params + (e + l) * c.params;
+      out[l] = grad_params + (e + l) * spline.c->params;
       if (++d == D) {
         d = 0;
         ++row;
       }
     }
     for (int l = n; l < N; ++l) out[l] = unused;
-    load_block(c, in, blocks[0]);
-    load_block(c, in + L, blocks[1]);
-    const T g_x = grad_blocks(c, blocks, inverse, v, load_pair<S>(gys), load_pair<S>(gls));
-    store_block(c, blocks[0], out);
-    store_block(c, blocks[1], out + L);
+    load_block(*spline.c, in, blocks[0]);
+    load_block(*spline.c, in + L, blocks[1]);
+    const T g_x = spline.grad(spline.c, blocks, spline.inverse, v, load_pair<S>(gys), load_pair<S>(gls));
+    store_block(*spline.c, blocks[0], out);
+    store_block(*spline.c, blocks[1], out + L);
     store_pair<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
   });
 }
 
-template <class TX, class TP, class C>
+template <class S, class TX, class TP>
 struct Run {
-  static void fwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-    const C c(s);
+  static void fwd(const Spline<S>& spline, const RqsArgs& a, int threads) {
     const Groups groups(a, kGrain);
     parallel_for(groups.count, groups.grain, threads,
-                 [&](int64_t g0, int64_t g1) { fwd_groups<TX, TP>(c, s.inverse, a, groups, g0, g1); });
+                 [&](int64_t g0, int64_t g1) { fwd_groups<S, TX, TP>(spline, a, groups, g0, g1); });
   }
-  static void bwd(const RqsSpec& s, const RqsArgs& a, int threads) {
-    const C c(s);
+  static void bwd(const Spline<S>& spline, const RqsArgs& a, int threads) {
     const Groups groups(a, kGrain / 2);
     parallel_for(groups.count, groups.grain, threads,
-                 [&](int64_t g0, int64_t g1) { bwd_groups<TX, TP>(c, s.inverse, a, groups, g0, g1); });
+                 [&](int64_t g0, int64_t g1) { bwd_groups<S, TX, TP>(spline, a, groups, g0, g1); });
   }
 };
 
@@ -250,10 +289,11 @@ struct Run {
 
 template <class S, class TX, class TP, class F>
 void by_setting(const RqsSpec& s, const F& f) {
+  using R = Run<S, TX, TP>;
   if (s.clip_size != 0)
-    f(Run<TX, TP, Consts<S, true>>());
+    f(R(), Spline<S>(Consts<S, true>(s), s.inverse));
   else
-    f(Run<TX, TP, Consts<S, false>>());
+    f(R(), Spline<S>(Consts<S, false>(s), s.inverse));
 }
 
 template <class F>
@@ -268,10 +308,10 @@ void by_type(const RqsSpec& s, const RqsArgs& a, const F& f) {
 }
 
 void fwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(s, a, [&](auto run) { decltype(run)::fwd(s, a, threads); });
+  by_type(s, a, [&](auto run, const auto& spline) { decltype(run)::fwd(spline, a, threads); });
 }
 void bwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(s, a, [&](auto run) { decltype(run)::bwd(s, a, threads); });
+  by_type(s, a, [&](auto run, const auto& spline) { decltype(run)::bwd(spline, a, threads); });
 }
 
 }  // namespace

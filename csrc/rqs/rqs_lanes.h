@@ -7,7 +7,6 @@
 #include "rqs_math.h"
 
 namespace fk::FK_ISA {
-namespace {
 
 constexpr int kMaxBins = 128;
 // Bins from which the binary search is no slower than selecting while the knots are summed: a
@@ -24,23 +23,29 @@ struct Block {
   V grad[3 * kMaxBins + 1];
 };
 
+// Where the params lie in a block: under linear tails the first slope param belongs to the second knot.
+struct Rows {
+  int bins, params;
+  Tails tails;
+
+  FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
+};
+
 // RqsSpec in the arithmetic type.
 //
 // kLeast: the smallest bin, as a fraction of the box, where the setting allows none: far below the
 // spacing of x, and large enough that h / w and its square stay finite.
 template <class Scalar, bool Clip>
-struct Consts {
+struct Consts : Rows {
   using S = Scalar;
   using V = typename Simd<S>::V;
   static constexpr bool kClipped = Clip;
   static constexpr double kLeast = sizeof(S) == 4 ? 1e-12 : 1e-24;
-  int bins, params;
-  Tails tails;
   S min_size[2], free_size[2], low[2], high[2];  // [0] widths / x, [1] heights / y
   S min_slope, logit_scale, exp2_scale, clip_size, clip_slope, edge_logit;
   S offset[2][kMaxBins];  // of knot k without the softmax part
 
-  explicit Consts(const RqsSpec& s) {
+  explicit Consts(const RqsSpec& s) : Rows{s.bins, s.params(), s.tails} {
     const double lo[2] = {s.left, s.bottom}, hi[2] = {s.right, s.top}, mn[2] = {s.min_width, s.min_height};
     for (int i = 0; i < 2; ++i) {
       low[i] = S(lo[i]);
@@ -55,13 +60,7 @@ struct Consts {
     clip_size = S(s.clip_size);
     clip_slope = S(s.clip_slope);
     edge_logit = S(s.edge_logit);
-    bins = s.bins;
-    params = s.params();
-    tails = s.tails;
   }
-
-  // Scratch row of a param: under linear tails the first slope param belongs to the second knot.
-  FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
 };
 
 // The rows that are not params: the outer slopes, which the tails decide.
@@ -267,6 +266,8 @@ FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
 
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
+  set_edges(c, b[0]);
+  set_edges(c, b[1]);
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
   const auto last = f.k == S(c.bins - 1);
@@ -315,6 +316,8 @@ FK_INLINE void slope_grads(const C& c, Block<S>& b, V k, V g0, V g1) {
 // Leaves d loss / d params in the blocks' grad and returns d loss / d v.
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
+  set_edges(c, b[0]);
+  set_edges(c, b[1]);
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
   const auto last = f.k == S(c.bins - 1);
@@ -350,5 +353,17 @@ __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T
   return select(inside, g_v, g_out);
 }
 
-}  // namespace
+// Compiled in rqs_cpu.cpp, once for every op that maps through splines.
+#define FK_SPLINE_BLOCKS(EXTERN, C)                                                                     \
+  EXTERN template void eval_blocks(const C&, Block<C::S>*, bool, Pair<C::V>, Pair<C::V>*, Pair<C::V>*); \
+  EXTERN template Pair<C::V> grad_blocks(const C&, Block<C::S>*, bool, Pair<C::V>, Pair<C::V>, Pair<C::V>)
+using ConstsF = Consts<float, false>;
+using ConstsFClip = Consts<float, true>;
+using ConstsD = Consts<double, false>;
+using ConstsDClip = Consts<double, true>;
+FK_SPLINE_BLOCKS(extern, ConstsF);
+FK_SPLINE_BLOCKS(extern, ConstsFClip);
+FK_SPLINE_BLOCKS(extern, ConstsD);
+FK_SPLINE_BLOCKS(extern, ConstsDClip);
+
 }  // namespace fk::FK_ISA
