@@ -203,7 +203,7 @@ struct Run {
 
   static void fwd(const SweepArgs& a, int threads) {
     const Deal<S> deal(a.net, a.rows, work(a), threads);
-    const Call<S> call(a.net, false, deal.parts, threads);
+    const Call<S> call(a.net, false, a.rows, deal.parts, threads);
     deal.share([&](const auto& next) {
       auto tile = in_scratch([&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.strips(), arena); });
       RowTile rows;
@@ -213,7 +213,7 @@ struct Run {
 
   static void bwd(const SweepArgs& a, int threads) {
     const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
-    const Call<S> call(a.net, true, deal.parts, threads);
+    const Call<S> call(a.net, true, a.rows, deal.parts, threads);
     deal.run([&](int part, int64_t b, int64_t e) {
       auto tile = in_scratch([&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.strips(), arena); });
       const Sums<S>* sums = call.clear(part);

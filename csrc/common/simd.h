@@ -237,6 +237,24 @@ FK_INLINE V log1p_unit(V e) {
   return log_(u) + (e - (u - 1)) * (2 - u);
 }
 
+// The sum over lanes, as a tree.
+template <class V>
+FK_INLINE auto sum_lanes(V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(v[0]) == 4)
+    return float(_mm512_reduce_add_ps((__m512)v));
+  else
+    return double(_mm512_reduce_add_pd((__m512d)v));
+#else
+  using S = typename ScalarOf<V>::S;
+  alignas(64) S part[kLanes<S>];
+  store(part, v);
+  for (int half = kLanes<S> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+#endif
+}
+
 // 2^t for t <= 0, not below 2^-126 (2^-1022): the softmax's exponential, 1 ulp. 2^t = 2^n (1 + f Q(f)), |f| <= 1/2; n
 // is taken from the low bits of t + 1.5 * 2^23.
 FK_INLINE f32 exp2_nonpositive(f32 t) {

@@ -110,7 +110,7 @@ struct Run {
   static void run(const FlowLayerArgs& a, int threads, bool backward) {
     const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
     const Deal<S> deal(a.net, a.rows, work, threads);
-    const Call<S> call(a.net, backward, deal.parts, threads);
+    const Call<S> call(a.net, backward, a.rows, deal.parts, threads);
     const Net<S>& net = call.net;
     const auto make_tile = [&] {
       return in_scratch([&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.strips(), backward, arena); });

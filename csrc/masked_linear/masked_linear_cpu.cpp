@@ -14,7 +14,7 @@ void load_input(const NetArgs& args, const Net<S>& net, const RowTile& rows, S* 
 template <class S>
 void fwd(const NetArgs& args, int threads) {
   const Deal<S> deal(args.net, args.rows, args.net.work(), threads);
-  const Call<S> call(args.net, false, deal.parts, threads);
+  const Call<S> call(args.net, false, args.rows, deal.parts, threads);
   const Net<S>& net = call.net;
   const Packed<S>& last = net.last();
   deal.share([&](const auto& next) {
@@ -32,7 +32,7 @@ void fwd(const NetArgs& args, int threads) {
 template <class S>
 void bwd(const NetArgs& args, int threads) {
   const Deal<S> deal(args.net, args.rows, args.net.work(), threads);
-  const Call<S> call(args.net, true, deal.parts, threads);
+  const Call<S> call(args.net, true, args.rows, deal.parts, threads);
   const Net<S>& net = call.net;
   const Packed<S>&first = net.layer[0], &last = net.last();
   const int n = net.spec.n;

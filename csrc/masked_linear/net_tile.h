@@ -4,8 +4,8 @@
 #include "../common/parallel.h"
 #include "../common/workspace.h"
 #include "activation.h"
+#include "few_rows.h"
 #include "net.h"
-#include "pack.h"
 
 namespace fk::FK_ISA {
 
@@ -27,6 +27,18 @@ struct Outlet {
   S* z;
   S* a;  // the activation of z
   Activation activation;
+
+  FK_INLINE void put(int64_t to, typename Simd<S>::V v) const {
+    using V = typename Simd<S>::V;
+    if (add) v += load<V>(add + to);
+    if (gate) {
+      if (ungated) store(ungated + to, v);
+      v *= load<V>(gate + to);
+    }
+    if (residual) v += load<V>(residual + to);
+    if (z) store(z + to, v);
+    if (a) store(a + to, activate(activation, v));
+  }
 };
 
 template <class S>
@@ -35,6 +47,14 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
   constexpr int L = kLanes<S>, R = kStrip<S>;
   const int64_t strips = rows.strips<S>();
   const bool half = rows.half<S>();
+  if (p.few_in) {
+    mirror(p, in, 0, p.n_in, rows.rows);
+    for (int64_t j = 0; j < p.n_out; ++j) {
+      const FewUnit<S> unit = few_unit(p, j, rows.rows, p.n_in, in);
+      for (int h = 0; h < kFewLanes<S>; h += L) o.put(j * R + h, unit.lanes[h / L]);
+    }
+    return;
+  }
   for (int64_t panel = 0; panel < p.panels(); ++panel) {
     const S* w = p.weights + p.offset[panel];
     for (int64_t s = 0; s < strips; ++s) {
@@ -44,18 +64,7 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
       const S* from = in + s * p.in_width * R;
       half ? multiply_half_panel(w, from, p.depth[panel], acc) : multiply_panel(w, from, p.depth[panel], acc);
       const int64_t at = (s * p.out_width + panel * kRows) * R;
-      for (int i = 0; i < 2 * kRows; ++i) {
-        const int64_t to = at + i * L;
-        V v = acc[i / 2][i % 2];
-        if (o.add) v += load<V>(o.add + to);
-        if (o.gate) {
-          if (o.ungated) store(o.ungated + to, v);
-          v *= load<V>(o.gate + to);
-        }
-        if (o.residual) v += load<V>(o.residual + to);
-        if (o.z) store(o.z + to, v);
-        if (o.a) store(o.a + to, activate(o.activation, v));
-      }
+      for (int i = 0; i < 2 * kRows; ++i) o.put(at + i * L, acc[i / 2][i % 2]);
     }
   }
 }
@@ -102,9 +111,14 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* turned, int64_t s
       for (int64_t panel = 0; panel < p.panels(); ++panel) {
         if (p.depth[panel] <= k) continue;
         const S* from = turned + k * strips * R;
+        S* to = sums.weight + panel * kRows * sums.columns + k;
+        // Rows of the sums lie too far apart for the processor to foresee them.
+        for (int m = 0; m < kRows; ++m) {
+          __builtin_prefetch(to + m * sums.columns, 1);
+          __builtin_prefetch(to + m * sums.columns + L, 1);
+        }
         V acc[kRows][2] = {};
         for (int64_t s = 0; s < strips; ++s) multiply_rows(g + s * width + panel * kRows * R, from + s * R * R, R, acc);
-        S* to = sums.weight + panel * kRows * sums.columns + k;
         for (int m = 0; m < kRows; ++m, to += sums.columns) {
           store(to, load<V>(to) + acc[m][0]);
           store(to + L, load<V>(to + L) + acc[m][1]);
@@ -374,12 +388,13 @@ struct Call {
   Net<S> net;
   Sums<S>* sums = nullptr;  // [parts][n]
 
-  Call(const NetSpec& spec, bool backward, int parts, int threads) : net{spec, {}} {
+  Call(const NetSpec& spec, bool backward, int64_t rows, int parts, int threads) : net{spec, {}} {
+    const bool few = !backward && rows <= kFewRows;
     Arena counted(nullptr);
-    lay(counted, backward, parts, false);
+    lay(counted, backward, few, parts, false);
     Arena shared(workspace(Scratch::shared, counted.used()));
-    lay(shared, backward, parts, true);
-    pack(net, backward, threads);
+    lay(shared, backward, few, parts, true);
+    if (!few) pack(net, backward, threads);
   }
 
   // This part's sums, set to zero by the thread that will use them.
@@ -400,9 +415,9 @@ struct Call {
   }
 
  private:
-  void lay(Arena& arena, bool backward, int parts, bool fill) {
+  void lay(Arena& arena, bool backward, bool few, int parts, bool fill) {
     const int n = net.spec.n;
-    for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, backward, fill);
+    for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, backward, few, fill);
     if (!backward) return;
     sums = arena.take<Sums<S>>(size_t(parts * n));
     for (int t = 0; t < parts; ++t)

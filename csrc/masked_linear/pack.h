@@ -6,6 +6,9 @@
 
 namespace fk::FK_ISA {
 
+// Rows of a call up to which the weights are used where they lie: see few_rows.h.
+constexpr int kFewRows = 4;
+
 // A layer, ready for a call. Everything below is in degree order; pad units have weight 0.
 template <class S>
 struct Packed {
@@ -17,6 +20,9 @@ struct Packed {
   S* bias;                                   // [out_width]
   int64_t *begin, *offset_t;                 // of each panel of inputs: the first output that sees it
   S* weights_t;                              // [panel][n_out - begin][kRows inputs]
+  S* few_in;                                 // not null: nothing is packed; [kFewRows][few_stride] the layer's input,
+  int64_t few_stride;                        // in the order of the weights' columns
+  typename Simd<S>::Int* few_rank;           // [few_stride] in_rank, or null, for whole vectors
 
   int64_t panels() const { return out_width / kRows; }
   int64_t panels_t() const { return in_width / kRows; }
@@ -35,7 +41,7 @@ inline int32_t* take_rank(Arena& arena, const int32_t* order, int64_t n, bool fi
 
 // Sizes and index tables of a layer. Run twice: once on an empty arena, to count, once to fill.
 template <class S>
-Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool fill) {
+Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, bool fill) {
   Packed<S> p = {};
   p.layer = &l;
   p.n_in = l.n_in;
@@ -44,6 +50,15 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool fill) 
   p.out_width = round_up(l.n_out, kRows);
   p.in_rank = take_rank(arena, l.in_order, l.n_in, fill);
   p.out_rank = take_rank(arena, l.out_order, l.n_out, fill);
+  if (few) {
+    using Int = typename Simd<S>::Int;
+    p.few_stride = round_up(p.n_in, kLanes<S>);
+    p.few_in = arena.take<S>(size_t(kFewRows * p.few_stride));
+    p.few_rank = l.in_order ? arena.take<Int>(size_t(p.few_stride)) : nullptr;
+    if (fill && p.few_rank)
+      for (int64_t k = 0; k < p.n_in; ++k) p.few_rank[k] = Int(p.in_rank[k]);
+    return p;
+  }
   p.depth = arena.take<int64_t>(size_t(p.panels()));
   p.offset = arena.take<int64_t>(size_t(p.panels() + 1));
   int64_t used = 0;
