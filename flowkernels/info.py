@@ -12,7 +12,7 @@ import flowkernels
 from flowkernels import _native, backends
 
 
-def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
+def _probe(op: str) -> tuple[object, tuple[torch.Tensor | None, ...]]:
     """A small float32 call of the op, to ask each backend whether it would run it."""
     from flowkernels.ops.affine.spec import AffineSpec
     from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
@@ -30,7 +30,7 @@ def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
         layers = [t for _ in range(4) for t in (torch.zeros(2, 2), torch.zeros(2))]
         return ResidualNetSpec(1, False), (torch.zeros(1, 2), *layers)
     if op == "affine":
-        return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2))
+        return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2), None, None)
     if op == "flow_layer":
         spec = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
         layers = [t for shape in ((2, 1), (2, 2), (2, 2), (4, 2)) for t in (torch.zeros(shape), torch.zeros(shape[0]))]

@@ -5,31 +5,87 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-SCALES = ("exp", "softplus", "sigmoid", "additive")
+from torch import Tensor
+
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive")  # the order of csrc/affine/affine.h
+CLAMP = 2.0
 
 
 class AffineSpec(NamedTuple):
     scale: str
     min_scale: float
     inverse: bool
+    clamp: float = CLAMP  # of "tanh"
+    event_dims: int = 1
+    shift_first: bool = False
+    # Which features (channels) are mapped, as a slice; stop 0: all of them.
+    start: int = 0
+    stop: int = 0
+    step: int = 1
 
     @property
     def n_params(self) -> int:
         """P: scale logit and shift, or the shift alone."""
         return 1 if self.scale == "additive" else 2
 
+    @property
+    def in_part(self) -> bool:
+        return self.stop > 0
 
-def make_spec(scale: str, min_scale: float, inverse: bool) -> AffineSpec:
+    def mapped(self, x: Tensor) -> Tensor:
+        """The part of x, or of anything shaped like it, that is mapped."""
+        if not self.in_part:
+            return x
+        return x[(..., slice(self.start, self.stop, self.step), *(slice(None),) * (self.event_dims - 1))]
+
+    def others(self, x: Tensor) -> list[Tensor]:
+        """The rest of x; all of it, the mapped part as well, where the rest is not a view or two."""
+        n, dim = x.shape[-self.event_dims], x.dim() - self.event_dims
+        if self.step == 1:
+            return [x.narrow(dim, 0, self.start), x.narrow(dim, self.stop, n - self.stop)]
+        if self.step == 2 and self.start < 2 and self.stop + 1 >= n:
+            return [self._replace(start=1 - self.start, stop=n).mapped(x)]
+        return [x]
+
+
+def _fail(name: str, contract: str, given: object) -> NoReturn:
+    raise ValueError(f"ops.affine: {name} must be {contract}, got {given!r}")
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
+
+
+def make_spec(
+    scale: str,
+    min_scale: float,
+    inverse: bool,
+    clamp: float | None = None,
+    event_dims: int = 1,
+    shift_first: bool = False,
+    start: int = 0,
+    stop: int = 0,
+    step: int = 1,
+) -> AffineSpec:
     """Checks every setting of `ops.affine` and returns them in the form the backends take."""
     if scale not in SCALES:
-        raise ValueError(f"ops.affine: scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    if not isinstance(min_scale, numbers.Real) or isinstance(min_scale, bool) or not 0 <= min_scale < math.inf:
-        raise ValueError(f"ops.affine: min_scale must be a finite number from 0 on, got {min_scale!r}")
+        _fail("scale", f"one of {', '.join(SCALES)}", scale)
+    if not _is_number(min_scale) or not 0 <= min_scale < math.inf:
+        _fail("min_scale", "a finite number from 0 on", min_scale)
     if min_scale > 0 and scale not in ("softplus", "sigmoid"):
-        raise ValueError(f"ops.affine: min_scale must be 0 where scale is {scale!r}, got {min_scale!r}")
-    return AffineSpec(scale, float(min_scale), bool(inverse))
+        _fail("min_scale", f"0 where scale is {scale!r}", min_scale)
+    if clamp is not None and scale != "tanh":
+        _fail("clamp", f"None where scale is {scale!r}", clamp)
+    if clamp is not None and not (_is_number(clamp) and 0 < clamp < math.inf):
+        _fail("clamp", "positive and finite", clamp)
+    if isinstance(event_dims, bool) or not isinstance(event_dims, numbers.Integral) or event_dims < 1:
+        _fail("event_dims", "an integer from 1 on", event_dims)
+    return AffineSpec(
+        scale, float(min_scale), bool(inverse), CLAMP if clamp is None else float(clamp), int(event_dims),
+        bool(shift_first), start, stop, step,
+    )  # fmt: skip
 
 
 # typed: True must not pass because 1 has.
