@@ -1,9 +1,10 @@
 """Ready models, and the `Flow` that they are."""
 
 from .autoregressive import IAF, MAF
+from .coupling import NICE
 from .distribution import FlowDistribution
 from .flow import Flow
 from .made import MADE, MixtureMADE
 from .nsf import NSF
 
-__all__ = ["IAF", "MADE", "MAF", "NSF", "Flow", "FlowDistribution", "MixtureMADE"]
+__all__ = ["IAF", "MADE", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "MixtureMADE"]

@@ -35,7 +35,7 @@ class FlowDistribution(Distribution):
         with torch.no_grad():  # only an embedding knows which of the context's dims are leading ones
             embedded = flow.embed(context)
         batch_shape = torch.Size() if embedded is None else embedded.shape[:-1]
-        super().__init__(batch_shape, torch.Size((flow.base.features,)), validate_args=validate_args)
+        super().__init__(batch_shape, flow.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> FlowDistribution:
         """The same distribution, with its batch dims broadcast to ``batch_shape``."""

@@ -4,6 +4,7 @@ from .autoregressive import Autoregressive
 from .base import Transform
 from .composite import Composite, Inverse
 from .coupling import Coupling
+from .diagonal import DiagonalScale
 from .permutation import Permutation
 from .univariate import RQS, Affine, Univariate
 
@@ -13,6 +14,7 @@ __all__ = [
     "Autoregressive",
     "Composite",
     "Coupling",
+    "DiagonalScale",
     "Inverse",
     "Permutation",
     "Transform",
