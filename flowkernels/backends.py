@@ -94,7 +94,7 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
         reason = module.why_not(spec, *tensors)
         if reason is None:
             slow = first_reason is not None and key == "reference" and getattr(module, "IS_SLOW", True)
-            if slow and not any(t.is_meta for t in tensors):
+            if slow and not any(t is not None and t.is_meta for t in tensors):
                 _warn_once(op, first_reason)
             return module
         first_reason = first_reason or reason

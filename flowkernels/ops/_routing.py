@@ -72,6 +72,10 @@ def _needs_reference(grads: Sequence[Tensor | None]) -> bool:
     )
 
 
+def contiguous_like(t: Tensor) -> Tensor:
+    return torch.empty(t.shape, dtype=t.dtype, device=t.device)
+
+
 class Op:
     """An op named `name` with tensor inputs, settings `spec_type` and tensor outputs.
 
@@ -79,9 +83,10 @@ class Op:
     backend.fwd(spec, *tensors) -> outputs
     backend.bwd(spec, grads, tensors, needs) -> one gradient (or None) per input
     backend.fwd_saving(spec, *tensors) -> outputs, saved        optional: `saved` comes back to bwd as a keyword
-    fake(spec, *tensors) -> outputs        shapes and dtypes only
+    fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
-    Without `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an
+    An input whose name ends in ? may be None. `grad_like(t)` is an empty tensor as the backends' gradient of t is laid
+    out. Without `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an
     op whose parts (matrix products) a compiler already runs well.
     """
 
@@ -94,9 +99,10 @@ class Op:
         inputs: Sequence[str] = (),
         n_outputs: int = 0,
         fake: Callable[..., Tensors] | None = None,
+        grad_like: Callable[[Tensor], Tensor] = contiguous_like,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
-        self.spec_type, self.reference, self.fake = spec_type, reference, fake
+        self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
         backends.register(name, table)
@@ -117,7 +123,7 @@ class Op:
         module = backends.pick(self.name, backend, spec, tensors)
         if not hasattr(module, "bwd"):  # the reference differentiates itself
             return module.fwd(spec, *tensors)
-        if torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]:
+        if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
             return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
         return module.fwd(spec, *tensors)
 
@@ -152,16 +158,22 @@ class Op:
     ) -> list[Tensor | None]:
         """The gradient of the reference, itself differentiable where grad mode is on."""
         if _transforms_active():  # vmap of a backward pass: only torch.func may differentiate here
-            outputs, pull = torch.func.vjp(lambda *t: self.reference(spec, *t), *tensors)[:2]
+
+            def of_wanted(*wanted: Tensor) -> Tensors:
+                rest = iter(wanted)
+                return self.reference(spec, *(next(rest) if n else t for t, n in zip(tensors, needs, strict=True)))
+
+            outputs, pull = torch.func.vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=True) if n))[:2]
             given = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))
-            return [g if n else None for g, n in zip(pull(given), needs, strict=True)]
+            found = iter(pull(given))
+            return [next(found) if n else None for n in needs]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             if create_graph:
                 # Aliases: where params depend on x, the gradient of x must not come through params a second time.
-                tensors = tuple(t.view_as(t) for t in tensors)
+                tensors = tuple(t.view_as(t) if n else t for t, n in zip(tensors, needs, strict=True))
             else:
-                tensors = tuple(t.detach().requires_grad_(n) for t, n in zip(tensors, needs, strict=True))
+                tensors = tuple(t.detach().requires_grad_() if n else t for t, n in zip(tensors, needs, strict=True))
             outputs = self.reference(spec, *tensors)
             wanted = [t for t, n in zip(tensors, needs, strict=True) if n]
             used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
@@ -178,13 +190,13 @@ class Op:
 
     def _define(self, inputs: Sequence[str]) -> None:
         fields = [f"{t.__name__} {f}" for f, t in get_type_hints(self.spec_type).items()]
-        tensors = [f"Tensor {n}" for n in inputs]
+        tensors = [f"Tensor? {n[:-1]}" if n.endswith("?") else f"Tensor {n}" for n in inputs]
         results = "(" + ", ".join(["Tensor"] * self.n_outputs) + ")"
         extra = [*fields, "str backend"]
         fwd, bwd = f"flowkernels::{self.name}", f"flowkernels::{self.name}_bwd"
         tags = (torch.Tag.pt2_compliant_tag,)
         _lib.define(f"{self.name}({', '.join(tensors + extra)}) -> {results}", tags=tags)
-        bwd_args = ["Tensor?[] grads", "Tensor[] tensors", "bool[] needs", *extra]
+        bwd_args = ["Tensor?[] grads", "Tensor?[] tensors", "bool[] needs", *extra]
         _lib.define(f"{self.name}_bwd({', '.join(bwd_args)}) -> Tensor[]", tags=tags)
         _lib.impl(self.name, self._library_fwd_impl, "CompositeExplicitAutograd")
         _lib.impl(f"{self.name}_bwd", self._library_bwd_impl, "CompositeExplicitAutograd")
@@ -211,15 +223,10 @@ class Op:
         module = backends.pick(self.name, backend, spec, tuple(tensors))
         run = getattr(module, "bwd", self.reference_grad)
         out = run(spec, grads, tuple(tensors), needs)
-        return [self._real(t, g) for t, g in zip(tensors, out, strict=True)]
-
-    @staticmethod
-    def _real(t: Tensor, g: Tensor | None) -> Tensor:
-        return t.new_empty(0) if g is None else g
+        return [tensors[0].new_empty(0) if g is None else g for g in out]
 
     def _library_bwd_fake(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
-        return [torch.empty(t.shape, dtype=t.dtype, device=t.device) if n else t.new_empty(0)
-                for t, n in zip(tensors, needs, strict=True)]  # fmt: skip
+        return [self.grad_like(t) if n else tensors[0].new_empty(0) for t, n in zip(tensors, needs, strict=True)]
 
     def _autograd_setup(self, ctx: Any, inputs: Any, output: Any) -> None:
         tensors, ctx.spec, ctx.backend = self._unpack(inputs)

@@ -114,9 +114,10 @@ class Affine:
     P = ``params_per_feature`` = 2, or 1 for ``"additive"``.
 
     Args:
-        scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"exp"`` (the papers'); or
-            ``"additive"``.
+        scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"tanh"``, which keeps it
+            between exp(-clamp) and exp(clamp); ``"exp"`` (the papers'); or ``"additive"``.
         min_scale: None stands for 1e-3 where the scale has a floor, and 0 elsewhere.
+        clamp: None stands for 2 where the scale is ``"tanh"``.
 
     Raises:
         ValueError: a setting breaks the contract of `flowkernels.ops.affine`.
@@ -137,6 +138,7 @@ class Affine:
 
     scale: str = "softplus"
     min_scale: float | None = None
+    clamp: float | None = None
     params_per_feature: int = field(init=False, repr=False, compare=False)
     identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
     spec: AffineSpec = field(init=False, repr=False, compare=False)
@@ -144,7 +146,7 @@ class Affine:
     def __post_init__(self) -> None:
         floored = self.scale in ("softplus", "sigmoid")
         floor = (1e-3 if floored else 0.0) if self.min_scale is None else self.min_scale
-        spec = make_affine_spec(self.scale, floor, False)
+        spec = make_affine_spec(self.scale, floor, False, self.clamp)
         rest = 1 - spec.min_scale
         # Where the floor is 1 or more the identity is out of reach; logits of 0 are as good as any.
         logit = 0.0
@@ -159,4 +161,4 @@ class Affine:
         object.__setattr__(self, "identity", (0.0,) if self.scale == "additive" else (logit, 0.0))
 
     def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return affine(x, params, scale=self.scale, min_scale=self.spec.min_scale, inverse=inverse)
+        return affine(x, params, scale=self.scale, min_scale=self.spec.min_scale, clamp=self.clamp, inverse=inverse)

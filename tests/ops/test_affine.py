@@ -10,7 +10,10 @@ from flowkernels.transforms import Affine
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
-SCALES = [("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("additive", 0.0)]
+SCALES = [
+    ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
+    ("additive", 0.0),
+]  # fmt: skip
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
 
@@ -33,6 +36,7 @@ def test_is_its_definition(scale, floor) -> None:
                 "exp": math.exp(u),
                 "softplus": math.log1p(math.exp(u)) + floor,
                 "sigmoid": 1 / (1 + math.exp(-u - 2)) + floor,
+                "tanh": math.exp(2 * math.tanh(u / 2)),
                 "additive": 1.0,
             }[scale]
             assert y[i, d].item() == pytest.approx(s * x[i, d].item() + t, rel=1e-14, abs=1e-14)
@@ -91,15 +95,195 @@ def test_transforms_and_compile(scale, floor) -> None:
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
-    torch.library.opcheck(torch.ops.flowkernels.affine.default, (x, params, scale, floor, False, "reference"))
+    torch.library.opcheck(
+        torch.ops.flowkernels.affine.default, (x, params, None, None, scale, floor, False, 2.0, 1, False, "reference")
+    )
 
 
 def test_extreme_logits() -> None:
-    """The log-determinant follows the logit where the scale is close to nothing."""
-    x, u = torch.ones(1, 2), torch.tensor([[[-60.0, 0.0], [50.0, 0.0]]])
-    for scale, wanted in (("exp", -10.0), ("softplus", -60 + math.log(50)), ("sigmoid", -58.0)):
-        y, ladj = ops.affine(x, u, scale=scale)
-        assert y.isfinite().all() and ladj.item() == pytest.approx(wanted, abs=1e-4)
+    """The log-determinant follows the logit where the scale is close to nothing, and where it is nothing."""
+    for low in (-60.0, -300.0):
+        x, u = torch.ones(1, 2), torch.tensor([[[low, 0.0], [50.0, 0.0]]])
+        for scale, wanted in (("exp", low + 50), ("softplus", low + math.log(50)), ("sigmoid", low + 2)):
+            y, ladj = ops.affine(x, u, scale=scale)
+            assert y.isfinite().all() and ladj.item() == pytest.approx(wanted, abs=1e-4)
+
+
+FINITE = [0.0, 1e-30, -1.0, 60.0, -60.0, 88.0, -88.0, 100.0, -100.0, 1e4, -1e4, 1e30, -1e30]
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True])
+def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
+    """Neither do their gradients: 0 * inf is what overflows make of a product that has a value."""
+    x, u = (
+        t.reshape(-1, 1) for t in torch.meshgrid(torch.tensor([0.0, 1.0, -1e-30]), torch.tensor(FINITE), indexing="ij")
+    )
+    t = x if inverse else torch.zeros_like(x)  # then y - t = 0
+    params = t[..., None] if scale == "additive" else torch.stack([u, t], -1)
+    x.requires_grad_()
+    params = params.detach().requires_grad_()
+    y, ladj = ops.affine(x, params, scale=scale, min_scale=floor, inverse=inverse)
+    assert not y.isnan().any() and ladj.isfinite().all()
+    assert not any(g.isnan().any() for g in gradients(y, ladj, [x, params]) if g is not None)
+    if scale != "additive":  # the scale stops, its logarithm does not
+        (of_ladj,) = torch.autograd.grad(ops.affine(x, params, scale=scale, min_scale=floor)[1].sum(), params)
+        slope = of_ladj[u[:, 0] == -100, 0, 0]
+        expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0}
+        torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
+
+
+# ---- layouts: a view of a conditioner's output is read where it lies ----
+
+
+def _blocks(u, t):
+    return torch.cat([u, t], 1).unflatten(1, (2, -1)).movedim(1, -1)
+
+
+def _alternating(u, t):
+    return torch.stack([u, t], 2).flatten(1, 2).unflatten(1, (-1, 2)).movedim(2, -1)
+
+
+def _channels_last(u, t):
+    h = torch.cat([u, t], 1).to(memory_format=torch.channels_last)
+    return h.unflatten(1, (2, -1)).movedim(1, -1)
+
+
+IMAGE_LAYOUTS = {
+    "blocks": _blocks,
+    "alternating": _alternating,
+    "channels last": _channels_last,
+    "chunk": lambda u, t: torch.cat([u, t], 1).chunk(2, 1),
+    "two of their own strides": lambda u, t: (torch.cat([u, t], 1)[:, : u.shape[1]], t.mT.contiguous().mT),
+    "every second channel": lambda u, t: (lambda h: (h[:, 0::2], h[:, 1::2]))(torch.stack([u, t], 2).flatten(1, 2)),
+    "wider rows": lambda u, t: (torch.cat([t, u], -1)[..., u.shape[-1] :], torch.cat([t, u], -1)[..., : u.shape[-1]]),
+    "reversed": lambda u, t: torch.stack([u.flip(0), t.flip(0)], -1).flip(0),
+}
+X_LAYOUTS = {
+    "dense": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "second half of the channels": lambda x: torch.cat([x + 1, x], 1)[:, x.shape[1] :],
+    "transposed": lambda x: x.mT.contiguous().mT,
+}
+
+
+def image(dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4, 5, 6)) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(3))
+
+
+@pytest.mark.parametrize("x_layout", X_LAYOUTS)
+@pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
+@pytest.mark.parametrize("shift_first", [False, True])
+def test_layouts_of_images(layout, x_layout, shift_first) -> None:
+    x, u, t = image()
+    leaves = [v.requires_grad_() for v in (x, u, t)]
+
+    def run(x, params, **settings):
+        y, ladj = ops.affine(x, params, scale="tanh", event_dims=3, **settings)
+        assert ladj.shape == (3,) and y.shape == x.shape
+        return [y, ladj, *torch.autograd.grad([y.sin().sum() + ladj.square().sum()], leaves)]
+
+    order = (t, u) if shift_first else (u, t)
+    found = run(X_LAYOUTS[x_layout](x), IMAGE_LAYOUTS[layout](*order), shift_first=shift_first)
+    torch.testing.assert_close(found, run(x, torch.stack([u, t], -1)), rtol=1e-12, atol=1e-12)
+
+
+def test_layouts_of_features() -> None:
+    (x, u, t), D = image(shape=(7, 5)), 5
+    expected = ops.affine(x, torch.stack([u, t], -1))
+    h = torch.cat([t, u], -1)
+    for found in (
+        ops.affine(x, h.unflatten(-1, (2, D)).mT, shift_first=True),
+        ops.affine(x, h.chunk(2, -1), shift_first=True),
+        ops.affine(x, (u, t)),
+        ops.affine(x, [u, t.t().contiguous().t()]),
+    ):
+        torch.testing.assert_close(found, expected)
+    same = ops.affine(x, (u[:1].expand(7, 5), t[:, :1].expand(7, 5)))
+    torch.testing.assert_close(same, ops.affine(x, (u[:1].repeat(7, 1), t[:, :1].repeat(1, 5))))
+
+
+@pytest.mark.parametrize("event_dims", [1, 2, 3, 4])
+@EVERY
+def test_events_of_many_dims(scale, floor, event_dims) -> None:
+    x, params = draw((3, 2, 4, 5), scale)
+    y, ladj = ops.affine(x, params, scale=scale, min_scale=floor, event_dims=event_dims)
+    n = 1 if scale == "additive" else 2
+    flat = ops.affine(x.reshape(-1, 1), params.reshape(-1, 1, n), scale=scale, min_scale=floor)
+    torch.testing.assert_close(y, flat[0].view(x.shape))
+    torch.testing.assert_close(ladj, flat[1].view(x.shape).sum(tuple(range(-event_dims, 0))))
+
+
+def test_y_keeps_the_memory_order_of_x() -> None:
+    x, u, t = (v.to(memory_format=torch.channels_last) for v in image())
+    y, _ = ops.affine(x, (u, t), event_dims=3)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- masks ----
+
+MASKS = {
+    "checkerboard": torch.tensor([[True, False] * 3, [False, True] * 3] * 3)[:5].view(1, 5, 6),
+    "channels": torch.tensor([True, False, False, True]).view(4, 1, 1),
+    "columns": torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0]),
+    "one for all": torch.tensor([True]),
+    "none at all": torch.zeros(4, 5, 6, dtype=torch.int64),
+    "like the event, strided": (torch.arange(240) % 3 == 0).view(2, 4, 6, 5)[1].mT,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("layout", ["blocks", "channels last", "chunk"])
+@EVERY
+def test_masks(scale, floor, name, layout) -> None:
+    for inverse in (False, True):
+        assert_masked(MASKS[name], layout, torch.float64, scale=scale, min_scale=floor, inverse=inverse)
+
+
+def test_masks_of_dtype(dtype) -> None:
+    assert_masked(MASKS["checkerboard"], "blocks", dtype, scale="sigmoid", inverse=False)
+
+
+def gradients(y, ladj, leaves) -> list[torch.Tensor | None]:
+    outputs = [(o, g) for o, g in ((y, 0.5), (ladj, 3.0)) if o.requires_grad]
+    grads = [torch.full_like(o, g) for o, g in outputs]
+    return list(torch.autograd.grad([o for o, _ in outputs], leaves, grads, allow_unused=True))
+
+
+def assert_masked(mask, layout, dtype, **settings) -> None:
+    """Masked elements pass, and the others are what they are as features of their own."""
+    x, u, t = image(dtype)
+    b = mask.bool().expand(4, 5, 6)
+    u[:, ~b], t[:, ~b] = math.nan, math.inf
+    leaves = [v.requires_grad_() for v in (x, u, t)]
+
+    def run(x, u, t, layout, **more):
+        params = t[..., None] if settings["scale"] == "additive" else layout(u, t)
+        return ops.affine(x, params, **settings, **more)
+
+    y, ladj = run(*leaves, IMAGE_LAYOUTS[layout], mask=mask, event_dims=3)
+    found = gradients(y, ladj, leaves)
+    assert torch.equal(y[:, ~b], x[:, ~b]) and (found[0][:, ~b] == 0.5).all()
+    assert not any(g[:, ~b].any() for g in found[1:] if g is not None)
+    leaves = [v.detach()[:, b].requires_grad_() for v in leaves]
+    y_b, ladj_b = run(*leaves, lambda u, t: (u, t))
+    torch.testing.assert_close(y[:, b], y_b)
+    torch.testing.assert_close(ladj, ladj_b)
+    for mine, its in zip(found, gradients(y_b, ladj_b, leaves), strict=True):
+        assert (mine is None) == (its is None)
+        if mine is not None:
+            torch.testing.assert_close(mine[:, b], its)
+
+
+def test_derivatives_with_a_mask() -> None:
+    x, u, t = (v[:1, :1, :2, :3].requires_grad_() for v in image())
+
+    def f(x, u, t):
+        return ops.affine(x, (u, t), scale="sigmoid", mask=MASKS["checkerboard"][:, :2, :3], event_dims=3)
+
+    check = {"check_forward_ad": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(f, (x, u, t), **check) and torch.autograd.gradgradcheck(f, (x, u, t))
 
 
 def test_bad_row_stays_in_its_row() -> None:
@@ -119,9 +303,9 @@ def test_mixed_dtypes() -> None:
 
 
 @pytest.mark.parametrize("floor", [None, 0.0, 1e-3, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "additive"])
+@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "additive"])
 def test_identity(scale, floor) -> None:
-    if floor and scale in ("exp", "additive"):
+    if floor and scale in ("exp", "tanh", "additive"):
         with pytest.raises(ValueError, match="min_scale must be 0 where scale is"):
             Affine(scale, floor)
         return
@@ -148,7 +332,26 @@ X, P = torch.zeros(4, 3), torch.zeros(4, 3, 2)
         (lambda: ops.affine(X, P.to("meta")), ValueError, "params must be on the device of x = cpu, got meta"),
         (lambda: ops.affine(X, P[:, :2]), ValueError, r"params must be \[..., D, P\] = \[4, 3, 2\], got \[4, 2, 2\]"),
         (lambda: ops.affine(X, P, scale="additive"), ValueError, r"= \[4, 3, 1\], got \[4, 3, 2\]"),
-        (lambda: ops.affine(X, P, scale="tanh"), ValueError, "scale must be one of .*, got 'tanh'"),
+        (lambda: ops.affine(X, P, scale="tan"), ValueError, "scale must be one of .*, got 'tan'"),
+        (lambda: ops.affine(X, P, clamp=1.0), ValueError, "clamp must be None where scale is 'exp', got 1.0"),
+        (lambda: ops.affine(X, P, scale="tanh", clamp=0.0), ValueError, "clamp must be positive and finite, got 0.0"),
+        (lambda: ops.affine(X, P, event_dims=0), ValueError, "event_dims must be an integer from 1 on, got 0"),
+        (lambda: ops.affine(X, P, event_dims=1.0), ValueError, "event_dims must be an integer from 1 on, got 1.0"),
+        (lambda: ops.affine(X, P, event_dims=3), ValueError, r"x must be 3-dimensional, got \[4, 3\]"),
+        (lambda: ops.affine(X, "ab"), TypeError, "params must be a tensor or two, got str 'ab'"),
+        (lambda: ops.affine(X, (X, X, X)), ValueError, "params must be a tensor or two, got 3"),
+        (lambda: ops.affine(X, (X, X), scale="additive"), ValueError, "params must be one tensor where .*, got 2"),
+        (lambda: ops.affine(X, (X, 1.0)), TypeError, r"params\[1\] must be a tensor, got float 1.0"),
+        (
+            lambda: ops.affine(X, (X, X[:, :2])),
+            ValueError,
+            r"two params must be .* = \[4, 3\], got \[\[4, 3\], \[4, 2\]\]",
+        ),
+        (lambda: ops.affine(X, (X, X.double())), ValueError, "of one dtype on one device, got torch.float32 .*float64"),
+        (lambda: ops.affine(X, P, mask=[True] * 3), TypeError, "mask must be a tensor, got list"),
+        (lambda: ops.affine(X, P, mask=X[0].to("meta")), ValueError, "mask must be on the device of x = cpu, got meta"),
+        (lambda: ops.affine(X, P, mask=X[0, :2]), ValueError, r"mask must broadcast to the event \[3\], got \[2\]"),
+        (lambda: ops.affine(X, P, mask=X), ValueError, r"mask must broadcast to the event \[3\], got \[4, 3\]"),
         (lambda: ops.affine(X, P, scale="softplus", min_scale=-1.0), ValueError, "min_scale must be .*, got -1.0"),
         (lambda: ops.affine(X, P, scale="softplus", min_scale="1"), ValueError, "min_scale must be .*, got '1'"),
         (lambda: ops.affine(X, P, min_scale=0.1), ValueError, "min_scale must be 0 where scale is 'exp', got 0.1"),

@@ -1,13 +1,13 @@
-"""Affine map: raw conditioner output → y and log |det J|."""
+"""Affine map: raw conditioner output → y and log |det J|, one pass over memory."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flowkernels.ops._routing import Op
-
-from . import reference
+from .autograd import op
 from .spec import AffineSpec, cached_spec, make_spec
 
 __all__ = ["affine"]
@@ -15,68 +15,70 @@ __all__ = ["affine"]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _fake(spec: AffineSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, params.dtype)
-    ladj_dtype = torch.promote_types(dtype, torch.float32)
-    return (
-        torch.empty(x.shape, dtype=dtype, device=x.device),
-        torch.empty(x.shape[:-1], dtype=ladj_dtype, device=x.device),
-    )
-
-
-_op = Op(
-    "affine",
-    spec_type=AffineSpec,
-    reference=reference.fwd,
-    table={"reference": reference},
-    inputs=("x", "params"),
-    n_outputs=2,
-    fake=_fake,
-)
-
-
 def affine(
     x: Tensor,
-    params: Tensor,
+    params: Tensor | Sequence[Tensor],
     *,
     scale: str = "exp",
     min_scale: float = 0.0,
+    clamp: float | None = None,
+    shift_first: bool = False,
+    mask: Tensor | None = None,
+    event_dims: int = 1,
     inverse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Scales and shifts every element of ``x``, by its own scale logit :math:`u` and shift :math:`t`.
 
-    .. math:: y = s(u)\,x + t, \qquad \mathrm{ladj} = \sum_D \log s(u)
+    .. math:: y = s(u)\,x + t, \qquad \mathrm{ladj} = \sum \log s(u)
 
     in nats, and inverse :math:`x = (y - t)/s(u)`, with
 
-    ===============  ==========================================  ===============================
+    ===============  ==========================================  =====================================
     ``scale``        :math:`s(u)`
-    ===============  ==========================================  ===============================
+    ===============  ==========================================  =====================================
     ``"exp"``        :math:`e^u`                                 MAF, Real NVP
     ``"softplus"``   :math:`\mathrm{softplus}(u)` + min_scale    nflows
-    ``"sigmoid"``    :math:`\sigma(u + 2)` + min_scale           older nflows, normflows
+    ``"sigmoid"``    :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
+    ``"tanh"``       :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
     ``"additive"``   1                                           NICE; ``params`` are shifts only
-    ===============  ==========================================  ===============================
+    ===============  ==========================================  =====================================
+
+    Where a mask is False, ``y = x`` with gradient 1, nothing is added to ``ladj``, and what ``params`` hold (NaN, even)
+    has no effect and no gradient: :math:`b\,x + (1 - b)(x\,s + t)` without a masked copy of anything, b = not mask.
 
     Args:
-        x: ``[..., D]``; float32, float64, bfloat16 or float16.
-        params: ``[..., D, 2]``, in the order scale logit | shift; ``[..., D, 1]`` for ``"additive"``. May be a 16-bit
-            type beside a float32 ``x``.
+        x: ``[..., *event]``; float32, float64, bfloat16 or float16; any strides.
+        params: one tensor ``[..., *event, 2]``, in the order scale logit | shift (``[..., *event, 1]`` for
+            ``"additive"``), or two tensors like ``x``, scale logit and shift. Any strides, of one dtype; may be a
+            16-bit type beside a float32 ``x``. See below.
         scale: see the table.
         min_scale: smallest scale of ``"softplus"`` and ``"sigmoid"``.
+        clamp: largest \|log s\| of ``"tanh"``, 2 by default. Near u = 0 it is the exponential.
+        shift_first: the order of ``params`` is shift | scale logit.
+        mask: True where an element is mapped; bool, or 0 and 1; broadcasts to the event.
+        event_dims: how many of the last dims of ``x`` are the event, that ``ladj`` is summed over: 1 for features, 3
+            for images ``[N, C, H, W]``.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
-        ``y [..., D]`` in the promoted dtype of the inputs and ``ladj [...]`` in float32 (float64 for float64).
+        ``y [..., *event]`` in the promoted dtype of the inputs, in the memory order of ``x``, and ``ladj [...]`` in
+        float32 (float64 for float64).
 
     Raises:
         TypeError: an input is not a floating-point tensor.
         ValueError: a shape or setting breaks its contract.
 
+    A conditioner's output needs no split and no copy, forward or backward, as a view of it is one of the above. For
+    ``h [N, 2C, H, W]`` with blocks of channels, ``h.unflatten(1, (2, -1)).movedim(1, -1)``; with alternating channels,
+    ``h.unflatten(1, (-1, 2)).movedim(2, -1)``; for ``h [B, 2D]``, ``h.unflatten(-1, (2, -1)).mT`` and
+    ``h.unflatten(-1, (-1, 2))``. Two tensors, ``h.chunk(2, 1)``, are read where they lie too, but autograd then puts
+    their gradients together in a tensor of its own.
+
     Reference:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803.
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803. Kingma, Dhariwal:
+        Glow, NeurIPS 2018, arXiv:1807.03039.
 
     Example:
         >>> import torch
@@ -85,23 +87,61 @@ def affine(
         >>> y, ladj
         (tensor([[4., 1.]]), tensor([0.]))
     """
-    spec = (make_spec if torch.compiler.is_compiling() else cached_spec)(scale, min_scale, inverse)
-    _check(x, params, spec)
-    return _op(spec, backend, x, params)  # type: ignore[return-value]
+    make = make_spec if torch.compiler.is_compiling() else cached_spec
+    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first)
+    shift = None
+    if not isinstance(params, Tensor):
+        params, shift = _pair(params, spec)
+        spec = spec._replace(shift_first=False)
+    _check(x, params, shift, mask, spec)
+    if mask is not None and mask.dtype is not torch.bool:
+        mask = mask.bool()
+    return op(spec, backend, x, params, shift, mask)  # type: ignore[return-value]
 
 
-def _check(x: Tensor, params: Tensor, spec: AffineSpec) -> None:
-    for name, t in (("x", x), ("params", params)):
+def _pair(params: Sequence[Tensor], spec: AffineSpec) -> tuple[Tensor, Tensor]:
+    if not isinstance(params, (tuple, list)):
+        raise TypeError(f"ops.affine: params must be a tensor or two, got {type(params).__name__} {params!r:.60}")
+    if len(params) != 2 or spec.scale == "additive":
+        contract = "one tensor where scale is 'additive'" if spec.scale == "additive" else "a tensor or two"
+        raise ValueError(f"ops.affine: params must be {contract}, got {len(params)}")
+    first, second = params
+    return (second, first) if spec.shift_first else (first, second)
+
+
+def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None, spec: AffineSpec) -> None:
+    for name, t in (("x", x), ("params", params), ("params[1]", params if shift is None else shift)):
         if not isinstance(t, Tensor):
             raise TypeError(f"ops.affine: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
         if t.dtype not in _DTYPES:
             raise TypeError(f"ops.affine: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
         if t.layout is not torch.strided:
             raise TypeError(f"ops.affine: {name} must be a dense tensor, got layout {t.layout}")
-    if x.dim() == 0:
-        raise ValueError("ops.affine: x must be [..., D], got a scalar")
+    if x.dim() < spec.event_dims:
+        dims = "[..., D], got a scalar" if x.dim() == 0 else f"{spec.event_dims}-dimensional, got {list(x.shape)}"
+        raise ValueError(f"ops.affine: x must be {dims}")
     if x.device != params.device:
         raise ValueError(f"ops.affine: params must be on the device of x = {x.device}, got {params.device}")
-    if params.shape != (*x.shape, spec.n_params):
+    if shift is None and params.shape != (*x.shape, spec.n_params):
         expected, given = [*x.shape, spec.n_params], list(params.shape)
         raise ValueError(f"ops.affine: params must be [..., D, P] = {expected}, got {given}")
+    if shift is not None:
+        if not params.shape == shift.shape == x.shape:
+            given = [list(params.shape), list(shift.shape)]
+            raise ValueError(f"ops.affine: two params must be [..., D] = {list(x.shape)}, got {given}")
+        if (params.dtype, params.device) != (shift.dtype, shift.device):
+            given = f"{params.dtype} on {params.device} and {shift.dtype} on {shift.device}"
+            raise ValueError(f"ops.affine: two params must be of one dtype on one device, got {given}")
+    if mask is not None:
+        _check_mask(x, mask, spec.event_dims)
+
+
+def _check_mask(x: Tensor, mask: Tensor, event_dims: int) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
+    if mask.device != x.device:
+        raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
+    event = x.shape[x.dim() - event_dims :]
+    pairs = zip(reversed(mask.shape), reversed(event), strict=False)
+    if mask.dim() > event_dims or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(f"ops.affine: mask must broadcast to the event {list(event)}, got {list(mask.shape)}")

@@ -1,4 +1,4 @@
-"""The definition of the affine map in plain PyTorch."""
+"""The definition of the affine map in plain PyTorch: any dtype, any device, differentiable any number of times."""
 
 from __future__ import annotations
 
@@ -11,30 +11,58 @@ from .spec import AffineSpec
 IS_SLOW = False
 
 
-def why_not(spec: AffineSpec, x: Tensor, params: Tensor) -> str | None:
+def why_not(spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None):
     return None
 
 
+def _bound(dtype: torch.dtype) -> float:
+    """Logits at which a scale stops, e^87 or e^708: beyond, it or its inverse would be inf, and inf * 0 NaN."""
+    return 87.0 if dtype == torch.float32 else 708.0
+
+
 def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and its logarithm."""
+    """The scale, never 0 nor inf for a finite logit, and its logarithm, which does not stop with it."""
+    bound = _bound(u.dtype)
     if spec.scale == "exp":
-        return torch.exp(u), u
+        return torch.exp(u.clamp(-bound, bound)), u
+    if spec.scale == "tanh":
+        log_s = spec.clamp * torch.tanh(u / spec.clamp)
+        return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "softplus":
-        s = F.softplus(u) + spec.min_scale
+        s = F.softplus(u if spec.min_scale > 0 else u.clamp_min(-bound), threshold=50.0) + spec.min_scale
+        # Below -37 a softplus is e^u, to the last bit of a double.
+        return s, torch.log(s) if spec.min_scale > 0 else torch.where(u < -37, u, torch.log(s))
+    z = u + 2
+    if spec.min_scale > 0:
+        s = torch.sigmoid(z) + spec.min_scale
         return s, torch.log(s)
-    s = torch.sigmoid(u + 2) + spec.min_scale
-    return s, F.logsigmoid(u + 2) if spec.min_scale == 0 else torch.log(s)
+    return torch.sigmoid(z.clamp_min(-bound)), F.logsigmoid(z)
 
 
-def fwd(spec: AffineSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., D], params [..., D, P] → y [..., D] and ladj [...]."""
+def fwd(
+    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x [..., *event], params [..., *event, P], or logit and shift like x; mask over the event → y and ladj [...]."""
+    if shift is not None:
+        u, t = params, shift
+    elif spec.scale == "additive":
+        u, t = None, params[..., 0]
+    else:
+        u, t = params[..., int(spec.shift_first)], params[..., int(not spec.shift_first)]
     out_dtype = torch.promote_types(x.dtype, params.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)
-    v, p = x.to(dtype), params.to(dtype)
-    if spec.scale == "additive":
-        y = v - p[..., 0] if spec.inverse else v + p[..., 0]
-        return y.to(out_dtype), torch.zeros_like(v).sum(-1)
-    s, log_s = _scale(spec, p[..., 0])
-    if spec.inverse:
-        return ((v - p[..., 1]) / s).to(out_dtype), -log_s.sum(-1)
-    return (v * s + p[..., 1]).to(out_dtype), log_s.sum(-1)
+    v, t = x.to(dtype), t.to(dtype)
+
+    def masked(value: Tensor, other: Tensor) -> Tensor:
+        return value if mask is None else torch.where(mask, value, other)
+
+    # Before the formula, so that what stands at the other places reaches no gradient; and after it.
+    zero = v.new_zeros(())
+    t = masked(t, zero)
+    if u is None:
+        y, log_s = v - t if spec.inverse else v + t, torch.zeros_like(v)
+    else:
+        s, log_s = _scale(spec, masked(u.to(dtype), zero))
+        y = (v - t) / s if spec.inverse else v * s + t
+        log_s = masked(-log_s if spec.inverse else log_s, zero)
+    return masked(y, v).to(out_dtype), log_s.sum(tuple(range(-spec.event_dims, 0)))
