@@ -152,9 +152,15 @@ class Op:
     ) -> list[Tensor | None]:
         """The gradient of the reference, itself differentiable where grad mode is on."""
         if _transforms_active():  # vmap of a backward pass: only torch.func may differentiate here
-            outputs, pull = torch.func.vjp(lambda *t: self.reference(spec, *t), *tensors)[:2]
+
+            def of_wanted(*wanted: Tensor) -> Tensors:  # the others may be integers, which vjp refuses
+                moved = iter(wanted)
+                return self.reference(spec, *(next(moved) if n else t for t, n in zip(tensors, needs, strict=True)))
+
+            outputs, pull = torch.func.vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=True) if n))[:2]
             given = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))
-            return [g if n else None for g, n in zip(pull(given), needs, strict=True)]
+            pulled = iter(pull(given))
+            return [next(pulled) if n else None for n in needs]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             if create_graph:
@@ -215,7 +221,7 @@ class Op:
 
     @staticmethod
     def _real(t: Tensor, g: Tensor | None) -> Tensor:
-        return t.new_empty(0) if g is None else g
+        return t.new_empty(0) if g is None else g.contiguous()  # as the fake says
 
     def _library_bwd_fake(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
         return [torch.empty(t.shape, dtype=t.dtype, device=t.device) if n else t.new_empty(0)
