@@ -48,3 +48,19 @@ def check_images(name: str, x: Tensor, channels: int) -> None:
     """Raises unless ``x`` is ``[..., channels, H, W]``."""
     if x.dim() < 3 or x.shape[-3] != channels:
         raise ValueError(f"{name}: x must be [..., {channels}, H, W], got {list(x.shape)}")
+
+
+def check_channels(name: str, x: Tensor, channels: int, channel_dim: int) -> None:
+    """Raises unless ``x`` is ``[..., channels]`` (``channel_dim=-1``) or ``[N, channels, ...]`` (``channel_dim=1``)."""
+    if channel_dim == -1:
+        check_features(name, x, channels)
+    elif x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"{name}: x must be [N, {channels}, ...], got {list(x.shape)}")
+
+
+def check_layout(name: str, features: object, channel_dim: object) -> None:
+    """Raises unless these are a number of channels and where they lie."""
+    if not isinstance(features, int) or isinstance(features, bool) or features < 1:
+        raise ValueError(f"{name}: features must be a positive integer, got {features!r}")
+    if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
+        raise ValueError(f"{name}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
