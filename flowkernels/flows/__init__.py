@@ -4,7 +4,9 @@ from .autoregressive import IAF, MAF
 from .coupling import NICE
 from .distribution import FlowDistribution
 from .flow import Flow
+from .glow import Glow
 from .made import MADE, MixtureMADE
 from .nsf import NSF
+from .realnvp import RealNVP
 
-__all__ = ["IAF", "MADE", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "MixtureMADE"]
+__all__ = ["IAF", "MADE", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "Glow", "MixtureMADE", "RealNVP"]
