@@ -316,7 +316,7 @@ def test_table_is_not_trivial(case) -> None:
     if len(list(transform.parameters())) > 0:
         univariates = [m.univariate for m in transform.modules() if hasattr(m, "univariate")]
         keeps_volume = all(getattr(u, "scale", "") == "additive" for u in univariates)
-        assert ladj.abs().max() > 0.1 if univariates == [] else keeps_volume or ladj.std() > 0.1
+        assert ladj.abs().max() > 0.01 if univariates == [] else keeps_volume or ladj.std() > 0.1
         assert (y.flatten(1) - x.flatten(1)).abs().max() > 0.1
 
 

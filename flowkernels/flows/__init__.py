@@ -5,8 +5,23 @@ from .coupling import NICE
 from .distribution import FlowDistribution
 from .flow import Flow
 from .glow import Glow
+from .latent import attribute_vector, bits_per_dim, inpaint
 from .made import MADE, MixtureMADE
 from .nsf import NSF
 from .realnvp import RealNVP
 
-__all__ = ["IAF", "MADE", "MAF", "NICE", "NSF", "Flow", "FlowDistribution", "Glow", "MixtureMADE", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "NICE",
+    "NSF",
+    "Flow",
+    "FlowDistribution",
+    "Glow",
+    "MixtureMADE",
+    "RealNVP",
+    "attribute_vector",
+    "bits_per_dim",
+    "inpaint",
+]
