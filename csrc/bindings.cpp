@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 
+#include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/isa.h"
 #include "common/parallel.h"
@@ -115,6 +116,31 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           rqs_bwd(s, a, threads);
         });
+  py::class_<AffineSpec>(m, "AffineSpec").def(py::init([](int scale, double min_scale, double clamp, bool inverse) {
+    if (scale < 0 || scale > 4) throw std::invalid_argument("AffineSpec: scale");
+    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse};
+  }));
+  // Tensors as (pointer, strides), in the order of AffineTensors.
+  const auto affine = [](bool backward) {
+    return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
+                      int params_type, const std::vector<std::pair<uintptr_t, std::vector<int64_t>>>& tensors,
+                      uintptr_t ladj, int threads) {
+      std::vector<StridedTensor> given;
+      for (const auto& t : tensors) given.push_back({ptr(t.first), t.second});
+      AffineArgs a(sizes, event_dims, given);
+      a.x_type = DType(x_type);
+      a.params_type = DType(params_type);
+      a.ladj = ptr(ladj);
+      using A = AffineTensors;
+      const bool unread = s.scale == AffineScale::additive;
+      if (!a.data[A::x] || !a.data[A::t] || !(a.data[A::u] || unread) || !(backward || (a.data[A::y] && ladj)))
+        throw std::invalid_argument("affine: null data pointer");
+      py::gil_scoped_release unlocked;
+      backward ? affine_bwd(s, a, threads) : affine_fwd(s, a, threads);
+    };
+  };
+  m.def("affine_fwd", affine(false));
+  m.def("affine_bwd", affine(true));
   py::class_<PyNet>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
   m.def("net_fwd",
         [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
@@ -130,11 +156,8 @@ PYBIND11_MODULE(_C, m) {
   });
 
   py::class_<UnivariateMap>(m, "UnivariateMap")
-      .def(py::init([](int kind, double min_scale, bool inverse) {
-        if (kind < 1 || kind > 4) throw std::invalid_argument("UnivariateMap: kind");
-        return UnivariateMap{MapKind(kind), min_scale, inverse, {}};
-      }))
-      .def(py::init([](const RqsSpec& s) { return UnivariateMap{MapKind::rqs, 0, s.inverse, s}; }));
+      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
+      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   const auto flow_layer = [](bool backward) {
     return [backward](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t x,
                       int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns, uintptr_t y,
