@@ -28,9 +28,9 @@ struct Cursor {
   }
   // Elements from here to the end of the innermost loop.
   int64_t run() const { return nest.size[nest.ndim - 1] - index[nest.ndim - 1]; }
-  // By n <= run() elements.
-  void advance(int64_t n) {
-    int d = nest.ndim - 1;
+  // By n steps of loop d, not beyond its end; the innermost by default.
+  void advance(int64_t n) { advance(nest.ndim - 1, n); }
+  void advance(int d, int64_t n) {
     index[d] += n;
     for (int k = 0; k < A::count; ++k) at[k] += n * nest.stride[d][k];
     for (; d > 0 && index[d] == nest.size[d]; --d) {
@@ -97,11 +97,20 @@ void copy_out(const S* even, const S* odd, int64_t n, T* to) {
   }
 }
 
+// Elements that go through together: runs of the innermost loop, one after another in the loop around it; or whatever
+// comes next, through copies.
+struct Block {
+  int64_t runs, run;
+  bool dense;  // not through copies alone
+  int64_t size() const { return runs * run; }
+};
+
 // Some elements of all tensors, each where its pointer says: in memory, or here.
 template <class S>
 struct Tile {
   const AffineArgs& a;
   S* p[A::count] = {};
+  int64_t jump[A::count];  // between the runs of a block
   const uint8_t* mask = nullptr;
   bool packed_params, packed_grads;  // logit and shift alternate in memory
   alignas(64) S own[A::count][kTile];
@@ -117,7 +126,7 @@ struct Tile {
   DType type(int k) const {
     return k == A::u || k == A::t || k == A::grad_u || k == A::grad_t ? a.params_type : a.x_type;
   }
-  int64_t bytes(int k) const { return type(k) == DType::f64 ? 8 : type(k) == DType::f32 ? 4 : 2; }
+  int64_t bytes(int k) const { return k == A::mask ? 1 : type(k) == DType::f64 ? 8 : type(k) == DType::f32 ? 4 : 2; }
   char* start(int k, const Cursor& c) const { return static_cast<char*>(a.data[k]) + c.at[k] * bytes(k); }
   bool alternate(int k) const {
     const char *first = static_cast<char*>(a.data[k]), *second = static_cast<char*>(a.data[k + 1]);
@@ -127,24 +136,35 @@ struct Tile {
     return step(k) == 2;
   }
 
-  // How many of the next n elements go through together: a run that fills its vectors, where it lies; else all of them,
-  // most likely through copies.
-  int64_t chunk(const Cursor& c, int64_t n) const {
-    constexpr int N = 2 * kLanes<S>;
-    return c.run() < n && (c.run() % N == 0 || c.run() >= 8 * N) ? c.run() : n;
+  // The next elements, n at the most, that go through together.
+  Block next(const Cursor& c, int64_t n) const {
+    const auto fills_vectors = [](int64_t run) { return run % (2 * kLanes<S>) == 0 || run >= 16 * kLanes<S>; };
+    const int64_t run = c.run();
+    const int d = a.nest.ndim - 2;
+    if (run >= n) return {1, n, true};
+    if (!fills_vectors(run)) return {1, n, false};
+    if (d < 0 || run != a.nest.size[d + 1]) return {1, run, true};
+    const int64_t left = a.nest.size[d] - c.index[d], runs = n / run;
+    return {runs < left ? runs : left, run, true};
   }
 
-  // Chooses the places of the next n elements, and fills in those of `inputs` that are not read where they lie.
+  // Chooses the places of the elements of a block, and fills in those of `inputs` that are not read where they lie.
   template <int Inputs>
-  void load(Cursor& c, int64_t n, const int (&inputs)[Inputs]) {
-    const bool whole = c.run() >= n;
-    for (int k = 0; k < A::count; ++k) {
-      const bool there = k != A::mask && a.data[k] && whole && step(k) == 1 && bytes(k) == sizeof(S);
-      p[k] = there ? reinterpret_cast<S*>(start(k, c)) : own[k];
-    }
+  void load(Cursor& c, const Block& b, const int (&inputs)[Inputs]) {
+    const int outer = a.nest.ndim - 2;
+    const auto place = [&](int k, int64_t size) {
+      const bool there = a.data[k] && b.dense && step(k) == 1 && bytes(k) == size;
+      jump[k] = there && b.runs > 1 ? a.nest.stride[outer][k] : b.run;
+      return there;
+    };
+    for (int k = 0; k < A::count; ++k)
+      if (k != A::mask) p[k] = place(k, sizeof(S)) ? reinterpret_cast<S*>(start(k, c)) : own[k];
     const uint8_t* flags = static_cast<const uint8_t*>(a.data[A::mask]);
-    mask = !flags ? nullptr : whole && step(A::mask) == 1 ? flags + c.at[A::mask] : own_mask;
-    for_runs(c, n, [&](int64_t done, int64_t length) {
+    mask = !flags ? nullptr : place(A::mask, 1) ? flags + c.at[A::mask] : own_mask;
+    bool copies = packed_params || mask == own_mask;
+    for (int k : inputs) copies = copies || (p[k] == own[k] && a.data[k]);
+    if (!copies) return skip(c, b);
+    for_runs(c, b.size(), [&](int64_t done, int64_t length) {
       if (packed_params) copy_pair(A::u, c, done, length, [](auto* p, int64_t n, S* a, S* b) { copy_in(p, n, a, b); });
       for (int k : inputs)
         if (p[k] == own[k] && a.data[k] && !(packed_params && (k == A::u || k == A::t)))
@@ -154,10 +174,13 @@ struct Tile {
     });
   }
 
-  // Writes back those of `outputs` that were not written where they belong. `c`: where the tile began.
+  // Writes back those of `outputs` that were not written where they belong. `c`: where the block began.
   template <int Outputs>
-  void store(Cursor& c, int64_t n, const int (&outputs)[Outputs]) {
-    for_runs(c, n, [&](int64_t done, int64_t length) {
+  void store(Cursor& c, const Block& b, const int (&outputs)[Outputs]) {
+    bool copies = packed_grads;
+    for (int k : outputs) copies = copies || (p[k] == own[k] && a.data[k]);
+    if (!copies) return skip(c, b);
+    for_runs(c, b.size(), [&](int64_t done, int64_t length) {
       if (packed_grads)
         copy_pair(A::grad_u, c, done, length, [](auto* p, int64_t n, S* a, S* b) { copy_out(a, b, n, p); });
       for (int k : outputs)
@@ -165,6 +188,21 @@ struct Tile {
           by_type<S>(type(k), start(k, c), [&](auto* to) { copy_out(own[k] + done, length, to, step(k)); });
     });
   }
+
+  // Calls f(elements before it, array of the block, mask) for every run.
+  template <int Arrays, class F>
+  FK_INLINE void for_each_run(const Block& b, const int (&which)[Arrays], const F& f) const {
+    S* at[Arrays];
+    for (int i = 0; i < Arrays; ++i) at[i] = p[which[i]];
+    const uint8_t* flags = mask;
+    for (int64_t r = 0; r < b.runs; ++r) {
+      f(r * b.run, at, flags);
+      for (int i = 0; i < Arrays; ++i) at[i] += jump[which[i]];
+      if (flags) flags += jump[A::mask];
+    }
+  }
+
+  static void skip(Cursor& c, const Block& b) { b.runs > 1 ? c.advance(c.nest.ndim - 2, b.runs) : c.advance(b.run); }
 
   // Calls f(memory, n, copy of the one that comes first there, of the other).
   template <class F>
@@ -219,41 +257,45 @@ FK_INLINE void for_blocks(int64_t n, S* const (&arrays)[Arrays], const uint8_t* 
 }
 
 template <class S>
-void eval_tile(const Affine<S>& map, const Tile<S>& t, int64_t n, S* ladj_of) {
+void eval_block(const Affine<S>& map, const Tile<S>& tile, const Block& b, S* ladj_of) {
   using T = Pair<typename Simd<S>::V>;
-  S* const arrays[] = {t.p[A::x], t.p[A::u], t.p[A::t], t.p[A::y], ladj_of};
-  for_blocks<S>(n, arrays, t.mask, [&](S* const(&p)[5], const uint8_t* mask, int64_t i) {
-    const T v = load_pair(p[0] + i);
-    T out, ladj;
-    map.eval(load_pair(p[1] + i), load_pair(p[2] + i), v, &out, &ladj);
-    if (mask) {
-      const auto on = load_mask<S>(mask + i);
-      out = select(on, out, v);
-      ladj = select(on, ladj, T{});
-    }
-    store_pair(p[3] + i, out);
-    store_pair(p[4] + i, ladj);
+  tile.for_each_run(b, {A::x, A::u, A::t, A::y}, [&](int64_t done, S* const(&at)[4], const uint8_t* flags) {
+    S* const arrays[] = {at[0], at[1], at[2], at[3], ladj_of + done};
+    for_blocks<S>(b.run, arrays, flags, [&](S* const(&p)[5], const uint8_t* mask, int64_t i) {
+      const T v = load_pair(p[0] + i);
+      T out, ladj;
+      map.eval(load_pair(p[1] + i), load_pair(p[2] + i), v, &out, &ladj);
+      if (mask) {
+        const auto on = load_mask<S>(mask + i);
+        out = select(on, out, v);
+        ladj = select(on, ladj, T{});
+      }
+      store_pair(p[3] + i, out);
+      store_pair(p[4] + i, ladj);
+    });
   });
 }
 
 template <class S>
-void grad_tile(const Affine<S>& map, const Tile<S>& t, int64_t n, S* grad_ladj) {
+void grad_block(const Affine<S>& map, const Tile<S>& tile, const Block& b, S* grad_ladj) {
   using T = Pair<typename Simd<S>::V>;
-  S* const arrays[] = {t.p[A::x],      t.p[A::u],      t.p[A::t],      t.p[A::grad_y],
-                       t.p[A::grad_x], t.p[A::grad_u], t.p[A::grad_t], grad_ladj};
-  for_blocks<S>(n, arrays, t.mask, [&](S* const(&p)[8], const uint8_t* mask, int64_t i) {
-    const T g = load_pair(p[3] + i);
-    T g_u, g_t;
-    T g_x = map.grad(load_pair(p[1] + i), load_pair(p[2] + i), load_pair(p[0] + i), g, load_pair(p[7] + i), &g_u, &g_t);
-    if (mask) {
-      const auto on = load_mask<S>(mask + i);
-      g_x = select(on, g_x, g);
-      g_u = select(on, g_u, T{});
-      g_t = select(on, g_t, T{});
-    }
-    store_pair(p[4] + i, g_x);
-    store_pair(p[5] + i, g_u);
-    store_pair(p[6] + i, g_t);
+  constexpr int kArrays[] = {A::x, A::u, A::t, A::grad_y, A::grad_x, A::grad_u, A::grad_t};
+  tile.for_each_run(b, kArrays, [&](int64_t done, S* const(&at)[7], const uint8_t* flags) {
+    S* const arrays[] = {at[0], at[1], at[2], at[3], at[4], at[5], at[6], grad_ladj + done};
+    for_blocks<S>(b.run, arrays, flags, [&](S* const(&p)[8], const uint8_t* mask, int64_t i) {
+      const T g = load_pair(p[3] + i), g_ladj = load_pair(p[7] + i);
+      T g_u, g_t;
+      T g_x = map.grad(load_pair(p[1] + i), load_pair(p[2] + i), load_pair(p[0] + i), g, g_ladj, &g_u, &g_t);
+      if (mask) {
+        const auto on = load_mask<S>(mask + i);
+        g_x = select(on, g_x, g);
+        g_u = select(on, g_u, T{});
+        g_t = select(on, g_t, T{});
+      }
+      store_pair(p[4] + i, g_x);
+      store_pair(p[5] + i, g_u);
+      store_pair(p[6] + i, g_t);
+    });
   });
 }
 
@@ -266,7 +308,11 @@ double sum(const S* p, int64_t n) {
   if (n >= L) {
     V lanes = {};
     for (; i + L <= n; i += L) lanes += load<V>(p + i);
-    for (int l = 0; l < L; ++l) total += lanes[l];
+    double tree[L];
+    for (int l = 0; l < L; ++l) tree[l] = lanes[l];
+    for (int w = L / 2; w > 0; w /= 2)
+      for (int l = 0; l < w; ++l) tree[l] += tree[l + w];
+    total = tree[0];
   }
   for (; i < n; ++i) total += p[i];
   return total;
@@ -304,11 +350,11 @@ void fwd_groups(const Affine<S>& map, const AffineArgs& a, const Groups& groups,
   double total = 0;
   groups.for_tiles(g0, g1, [&](int64_t row, int64_t rows, int64_t before, int64_t n) {
     for (int64_t done = 0; done < n;) {
-      const int64_t m = tile.chunk(in, n - done);
-      tile.load(in, m, {A::x, A::u, A::t});
-      eval_tile(map, tile, m, tile.ladj + done);
-      tile.store(out, m, {A::y});
-      done += m;
+      const Block b = tile.next(in, n - done);
+      tile.load(in, b, {A::x, A::u, A::t});
+      eval_block(map, tile, b, tile.ladj + done);
+      tile.store(out, b, {A::y});
+      done += b.size();
     }
     if (a.event > kTile) {
       total = (before ? total : 0) + sum(tile.ladj, n);
@@ -328,11 +374,11 @@ void bwd_groups(const Affine<S>& map, const AffineArgs& a, const Groups& groups,
     for (int64_t r = 0, i = 0; ladj && r < rows; ++r)
       for (const int64_t end = rows == 1 ? n : i + a.event; i < end; ++i) tile.ladj[i] = ladj[row + r];
     for (int64_t done = 0; done < n;) {
-      const int64_t m = tile.chunk(in, n - done);
-      tile.load(in, m, {A::x, A::u, A::t, A::grad_y});
-      grad_tile(map, tile, m, tile.ladj + done);
-      tile.store(out, m, {A::grad_x, A::grad_u, A::grad_t});
-      done += m;
+      const Block b = tile.next(in, n - done);
+      tile.load(in, b, {A::x, A::u, A::t, A::grad_y});
+      grad_block(map, tile, b, tile.ladj + done);
+      tile.store(out, b, {A::grad_x, A::grad_u, A::grad_t});
+      done += b.size();
     }
   });
 }

@@ -98,7 +98,7 @@ def test_transforms_and_compile(scale, floor) -> None:
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
-    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, "cpu")
+    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, 0, 0, 1, "cpu")
     torch.library.opcheck(torch.ops.flowkernels.affine.default, call)
 
 
@@ -372,6 +372,51 @@ def test_y_keeps_the_memory_order_of_x() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+PARTS = [slice(2, 4), slice(0, 2), slice(1, 3), slice(0, None, 2), slice(1, None, 2), slice(0, 4, 3), slice(-1, None),
+         slice(None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("layout", ["dense", "channels last", "second half of the channels"])
+def test_part(part, inverse, layout, backend) -> None:
+    """Split, map and merge, in one."""
+    x, u, t = image()
+    leaves = [x.requires_grad_(), *(v[:, part].detach().requires_grad_() for v in (u, t))]
+    settings = {"scale": "sigmoid", "event_dims": 3, "inverse": inverse, "backend": backend}
+    laid_out = X_LAYOUTS[layout](x)
+    y, ladj = ops.affine(laid_out, leaves[1:], part=part, **settings)
+    y_part, ladj_part = ops.affine(x[:, part], leaves[1:], **settings)
+    y_expected = x.slice_scatter(y_part, 1, part.start, part.stop, part.step or 1)
+    assert torch.equal(y, y_expected)
+    torch.testing.assert_close(ladj, ladj_part)
+    for outputs, others in (((y, ladj), (y_expected, ladj_part)), ((ladj,), (ladj_part,)), ((y,), (y_expected,))):
+        g = [weights(o) for o in outputs]
+        found = torch.autograd.grad(outputs, leaves, g, retain_graph=True, materialize_grads=True)
+        torch.testing.assert_close(
+            found, torch.autograd.grad(others, leaves, g, retain_graph=True, materialize_grads=True)
+        )
+
+
+def test_part_and_mask_and_packed_params() -> None:
+    x, u, t = (v[:, :4].requires_grad_() for v in image())
+    mask = MASKS["checkerboard"]
+
+    def f(x, u, t):
+        params = torch.stack([u, t], -1)[:, 1::2]
+        return ops.affine(x, params, part=slice(1, None, 2), mask=mask, event_dims=3)
+
+    y, ladj = f(x, u, t)
+    y_2, ladj_2 = ops.affine(x[:, 1::2], (u[:, 1::2], t[:, 1::2]), mask=mask, event_dims=3)
+    assert torch.equal(y[:, ::2], x[:, ::2]) and torch.equal(y[:, 1::2], y_2) and torch.equal(ladj, ladj_2)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, u, t), (y, ladj))
+    small = [v[:1, :2, :2, :2].detach().requires_grad_() for v in (x, u, t)]
+    g = lambda x, u, t: ops.affine(x, (u[:, 1:], t[:, 1:]), part=slice(1, 2), mask=mask[:, :2, :2], event_dims=3)  # noqa: E731
+    assert torch.autograd.gradcheck(g, small, check_forward_ad=True) and torch.autograd.gradgradcheck(g, small)
+
+
 # ---- masks ----
 
 MASKS = {
@@ -499,6 +544,15 @@ X, P = torch.zeros(4, 3), torch.zeros(4, 3, 2)
             r"two params must be .* = \[4, 3\], got \[\[4, 3\], \[4, 2\]\]",
         ),
         (lambda: ops.affine(X, (X, X.double())), ValueError, "of one dtype on one device, got torch.float32 .*float64"),
+        (lambda: ops.affine(X, P, part=1), TypeError, "part must be a slice, got int 1"),
+        (
+            lambda: ops.affine(X, P, part=slice(3, 3)),
+            ValueError,
+            r"part must select some of 3 features, .*\(3, 3, None",
+        ),
+        (lambda: ops.affine(X, P, part=slice(None, None, -1)), ValueError, "part must select some of 3 features"),
+        (lambda: ops.affine(X, P, part=slice(1, 3)), ValueError, r"= \[4, 2, 2\], got \[4, 3, 2\]"),
+        (lambda: ops.affine(X, (X, X), part=slice(2)), ValueError, r"= \[4, 2\], got \[\[4, 3\], \[4, 3\]\]"),
         (lambda: ops.affine(X, P, mask=[True] * 3), TypeError, "mask must be a tensor, got list"),
         (lambda: ops.affine(X, P, mask=X[0].to("meta")), ValueError, "mask must be on the device of x = cpu, got meta"),
         (lambda: ops.affine(X, P, mask=X[0, :2]), ValueError, r"mask must broadcast to the event \[3\], got \[2\]"),

@@ -62,17 +62,27 @@ def _mask_operand(x: Tensor, mask: Tensor | None) -> _Operand:
 def fwd(
     spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    x, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
-    y = _native.like(x)
+    whole, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
+    out = _native.like(whole)
+    x, y = spec.mapped(whole), spec.mapped(out)
     ladj = x.new_empty(x.shape[: x.dim() - spec.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
+    if spec.in_part:
+        _pass_others(spec, whole, out)
     if x.numel() == 0:
-        return y, ladj.zero_()
+        return out, ladj.zero_()
     tensors = [_operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(y)]
     _native.C.affine_fwd(  # type: ignore[union-attr]
         handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, ladj.data_ptr(),
         _threads(),
     )  # fmt: skip
-    return y, ladj
+    return out, ladj
+
+
+def _pass_others(spec: AffineSpec, x: Tensor | None, out: Tensor) -> None:
+    """What is not mapped, to where the kernel does not write."""
+    rest = spec.others(out)
+    for to, value in zip(rest, [None] * len(rest) if x is None else spec.others(x), strict=True):
+        to.zero_() if value is None else to.copy_(value)
 
 
 def bwd(
@@ -80,16 +90,23 @@ def bwd(
 ) -> list[Tensor | None]:
     x_in, params_in, shift_in, mask = tensors
     assert x_in is not None and params_in is not None  # for the type checker
-    x, (params, shift) = _readable(x_in, params_in, shift_in)
+    whole, (params, shift) = _readable(x_in, params_in, shift_in)
+    x = spec.mapped(whole)
     grad_y, grad_ladj = (None if g is None else g.resolve_neg() for g in grads)
     grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
     wants_params = needs[1] or needs[2]
-    grad_x = _native.like(x) if needs[0] else None
+    grad_x = _native.like(whole) if needs[0] else None
+    if grad_x is not None and spec.in_part:
+        _pass_others(spec, grad_y, grad_x)
     grad_params, grad_shift = (None if p is None or not wants_params else _native.like(p) for p in (params, shift))
     if x.numel() > 0:
+
+        def mapped(g: Tensor | None) -> Tensor | None:
+            return None if g is None else spec.mapped(g)
+
         operands = [
-            _operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(grad_y), _operand(grad_x),
-            *_places(spec, grad_params, grad_shift),
+            _operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(mapped(grad_y)),
+            _operand(mapped(grad_x)), *_places(spec, grad_params, grad_shift),
         ]  # fmt: skip
         _native.C.affine_bwd(  # type: ignore[union-attr]
             handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands,  # type: ignore[union-attr]
