@@ -14,9 +14,11 @@ from flowkernels import _native, backends
 
 def _probe(op: str) -> tuple[object, tuple[torch.Tensor | None, ...]]:
     """A small float32 call of the op, to ask each backend whether it would run it."""
+    from flowkernels.ops.actnorm.reference import ActNormSpec
     from flowkernels.ops.affine.spec import AffineSpec
     from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
     from flowkernels.ops.flow_layer import FlowLayerSpec, columns
+    from flowkernels.ops.lu_linear.reference import LuSpec
     from flowkernels.ops.made import MadePlan
     from flowkernels.ops.made.reference import MadeSpec
     from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
@@ -31,6 +33,11 @@ def _probe(op: str) -> tuple[object, tuple[torch.Tensor | None, ...]]:
         return ResidualNetSpec(1, False), (torch.zeros(1, 2), *layers)
     if op == "affine":
         return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2), None, None)
+    if op == "actnorm":
+        return ActNormSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
+    if op == "lu_linear":
+        square, vector = torch.zeros(1, 1), torch.zeros(1)
+        return LuSpec(-1, False), (square, square, square, vector, vector, torch.zeros(1).long(), vector)
     if op == "flow_layer":
         spec = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
         layers = [t for shape in ((2, 1), (2, 2), (2, 2), (4, 2)) for t in (torch.zeros(shape), torch.zeros(shape[0]))]

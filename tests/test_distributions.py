@@ -10,10 +10,27 @@ import pytest
 import torch
 from torch import distributions as td
 
-from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal, UniformBox
+from flowkernels.distributions import (
+    DiagonalLogistic,
+    DiagonalNormal,
+    Distribution,
+    StandardLogistic,
+    StandardNormal,
+    UniformBox,
+)
+from flowkernels.flows import MixtureMADE
+from flowkernels.nets import MADE
 
 LOC, LOG_SCALE = [0.3, -1.0, 2.0], [0.0, -0.7, 0.5]
 LOW, HIGH = [-1.0, 0.1, 2.0], [1.0, 0.3, 7.0]
+
+
+def logistic(loc: torch.Tensor, scale: torch.Tensor) -> td.Distribution:
+    """torch has none of its own: the logit of a uniform number."""
+    sigmoid = td.TransformedDistribution(td.Uniform(torch.zeros(3), torch.ones(3)), [td.SigmoidTransform().inv])
+    return td.TransformedDistribution(sigmoid, [td.AffineTransform(loc, scale)])
+
+
 CASES = {
     "standard": (lambda: StandardNormal(3), lambda: td.Normal(torch.zeros(3), torch.ones(3))),
     "diagonal": (
@@ -23,6 +40,11 @@ CASES = {
     "diagonal-fixed": (
         lambda: DiagonalNormal(3, LOC, 0.2, learnable=False),
         lambda: td.Normal(torch.tensor(LOC), torch.full((3,), math.exp(0.2))),
+    ),
+    "logistic": (lambda: StandardLogistic(3), lambda: logistic(torch.zeros(3), torch.ones(3))),
+    "logistic-diagonal": (
+        lambda: DiagonalLogistic(3, LOC, LOG_SCALE),
+        lambda: logistic(torch.tensor(LOC), torch.tensor(LOG_SCALE).exp()),
     ),
     "uniform": (
         lambda: UniformBox(LOW, HIGH),
@@ -145,6 +167,58 @@ class Call(torch.nn.Module):
         return self.base.log_prob(x)
 
 
+def test_logistic_far_out() -> None:
+    """Where exp overflows and where a sigmoid has no digits left, the density still is its asymptote, exactly."""
+    x = torch.tensor([[-1e4], [-200.0], [200.0], [1e4]], dtype=torch.float64, requires_grad=True)
+    log_prob = StandardLogistic(1).log_prob(x)
+    torch.testing.assert_close(log_prob, -x[:, 0].abs(), rtol=0, atol=0)
+    log_prob.sum().backward()
+    assert x.grad is not None and x.grad[:, 0].tolist() == [1.0, 1.0, -1.0, -1.0]
+
+
+def test_logistic_draws_are_finite(dtype, monkeypatch) -> None:
+    """Even where the uniform number is 0."""
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    assert StandardLogistic(3).to(dtype).sample(5).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [DiagonalNormal, DiagonalLogistic])
+def test_every_class_its_own(kind) -> None:
+    """One-hot rows pick a location and a scale; a context between two classes lies between them."""
+    base = kind(3, LOC, LOG_SCALE, context=4).double()
+    one_hot, x = torch.eye(4, dtype=torch.float64), torch.randn(5, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(base.log_prob(x, one_hot), kind(3, LOC, LOG_SCALE).double().log_prob(x))
+    with torch.no_grad():
+        base.weight.copy_(torch.randn(4, 6))
+    for k in range(4):
+        loc, log_scale = base.weight[k].chunk(2)
+        alone = kind(3).double()
+        with torch.no_grad():
+            alone.loc.copy_(base.loc + loc)
+            alone.log_scale.copy_(base.log_scale + log_scale)
+        torch.testing.assert_close(base.log_prob(x, one_hot)[:, k], alone.log_prob(x[:, k]))
+        torch.manual_seed(0)
+        found = base.sample(7, one_hot[k])
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, alone.sample(7))
+    assert base.sample((2, 5), one_hot).shape == (2, 5, 4, 3)
+    base.log_prob(x, one_hot).sum().backward()
+    assert (base.weight.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", ["standard", "diagonal", "logistic", "logistic-diagonal"])
+def test_temperature(name) -> None:
+    """Multiplies the deviation from the centre."""
+    base = CASES[name][0]().double()
+    centre = torch.tensor(LOC).double() if "diagonal" in name else torch.zeros(3).double()
+    draws = []
+    for temperature in (1.0, 0.5, 0.0):
+        torch.manual_seed(0)
+        draws.append(base.sample(50, None, temperature))
+    torch.testing.assert_close(draws[1], centre + 0.5 * (draws[0] - centre))
+    torch.testing.assert_close(draws[2], centre.expand(50, 3))
+
+
 def test_learnable() -> None:
     assert {n for n, _ in DiagonalNormal(2).named_parameters()} == {"loc", "log_scale"}
     fixed = DiagonalNormal(2, learnable=False)
@@ -186,6 +260,11 @@ def test_uniform_box_gradient_is_zero_inside() -> None:
         (lambda: DiagonalNormal(3).log_prob(torch.zeros(1)), ValueError, r"x must be \[\.\.\., 3\], got \[1\]"),
         (lambda: DiagonalNormal(3, loc=[0.0, 1.0]), ValueError, r"DiagonalNormal: loc must be .*, got \[2\]"),
         (lambda: DiagonalNormal(3, 0.0, [[1.0]]), ValueError, r"log_scale must be .* \[3\], got \[1, 1\]"),
+        (lambda: DiagonalNormal(3, learnable=False, context=2), ValueError, "learnable must be True beside a context"),
+        (lambda: DiagonalNormal(3, context=2).sample(4), ValueError, r"context must be \[\.\.\., 2\], got None"),
+        (lambda: DiagonalLogistic(3, context=2).sample(4, torch.zeros(3)), ValueError, r"must be .*2\], got \[3\]"),
+        (lambda: UniformBox([0.0], [1.0]).sample(4, None, 0.5), ValueError, "temperature must be 1, got 0.5"),
+        (lambda: MixtureMADE(MADE(2, 3)).sample(4, None, 0.5), ValueError, "temperature must be 1, got 0.5"),
         (lambda: UniformBox(0.0, 1.0), ValueError, r"must both be \[D\], got \[\] and \[\]"),
         (lambda: UniformBox([0.0], [1.0, 2.0]), ValueError, r"must both be \[D\], got \[1\] and \[2\]"),
         (lambda: UniformBox([0.0, 3.0], [1.0, 2.0]), ValueError, r"low must be less than high, got \[0.0, 3.0\]"),

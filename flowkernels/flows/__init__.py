@@ -1,9 +1,27 @@
 """Ready models, and the `Flow` that they are."""
 
 from .autoregressive import IAF, MAF
+from .coupling import NICE
 from .distribution import FlowDistribution
 from .flow import Flow
+from .glow import Glow
+from .latent import attribute_vector, bits_per_dim, inpaint
 from .made import MADE, MixtureMADE
 from .nsf import NSF
+from .realnvp import RealNVP
 
-__all__ = ["IAF", "MADE", "MAF", "NSF", "Flow", "FlowDistribution", "MixtureMADE"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "NICE",
+    "NSF",
+    "Flow",
+    "FlowDistribution",
+    "Glow",
+    "MixtureMADE",
+    "RealNVP",
+    "attribute_vector",
+    "bits_per_dim",
+    "inpaint",
+]

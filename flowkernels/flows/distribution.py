@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class FlowDistribution(Distribution):
     """What `Flow.as_distribution` returns; the context is embedded anew at every call, as the weights may have moved.
 
-    ``sample``, ``rsample`` → ``sample_shape + batch_shape + (D,)``; ``log_prob`` broadcasts over ``batch_shape``, in
-    nats. With ``validate_args`` a NaN in the value raises, as everywhere in `torch.distributions`.
+    ``sample``, ``rsample`` → ``sample_shape + batch_shape + event_shape``; ``log_prob`` broadcasts over
+    ``batch_shape``, in nats. With ``validate_args`` a NaN in the value raises, as everywhere in `torch.distributions`.
 
     Example:
         >>> from flowkernels.flows import NSF
@@ -26,7 +26,6 @@ class FlowDistribution(Distribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
-    support = constraints.real_vector  # type: ignore[assignment]
     has_rsample = True
 
     def __init__(self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None) -> None:
@@ -35,7 +34,13 @@ class FlowDistribution(Distribution):
         with torch.no_grad():  # only an embedding knows which of the context's dims are leading ones
             embedded = flow.embed(context)
         batch_shape = torch.Size() if embedded is None else embedded.shape[:-1]
-        super().__init__(batch_shape, torch.Size((flow.base.features,)), validate_args=validate_args)
+        super().__init__(batch_shape, flow.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Every real vector, or image."""
+        dims = len(self.event_shape)
+        return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> FlowDistribution:
         """The same distribution, with its batch dims broadcast to ``batch_shape``."""

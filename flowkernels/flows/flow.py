@@ -20,7 +20,7 @@ class Flow(nn.Module):
 
     in nats, and samples are :math:`\mathrm{transform}^{-1}` of samples of the base.
 
-    Shapes, with D features and C context features:
+    Shapes, with D features (for images read ``C, H, W`` for ``D``) and C context features:
 
     ====================  ==============================  ==================
     context               ``log_prob(x)``                 ``sample(n)``
@@ -41,6 +41,7 @@ class Flow(nn.Module):
         transform: data → latent.
         base: the density of the latent; `Distribution` says what it must have.
         embedding: a module applied to the context once per call, before every layer and the base see it.
+        context_to_base: only the base sees the context, e.g. one that gives each class its own distribution.
 
     Raises:
         TypeError: a part is of another kind.
@@ -58,7 +59,14 @@ class Flow(nn.Module):
         (torch.Size([3]), torch.Size([5, 2]))
     """
 
-    def __init__(self, transform: Transform, base: Distribution, embedding: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        transform: Transform,
+        base: Distribution,
+        embedding: nn.Module | None = None,
+        *,
+        context_to_base: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(transform, Transform):
             raise TypeError(f"flows.Flow: transform must be a Transform, got {type(transform).__name__}")
@@ -68,6 +76,12 @@ class Flow(nn.Module):
         self.transform = transform
         self.base = base
         self.embedding = embedding
+        self.context_to_base = context_to_base
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one x: ``[D]``, or ``[C, H, W]`` for images."""
+        return torch.Size(self.transform.data_shape((self.base.features,)))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The same as `log_prob`."""
@@ -77,10 +91,15 @@ class Flow(nn.Module):
         """The log-density of ``x [..., D]``, in nats."""
         return self._log_prob(x, self.embed(context))
 
-    def sample(self, n: Size, context: Tensor | None = None) -> Tensor:
-        """Draws ``[n, ..., D]`` without gradients."""
+    def sample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        r"""Draws ``[n, ..., D]`` without gradients.
+
+        ``temperature`` T multiplies the deviation of the latent from its centre. With a normal base and layers whose
+        ladj does not depend on x (additive couplings) the draws follow :math:`p(x)^{1/T^2}`, normalised; with others
+        they do not, but still move towards the typical as T falls. T = 0 is the image of the centre.
+        """
         with torch.no_grad():
-            return self._rsample(n, self.embed(context))
+            return self._rsample(n, self.embed(context), temperature)
 
     def rsample(self, n: Size, context: Tensor | None = None) -> Tensor:
         """Draws ``[n, ..., D]`` through which gradients flow to the parameters and the context."""
@@ -101,8 +120,43 @@ class Flow(nn.Module):
         """
         embedded = self.embed(context)
         z = self.base.rsample(n, embedded)
-        x, ladj = self.transform.inverse(z, embedded)
+        x, ladj = self._decode(z, embedded)
         return x, self.base.log_prob(z, embedded) - ladj
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The latent ``[..., L]`` of ``x [..., D]``."""
+        return self._encode(x, self.embed(context))[0]
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The ``x [..., D]`` of a latent ``z [..., L]``."""
+        return self._decode(z, self.embed(context))[0]
+
+    def interpolate(self, x0: Tensor, x1: Tensor, steps: int, context: Tensor | None = None) -> Tensor:
+        r"""``steps`` points from ``x0`` to ``x1 [..., D]`` → ``[steps, ..., D]``, without gradients.
+
+        .. math:: x_i = f^{-1}\left((1 - w_i)\,f(x_0) + w_i\,f(x_1)\right), \qquad w_i = i/(\mathrm{steps} - 1)
+
+        a straight line in the latent; both ends come back as they are, up to the rounding of a round trip.
+
+        Raises:
+            ValueError: ``steps`` is less than 2.
+
+        Reference:
+            Kingma, Dhariwal: Glow, NeurIPS 2018, arXiv:1807.03039.
+
+        Example:
+            >>> import torch
+            >>> from flowkernels.flows import NSF
+            >>> NSF(2).interpolate(torch.zeros(2), torch.ones(2), 3).shape
+            torch.Size([3, 2])
+        """
+        if steps < 2:
+            raise ValueError(f"flows.{type(self).__name__}: steps must be at least 2, got {steps}")
+        with torch.no_grad():
+            embedded = self.embed(context)
+            z0, z1 = self._encode(x0, embedded)[0], self._encode(x1, embedded)[0]
+            w = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
+            return self._decode(torch.lerp(z0, z1, w.view(-1, *[1] * z0.dim())), embedded)[0]
 
     def as_distribution(self, context: Tensor | None = None, validate_args: bool | None = None) -> FlowDistribution:
         """This flow, given ``context [..., C]``, as a `torch.distributions.Distribution`.
@@ -122,12 +176,21 @@ class Flow(nn.Module):
         """The context as the layers see it."""
         return context if context is None or self.embedding is None else self.embedding(context)
 
+    def _encode(self, x: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform(x, None if self.context_to_base else embedded)
+
+    def _decode(self, z: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(z, None if self.context_to_base else embedded)
+
     def _log_prob(self, x: Tensor, embedded: Tensor | None) -> Tensor:
-        if embedded is not None and embedded.shape[:-1] != x.shape[:-1]:
-            # Layers broadcast the context to x; here x follows a context with more rows.
-            x = x.expand(*torch.broadcast_shapes(x.shape[:-1], embedded.shape[:-1]), x.shape[-1])
-        z, ladj = self.transform(x, embedded)
+        if embedded is not None and not self.context_to_base:
+            dims = len(self.event_shape)
+            lead = x.shape[: x.dim() - dims]
+            if embedded.shape[:-1] != lead:
+                # Layers broadcast the context to x; here x follows a context with more rows.
+                x = x.expand(*torch.broadcast_shapes(lead, embedded.shape[:-1]), *x.shape[x.dim() - dims :])
+        z, ladj = self._encode(x, embedded)
         return self.base.log_prob(z, embedded) + ladj
 
-    def _rsample(self, n: Size, embedded: Tensor | None) -> Tensor:
-        return self.transform.inverse(self.base.rsample(n, embedded), embedded)[0]
+    def _rsample(self, n: Size, embedded: Tensor | None, temperature: float = 1.0) -> Tensor:
+        return self._decode(self.base.rsample(n, embedded, temperature), embedded)[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowkernels import nets
 from flowkernels.distributions import Distribution, Size, StandardNormal
+from flowkernels.distributions.base import check_no_temperature
 from flowkernels.nets import Activation
 from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import Affine, Autoregressive, Composite
@@ -34,7 +35,8 @@ class MixtureMADE(Distribution):
         net: a `flowkernels.nets.MADE` with ``3 * components`` parameters per feature: logits | means | scales.
 
     Raises:
-        ValueError: the number of parameters is no multiple of 3; ``x`` does not have D features.
+        ValueError: the number of parameters is no multiple of 3; ``x`` does not have D features; a temperature is asked
+            for.
 
     Reference:
         Papamakarios, Pavlakou, Murray, arXiv:1705.07057 (MADE MoG); Figurnov, Mohamed, Mnih: Implicit
@@ -73,7 +75,8 @@ class MixtureMADE(Distribution):
         wide = self._wide(x)
         return _log_density(wide, *self._conditionals(x, context)).sum(-1)
 
-    def rsample(self, n: Size, context: Tensor | None = None) -> Tensor:
+    def rsample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        check_no_temperature("flows.MixtureMADE", temperature)
         like = self.net.final_layer.bias
         x = torch.zeros(self._shape(n, context), dtype=like.dtype, device=like.device)
         for d in self.net.order.tolist():

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ResidualNet
 from flowkernels.nets.degrees import Seed
-from flowkernels.transforms import RQS, Composite, Coupling, Transform, Univariate
+from flowkernels.transforms import RQS, Composite, Transform
 
 from .autoregressive import autoregressive_layers
+from .coupling import Net, coupling_layers
 from .flow import Flow
-
-Net = Callable[[int, int], nn.Module]
 
 
 class NSF(Flow):
@@ -85,9 +83,6 @@ class NSF(Flow):
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        for name, value in (("features", features), ("transforms", transforms)):
-            if value < 1:
-                raise ValueError(f"flows.NSF: {name} must be at least 1, got {value}")
         univariate = RQS(
             bins=bins,
             tail_bound=tail_bound,
@@ -111,23 +106,8 @@ class NSF(Flow):
             ]  # fmt: skip
         else:
             factory = _factory(net, features, hidden, context, activation, dropout, batch_norm)
-            layers = [
-                Coupling(_alternating(features, i), functools.partial(_near_identity, factory, univariate), univariate)
-                for i in range(transforms)
-            ]
+            layers = [*coupling_layers("NSF", features, context, transforms, univariate, factory)]
         super().__init__(Composite(layers), StandardNormal(features) if base is None else base, embedding)
-
-
-def _alternating(features: int, i: int) -> list[bool]:
-    return [True] if features == 1 else [(i + j) % 2 == 1 for j in range(features)]
-
-
-def _near_identity(net: Net, univariate: Univariate, in_features: int, out_features: int) -> nn.Module:
-    module = net(in_features, out_features)
-    start_at = getattr(module, "start_at", None)
-    if start_at is not None:
-        start_at(torch.tensor(univariate.identity).repeat(out_features // univariate.params_per_feature))
-    return module
 
 
 def _factory(

@@ -25,15 +25,15 @@ def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[i
     """A context that is ignored, or a missing one, would be a wrong density without a word."""
     if context is None:
         if size > 0:
-            raise ValueError(f"nets.{name}: context must be [..., {size}], got None")
+            raise ValueError(f"{name}: context must be [..., {size}], got None")
         return
     shape = context.shape
     if size == 0:
-        raise ValueError(f"nets.{name}: context must be None where context=0, got {list(shape)}")
+        raise ValueError(f"{name}: context must be None where context=0, got {list(shape)}")
     fits = len(shape) <= len(lead) + 1
     fits = fits and all(c in (1, n) for c, n in zip(reversed(shape[:-1]), reversed(lead), strict=False))
     if shape[-1:] != (size,) or not fits:
-        raise ValueError(f"nets.{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
+        raise ValueError(f"{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
 
 
 def join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:
@@ -46,7 +46,7 @@ def join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_at(layer: nn.Linear, values: Tensor) -> None:
+def start_at(layer: nn.Linear | nn.Conv2d, values: Tensor) -> None:
     # Small, not zero: with zero weights the layers below would get no gradient in the first step.
     nn.init.uniform_(layer.weight, -1e-3, 1e-3)
-    layer.bias.copy_(values)
+    layer.bias.copy_(values)  # type: ignore[union-attr]

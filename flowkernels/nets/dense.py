@@ -42,7 +42,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_context("Constant", context, 0, x.shape[:-1])
+        check_context("nets.Constant", context, 0, x.shape[:-1])
         return self.value.expand(*x.shape[:-1], -1)
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class MLP(nn.Module):
         self.final_layer = nn.Linear(sizes[-1], out_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = join("MLP", x, context, self.context_features)
+        h = join("nets.MLP", x, context, self.context_features)
         for layer in self.hidden_layers:
             h = self.activation(layer(h))
             if self.dropout is not None:
@@ -210,14 +210,14 @@ class ResidualNet(nn.Module):
 
         ``lead``: the leading dims of x.
         """
-        check_context("ResidualNet", context, self.context_features, lead)
+        check_context("nets.ResidualNet", context, self.context_features, lead)
         return None if torch.compiler.is_compiling() else layers_of(self, context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         layers = self.layers(context, x.shape[:-1])
         if layers is not None:
             return residual_net(x, layers, blocks=len(self.blocks), context=context)
-        h = self.initial_layer(join("ResidualNet", x, context, self.context_features))
+        h = self.initial_layer(join("nets.ResidualNet", x, context, self.context_features))
         for block in self.blocks:
             h = block(h, context)
         return self.final_layer(h)

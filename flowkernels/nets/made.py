@@ -246,7 +246,7 @@ class MADE(nn.Module):
 
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
-        check_context("MADE", context, self.context_features, x.shape[:-1])
+        check_context("nets.MADE", context, self.context_features, x.shape[:-1])
         if torch.compiler.is_compiling() or _module._has_any_global_hook() or hooked(self):
             return None
         linears = self._linears()

@@ -1,7 +1,9 @@
 """Differentiable functions: tensors in, (y, ladj) out; networks give their output alone."""
 
+from .actnorm import actnorm
 from .affine import affine
 from .autoregressive_inverse import autoregressive_inverse
+from .lu_linear import lu_linear
 from .made import LayerPlan, MadePlan, made
 from .masked_linear import masked_linear
 from .residual_net import residual_net
@@ -10,8 +12,10 @@ from .rqs import rqs
 __all__ = [
     "LayerPlan",
     "MadePlan",
+    "actnorm",
     "affine",
     "autoregressive_inverse",
+    "lu_linear",
     "made",
     "masked_linear",
     "residual_net",

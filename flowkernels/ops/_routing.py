@@ -223,7 +223,8 @@ class Op:
         module = backends.pick(self.name, backend, spec, tuple(tensors))
         run = getattr(module, "bwd", self.reference_grad)
         out = run(spec, grads, tuple(tensors), needs)
-        return [tensors[0].new_empty(0) if g is None else g for g in out]
+        contiguous = self.grad_like is contiguous_like  # the reference's gradients lie as its operations leave them
+        return [tensors[0].new_empty(0) if g is None else g.contiguous() if contiguous else g for g in out]
 
     def _library_bwd_fake(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
         return [self.grad_like(t) if n else tensors[0].new_empty(0) for t, n in zip(tensors, needs, strict=True)]

@@ -1,20 +1,42 @@
 """Invertible modules: `forward` is data → latent, `inverse` is latent → data, both give (y, ladj)."""
 
+from .actnorm import ActNorm
 from .autoregressive import Autoregressive
 from .base import Transform
+from .batch_norm import BatchNorm
 from .composite import Composite, Inverse
 from .coupling import Coupling
+from .dequantize import Dequantize, VariationalDequantize
+from .diagonal import DiagonalScale
+from .image_coupling import ImageCoupling, checkerboard
+from .linear import LUConv1x1, LULinear
+from .logit import Logit
+from .multiscale import MultiScale
 from .permutation import Permutation
+from .reshape import Squeeze, Unsqueeze
 from .univariate import RQS, Affine, Univariate
 
 __all__ = [
     "RQS",
+    "ActNorm",
     "Affine",
     "Autoregressive",
+    "BatchNorm",
     "Composite",
     "Coupling",
+    "Dequantize",
+    "DiagonalScale",
+    "ImageCoupling",
     "Inverse",
+    "LUConv1x1",
+    "LULinear",
+    "Logit",
+    "MultiScale",
     "Permutation",
+    "Squeeze",
     "Transform",
     "Univariate",
+    "Unsqueeze",
+    "VariationalDequantize",
+    "checkerboard",
 ]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 
 class Transform(nn.Module):
-    r"""An invertible map of ``[..., D]``, with its log-determinant.
+    r"""An invertible map of ``[..., D]`` or of images ``[..., C, H, W]``, with its log-determinant.
 
     ``forward`` goes from data to latent, ``inverse`` from latent to data. Both return ``(y, ladj)`` with
     :math:`\mathrm{ladj} = \log|\det \partial y/\partial x|` in nats, ``[...]``, float32 or wider, so that
     ``transform.inverse(y)[1]`` is ``-ladj``. ``context [..., C]`` broadcasts to the leading dims of ``x``.
     """
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one y, e.g. ``(D,)`` or ``(C, H, W)``, for one x of ``shape``; raises where it does not fit."""
+        return tuple(shape)
+
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one x for one y of ``shape``."""
+        return tuple(shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data → latent."""
@@ -23,12 +33,41 @@ class Transform(nn.Module):
         raise NotImplementedError(f"transforms.{type(self).__name__}: inverse is not defined")
 
 
-def zero_ladj(x: Tensor) -> Tensor:
-    """The ladj of a map that keeps volume: ``[...]`` zeros for ``x [..., D]``."""
-    return x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+def zero_ladj(x: Tensor, event_dims: int = 1) -> Tensor:
+    """The ladj of a map that keeps volume: ``[...]`` zeros for ``x [..., D]``, or for images with 3 event dims."""
+    return x.new_zeros(x.shape[: x.dim() - event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def check_features(name: str, x: Tensor, features: int) -> None:
     """Raises unless ``x`` is ``[..., features]``."""
     if x.dim() == 0 or x.shape[-1] != features:
         raise ValueError(f"{name}: x must be [..., {features}], got {list(x.shape)}")
+
+
+def check_images(name: str, x: Tensor, channels: int) -> None:
+    """Raises unless ``x`` is ``[..., channels, H, W]``."""
+    if x.dim() < 3 or x.shape[-3] != channels:
+        raise ValueError(f"{name}: x must be [..., {channels}, H, W], got {list(x.shape)}")
+
+
+def check_channels(name: str, x: Tensor, channels: int, channel_dim: int) -> None:
+    """Raises unless ``x`` is ``[..., channels]`` (``channel_dim=-1``) or ``[N, channels, ...]`` (``channel_dim=1``)."""
+    if channel_dim == -1:
+        check_features(name, x, channels)
+    elif x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"{name}: x must be [N, {channels}, ...], got {list(x.shape)}")
+
+
+def check_layout(name: str, features: object, channel_dim: object) -> None:
+    """Raises unless these are a number of channels and where they lie."""
+    if not isinstance(features, int) or isinstance(features, bool) or features < 1:
+        raise ValueError(f"{name}: features must be a positive integer, got {features!r}")
+    if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
+        raise ValueError(f"{name}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
+
+
+def check_event_dims(name: str, event_dims: int) -> int:
+    """1 for features, 3 for images."""
+    if event_dims not in (1, 3):
+        raise ValueError(f"{name}: event_dims must be 1 (features) or 3 (images), got {event_dims!r}")
+    return event_dims

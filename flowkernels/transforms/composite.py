@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ class Composite(Transform):
     r"""Applies transforms one after another, the first one nearest to the data.
 
     :math:`y = f_n(\dots f_1(x))`, and ``ladj`` is the sum of theirs, in nats. Every part gets the same ``context``.
-    ``x [..., D]`` of any dtype its parts take; ``ladj [...]``. No parts: the identity.
+    ``x`` of any shape and dtype its parts take; ``ladj [...]``. No parts: the identity of ``[..., D]``.
 
     Args:
         transforms: the parts, in the order of ``forward``.
@@ -59,6 +59,16 @@ class Composite(Transform):
             total = ladj if total is None else total + ladj
         return y, zero_ladj(y) if total is None else total
 
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        for transform in self:
+            shape = transform.latent_shape(shape)
+        return tuple(shape)
+
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        for transform in reversed(self.transforms):
+            shape = transform.data_shape(shape)  # type: ignore[operator]
+        return tuple(shape)
+
 
 class Inverse(Transform):
     r"""Swaps the two directions of a transform.
@@ -92,6 +102,12 @@ class Inverse(Transform):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform(y, context)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.transform.data_shape(shape)
+
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.transform.latent_shape(shape)
 
 
 def _checked(name: str, transform: object) -> Transform:

@@ -13,8 +13,9 @@ from flowkernels.ops.flow_layer import columns
 class FeatureSplit(nn.Module):
     """Splits ``x [..., D]`` by a mask into the identity part (0) and the transformed part (1), and merges them.
 
-    Picks the cheapest form once: two neighbouring blocks are split and concatenated, strided sets (alternating
-    masks) are views written back by one scatter, anything else is gathered by index.
+    Channels of images ``[..., D, H, W]`` with 3 event dims. Picks the cheapest form once: two neighbouring blocks are
+    split and concatenated, strided sets (alternating masks) are views written back by one scatter, anything else is
+    gathered by index.
     """
 
     mask: Tensor
@@ -22,17 +23,20 @@ class FeatureSplit(nn.Module):
     _moved: Tensor
     _back: Tensor
 
-    def __init__(self, mask: Sequence[bool] | Sequence[int] | Tensor) -> None:
+    def __init__(
+        self, mask: Sequence[bool] | Sequence[int] | Tensor, event_dims: int = 1, name: str = "Coupling"
+    ) -> None:
         super().__init__()
+        self._dim = -event_dims
         shape = torch.as_tensor(mask).shape
         if len(shape) != 1:
-            raise ValueError(f"transforms.Coupling: mask must have 1 dimension, got {len(shape)}")
+            raise ValueError(f"transforms.{name}: mask must have 1 dimension, got {len(shape)}")
         values = mask.tolist() if isinstance(mask, Tensor) else list(mask)
         if any(v not in (0, 1) for v in values):
-            raise ValueError(f"transforms.Coupling: mask must hold only 0 and 1 (False and True), got {values}")
+            raise ValueError(f"transforms.{name}: mask must hold only 0 and 1 (False and True), got {values}")
         flags = [bool(v) for v in values]
         if not any(flags):
-            raise ValueError(f"transforms.Coupling: mask must transform at least one feature, got {values}")
+            raise ValueError(f"transforms.{name}: mask must transform at least one feature, got {values}")
         self.features = len(flags)
         # Stored with the weights: the same weights under another mask are another density, silently.
         self.register_buffer("mask", torch.tensor(flags))
@@ -62,24 +66,25 @@ class FeatureSplit(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., D]`` → ``[..., n_identity]``, ``[..., n_transformed]``."""
         if self._blocks:
-            first, second = x.split(self._sizes, dim=-1)
+            first, second = x.split(self._sizes, dim=self._dim)
             return (second, first) if self._moved_first else (first, second)
         if self._strided:
+            rest = (slice(None),) * (-1 - self._dim)
             kept, moved = self._slices
-            return x[..., kept], x[..., moved]
-        return x.index_select(-1, self._kept), x.index_select(-1, self._moved)
+            return x[(..., kept, *rest)], x[(..., moved, *rest)]
+        return x.index_select(self._dim, self._kept), x.index_select(self._dim, self._moved)
 
     def merge(self, x: Tensor, identity: Tensor, transformed: Tensor) -> Tensor:
         """Puts the parts of ``x`` back in its order."""
         if self.n_identity == 0:
             return transformed
         if self._blocks:
-            return torch.cat((transformed, identity) if self._moved_first else (identity, transformed), dim=-1)
+            return torch.cat((transformed, identity) if self._moved_first else (identity, transformed), dim=self._dim)
         if self._strided:
             s = self._slices[1]
             assert s is not None  # for the type checker: _strided says so
-            return x.to(transformed.dtype).slice_scatter(transformed, -1, s.start, s.stop, s.step)
-        return torch.cat((identity, transformed), dim=-1).index_select(-1, self._back)
+            return x.to(transformed.dtype).slice_scatter(transformed, self._dim, s.start, s.stop, s.step)
+        return torch.cat((identity, transformed), dim=self._dim).index_select(self._dim, self._back)
 
     def extra_repr(self) -> str:
         return "mask=" + "".join(str(int(f)) for f in self.mask.tolist())

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from flowkernels.ops.affine import affine
@@ -32,8 +33,14 @@ class Univariate(Protocol):
         """The P parameters at which the map is the identity, or as near to it as it gets."""
         ...
 
-    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """``x [..., D]``, ``params [..., D, P]`` → ``y [..., D]`` and ``ladj [...]``, summed over D."""
+    def __call__(
+        self, x: Tensor, params: Tensor, inverse: bool, event_dims: int = 1, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``x [..., *event]``, ``params [..., *event, P]`` → ``y [..., *event]`` and ``ladj [...]``, summed over it.
+
+        The event is the last dim, or the last three of images. With a ``mask`` over it, False leaves an element as it
+        is. Layers on features pass neither of the two.
+        """
         ...
 
 
@@ -87,7 +94,16 @@ class RQS:
         object.__setattr__(self, "params_per_feature", spec.n_params)
         object.__setattr__(self, "identity", (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes)
 
-    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, params: Tensor, inverse: bool, event_dims: int = 1, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if mask is not None:  # as events of one element each, whose ladj can be masked
+            y, ladj = self(x.unsqueeze(-1), params.unsqueeze(-2), inverse)
+            y, ladj = torch.where(mask, y.squeeze(-1), x), torch.where(mask, ladj, ladj.new_zeros(()))
+            return y, ladj.sum(tuple(range(-event_dims, 0)))
+        if event_dims > 1:
+            y, ladj = self(x, params, inverse)
+            return y, ladj.sum(tuple(range(1 - event_dims, 0)))
         return rqs(
             x,
             params,
@@ -160,5 +176,16 @@ class Affine:
         object.__setattr__(self, "params_per_feature", spec.n_params)
         object.__setattr__(self, "identity", (0.0,) if self.scale == "additive" else (logit, 0.0))
 
-    def __call__(self, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        return affine(x, params, scale=self.scale, min_scale=self.spec.min_scale, clamp=self.clamp, inverse=inverse)
+    def __call__(
+        self, x: Tensor, params: Tensor, inverse: bool, event_dims: int = 1, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return affine(
+            x,
+            params,
+            scale=self.scale,
+            min_scale=self.spec.min_scale,
+            clamp=self.clamp,
+            mask=mask,
+            event_dims=event_dims,
+            inverse=inverse,
+        )

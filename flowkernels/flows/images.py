@@ -1,0 +1,47 @@
+"""What flows on images share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.transforms import Composite, ImageCoupling, MultiScale, Transform, Univariate
+
+from .coupling import Net
+
+
+def check_image(flow: str, shape: Sequence[int], **at_least_one: int) -> tuple[int, int, int]:
+    """``shape`` as (C, H, W); raises unless it is one, and the other settings are at least 1."""
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"flows.{flow}: {name} must be at least 1, got {value}")
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"flows.{flow}: shape must be (C, H, W), got {tuple(shape)}")
+    return shape[0], shape[1], shape[2]
+
+
+def image_coupling(mask: Sequence[bool] | Tensor, net: Net, univariate: Univariate) -> ImageCoupling:
+    """A layer that starts near the identity."""
+    return ImageCoupling(mask, functools.partial(_near_identity, net, univariate), univariate)
+
+
+def halves(channels: int, first: bool = False) -> list[bool]:
+    """The mask of half of the channels, the second half or the first."""
+    return [(i < channels // 2) == first for i in range(channels)]
+
+
+def multi_scale(before: Iterable[Transform], levels: Sequence[list[Transform]], shape: Sequence[int]) -> Composite:
+    """The levels, each a list of layers, behind what comes ``before`` them."""
+    return Composite([*before, MultiScale([Composite(level) for level in levels], shape)])
+
+
+def _near_identity(net: Net, univariate: Univariate, in_channels: int, out_channels: int) -> nn.Module:
+    module = net(in_channels, out_channels)
+    start_at = getattr(module, "start_at", None)
+    # The identity is far out on a sigmoid, where its gradient is nearly zero; Glow starts it at logits of zero.
+    if start_at is not None and getattr(univariate, "scale", None) != "sigmoid":
+        start_at(torch.tensor(univariate.identity).repeat_interleave(out_channels // univariate.params_per_feature))
+    return module

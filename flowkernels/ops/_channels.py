@@ -1,0 +1,89 @@
+"""Ops on the channels of rows [..., C] or images [N, C, ...]: their checks, and how kernels walk them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# ---- contract ----
+
+
+def check_x(op: str, x: object, channel_dim: object) -> None:
+    """Raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
+    if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
+        raise ValueError(f"{op}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
+    _check_floating(op, "x", x)
+    assert isinstance(x, Tensor)  # for the type checker
+    if channel_dim == -1 and x.dim() == 0:
+        raise ValueError(f"{op}: x must be [..., C], got a scalar")
+    if channel_dim == 1 and x.dim() < 2:
+        raise ValueError(f"{op}: x must be [N, C, ...] where channel_dim is 1, got {list(x.shape)}")
+
+
+def check_parameter(op: str, name: str, t: object, shape: Sequence[int], x: Tensor) -> None:
+    """Raises unless `t` is a dense floating tensor of this shape beside `x`; its dtype may differ."""
+    if isinstance(t, Tensor) and t.dtype is x.dtype and t.shape == shape and t.device == x.device:
+        return
+    _check_floating(op, name, t)
+    check_shape(op, name, t, shape, x)  # type: ignore[arg-type]
+
+
+def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], x: Tensor) -> None:
+    """Raises unless `t` has this shape and is where `x` is."""
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} must be on the device of x = {x.device}, got {t.device}")
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
+
+
+def _check_floating(op: str, name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
+    if t.dtype not in _DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
+
+
+# ---- shapes and dtypes ----
+
+
+def out_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of y: that of the inputs, promoted."""
+    first = tensors[0].dtype
+    for t in tensors:
+        if t.dtype is not first:
+            return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return first
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in, and the dtype of ladj: float32, or float64 for float64."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def ladj_shape(x: Tensor, channel_dim: int) -> torch.Size:
+    """[...] for x [..., C]; [N] for x [N, C, ...]."""
+    return x.shape[:-1] if channel_dim == -1 else x.shape[:1]
+
+
+def pixels(x: Tensor, channel_dim: int) -> int:
+    """How many times the channels of one entry of ladj are transformed."""
+    return 1 if channel_dim == -1 else x.shape[2:].numel()
+
+
+def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for y: strides as those of x where x is dense, so that channels_last stays channels_last."""
+    return torch.empty_like(x, dtype=dtype)
+
+
+def fake(x: Tensor, channel_dim: int, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """y and ladj without values, for compilers."""
+    dtype = out_dtype(tensors)
+    return like(x, dtype), x.new_empty(ladj_shape(x, channel_dim), dtype=wide(dtype))

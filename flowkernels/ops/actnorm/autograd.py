@@ -1,0 +1,26 @@
+"""Actnorm as a differentiable op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flowkernels.ops import _channels
+from flowkernels.ops._routing import Op
+
+from . import reference
+from .reference import ActNormSpec
+
+
+def _fake(spec: ActNormSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    return _channels.fake(tensors[0], spec.channel_dim, tensors)
+
+
+op = Op(
+    "actnorm",
+    spec_type=ActNormSpec,
+    reference=reference.fwd,
+    table={"reference": reference},
+    inputs=("x", "log_scale", "shift"),
+    n_outputs=2,
+    fake=_fake,
+)

@@ -1,0 +1,27 @@
+"""The LU linear map as a differentiable op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flowkernels.ops import _channels
+from flowkernels.ops._routing import Op
+
+from . import reference
+from .reference import LuSpec
+
+
+def _fake(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x, *parameters, _, bias = tensors
+    return _channels.fake(x, spec.channel_dim, (x, *parameters, bias))
+
+
+op = Op(
+    "lu_linear",
+    spec_type=LuSpec,
+    reference=reference.fwd,
+    table={"reference": reference},
+    inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
+    n_outputs=2,
+    fake=_fake,
+)

@@ -1,0 +1,135 @@
+"""Coupling on images: part of the channels, or of the pixels, chooses the map of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Transform, check_images
+from .split import FeatureSplit
+from .univariate import Univariate
+
+
+def checkerboard(channels: int, height: int, width: int, phase: int = 0) -> Tensor:
+    """The mask ``[C, H, W]`` that is True where row + column + ``phase`` is odd, in every channel.
+
+    Example:
+        >>> from flowkernels.transforms import checkerboard
+        >>> checkerboard(1, 2, 4).int()
+        tensor([[[0, 1, 0, 1],
+                 [1, 0, 1, 0]]], dtype=torch.int32)
+    """
+    odd = (torch.arange(height)[:, None] + torch.arange(width) + phase) % 2 == 1
+    return odd.expand(channels, height, width)
+
+
+class ImageCoupling(Transform):
+    r"""Transforms some channels or pixels one by one, with parameters that a network computes from the others.
+
+    A mask of channels splits ``x [..., C, H, W]`` as `Coupling` splits features: with :math:`a` the channels where it
+    is 0 and :math:`b` those where it is 1,
+
+    .. math:: y_a = x_a, \qquad y_b = f(x_b; \mathrm{conditioner}(x_a, \mathrm{context}))
+
+    A mask m of pixels (`checkerboard`) keeps the image together:
+
+    .. math:: y = (1 - m)\,x + m\,f(x; \mathrm{conditioner}((1 - m)\,x, \mathrm{context}))
+
+    and ``ladj`` is the sum of :math:`\log|f'|` over what is transformed, in nats. Both directions cost one pass of the
+    conditioner. ``x`` in the dtype of the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
+
+    Args:
+        mask: C flags, True or 1 where the channel is transformed; or ``[C, H, W]``, where the pixel is. Halves of the
+            channels are the cheap ones.
+        conditioner: a module, called as ``conditioner(images, context)``, that returns ``[..., P * n, H, W]`` for n
+            transformed channels (C for a mask of pixels): the first parameter of all of them, then the second, and so
+            on; or a function ``(in_channels, out_channels) -> module``.
+        univariate: the map of one element and its P parameters, e.g. `Affine`.
+
+    Raises:
+        ValueError: ``mask`` is neither ``[C]`` nor ``[C, H, W]`` of 0 and 1 with at least one 1; ``x`` is not of that
+            shape; the conditioner returns another number of channels.
+        TypeError: ``conditioner`` is neither a module nor a function that returns one.
+
+    Reference:
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803, sections 3.4, 3.5.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.nets import ConvNet
+        >>> from flowkernels.transforms import Affine, ImageCoupling, checkerboard
+        >>> halves = ImageCoupling([0, 0, 1, 1], ConvNet, Affine("tanh"))
+        >>> pixels = ImageCoupling(checkerboard(4, 8, 8), ConvNet, Affine("tanh"))
+        >>> x = torch.randn(5, 4, 8, 8)
+        >>> y, ladj = pixels(halves(x)[0])
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 4, 8, 8]), torch.Size([5]))
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        mask: Sequence[bool] | Sequence[int] | Tensor,
+        conditioner: nn.Module | Callable[[int, int], nn.Module],
+        univariate: Univariate,
+    ) -> None:
+        super().__init__()
+        flags = torch.as_tensor(mask)
+        if flags.dim() not in (1, 3) or not bool(((flags == 0) | (flags == 1)).all()) or not bool(flags.any()):
+            given = f"{list(flags.shape)} with {flags.unique().tolist()}"
+            raise ValueError(
+                f"transforms.ImageCoupling: mask must be [C] or [C, H, W] of 0 and 1, with at least one 1, got {given}"
+            )
+        self.univariate = univariate
+        self.channels = flags.shape[0]
+        if flags.dim() == 1:
+            self.split = FeatureSplit(flags, event_dims=3, name="ImageCoupling")
+            n_in, self.n_transformed = self.split.n_identity, self.split.n_transformed
+        else:
+            self.split = None
+            # Stored with the weights: the same weights under another mask are another density, silently.
+            self.register_buffer("mask", flags.bool().contiguous())
+            n_in = self.n_transformed = self.channels
+        if not isinstance(conditioner, nn.Module) and callable(conditioner):
+            conditioner = conditioner(n_in, self.n_transformed * univariate.params_per_feature)
+        if not isinstance(conditioner, nn.Module):
+            given = type(conditioner).__name__
+            raise TypeError(f"transforms.ImageCoupling: conditioner must be a module or a function to one, got {given}")
+        self.conditioner = conditioner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(x, context, inverse=False)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._couple(y, context, inverse=True)
+
+    def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_images("transforms.ImageCoupling", x, self.channels)
+        if self.split is not None:
+            identity, transformed = self.split.split(x)
+            transformed, ladj = self.univariate(transformed, self._params(identity, context), inverse, 3)
+            return self.split.merge(x, identity, transformed), ladj
+        if x.shape[-3:] != self.mask.shape:
+            raise ValueError(
+                f"transforms.ImageCoupling: x must be [..., {str(list(self.mask.shape))[1:]}, got {list(x.shape)}"
+            )
+        return self.univariate(x, self._params(x.masked_fill(self.mask, 0), context), inverse, 3, self.mask)
+
+    def _params(self, images: Tensor, context: Tensor | None) -> Tensor:
+        """The conditioner's output as ``[..., n, H, W, P]``: a view."""
+        n_params = self.univariate.params_per_feature
+        params = self.conditioner(images, context)
+        if params.shape[-3] != self.n_transformed * n_params:
+            raise ValueError(
+                f"transforms.ImageCoupling: conditioner must return [..., {self.n_transformed * n_params}, H, W], "
+                f"got {list(params.shape)}"
+            )
+        return params.unflatten(-3, (n_params, self.n_transformed)).movedim(-4, -1)
+
+    def extra_repr(self) -> str:
+        mask = "" if self.split is not None else f"mask={tuple(self.mask.shape)}"
+        univariate = "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"
+        return ", ".join(part for part in (mask, univariate) if part)

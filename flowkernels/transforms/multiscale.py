@@ -1,0 +1,113 @@
+"""Levels of an image flow, half of the channels leaving at each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.nets.common import check_context
+
+from .base import Transform
+
+
+class MultiScale(Transform):
+    r"""Levels one after another; after each but the last, the second half of the channels is done.
+
+    .. math:: (h^{(i+1)}, z^{(i+1)}) = f^{(i+1)}(h^{(i)}), \qquad z^{(L)} = f^{(L)}(h^{(L-1)}), \qquad
+        z = (z^{(1)}, \dots, z^{(L)})
+
+    and ``ladj`` is the sum of the levels', in nats. The latent is one row of numbers, ``[..., C*H*W]``: the channels
+    done after the first level, in the order channel, row, column; then those after the second; and so on. So every base
+    distribution of `flowkernels.distributions` fits, and a latent can be averaged or moved along as any other.
+    ``x [..., C, H, W]`` of any dtype the levels take; ``ladj [...]``. ``context`` goes to every level.
+
+    Args:
+        levels: the levels, the first one nearest to the data, often a `Composite` that starts with `Squeeze`.
+        shape: ``(C, H, W)`` of one image.
+
+    Raises:
+        ValueError: there is no level; ``shape``, or what a level makes of it, is not images with an even number of
+            channels wherever they are to be halved; ``x`` is not of that shape.
+
+    Reference:
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803, section 3.6.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.transforms import MultiScale, Squeeze
+        >>> levels = MultiScale([Squeeze(), Squeeze()], shape=(1, 4, 4))
+        >>> z, ladj = levels(torch.arange(16.0).view(1, 4, 4))
+        >>> z.shape, z[:8].tolist()
+        (torch.Size([16]), [4.0, 6.0, 12.0, 14.0, 5.0, 7.0, 13.0, 15.0])
+        >>> levels.inverse(z)[0].shape
+        torch.Size([1, 4, 4])
+    """
+
+    def __init__(self, levels: Iterable[Transform], shape: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+        self.shape = tuple(shape)
+        if not self.levels or len(self.shape) != 3:
+            given = f"{len(self.levels)} and {self.shape}"
+            raise ValueError(f"transforms.MultiScale: there must be a level and a shape (C, H, W), got {given}")
+        self._done: list[tuple[int, ...]] = []  # what leaves after each level
+        for i, level in enumerate(self.levels):
+            shape = level.latent_shape(shape)  # type: ignore[operator]
+            if i + 1 < len(self.levels):
+                if len(shape) != 3 or shape[0] % 2:
+                    given = f"{list(shape)} after level {i + 1}"
+                    raise ValueError(f"transforms.MultiScale: images to be halved must have even C, got {given}")
+                shape = (shape[0] // 2, *shape[1:])
+            self._done.append(tuple(shape))
+        self._sizes = [torch.Size(s).numel() for s in self._done]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if x.shape[-3:] != self.shape:
+            expected = str(list(self.shape))[1:]
+            raise ValueError(f"transforms.MultiScale: x must be [..., {expected}, got {list(x.shape)}")
+        lead = x.shape[:-3]
+        x, context = x.reshape(-1, *self.shape), _rows(context, lead)
+        done, total = [], None
+        for i, level in enumerate(self.levels):
+            x, ladj = level(x, context)
+            total = ladj if total is None else total + ladj
+            if i + 1 < len(self.levels):
+                x, z = x.chunk(2, dim=1)
+                done.append(z.flatten(1))
+        assert total is not None  # for the type checker: there is a level
+        return torch.cat([*done, x.flatten(1)], dim=1).reshape(*lead, sum(self._sizes)), total.reshape(lead)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if y.dim() == 0 or y.shape[-1] != sum(self._sizes):
+            raise ValueError(f"transforms.MultiScale: y must be [..., {sum(self._sizes)}], got {list(y.shape)}")
+        lead = y.shape[:-1]
+        context = _rows(context, lead)
+        parts = y.reshape(-1, y.shape[-1]).split(self._sizes, dim=1)
+        parts = [z.unflatten(1, s) for z, s in zip(parts, self._done, strict=True)]
+        x, total = parts.pop(), None
+        for level in reversed(self.levels):
+            x, ladj = level.inverse(x, context)  # type: ignore[operator]
+            total = ladj if total is None else total + ladj
+            if parts:
+                x = torch.cat((x, parts.pop().to(x.dtype)), dim=1)
+        assert total is not None  # for the type checker: there is a level
+        return x.reshape(*lead, *self.shape), total.reshape(lead)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (sum(self._sizes),)
+
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.shape
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}"
+
+
+def _rows(context: Tensor | None, lead: Sequence[int]) -> Tensor | None:
+    """One row of the context per image: some layers know images of one leading dim only."""
+    if context is None:
+        return None
+    check_context("transforms.MultiScale", context, context.shape[-1], lead)
+    return context.expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])

@@ -1,0 +1,72 @@
+"""Inputs for the tests of ops on channels: shapes, layouts, and values and gradients in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# (shape of x, channel_dim), and why
+SHAPES = {
+    "one": ((1, 1), -1),
+    "vector": ((5,), -1),  # ladj is a scalar
+    "no rows": ((0, 3), -1),
+    "no features": ((4, 0), -1),
+    "column": ((37, 1), -1),  # one channel: every lane a row of its own
+    "rows": ((33, 7), -1),
+    "two leading": ((3, 5, 12), -1),
+    "a panel and one": ((130, 13), -1),
+    "two panels": ((65, 24), -1),
+    "few rows, wide": ((3, 150), -1),  # where two triangular products are less than their product
+    "many rows": ((2500, 6), -1),  # enough for two threads
+    "a chain and more": ((70, 131), -1),
+    "one pixel": ((9, 5, 1, 1), 1),
+    "no images": ((0, 3, 4, 4), 1),
+    "no pixels": ((2, 3, 0, 4), 1),
+    "no trailing dims": ((6, 5), 1),
+    "sequence": ((4, 6, 11), 1),
+    "volume": ((2, 4, 2, 3, 5), 1),
+    "small images": ((5, 12, 4, 4), 1),  # two images to a block of pixels
+    "odd images": ((3, 13, 5, 7), 1),
+    "images": ((4, 12, 16, 16), 1),
+    "wide images": ((2, 50, 6, 6), 1),
+    "threads": ((3, 24, 32, 32), 1),
+}
+
+
+def layouts(x: Tensor, channel_dim: int) -> dict[str, Tensor]:
+    """The same values under other strides."""
+    found = {"contiguous": x}
+    if x.dim() > 1:
+        found["turned"] = x.mT.contiguous().mT
+        found["every second"] = torch.stack([x, -x], -1).flatten(-2)[..., ::2]
+        wide = torch.cat([x, -x], channel_dim)
+        found["first channels"] = wide.narrow(channel_dim, 0, x.shape[channel_dim])
+        found["flipped batch"] = x.flip(0).contiguous().flip(0)
+        found["one row for all"] = x[:1].expand_as(x)
+    if x.dim() == 4 and channel_dim == 1:
+        found["channels_last"] = x.contiguous(memory_format=torch.channels_last)
+        found["last channels, channels_last"] = (
+            wide.flip(1).contiguous(memory_format=torch.channels_last)[:, x.shape[1] :].flip(1)
+        )
+    return found
+
+
+def weights(like: Tensor, seed: int) -> Tensor:
+    """Fixed gradients for an output: the same values whatever its dtype or strides."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=g, dtype=torch.float64).to(like)
+
+
+def values_and_gradients(
+    f: Callable[..., tuple[Tensor, Tensor]], tensors: list[Tensor], **settings: Any
+) -> list[Tensor]:
+    """y, ladj and the gradients of all floating tensors."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    y, ladj = f(*leaves, **settings)
+    wanted = [t for t in leaves if t.requires_grad]
+    grads = torch.autograd.grad([y, ladj], wanted, [weights(y, 1), weights(ladj, 2)], allow_unused=True)
+    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
+    return [y.detach(), ladj.detach(), *filled]

@@ -1,0 +1,228 @@
+"""Actnorm as an op: its definition, its inverse, the numbers rule, layouts, gradients, every way PyTorch calls it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import ops
+from tests.numbers import assert_within_rule
+from tests.ops.channels import SHAPES, layouts, values_and_gradients
+from tests.ops.masked import backends_of
+
+pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+BACKENDS = pytest.mark.parametrize("backend", backends_of("actnorm"))
+EVERY = pytest.mark.parametrize(("shape", "channel_dim"), SHAPES.values(), ids=SHAPES.keys())
+NAMES = ("y", "ladj", "x", "log_scale", "shift")
+BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+
+
+def draw(shape: tuple[int, ...], channel_dim: int, seed: int = 0) -> list[Tensor]:
+    """x, log_scale, shift in float64."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = (shape, shape[channel_dim : channel_dim + 1 or None], shape[channel_dim : channel_dim + 1 or None])
+    return [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+
+
+@EVERY
+@BACKENDS
+def test_is_its_definition(shape, channel_dim, backend) -> None:
+    x, log_scale, shift = draw(shape, channel_dim)
+    y, ladj = ops.actnorm(x, log_scale, shift, channel_dim=channel_dim, backend=backend)
+    moved = [x.select(channel_dim, c) * math.exp(a) + b for c, (a, b) in enumerate(zip(log_scale, shift, strict=True))]
+    wanted = torch.stack(moved, channel_dim) if moved else x
+    torch.testing.assert_close(y, wanted, rtol=1e-14, atol=1e-14)
+    pixels = 1 if channel_dim == -1 else math.prod(shape[2:])
+    total = pixels * math.fsum(log_scale.tolist())
+    torch.testing.assert_close(ladj, torch.full_like(ladj, total), rtol=1e-12, atol=1e-12)
+    assert ladj.shape == (shape[:-1] if channel_dim == -1 else shape[:1])
+    back, neg = ops.actnorm(y, log_scale, shift, channel_dim=channel_dim, inverse=True, backend=backend)
+    torch.testing.assert_close(back, x, rtol=1e-13, atol=1e-13)
+    assert torch.equal(neg, -ladj)
+
+
+@EVERY
+@BOTH
+def test_numbers(shape, channel_dim, inverse, dtype, all_isas) -> None:
+    settings = {"channel_dim": channel_dim, "inverse": inverse}
+    for seed in (0, 1):
+        given = [t.to(dtype) for t in draw(shape, channel_dim, seed)]
+        truth = values_and_gradients(ops.actnorm, [t.double() for t in given], backend="reference", **settings)
+        eager = values_and_gradients(ops.actnorm, given, backend="reference", **settings)
+        for _ in all_isas if seed == 0 else ():
+            for backend in backends_of("actnorm"):
+                found = values_and_gradients(ops.actnorm, given, backend=backend, **settings)
+                for name, *three in zip(NAMES, found, eager, truth, strict=True):
+                    assert three[0].dtype == three[1].dtype
+                    assert_within_rule(*three, f"{backend}: {name}")
+
+
+@BACKENDS
+@BOTH
+def test_long_sums(backend, inverse) -> None:
+    """A channel's gradient is the sum over a million pixels: it must not lose digits with their number."""
+    for shape, channel_dim in (((1 << 20, 2), -1), ((64, 2, 128, 128), 1)):
+        x = torch.full(shape, 0.1)
+        a, b = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+        y, _ = ops.actnorm(x, a, b, channel_dim=channel_dim, inverse=inverse, backend=backend)
+        y.backward(torch.full_like(y, 0.1))
+        n = 1 << 20
+        exact = torch.tensor(0.1).double() * n * (-1 if inverse else 1)
+        assert b.grad is not None and a.grad is not None
+        torch.testing.assert_close(b.grad.double(), exact.expand(2), rtol=2e-6, atol=0)
+        torch.testing.assert_close(a.grad.double(), (exact * torch.tensor(0.1).double()).expand(2), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["rows", "few rows, wide", "two leading", "small images", "odd images", "volume"])
+@BOTH
+@BACKENDS
+def test_layouts(name, inverse, backend, dtype) -> None:
+    shape, channel_dim = SHAPES[name]
+    x, *rest = (t.to(dtype) for t in draw(shape, channel_dim))
+    settings = {"channel_dim": channel_dim, "inverse": inverse, "backend": backend}
+    for layout, form in layouts(x, channel_dim).items():
+        wanted = values_and_gradients(ops.actnorm, [form.contiguous(), *rest], **settings)
+        found = values_and_gradients(ops.actnorm, [form, *rest], **settings)
+        for a, b in zip(found[:3], wanted[:3], strict=True):
+            assert torch.equal(a, b), layout
+        torch.testing.assert_close(found[3:], wanted[3:], msg=lambda m, layout=layout: f"{layout}: {m}")
+        if layout in ("contiguous", "turned", "channels_last"):
+            assert ops.actnorm(form, *rest, **settings)[0].stride() == form.stride(), layout
+
+
+@BACKENDS
+@BOTH
+@pytest.mark.parametrize("wanted", [[0], [1], [2], [1, 2]])
+@pytest.mark.parametrize("output", [0, 1], ids=["y", "ladj"])
+def test_some_gradients_of_one_output(backend, wanted, output, inverse) -> None:
+    def grads(backend: str) -> list[Tensor | None]:
+        tensors = [t.requires_grad_(i in wanted) for i, t in enumerate(draw((3, 5, 2, 2), 1))]
+        value = ops.actnorm(*tensors, channel_dim=1, inverse=inverse, backend=backend)[output]
+        if value.requires_grad:
+            value.sin().sum().backward()
+        return [t.grad for t in tensors]
+
+    for i, (a, b) in enumerate(zip(grads(backend), grads("reference"), strict=True)):
+        zero = torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(*torch.broadcast_tensors(zero if a is None else a, zero if b is None else b))
+        assert i in wanted or a is None
+
+
+@BACKENDS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@BOTH
+def test_a_bad_value_stays_alone(backend, bad, inverse, isa) -> None:
+    for shape, channel_dim in (((70, 13), -1), ((3, 13, 7, 5), 1)):
+        x, *rest = (t.float() for t in draw(shape, channel_dim))
+        settings = {"channel_dim": channel_dim, "inverse": inverse, "backend": backend}
+        clean = ops.actnorm(x, *rest, **settings)
+        x.view(-1)[37] = bad
+        y, ladj = ops.actnorm(x, *rest, **settings)
+        others = torch.arange(x.numel()) != 37
+        assert torch.equal(y.view(-1)[others], clean[0].view(-1)[others]) and torch.equal(ladj, clean[1])
+        assert not y.view(-1)[37].isfinite()
+
+
+@BACKENDS
+@pytest.mark.parametrize(("shape", "channel_dim"), [((3, 4), -1), ((2, 3, 2, 2), 1)])
+@BOTH
+def test_gradcheck_and_gradgradcheck(backend, shape, channel_dim, inverse) -> None:
+    leaves = [t.requires_grad_() for t in draw(shape, channel_dim)]
+
+    def f(*tensors):
+        return ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse, backend=backend)
+
+    assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(f, leaves)
+
+
+@pytest.mark.parametrize(("shape", "channel_dim"), [((5, 4), -1), ((2, 3, 2, 2), 1)])
+@BOTH
+def test_torch_func(shape, channel_dim, inverse) -> None:
+    tensors = draw(shape, channel_dim)
+
+    def f(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse)
+
+    def plain(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse, backend="reference")
+
+    func = torch.func
+    torch.testing.assert_close(func.vmap(f)(*(t[None] for t in tensors)), tuple(t[None] for t in f(*tensors)))
+    ones = tuple(torch.ones_like(t) for t in tensors)
+    torch.testing.assert_close(func.jvp(f, tuple(tensors), ones), func.jvp(plain, tuple(tensors), ones))
+    every = (0, 1, 2)
+    for transform in (func.jacrev, func.jacfwd):
+        torch.testing.assert_close(transform(f, argnums=every)(*tensors), func.jacrev(plain, argnums=every)(*tensors))
+
+
+@pytest.mark.parametrize(("shape", "channel_dim"), [((5, 4), -1), ((2, 3, 2, 2), 1), ((2, 3, 4, 2), "last")])
+@BOTH
+def test_compile_export_and_opcheck(shape, channel_dim, inverse) -> None:
+    last = channel_dim == "last"
+    channel_dim = 1 if last else channel_dim
+    tensors = draw(shape, channel_dim)
+    if last:
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    leaves = [t.requires_grad_() for t in tensors]
+
+    def f(*tensors):
+        y, ladj = ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse)
+        return y.sin().sum() + ladj.square().sum()
+
+    torch._dynamo.reset()
+    for dynamic in (None, True):
+        compiled = torch.compile(f, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(compiled(*leaves), f(*leaves))
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(f(*leaves), leaves)
+        )
+    detached = tuple(t.detach() for t in leaves)
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse)
+
+    exported = torch.export.export(Module(), detached).module()
+    torch.testing.assert_close(exported(*detached), Module()(*detached))
+    if backends_of("actnorm") == ["reference"]:
+        return  # only a kernel promises the strides of the fake
+    op, backward = torch.ops.flowkernels.actnorm.default, torch.ops.flowkernels.actnorm_bwd.default
+    settings = (channel_dim, inverse, backends_of("actnorm")[0])
+    torch.library.opcheck(op, (*leaves, *settings))
+    y, ladj = Module()(*detached)
+    torch.library.opcheck(
+        backward, ([y, ladj], list(detached), [True] * 3, *settings), test_utils=("test_schema", "test_faketensor")
+    )
+
+
+def test_same_bits_twice(threads, isa) -> None:
+    for shape, channel_dim in (((4000, 24), -1), ((16, 24, 16, 16), 1)):
+        tensors = [t.float() for t in draw(shape, channel_dim)]
+        outputs = []
+        for n in (1, 2):
+            threads(n)
+            runs = [values_and_gradients(ops.actnorm, tensors, channel_dim=channel_dim) for _ in range(2)]
+            assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+            outputs.append(runs[0][:3])
+        assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+X, V = torch.zeros(4, 3), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.actnorm([0.0], V, V), TypeError, "x must be a tensor, got list"),
+        (lambda: ops.actnorm(X, V.int(), V), TypeError, "log_scale must be float32, .*, got torch.int32"),
+        (lambda: ops.actnorm(X[0, 0], V, V), ValueError, r"x must be \[..., C\], got a scalar"),
+        (lambda: ops.actnorm(X, V, V[:2]), ValueError, r"shift must be \[3\], got \[2\]"),
+        (lambda: ops.actnorm(X, V, V, channel_dim=2), ValueError, "channel_dim must be -1 .* or 1 .*, got 2"),
+        (lambda: ops.actnorm(X, V.to("meta"), V), ValueError, "log_scale must be on the device of x = cpu, got meta"),
+    ],
+)
+def test_errors(call, error, message) -> None:
+    with pytest.raises(error, match="ops.actnorm: " + message):
+        call()
