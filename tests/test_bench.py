@@ -19,9 +19,9 @@ from flowkernels import _native
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
-compare, machine, masked, memory, models, peers, problem, sampling = (
+compare, coupling, machine, masked, memory, models, peers, problem, sampling = (
     importlib.import_module(name)
-    for name in ("compare", "machine", "masked", "memory", "models", "peers", "problem", "sampling")
+    for name in ("compare", "coupling", "machine", "masked", "memory", "models", "peers", "problem", "sampling")
 )
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times the kernels: {_native.why_missing}")
@@ -112,6 +112,22 @@ def test_masked_layers_agree_with_the_truth(name: str, op: str) -> None:
         for i in range(len(outputs)):
             with pytest.raises(AssertionError, match="of the float64 truth"):
                 masked.worst_error(name, inputs, _with(outputs, i, 1.01 * outputs[i]), truth)
+
+
+@pytest.mark.parametrize("op", coupling.OPS)
+@pytest.mark.parametrize("name", [n for n in coupling.ROWS if "compiled" not in n])
+def test_couplings_agree_with_the_truth(name: str, op: str) -> None:
+    if reason := coupling.missing(name):
+        pytest.skip(reason)
+    for shape in ((7, 6), (3, 4, 5, 2)):
+        inputs = coupling.Inputs.make(shape)
+        truth = coupling.float64_truth(name, inputs, op)
+        outputs = coupling.bind(coupling.ready(name, shape), inputs, op)()
+        assert len(outputs) == (4 if op == coupling.OPS[2] else 2)
+        assert coupling.worst_error(name, outputs, truth) < 1e-5
+        for i in range(len(outputs)):
+            with pytest.raises(AssertionError, match="of the float64 truth"):
+                coupling.worst_error(name, _with(outputs, i, 1.01 * outputs[i]), truth)
 
 
 def test_masked_layers_have_the_degrees_of_nflows() -> None:

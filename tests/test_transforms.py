@@ -606,10 +606,13 @@ def test_coupling_keeps_the_identity_part_bit_for_bit() -> None:
     "mask", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 1, 1, 0]]
 )
 def test_coupling_is_its_definition(mask, dtype, device) -> None:
-    """With the split written out by hand, and bit for bit: the layer adds no rounding of its own."""
+    """With the split written out by hand, and bit for bit: the layer adds no rounding of its own.
+
+    With an activation that no kernel knows, so that the conditioner is called, here and there.
+    """
     spline, x = RQS(bins=4), torch.randn(6, len(mask)).to(device, dtype)
     kept, moved = [i for i, m in enumerate(mask) if not m], [i for i, m in enumerate(mask) if m]
-    conditioner = MLP(len(kept), len(moved) * spline.params_per_feature, hidden=(8,))
+    conditioner = MLP(len(kept), len(moved) * spline.params_per_feature, hidden=(8,), activation=torch.sin)
     randomise(conditioner)
     layer = Coupling(mask, conditioner, spline).to(device, dtype)
     params = conditioner(x[:, kept]).view(6, len(moved), -1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels.ops.residual_net import layers_of, residual_net
+from flowkernels.ops.made.activations import FUNCTIONS
+from flowkernels.ops.residual_net import layers_of, plain_layers_of, residual_net
+from flowkernels.ops.residual_net.modules import hooked
 
 from .common import Activation, as_function, check_context, check_sizes, join, start_at
 
@@ -49,6 +52,14 @@ class Constant(nn.Module):
     def start_at(self, values: Tensor) -> None:
         """Sets the vector."""
         self.value.copy_(values)
+
+
+# Width up to which a whole layer as one op beats torch's products in a training step; measured in the op's README.
+_WIDEST = 512
+# Activations that kernels know, by function or module class.
+_NAMES: dict[Any, str] = {f: name for name, f in FUNCTIONS.items()} | {
+    torch.relu: "relu", nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu"
+}  # fmt: skip
 
 
 class MLP(nn.Module):
@@ -105,6 +116,25 @@ class MLP(nn.Module):
             if self.dropout is not None:
                 h = self.dropout(h)
         return self.final_layer(h)
+
+    def layers(self, context: Tensor | None, lead: Sequence[int]) -> list[tuple[Tensor, Tensor]] | None:
+        """Its layers for the ops that run them at once; None where the modules must be called, or better are.
+
+        ``lead``: the leading dims of x.
+        """
+        check_context("MLP", context, self.context_features, lead)
+        if torch.compiler.is_compiling() or self.activation_name is None:
+            return None
+        layers = plain_layers_of([*self.hidden_layers, self.final_layer], self.dropout, self)
+        return None if layers is None or any(len(bias) > _WIDEST for _, bias in layers[:-1]) else layers
+
+    @property
+    def activation_name(self) -> str | None:
+        """Its activation as kernels name it; None where it must be called."""
+        act = self.activation
+        if isinstance(act, nn.Module):
+            return None if hooked(act) else _NAMES.get(type(act))
+        return _NAMES.get(act)
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_features]`` whatever its input."""

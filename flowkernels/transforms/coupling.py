@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from flowkernels.nets import ResidualNet
+from flowkernels.nets import MLP, ResidualNet
 from flowkernels.ops.flow_layer import try_flow_layer
 
 from .base import Transform, check_features
 from .split import FeatureSplit
-from .univariate import RQS, Univariate
+from .univariate import RQS, Affine, Univariate
 
 
 class Coupling(Transform):
@@ -29,7 +30,7 @@ class Coupling(Transform):
             Every feature may be transformed: the conditioner then sees no features, only the context.
         conditioner: a module, called as ``conditioner(x_a, context)``, that returns ``[..., n_transformed * P]``; or
             a function ``(in_features, out_features) -> module``.
-        univariate: the map of one feature and its P parameters, e.g. `RQS`.
+        univariate: the map of one feature and its P parameters, e.g. `RQS` or `Affine`.
 
     Raises:
         ValueError: ``mask`` is not one row of 0 and 1 with at least one 1; ``x`` does not have D features; the
@@ -92,13 +93,16 @@ class Coupling(Transform):
 
     def _fused(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """The whole layer as one op, where there is one for its parts and the state they are in."""
-        conditioner, univariate, columns = self.conditioner, self.univariate, self.split.columns
-        if type(conditioner) is not ResidualNet or type(univariate) is not RQS or columns is None:
+        conditioner: Any = self.conditioner
+        univariate: Any = self.univariate
+        columns = self.split.columns
+        if type(conditioner) not in (ResidualNet, MLP) or type(univariate) not in (RQS, Affine) or columns is None:
             return None
         layers = conditioner.layers(context, x.shape[:-1])
         if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.params_per_feature:
             return None
-        return try_flow_layer(x, layers, univariate.spec._replace(inverse=inverse), columns, context)
+        plain = {"residual": False, "activation": conditioner.activation_name} if type(conditioner) is MLP else {}
+        return try_flow_layer(x, layers, univariate.spec._replace(inverse=inverse), columns, context, **plain)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from flowkernels import _native, compat, ops, use_backend
-from flowkernels.nets import MADE, ResidualNet
+from flowkernels.nets import MADE, MLP, ResidualNet
 from flowkernels.ops import _net
-from flowkernels.ops.flow_layer import columns, flow_layer, try_autoregressive_layer
+from flowkernels.ops.flow_layer import columns, flow_layer, try_autoregressive_layer, try_flow_layer
 from flowkernels.ops.flow_layer.spec import Columns
 from flowkernels.transforms import RQS, Affine, Coupling
 from tests.numbers import assert_within_rule
@@ -795,3 +795,74 @@ def test_autoregressive_layers_in_one_op(shape, univariate, isa) -> None:
     found = masked.values_and_gradients(fused, problem.tensors)
     for mine, its in zip(found, masked.values_and_gradients(parts, problem.tensors), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-10)
+
+
+COUPLINGS = {
+    "residual": lambda a, b: ResidualNet(a, b, hidden=24, blocks=1),
+    "residual, context": lambda a, b: ResidualNet(a, b, hidden=24, blocks=1, context=3),
+    "plain": lambda a, b: MLP(a, b, hidden=(24, 17)),
+    "plain, context": lambda a, b: MLP(a, b, hidden=(24, 17), context=3),
+    "no hidden layer": lambda a, b: MLP(a, b, hidden=(), context=3),
+    "tanh": lambda a, b: MLP(a, b, hidden=(24,), activation=torch.tanh),
+    "silu module": lambda a, b: MLP(a, b, hidden=(24, 24), activation=torch.nn.SiLU),
+}
+EVERY_UNIVARIATE = {
+    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "additive")}, "rqs": RQS(bins=4)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", COUPLINGS)
+@pytest.mark.parametrize("univariate", EVERY_UNIVARIATE)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_couplings_run_as_one_op(net, univariate, inverse, isa, monkeypatch) -> None:
+    """The same numbers as the conditioner and then the map, values and every gradient."""
+    torch.manual_seed(0)
+    layer = Coupling([0, 1, 1, 0, 1], COUPLINGS[net], EVERY_UNIVARIATE[univariate]).double()
+    x = torch.randn(37, 5).double().requires_grad_()
+    context = torch.randn(37, 3).double().requires_grad_() if layer.conditioner.context_features else None
+    leaves = [x, *layer.parameters(), *([] if context is None else [context])]
+    ran = []
+    monkeypatch.setattr(
+        "flowkernels.transforms.coupling.try_flow_layer", lambda *a, **k: ran.append(try_flow_layer(*a, **k)) or ran[-1]
+    )
+
+    def run() -> list[Tensor]:
+        y, ladj = layer.inverse(x, context) if inverse else layer(x, context)
+        outputs = [(o, weights(o)) for o in (y, ladj) if o.requires_grad]
+        return [y, ladj, *torch.autograd.grad([o for o, _ in outputs], leaves, [g for _, g in outputs])]
+
+    found = run()
+    assert ran[0] is not None
+    with use_backend("reference"):
+        torch.testing.assert_close(found, run(), rtol=1e-9, atol=1e-9)
+    assert ran[1] is None
+
+
+@pytest.mark.parametrize("change", ["activation", "dropout", "hook", "wide", "subclass"])
+def test_couplings_whose_net_must_be_called(change) -> None:
+    class Doubled(MLP):
+        def forward(self, x, context=None):
+            return 2 * super().forward(x, context)
+
+    make = {"wide": 513}.get(change, 16)
+    torch.manual_seed(0)
+    layer = Coupling([0, 1, 0, 1], lambda a, b: MLP(a, b, hidden=(make,), dropout=0.5), Affine("tanh"))
+    net: Any = layer.conditioner
+    layer.eval()
+    if change == "activation":
+        net.activation = torch.sin
+    elif change == "dropout":
+        layer.train()
+    elif change == "hook":
+        net.hidden_layers[0].register_forward_hook(lambda m, i, o: 2 * o)
+    elif change == "subclass":
+        net.__class__ = Doubled
+    x = torch.randn(9, 4)
+    torch.manual_seed(1)
+    y, ladj = layer(x)
+    torch.manual_seed(1)
+    with use_backend("reference"):
+        torch.testing.assert_close(layer(x), (y, ladj))
+    torch.manual_seed(1)
+    params = net(x[:, ::2]).view(9, 2, 2)
+    torch.testing.assert_close((y[:, 1::2], ladj), ops.affine(x[:, 1::2], params, scale="tanh"))

@@ -44,7 +44,8 @@ class AffineSpec(NamedTuple):
         """The rest of x; all of it, the mapped part as well, where the rest is not a view or two."""
         n, dim = x.shape[-self.event_dims], x.dim() - self.event_dims
         if self.step == 1:
-            return [x.narrow(dim, 0, self.start), x.narrow(dim, self.stop, n - self.stop)]
+            ends = ((0, self.start), (self.stop, n - self.stop))
+            return [x.narrow(dim, start, length) for start, length in ends if length > 0]
         if self.step == 2 and self.start < 2 and self.stop + 1 >= n:
             return [self._replace(start=1 - self.start, stop=n).mapped(x)]
         return [x]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels import backends
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_net
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.residual_net import ResidualNetSpec, with_context
@@ -30,27 +32,32 @@ _op = Op(
 def flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec,
+    univariate: RqsSpec | AffineSpec,
     columns: Columns,
     *,
     context: Tensor | None = None,
+    residual: bool = True,
+    activation: str = "relu",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""A coupling layer: some features of x choose, through a residual net, the splines of the others.
+    r"""A coupling layer: some features of x choose, through a net, the maps of the others.
 
     .. math:: y_b = f(x_b; \mathrm{net}(x_a, c)), \qquad y = x \text{ elsewhere}, \qquad
         \mathrm{ladj} = \sum_b \log |f'(x_b)|
 
-    with a, b the features ``columns.inputs`` and ``columns.outputs``, and the net of `ops.residual_net`. Its output,
-    often the largest tensor of a flow, never reaches memory; kept for backward is what enters the second layer of each
-    block, and the inputs.
+    with a, b the features ``columns.inputs`` and ``columns.outputs``, and the net of `ops.residual_net`, or plain
+    layers with an activation between them. Its output, often the largest tensor of a flow, never reaches memory; kept
+    for backward is what enters the second layer of each block (of a plain net: each layer), and the inputs.
 
     Args:
         x: ``[..., D]``.
         layers: (weight, bias) as for `ops.residual_net`; the last returns ``len(b) * P`` numbers.
-        univariate: the spline's settings, forward or inverse; `ops.rqs` documents them.
+        univariate: the settings of the spline or the affine map, forward or inverse; `ops.rqs` and `ops.affine`
+            document them.
         columns: which features are seen and which are mapped; see `columns`.
         context: ``[..., C]`` or None.
+        residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
+        activation: of a plain net, a name in `flowkernels.ops.made`'s table. Residual nets have relu.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -72,7 +79,7 @@ def flow_layer(
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """
-    spec, tensors = prepare(x, layers, univariate, columns, context)
+    spec, tensors = prepare(x, layers, univariate, columns, context, residual, activation)
     return _op(spec, backend, *tensors)  # type: ignore[return-value]
 
 
@@ -86,12 +93,14 @@ def runs_fused(spec: FlowLayerSpec, tensors: Sequence[Tensor]) -> bool:
 def try_flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec,
+    univariate: RqsSpec | AffineSpec,
     columns: Columns,
     context: Tensor | None = None,
+    residual: bool = True,
+    activation: str = "relu",
 ) -> tuple[Tensor, Tensor] | None:
     """`flow_layer` where it runs on a kernel, else None: a caller with faster parts than the reference uses those."""
-    spec, tensors = prepare(x, layers, univariate, columns, context)
+    spec, tensors = prepare(x, layers, univariate, columns, context, residual, activation)
     return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
 
 
@@ -114,9 +123,11 @@ def try_autoregressive_layer(
 def prepare(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec,
+    univariate: RqsSpec | AffineSpec,
     columns: Columns,
     context: Tensor | None,
+    residual: bool,
+    activation: str,
 ) -> tuple[FlowLayerSpec, list[Tensor]]:
     """The settings and tensors of a call."""
     if x.dim() == 0 or x.shape[-1] != columns.features:
@@ -127,6 +138,8 @@ def prepare(
     n_in, expected = layers[0][0].shape[1], len(columns.inputs) + (0 if context is None else context.shape[-1])
     if n_in != expected:  # nothing below would notice that the net reads other columns than there are
         raise ValueError(f"ops.flow_layer: the first layer must take {expected} features, got {n_in}")
+    if not residual:
+        return _prepare_plain(x, layers, univariate, columns, context, activation)
     per_block = 2 if context is None else 3
     if (len(layers) - 2) % per_block:
         raise ValueError(f"ops.flow_layer: layers must be 2 + {per_block} * blocks, got {len(layers)}")
@@ -138,3 +151,21 @@ def prepare(
         adds, gates = net.adds, net.gates
     flat = [t for layer in layers for t in layer]
     return FlowLayerSpec(columns, univariate, None, True, "relu", adds, gates), [x, *flat, *terms]
+
+
+def _prepare_plain(
+    x: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    univariate: RqsSpec | AffineSpec,
+    columns: Columns,
+    context: Tensor | None,
+    activation: str,
+) -> tuple[FlowLayerSpec, list[Tensor]]:
+    check_activation("ops.flow_layer", activation)
+    flat, adds = [t for layer in layers for t in layer], ()
+    if context is not None:  # its product is torch's, one per context and not per row
+        n = len(columns.inputs)
+        add = F.linear(context, flat[0][:, n:])
+        adds = (True, *[False] * (len(layers) - 1))
+        flat = [flat[0][:, :n], *flat[1:], add.expand(*x.shape[:-1], add.shape[-1])]
+    return FlowLayerSpec(columns, univariate, None, False, activation, adds, ()), [x, *flat]

@@ -11,10 +11,10 @@ from torch import Tensor
 from flowkernels.ops._routing import Op
 
 from . import eager, native, reference
-from .modules import layers_of
+from .modules import layers_of, plain_layers_of
 from .reference import ResidualNetSpec
 
-__all__ = ["ResidualNetSpec", "layers_of", "residual_net", "with_context"]
+__all__ = ["ResidualNetSpec", "layers_of", "plain_layers_of", "residual_net", "with_context"]
 
 _op = Op(
     "residual_net",

@@ -31,6 +31,14 @@ def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
     return True
 
 
+def plain_layers_of(linears: list[nn.Module], dropout: nn.Module | None, net: nn.Module) -> list | None:
+    """The layers of a net of linear layers with an activation between them; None where it must be called."""
+    if _module._has_any_global_hook() or hooked(net) or (dropout is not None and dropout.training):
+        return None
+    layers: list[tuple[Tensor, Tensor]] = []
+    return layers if all(_add(layers, m) for m in linears) else None
+
+
 def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
     """The layers of a net built like nflows' ResidualNet, for `ops.residual_net`; None where it must be called.
 
