@@ -107,6 +107,6 @@ def bwd(
             0 if grad_ladj is None else grad_ladj.data_ptr(), at,
             tuple(0 if g is None else g.data_ptr() for g in (lower, upper, log_s, sign_s, bias)), _threads(),
         )  # fmt: skip
-        if grad_x is not None and to is not grad_x:
+        if grad_x is not None and to is not None and to is not grad_x:
             grad_x.copy_(to)
     return [None if g is None else g.to(t.dtype) for g, t in zip((grad_x, *found), tensors, strict=True)]
