@@ -232,6 +232,21 @@ def test_untrained_couplings_are_the_identity(univariate) -> None:
             assert torch.equal(z.sort().values, x.flatten(1).sort().values)
 
 
+@pytest.mark.parametrize("univariate", [RQS(bins=4), Affine("softplus")])
+def test_untrained_couplings_are_near_the_identity(univariate) -> None:
+    """Whose parameters there are not zero: every one of them must reach its block of channels."""
+    for flow in (
+        Glow((2, 4, 4), levels=1, steps=1, hidden=(8,), univariate=univariate),
+        RealNVP((2, 4, 4), levels=1, transforms=1, hidden=(8,), univariate=univariate),
+    ):
+        for layer in flow.modules():
+            if isinstance(layer, ImageCoupling):
+                side = 2 if isinstance(flow, Glow) else 4
+                h = torch.randn(50, layer.channels, side, side)
+                y, ladj = layer(h)
+                assert (y - h).abs().max() < 0.1 and ladj.abs().max() < 0.2
+
+
 def test_glow_starts_normalised() -> None:
     """The first training batch sets every actnorm: what reaches the couplings has zero mean and unit variance."""
     torch.manual_seed(0)
