@@ -169,16 +169,20 @@ PYBIND11_MODULE(_C, m) {
     if (scale < 0 || scale > 4) throw std::invalid_argument("AffineSpec: scale");
     return AffineSpec{AffineScale(scale), min_scale, clamp, inverse};
   }));
-  // Tensors as (pointer, strides), in the order of AffineTensors.
+  // Tensors as (pointer, strides), in the order of AffineTensors; pass: AffinePass, in its order.
   const auto affine = [](bool backward) {
     return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
                       int params_type, const std::vector<std::pair<uintptr_t, std::vector<int64_t>>>& tensors,
-                      uintptr_t ladj, int threads) {
+                      const std::array<uintptr_t, 5>& pass, uintptr_t ladj, int threads) {
       std::vector<StridedTensor> given;
       for (const auto& t : tensors) given.push_back({ptr(t.first), t.second});
       AffineArgs a(sizes, event_dims, given);
       a.x_type = DType(x_type);
       a.params_type = DType(params_type);
+      a.pass = {static_cast<const char*>(ptr(pass[0])), static_cast<char*>(ptr(pass[1])), int64_t(pass[2]),
+                int64_t(pass[3]), int64_t(pass[4])};
+      if (a.pass.to && !(0 <= a.pass.begin && a.pass.begin <= a.pass.end && a.pass.end <= a.pass.row))
+        throw std::invalid_argument("affine: pass");
       a.ladj = ptr(ladj);
       using A = AffineTensors;
       const bool unread = s.scale == AffineScale::additive;

@@ -39,11 +39,19 @@ struct AffineNest {
   int64_t stride[kMaxDims][AffineTensors::count];
 };
 
+// What passes a coupling layer by, where the rows it lies in are dense: bytes [0, begin) and [end, row) of each.
+struct AffinePass {
+  const char* from;  // null: zeros
+  char* to;          // null: nothing passes, or somebody else has seen to it
+  int64_t row, begin, end;
+};
+
 struct AffineArgs {
   AffineNest nest;
   int64_t rows = 1, event = 1;  // elements of the leading dims, of the event
   DType x_type, params_type;    // of x, y and their gradients; of u, t and theirs. The mask is bytes.
   void* data[AffineTensors::count];
+  AffinePass pass = {};
   void* ladj;  // [rows], float (double where x is double); bwd: its gradient, null: zero
 
   AffineArgs(const std::vector<int64_t>& sizes, int event_dims, const std::vector<StridedTensor>& tensors);

@@ -342,6 +342,17 @@ struct Groups {
   }
 };
 
+void pass_rows(const AffinePass& p, int64_t first, int64_t rows) {
+  if (!p.to) return;
+  const auto pass = [&](int64_t at, int64_t n) {
+    p.from ? memcpy(p.to + at, p.from + at, n) : memset(p.to + at, 0, n);
+  };
+  for (int64_t r = first * p.row, last = r + rows * p.row; r < last; r += p.row) {
+    pass(r, p.begin);
+    pass(r + p.end, p.row - p.end);
+  }
+}
+
 template <class S>
 void fwd_groups(const Affine<S>& map, const AffineArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
   Tile<S> tile(a);
@@ -349,6 +360,7 @@ void fwd_groups(const Affine<S>& map, const AffineArgs& a, const Groups& groups,
   S* ladj = static_cast<S*>(a.ladj);
   double total = 0;
   groups.for_tiles(g0, g1, [&](int64_t row, int64_t rows, int64_t before, int64_t n) {
+    if (before == 0) pass_rows(a.pass, row, rows);
     for (int64_t done = 0; done < n;) {
       const Block b = tile.next(in, n - done);
       tile.load(in, b, {A::x, A::u, A::t});
@@ -370,7 +382,8 @@ void bwd_groups(const Affine<S>& map, const AffineArgs& a, const Groups& groups,
   Tile<S> tile(a);
   Cursor in(a.nest, g0 * groups.per_group * a.event), out = in;
   const S* ladj = static_cast<const S*>(a.ladj);
-  groups.for_tiles(g0, g1, [&](int64_t row, int64_t rows, int64_t, int64_t n) {
+  groups.for_tiles(g0, g1, [&](int64_t row, int64_t rows, int64_t before, int64_t n) {
+    if (before == 0) pass_rows(a.pass, row, rows);
     for (int64_t r = 0, i = 0; ladj && r < rows; ++r)
       for (const int64_t end = rows == 1 ? n : i + a.event; i < end; ++i) tile.ladj[i] = ladj[row + r];
     for (int64_t done = 0; done < n;) {

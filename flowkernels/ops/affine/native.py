@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from .spec import SCALES, AffineSpec
 _threads = torch.get_num_threads
 _Operand = tuple[int, Sequence[int]]  # address and strides, in elements; 0: absent
 _ABSENT: _Operand = (0, ())
+_NOTHING_PASSES = (0, 0, 0, 0, 0)
 
 
 def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
@@ -55,34 +57,57 @@ def _readable(x: Tensor, *params: Tensor | None) -> tuple[Tensor, Sequence[Tenso
     return x.resolve_neg(), [p if p is None else p.resolve_neg() for p in params]
 
 
-def _mask_operand(x: Tensor, mask: Tensor | None) -> _Operand:
-    return _operand(None if mask is None else mask.expand(x.shape))
+def _mask_operand(shape: Sequence[int], mask: Tensor | None) -> _Operand:
+    return _operand(None if mask is None else mask.expand(shape))
+
+
+def _mapped(spec: AffineSpec, t: Tensor | None) -> _Operand:
+    """The part of a tensor shaped like x that is mapped. (A view costs four times what this does.)"""
+    if t is None or not spec.in_part:
+        return _operand(t)
+    stride = t.stride()
+    d = len(stride) - spec.event_dims
+    at = t.data_ptr() + spec.start * stride[d] * t.element_size()
+    return at, stride if spec.step == 1 else (*stride[:d], stride[d] * spec.step, *stride[d + 1 :])
+
+
+def _mapped_shape(spec: AffineSpec, x: Tensor) -> Sequence[int]:
+    if not spec.in_part:
+        return x.shape
+    d = x.dim() - spec.event_dims
+    return (*x.shape[:d], len(range(spec.start, spec.stop, spec.step)), *x.shape[d + 1 :])
+
+
+def _pass_others(spec: AffineSpec, x: Tensor | None, out: Tensor | None) -> tuple[int, ...]:
+    """What is not mapped, to where the kernel does not write: by the kernel where rows are dense, or else here."""
+    if out is None or not spec.in_part:
+        return _NOTHING_PASSES
+    if spec.step == 1 and out.is_contiguous() and (x is None or (x.is_contiguous() and x.dtype is out.dtype)):
+        d = out.dim() - spec.event_dims
+        inner = math.prod(out.shape[d + 1 :]) * out.element_size()
+        source = 0 if x is None else x.data_ptr()
+        return source, out.data_ptr(), out.shape[d] * inner, spec.start * inner, spec.stop * inner
+    rest = spec.others(out)
+    for to, value in zip(rest, [None] * len(rest) if x is None else spec.others(x), strict=True):
+        to.zero_() if value is None else to.copy_(value)
+    return _NOTHING_PASSES
 
 
 def fwd(
     spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    whole, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
-    out = _native.like(whole)
-    x, y = spec.mapped(whole), spec.mapped(out)
+    x, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
+    y = _native.like(x)
     ladj = x.new_empty(x.shape[: x.dim() - spec.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
-    if spec.in_part:
-        _pass_others(spec, whole, out)
     if x.numel() == 0:
-        return out, ladj.zero_()
-    tensors = [_operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(y)]
+        return y, ladj.zero_()
+    passing, shape = _pass_others(spec, x, y), _mapped_shape(spec, x)
+    tensors = [_mapped(spec, x), *_places(spec, params, shift), _mask_operand(shape, mask), _mapped(spec, y)]
     _native.C.affine_fwd(  # type: ignore[union-attr]
-        handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, ladj.data_ptr(),
-        _threads(),
+        handle(spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, passing,
+        ladj.data_ptr(), _threads(),
     )  # fmt: skip
-    return out, ladj
-
-
-def _pass_others(spec: AffineSpec, x: Tensor | None, out: Tensor) -> None:
-    """What is not mapped, to where the kernel does not write."""
-    rest = spec.others(out)
-    for to, value in zip(rest, [None] * len(rest) if x is None else spec.others(x), strict=True):
-        to.zero_() if value is None else to.copy_(value)
+    return y, ladj
 
 
 def bwd(
@@ -90,26 +115,20 @@ def bwd(
 ) -> list[Tensor | None]:
     x_in, params_in, shift_in, mask = tensors
     assert x_in is not None and params_in is not None  # for the type checker
-    whole, (params, shift) = _readable(x_in, params_in, shift_in)
-    x = spec.mapped(whole)
+    x, (params, shift) = _readable(x_in, params_in, shift_in)
     grad_y, grad_ladj = (None if g is None else g.resolve_neg() for g in grads)
     grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
     wants_params = needs[1] or needs[2]
-    grad_x = _native.like(whole) if needs[0] else None
-    if grad_x is not None and spec.in_part:
-        _pass_others(spec, grad_y, grad_x)
+    grad_x = _native.like(x) if needs[0] else None
     grad_params, grad_shift = (None if p is None or not wants_params else _native.like(p) for p in (params, shift))
     if x.numel() > 0:
-
-        def mapped(g: Tensor | None) -> Tensor | None:
-            return None if g is None else spec.mapped(g)
-
+        passing, shape = _pass_others(spec, grad_y, grad_x), _mapped_shape(spec, x)
         operands = [
-            _operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(mapped(grad_y)),
-            _operand(mapped(grad_x)), *_places(spec, grad_params, grad_shift),
+            _mapped(spec, x), *_places(spec, params, shift), _mask_operand(shape, mask), _mapped(spec, grad_y),
+            _mapped(spec, grad_x), *_places(spec, grad_params, grad_shift),
         ]  # fmt: skip
         _native.C.affine_bwd(  # type: ignore[union-attr]
-            handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands,  # type: ignore[union-attr]
+            handle(spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands, passing,  # type: ignore[union-attr]
             0 if grad_ladj is None else grad_ladj.data_ptr(), _threads(),
         )  # fmt: skip
     found = zip((grad_x, grad_params, grad_shift), (x_in, params_in, shift_in), needs, strict=False)
