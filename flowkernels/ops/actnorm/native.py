@@ -57,7 +57,7 @@ def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple
     if x.numel() == 0:
         total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
-    (x, source), (to, at) = _alike(dim, x.to(out), y)
+    (x, source), (to, at) = _alike(dim, _channels.cast(x, out), y)
     _native.C.actnorm_fwd(  # type: ignore[union-attr]
         DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(), at,
         ladj.data_ptr(), _threads(),
@@ -88,7 +88,7 @@ def bwd(
             )
     else:
         # Without grad_x the input stands in for it, and is not written.
-        given = _alike(dim, x.to(out), grad_y.to(out), x if grad_x is None else grad_x)
+        given = _alike(dim, _channels.cast(x, out), _channels.cast(grad_y, out), x if grad_x is None else grad_x)
         (x, source), (grad_y, incoming), (to, at) = given
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
@@ -100,6 +100,4 @@ def bwd(
         )  # fmt: skip
         if grad_x is not None and to is not grad_x:
             grad_x.copy_(to)
-    return [
-        None if g is None else g.to(t.dtype) for g, t in zip((grad_x, grad_log_scale, grad_shift), tensors, strict=True)
-    ]
+    return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip(found, tensors, strict=True)]

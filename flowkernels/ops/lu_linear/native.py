@@ -56,7 +56,7 @@ def fwd(spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         return y, ladj.copy_(total)
     wide = y if out is dtype else _channels.like(x, dtype)  # 16-bit: computed in float32 and rounded once
     to, at = _channels.writable(wide, dim)
-    x, source = _channels.walkable(x.to(dtype), dim)
+    x, source = _channels.walkable(_channels.cast(x, dtype), dim)
     _native.C.lu_fwd(  # type: ignore[union-attr]
         DTYPES[dtype], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), at, ladj.data_ptr(), _threads()
     )
@@ -96,9 +96,9 @@ def bwd(
         if log_s is not None and grad_ladj is not None:
             log_s += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
     else:
-        x, source = _channels.walkable(x.to(dtype), dim)
+        x, source = _channels.walkable(_channels.cast(x, dtype), dim)
         _y, result = _channels.walkable(saved[0], dim) if saved else (None, (0, 0, 0, 0))
-        grad_y, incoming = _channels.walkable(grad_y.to(dtype), dim)
+        grad_y, incoming = _channels.walkable(_channels.cast(grad_y, dtype), dim)
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
         to, at = (None, (0, 0, 0, 0)) if grad_x is None else _channels.writable(grad_x, dim)
@@ -109,4 +109,4 @@ def bwd(
         )  # fmt: skip
         if grad_x is not None and to is not None and to is not grad_x:
             grad_x.copy_(to)
-    return [None if g is None else g.to(t.dtype) for g, t in zip((grad_x, *found), tensors, strict=True)]
+    return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip((grad_x, *found), tensors, strict=True)]
