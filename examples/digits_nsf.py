@@ -26,6 +26,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from common import sheet
 from matplotlib.axes import Axes
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
@@ -195,11 +196,8 @@ def draw_curves(axes: Axes, curves: list[list[float]]) -> None:
 
 
 def draw_digits(axes: Axes, images: Tensor, title: str, colour: str, rows: int = 6, columns: int = 6) -> None:
-    sheet = torch.ones(rows * 9 + 1, columns * 9 + 1)
-    for i, image in enumerate(images[: rows * columns]):
-        r, c = divmod(i, columns)
-        sheet[9 * r + 1 : 9 * r + 9, 9 * c + 1 : 9 * c + 9] = 1 - image.view(8, 8)
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    shown = images[: rows * columns].view(-1, 8, 8)
+    axes.imshow(sheet(shown, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, color=colour)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

@@ -19,7 +19,6 @@ import copy
 import csv
 import importlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,9 +28,11 @@ from typing import Any, NamedTuple
 import matplotlib
 
 matplotlib.use("Agg")
+import common
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from common import positive
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -259,23 +260,10 @@ def normal_density(data: Split) -> Tensor:
 
 
 def save(folder: Path, name: str, flow: Flow, data: Split, settings: dict[str, Any]) -> Path:
-    """Weights, scales and settings, as safetensors where that is installed. The file is there whole or not at all."""
-    tensors = {"data.mean": data.mean, "data.std": data.std}
-    tensors |= {name: t.detach().contiguous() for name, t in flow.state_dict().items()}
-    try:
-        safetensors = importlib.import_module("safetensors.torch")
-    except ImportError:
-        safetensors = None
-    path = folder / f"{name}.{'pt' if safetensors is None else 'safetensors'}"
-    part = folder / f"{path.name}.{os.getpid()}.part"
-    try:
-        if safetensors is None:
-            torch.save({"tensors": tensors, "settings": settings}, part)
-        else:
-            safetensors.save_file(tensors, part, metadata={"settings": json.dumps(settings)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Weights, scales and settings."""
+    path = folder / f"{name}.safetensors"
+    tensors = {"data.mean": data.mean, "data.std": data.std, **flow.state_dict()}
+    common.save(path, tensors, {"settings": json.dumps(settings)})
     return path
 
 
@@ -434,13 +422,6 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
         table.add_row(name, f"{values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", note)
     table.caption = "in the units of the data given; higher is better"
     console.print(table)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def main(argv: list[str] | None = None) -> None:

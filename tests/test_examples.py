@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-for name in ("matplotlib", "nflows", "rich", "sklearn"):
+from .examples import load
+
+for name in ("matplotlib", "nflows", "rich", "safetensors", "sklearn"):
     pytest.importorskip(name)
+safetensors = importlib.import_module("safetensors")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +44,6 @@ def test_digits_nsf(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits_nsf.png").stat().st_size > 0
 
 
-def checkpoint(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    path = folder / f"{name}.pt"
-    if path.exists():
-        found = torch.load(path)
-        return found["tensors"], found["settings"]
-    safetensors = importlib.import_module("safetensors")
-    with safetensors.safe_open(folder / f"{name}.safetensors", "pt") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["settings"])  # noqa: SIM118
-
-
 def test_maf_tabular(tabular, table, tmp_path, capsys):
     out = tmp_path / "made" / "here"
     tabular.main([str(table), "--quick", "--out", str(out), "--samples", "60", "--peer-samples", "20"])
@@ -72,7 +55,9 @@ def test_maf_tabular(tabular, table, tmp_path, capsys):
     assert len(files) == 4  # and no part of a checkpoint
     assert [f for f in files if f.endswith(".png")] == ["some.table_maf.png", "some.table_nsf.png"]
     for kind, flow_class in (("maf", tabular.MAF), ("nsf", tabular.NSF)):
-        tensors, settings = checkpoint(out, f"some.table_{kind}")
+        with safetensors.safe_open(out / f"some.table_{kind}.safetensors", "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
+            settings = json.loads(file.metadata()["settings"])
         assert settings["columns"] == ["u", "v", "w"]
         own = {"bins": 8, "tail_bound": 5.0, "autoregressive": True} if kind == "nsf" else {}
         flow = flow_class(3, transforms=settings["transforms"], hidden=(settings["hidden"],) * 2, **own)
