@@ -5,10 +5,13 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 
+#include "actnorm/actnorm.h"
+#include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "flow_layer/flow_layer.h"
+#include "lu_linear/lu_linear.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -78,6 +81,53 @@ static void require_sweep(const PyNet& net, const UnivariateMap& map, int64_t fe
     throw std::invalid_argument("sweep: the net does not fit");
 }
 
+// A tensor on channels as Python lists it: pointer, strides of image, channel and pixel.
+using ChannelNumbers = std::array<int64_t, 4>;
+
+static Channels channels_of(const ChannelNumbers& n) { return {ptr(uintptr_t(n[0])), n[1], n[2], n[3]}; }
+
+// A call of lu_linear without its outputs. sizes: images, pixels, channels, entries of ladj, pixels of each. factors:
+// lower, upper, log_s, sign_s, bias, permutation.
+static LuArgs lu_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                      const std::array<uintptr_t, 6>& factors) {
+  LuArgs a = {};
+  a.type = DType(type);
+  a.inverse = inverse;
+  a.images = sizes[0], a.pixels = sizes[1], a.channels = sizes[2];
+  a.ladj_count = sizes[3], a.ladj_pixels = sizes[4];
+  a.lower = ptr(factors[0]), a.upper = ptr(factors[1]), a.log_s = ptr(factors[2]), a.sign_s = ptr(factors[3]);
+  a.bias = ptr(factors[4]);
+  a.permutation = static_cast<const int64_t*>(ptr(factors[5]));
+  a.x = channels_of(x);
+  if (a.images < 1 || a.pixels < 1 || a.channels < 1) throw std::invalid_argument("lu_linear: empty tensor");
+  if (!a.x.data || !a.lower || !a.upper || !a.log_s || !a.sign_s) throw std::invalid_argument("null data pointer");
+  if (a.permutation) {  // it is written through
+    std::vector<bool> seen(size_t(a.channels), false);
+    for (int64_t i = 0; i < a.channels; ++i) {
+      const int64_t p = a.permutation[i];
+      if (p < 0 || p >= a.channels || seen[size_t(p)])
+        throw std::invalid_argument("ops.lu_linear: permutation must hold each of 0 to C-1 once, got " +
+                                    std::to_string(p) + " at " + std::to_string(i));
+      seen[size_t(p)] = true;
+    }
+  }
+  return a;
+}
+
+static ActNormArgs actnorm_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                                uintptr_t log_scale, uintptr_t shift) {
+  ActNormArgs a = {};
+  a.type = DType(type);
+  a.inverse = inverse;
+  a.images = sizes[0], a.pixels = sizes[1], a.channels = sizes[2];
+  a.ladj_count = sizes[3], a.ladj_pixels = sizes[4];
+  a.x = channels_of(x);
+  a.log_scale = ptr(log_scale), a.shift = ptr(shift);
+  if (a.images < 1 || a.pixels < 1 || a.channels < 1) throw std::invalid_argument("actnorm: empty tensor");
+  if (!a.x.data || !a.log_scale || !a.shift) throw std::invalid_argument("null data pointer");
+  return a;
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "flowkernels CPU kernels; use flowkernels.ops";
   m.attr("compiler") = FK_COMPILER;
@@ -115,6 +165,76 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           rqs_bwd(s, a, threads);
         });
+  py::class_<AffineSpec>(m, "AffineSpec").def(py::init([](int scale, double min_scale, double clamp, bool inverse) {
+    if (scale < 0 || scale > 4) throw std::invalid_argument("AffineSpec: scale");
+    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse};
+  }));
+  // Tensors as (pointer, strides), in the order of AffineTensors.
+  const auto affine = [](bool backward) {
+    return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
+                      int params_type, const std::vector<std::pair<uintptr_t, std::vector<int64_t>>>& tensors,
+                      uintptr_t ladj, int threads) {
+      std::vector<StridedTensor> given;
+      for (const auto& t : tensors) given.push_back({ptr(t.first), t.second});
+      AffineArgs a(sizes, event_dims, given);
+      a.x_type = DType(x_type);
+      a.params_type = DType(params_type);
+      a.ladj = ptr(ladj);
+      using A = AffineTensors;
+      const bool unread = s.scale == AffineScale::additive;
+      if (!a.data[A::x] || !a.data[A::t] || !(a.data[A::u] || unread) || !(backward || (a.data[A::y] && ladj)))
+        throw std::invalid_argument("affine: null data pointer");
+      py::gil_scoped_release unlocked;
+      backward ? affine_bwd(s, a, threads) : affine_fwd(s, a, threads);
+    };
+  };
+  m.def("affine_fwd", affine(false));
+  m.def("affine_bwd", affine(true));
+  m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int threads) {
+    LuArgs a = lu_args(type, inverse, sizes, x, factors);
+    a.y = channels_of(y);
+    a.ladj = ptr(ladj);
+    if (!a.y.data || !a.ladj) throw std::invalid_argument("null data pointer");
+    py::gil_scoped_release unlocked;
+    lu_fwd(a, threads);
+  });
+  m.def("lu_bwd",
+        [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+           const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
+           uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads, int threads) {
+          LuArgs a = lu_args(type, inverse, sizes, x, factors);
+          a.y = channels_of(y);
+          a.grad_y = channels_of(grad_y);
+          a.grad_ladj = ptr(grad_ladj);
+          a.grad_x = channels_of(grad_x);
+          a.grad_lower = ptr(grads[0]), a.grad_upper = ptr(grads[1]), a.grad_log_s = ptr(grads[2]);
+          a.grad_sign_s = ptr(grads[3]), a.grad_bias = ptr(grads[4]);
+          if (!a.grad_y.data) throw std::invalid_argument("null data pointer");
+          py::gil_scoped_release unlocked;
+          lu_bwd(a, threads);
+        });
+  m.def("actnorm_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj, int threads) {
+    ActNormArgs a = actnorm_args(type, inverse, sizes, x, log_scale, shift);
+    a.y = channels_of(y);
+    a.ladj = ptr(ladj);
+    if (!a.y.data || !a.ladj) throw std::invalid_argument("null data pointer");
+    py::gil_scoped_release unlocked;
+    actnorm_fwd(a, threads);
+  });
+  m.def("actnorm_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
+                          const ChannelNumbers& grad_x, uintptr_t grad_log_scale, uintptr_t grad_shift, int threads) {
+    ActNormArgs a = actnorm_args(type, inverse, sizes, x, log_scale, shift);
+    a.grad_y = channels_of(grad_y);
+    a.grad_ladj = ptr(grad_ladj);
+    a.grad_x = channels_of(grad_x);
+    a.grad_log_scale = ptr(grad_log_scale), a.grad_shift = ptr(grad_shift);
+    if (!a.grad_y.data) throw std::invalid_argument("null data pointer");
+    py::gil_scoped_release unlocked;
+    actnorm_bwd(a, threads);
+  });
   py::class_<PyNet>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
   m.def("net_fwd",
         [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
@@ -130,11 +250,8 @@ PYBIND11_MODULE(_C, m) {
   });
 
   py::class_<UnivariateMap>(m, "UnivariateMap")
-      .def(py::init([](int kind, double min_scale, bool inverse) {
-        if (kind < 1 || kind > 4) throw std::invalid_argument("UnivariateMap: kind");
-        return UnivariateMap{MapKind(kind), min_scale, inverse, {}};
-      }))
-      .def(py::init([](const RqsSpec& s) { return UnivariateMap{MapKind::rqs, 0, s.inverse, s}; }));
+      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
+      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   const auto flow_layer = [](bool backward) {
     return [backward](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t x,
                       int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns, uintptr_t y,

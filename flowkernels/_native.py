@@ -27,9 +27,25 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 _HUGE = 4 << 20  # bytes from which large pages pay
 
 
+def common_types(x: torch.Tensor, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Casts to a pair the kernels have: equal types, or float32 with 16-bit params (autocast)."""
+    out = torch.promote_types(x.dtype, params.dtype)
+    if out == torch.float64:
+        params = params.double()
+    return x.to(out), params if out == torch.float32 else params.to(out)
+
+
+def like(t: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor to be filled by a kernel, in the memory order of t, backed by large pages where it is large."""
+    return _advised(torch.empty_like(t))
+
+
 def empty_like(t: torch.Tensor) -> torch.Tensor:
     """A contiguous CPU tensor to be filled by a kernel, backed by large pages where it is large."""
-    out = torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype)
+    return _advised(torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype))
+
+
+def _advised(out: torch.Tensor) -> torch.Tensor:
     if out.nbytes >= _HUGE:
         C.advise_huge(out.data_ptr(), out.nbytes)  # type: ignore[union-attr]
     return out

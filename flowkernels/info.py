@@ -12,7 +12,7 @@ import flowkernels
 from flowkernels import _native, backends
 
 
-def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
+def _probe(op: str) -> tuple[object, tuple[torch.Tensor | None, ...]]:
     """A small float32 call of the op, to ask each backend whether it would run it."""
     from flowkernels.ops.actnorm.reference import ActNormSpec
     from flowkernels.ops.affine.spec import AffineSpec
@@ -32,7 +32,7 @@ def _probe(op: str) -> tuple[object, tuple[torch.Tensor, ...]]:
         layers = [t for _ in range(4) for t in (torch.zeros(2, 2), torch.zeros(2))]
         return ResidualNetSpec(1, False), (torch.zeros(1, 2), *layers)
     if op == "affine":
-        return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2))
+        return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2), None, None)
     if op == "actnorm":
         return ActNormSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
     if op == "lu_linear":

@@ -126,9 +126,9 @@ def test_parameters_are_not_copied() -> None:
     seen = []
 
     class Spy(Affine):
-        def __call__(self, x: Tensor, params: Tensor, *rest) -> tuple[Tensor, Tensor]:
+        def __call__(self, x: Tensor, params: Tensor, *rest, **named) -> tuple[Tensor, Tensor]:
             seen.append(params)
-            return super().__call__(x, params, *rest)
+            return super().__call__(x, params, *rest, **named)
 
     class Own(nn.Module):
         def __init__(self, a: int, b: int) -> None:

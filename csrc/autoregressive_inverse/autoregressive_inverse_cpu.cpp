@@ -205,7 +205,8 @@ struct Run {
     const Deal<S> deal(a.net, a.rows, work(a), threads);
     const Call<S> call(a.net, false, deal.parts, threads);
     deal.share([&](const auto& next) {
-      auto tile = in_scratch([&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+      auto tile = in_scratch(Scratch::tile,
+                             [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.strips(), arena); });
       RowTile rows;
       while (next(&rows)) sweep_forward(a, call.net, rows, tile);
     });
@@ -215,7 +216,8 @@ struct Run {
     const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
     const Call<S> call(a.net, true, deal.parts, threads);
     deal.run([&](int part, int64_t b, int64_t e) {
-      auto tile = in_scratch([&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+      auto tile = in_scratch(Scratch::tile,
+                             [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.strips(), arena); });
       const Sums<S>* sums = call.clear(part);
       for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
     });

@@ -6,6 +6,8 @@
 #include <string.h>
 #endif
 
+#include "workspace.h"
+
 #ifndef FK_ISA
 #error "FK_ISA must name the instruction set this file is compiled for"
 #endif
@@ -34,10 +36,20 @@ class Arena {
     return reinterpret_cast<T*>(p);
   }
   size_t used() const { return used_; }
+  bool counts() const { return !base_; }
 
  private:
   char* base_;
   size_t used_ = 0;
 };
+
+// What `build(arena)` makes, in this thread's own scratch memory. Called twice: once to count.
+template <class F>
+auto in_scratch(Scratch purpose, const F& build) {
+  Arena counted(nullptr);
+  build(counted);
+  Arena arena(workspace(purpose, counted.used()));
+  return build(arena);
+}
 
 }  // namespace fk::FK_ISA

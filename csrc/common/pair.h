@@ -84,5 +84,9 @@ template <class V>
 FK_INLINE Pair<V> log_(Pair<V> p) {
   return {log_(p.a), log_(p.b)};
 }
+template <class V>
+FK_INLINE Pair<V> tanh_(Pair<V> p) {
+  return {tanh_(p.a), tanh_(p.b)};
+}
 
 }  // namespace fk::FK_ISA

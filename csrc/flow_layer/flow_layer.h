@@ -1,21 +1,18 @@
 // Launchers of whole flow layers, on raw pointers: a conditioner, a univariate map of each feature with the parameters
 // the conditioner returns, and the log-determinant. No torch, no Python.
 #pragma once
+#include "../affine/affine.h"
 #include "../masked_linear/net.h"
 #include "../rqs/rqs.h"
 
 namespace fk {
 
-// y = s v + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale, or 1.
-enum class MapKind : int { rqs = 0, affine_exp, affine_softplus, affine_sigmoid, additive };
-
 struct UnivariateMap {
-  MapKind kind;
-  double min_scale;
-  bool inverse;
-  RqsSpec rqs;  // where kind is rqs
+  bool is_affine;
+  AffineSpec affine;  // this one,
+  RqsSpec rqs;        // or that
 
-  int params() const { return kind == MapKind::rqs ? rqs.params() : kind == MapKind::additive ? 1 : 2; }
+  int params() const { return is_affine ? affine.params() : rqs.params(); }
 };
 
 // The features `columns` of x are mapped, given the features `in_columns`; the others stay as they are. The net returns

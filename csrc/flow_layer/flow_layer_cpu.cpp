@@ -113,7 +113,8 @@ struct Run {
     const Call<S> call(a.net, backward, deal.parts, threads);
     const Net<S>& net = call.net;
     const auto make_tile = [&] {
-      return in_scratch([&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.strips(), backward, arena); });
+      return in_scratch(Scratch::tile,
+                        [&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.strips(), backward, arena); });
     };
     if (!backward) {
       deal.share([&](const auto& next) {

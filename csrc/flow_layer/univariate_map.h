@@ -1,7 +1,7 @@
 // The univariate maps of a flow layer, on one strip of rows: parameters arrive as [param][kStrip rows].
 #pragma once
+#include "../affine/affine_lanes.h"
 #include "../common/arena.h"
-#include "../masked_linear/activation.h"
 #include "../masked_linear/gemm.h"
 #include "../rqs/rqs_lanes.h"
 #include "flow_layer.h"
@@ -36,7 +36,7 @@ struct SplineMap {
   Block<S>* blocks;  // [2]
   bool inverse;
 
-  SplineMap(const UnivariateMap& m, Arena& arena) : c(m.rqs), blocks(arena.take<Block<S>>(2)), inverse(m.inverse) {}
+  SplineMap(const UnivariateMap& m, Arena& arena) : c(m.rqs), blocks(arena.take<Block<S>>(2)), inverse(m.rqs.inverse) {}
 
   FK_INLINE void load_params(const ParamRows<S>& params) const {
     using V = typename Simd<S>::V;
@@ -70,59 +70,21 @@ struct SplineMap {
 template <class S>
 struct AffineMap {
   using T = Pair<typename Simd<S>::V>;
-  MapKind kind;
-  S min_scale;
-  bool inverse;
+  Affine<S> map;
+  bool additive;
 
-  AffineMap(const UnivariateMap& m, Arena&) : kind(m.kind), min_scale(S(m.min_scale)), inverse(m.inverse) {}
+  AffineMap(const UnivariateMap& m, Arena&) : map(m.affine), additive(m.affine.scale == AffineScale::additive) {}
 
-  struct Scale {
-    T s, log_s, slope, log_slope;  // slopes: d s / d u and d log s / d u, finite where s underflows
-  };
-
-  FK_INLINE Scale scale_at(T u) const {
-    const T one = T{} + S(1);
-    switch (kind) {
-      case MapKind::affine_exp: {
-        const T s = exp_(u);
-        return {s, u, s, one};
-      }
-      case MapKind::affine_softplus: {
-        const T s = max_(u, T{}) + log1p_unit(exp_(-abs_(u))) + min_scale;
-        const T slope = sigmoid_(u);
-        return {s, log_(s), slope, slope / s};
-      }
-      case MapKind::affine_sigmoid: {
-        const T q = sigmoid_(u + S(2)), s = q + min_scale;
-        const T slope = q * (1 - q);
-        return {s, log_(s), slope, slope / s};
-      }
-      default: return {one, T{}, T{}, T{}};
-    }
-  }
-  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(kind == MapKind::additive ? 0 : 1)); }
-  FK_INLINE T logit(const ParamRows<S>& p) const { return load_strip(p.row(0)); }
+  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_strip(p.row(0)); }
+  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(additive ? 0 : 1)); }
 
   void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
-    const Scale k = scale_at(logit(params));
-    *out = inverse ? (v - shift(params)) / k.s : k.s * v + shift(params);
-    *ladj = inverse ? -k.log_s : k.log_s;
+    map.eval(logit(params), shift(params), v, out, ladj);
   }
 
   T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
-    const Scale k = scale_at(logit(params));
-    T g_v, g_logit, g_shift;
-    if (inverse) {
-      const T x = (v - shift(params)) / k.s;
-      g_v = g_out / k.s;
-      g_shift = -g_v;
-      g_logit = -(g_out * x + g_ladj) * k.log_slope;
-    } else {
-      g_v = g_out * k.s;
-      g_shift = g_out;
-      g_logit = g_out * v * k.slope + g_ladj * k.log_slope;
-    }
-    const bool additive = kind == MapKind::additive;
+    T g_logit, g_shift;
+    const T g_v = map.grad(logit(params), shift(params), v, g_out, g_ladj, &g_logit, &g_shift);
     store_strip(grads.row(additive ? 0 : 1), g_shift);
     if (!additive) store_strip(grads.row(0), g_logit);
     return g_v;
@@ -140,7 +102,7 @@ struct MapType {
 // Calls f with the type of the map as a value's type: f(MapType<..>()).
 template <class S, class F>
 void by_map(const UnivariateMap& m, const F& f) {
-  if (m.kind != MapKind::rqs)
+  if (m.is_affine)
     f(MapType<AffineMap<S>>());
   else if (m.rqs.clip_size != 0)
     f(MapType<SplineMap<S, true>>());

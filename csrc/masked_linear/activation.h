@@ -14,18 +14,6 @@ FK_INLINE V sigmoid_(V v) {
   return select(v >= 0, q, e * q);
 }
 
-// 1 - 2 / (e^2|v| + 1) from 1 on. Below, where that cancels, v minus a small correction: a Pade approximant, error
-// 1e-19. Slopes are 1 - tanh^2, so that an ulp here is many there.
-template <class V>
-FK_INLINE V tanh_(V v) {
-  using S = typename ScalarOf<V>::S;
-  const V a = abs_(v), e = exp_(-2 * a), far = 1 - 2 * e / (1 + e), t = v * v;
-  const V num = S(218243025) + t * (S(16081065) + t * (S(289575) + t * (S(1430) + t)));
-  const V den = S(654729075) + t * (S(310134825) + t * (S(18918900) + t * (S(315315) + t * (S(1485) + t))));
-  const V r = select(a < 1, a - a * (t * (num / den)), far);
-  return select(v < 0, -r, select(v == v, r, v));
-}
-
 // e^v - 1 for v <= 0: by 2 tanh(v/2) / (1 - tanh(v/2)), which keeps its digits near zero.
 template <class V>
 FK_INLINE V expm1_nonpositive(V v) {

@@ -18,7 +18,8 @@ void fwd(const NetArgs& args, int threads) {
   const Net<S>& net = call.net;
   const Packed<S>& last = net.last();
   deal.share([&](const auto& next) {
-    const auto tile = in_scratch([&](Arena& arena) { return Tile<S>(net, deal.strips(), false, arena); });
+    const auto tile =
+        in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.strips(), false, arena); });
     RowTile rows;
     while (next(&rows)) {
       load_input(args, net, rows, tile.a[0]);
@@ -40,7 +41,7 @@ void bwd(const NetArgs& args, int threads) {
   // What left the net is computed again only where a slope needs it and it was not handed in.
   const bool slope = end != Activation::identity, have_y = args.y && from_output(end);
   deal.run([&](int part, int64_t b, int64_t e) {
-    const auto tile = in_scratch([&](Arena& arena) { return Tile<S>(net, deal.strips(), true, arena); });
+    const auto tile = in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.strips(), true, arena); });
     const Sums<S>* sums = call.clear(part);
     const auto load_output = [&](const RowTile& rows, const void* from, S* to) {
       load_strips(rows, static_cast<const S*>(from), last.n_out, last.n_out, last.out_rank, last.out_width, to);

@@ -2,7 +2,6 @@
 // nothing between input and output leaves the cache, and backward computes it again instead of reading it back.
 #pragma once
 #include "../common/parallel.h"
-#include "../common/workspace.h"
 #include "activation.h"
 #include "net.h"
 #include "pack.h"
@@ -415,14 +414,5 @@ struct Call {
       }
   }
 };
-
-// What `build(arena)` makes, in this thread's own scratch memory. Called twice: once to count.
-template <class F>
-auto in_scratch(const F& build) {
-  Arena counted(nullptr);
-  build(counted);
-  Arena arena(workspace(Scratch::tile, counted.used()));
-  return build(arena);
-}
 
 }  // namespace fk::FK_ISA

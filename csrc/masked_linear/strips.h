@@ -31,43 +31,55 @@ FK_INLINE void strip_rows(const RowTile& t, int64_t strip, S* base, int64_t stri
   }
 }
 
-// x [.., n] -> strips; feature j lands in row rank[j] (j where rank is null) of `width`.
+// A strip of n features from the rows it is made of; feature j lands in row rank[j] (j where rank is null).
 template <class S>
-void load_strips(const RowTile& t, const S* x, int64_t stride, int64_t n, const int32_t* rank, int64_t width, S* out) {
+FK_INLINE void load_strip(const S* const* rows, int64_t n, const int32_t* rank, S* out) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
+  int64_t j = 0;
+  for (; j + Q <= n; j += Q)
+    for (int g = 0; g < 2; ++g) {
+      V v[Q];
+      gather_block(rows + g * L, j, v);
+      for (int i = 0; i < Q; ++i) store(out + (rank ? rank[j + i] : j + i) * kStrip<S> + g * L, v[i]);
+    }
+  for (; j < n; ++j)
+    for (int l = 0; l < kStrip<S>; ++l) out[(rank ? rank[j] : j) * kStrip<S> + l] = rows[l][j];
+}
+
+// The way back.
+template <class S>
+FK_INLINE void store_strip(const S* in, int64_t n, const int32_t* rank, S* const* rows) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>, Q = kQuad<S>;
+  int64_t j = 0;
+  for (; j + Q <= n; j += Q)
+    for (int g = 0; g < 2; ++g) {
+      V v[Q];
+      for (int i = 0; i < Q; ++i) v[i] = load<V>(in + (rank ? rank[j + i] : j + i) * kStrip<S> + g * L);
+      scatter_block(rows + g * L, j, v);
+    }
+  for (; j < n; ++j)
+    for (int l = 0; l < kStrip<S>; ++l) rows[l][j] = in[(rank ? rank[j] : j) * kStrip<S> + l];
+}
+
+// x [.., n] -> strips of `width` rows.
+template <class S>
+void load_strips(const RowTile& t, const S* x, int64_t stride, int64_t n, const int32_t* rank, int64_t width, S* out) {
   for (int64_t s = 0; s < t.strips<S>(); ++s, out += width * kStrip<S>) {
     const S* rows[kStrip<S>];
     strip_rows<const S>(t, s, x, stride, nullptr, rows);
-    int64_t j = 0;
-    for (; j + Q <= n; j += Q)
-      for (int g = 0; g < 2; ++g) {
-        V v[Q];
-        gather_block(rows + g * L, j, v);
-        for (int i = 0; i < Q; ++i) store(out + (rank ? rank[j + i] : j + i) * kStrip<S> + g * L, v[i]);
-      }
-    for (; j < n; ++j)
-      for (int l = 0; l < kStrip<S>; ++l) out[(rank ? rank[j] : j) * kStrip<S> + l] = rows[l][j];
+    load_strip(rows, n, rank, out);
   }
 }
 
 // Strips -> y [.., n], rows n apart. `spare`: n scalars where rows past the end go.
 template <class S>
 void store_strips(const RowTile& t, const S* in, int64_t width, const int32_t* rank, int64_t n, S* y, S* spare) {
-  using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, Q = kQuad<S>;
   for (int64_t s = 0; s < t.strips<S>(); ++s, in += width * kStrip<S>) {
     S* rows[kStrip<S>];
     strip_rows<S>(t, s, y, n, spare, rows);
-    int64_t j = 0;
-    for (; j + Q <= n; j += Q)
-      for (int g = 0; g < 2; ++g) {
-        V v[Q];
-        for (int i = 0; i < Q; ++i) v[i] = load<V>(in + (rank ? rank[j + i] : j + i) * kStrip<S> + g * L);
-        scatter_block(rows + g * L, j, v);
-      }
-    for (; j < n; ++j)
-      for (int l = 0; l < kStrip<S>; ++l) rows[l][j] = in[(rank ? rank[j] : j) * kStrip<S> + l];
+    store_strip(in, n, rank, rows);
   }
 }
 

@@ -78,6 +78,11 @@ def pixels(x: Tensor, channel_dim: int) -> int:
     return 1 if channel_dim == -1 else x.shape[2:].numel()
 
 
+def signed_pixels(x: Tensor, channel_dim: int, inverse: bool) -> int:
+    """What a channel's logarithm counts in ladj."""
+    return -pixels(x, channel_dim) if inverse else pixels(x, channel_dim)
+
+
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for y: strides as those of x where x is dense, so that channels_last stays channels_last."""
     return torch.empty_like(x, dtype=dtype)
@@ -87,3 +92,62 @@ def fake(x: Tensor, channel_dim: int, tensors: Sequence[Tensor]) -> tuple[Tensor
     """y and ladj without values, for compilers."""
     dtype = out_dtype(tensors)
     return like(x, dtype), x.new_empty(ladj_shape(x, channel_dim), dtype=wide(dtype))
+
+
+# ---- how compiled kernels walk a tensor ----
+
+
+def sizes(x: Tensor, channel_dim: int) -> tuple[int, int, int, int, int]:
+    """Images, pixels, channels, entries of ladj, pixels of each. Rows of features are the pixels of one image."""
+    C = x.shape[channel_dim]
+    if channel_dim == 1:
+        n = x.shape[2:].numel()
+        return x.shape[0], n, C, x.shape[0], n
+    rows = x.shape[:-1].numel()
+    return 1, rows, C, rows, 1
+
+
+def walkable(t: Tensor, channel_dim: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """The tensor, copied where it must be, and its pointer and strides of image, channel and pixel.
+
+    Kernels need the pixels of an image at even distances, and pixels or channels side by side.
+    """
+    if t.is_neg():
+        t = t.resolve_neg()
+    if not t.is_contiguous():
+        strides = _strides(t, channel_dim)
+        if strides is not None:
+            return t, (t.data_ptr(), *strides)
+        t = t.contiguous()
+    C = t.shape[channel_dim]
+    if channel_dim == -1:
+        return t, (t.data_ptr(), 0, 1, C)
+    n = t.shape[2:].numel()
+    return t, ((t.data_ptr(), C * n, n, 1) if n > 1 else (t.data_ptr(), C, 1, C))
+
+
+def _strides(t: Tensor, channel_dim: int) -> tuple[int, int, int] | None:
+    # The pixels' dims as one, if they can be: sizes of 1 have no say.
+    shape, stride = (t.shape[:-1], t.stride()[:-1]) if channel_dim == -1 else (t.shape[2:], t.stride()[2:])
+    pixel = expected = None
+    for n, s in zip(reversed(shape), reversed(stride), strict=True):
+        if n == 1:
+            continue
+        if expected is not None and s != expected:
+            return None
+        pixel = s if pixel is None else pixel
+        expected = n * s
+    channel = t.stride(channel_dim)
+    if t.shape[channel_dim] == 1:  # has no neighbours
+        channel = 0 if channel_dim == 1 and pixel == 1 else 1
+    image = 0 if channel_dim == -1 else t.stride(0)
+    if pixel is None:  # one pixel: the next one is that of the next image
+        pixel = image if channel == 1 else 1
+    return (image, channel, pixel) if channel == 1 or pixel == 1 else None
+
+
+def writable(like: Tensor, channel_dim: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Where a kernel writes in place of `like`: itself, or a contiguous tensor."""
+    if like.is_contiguous() or _strides(like, channel_dim) is not None:
+        return walkable(like, channel_dim)
+    return walkable(torch.empty(like.shape, dtype=like.dtype), channel_dim)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .base import Transform, check_images
 from .split import FeatureSplit
-from .univariate import Univariate
+from .univariate import Affine, Univariate
 
 
 def checkerboard(channels: int, height: int, width: int, phase: int = 0) -> Tensor:
@@ -110,7 +110,10 @@ class ImageCoupling(Transform):
         check_images("transforms.ImageCoupling", x, self.channels)
         if self.split is not None:
             identity, transformed = self.split.split(x)
-            transformed, ladj = self.univariate(transformed, self._params(identity, context), inverse, 3)
+            params, part = self._params(identity, context), self.split.part
+            if isinstance(self.univariate, Affine) and part is not None:  # writes the whole image in the same pass
+                return self.univariate(x, params, inverse, 3, part=part)
+            transformed, ladj = self.univariate(transformed, params, inverse, 3)
             return self.split.merge(x, identity, transformed), ladj
         if x.shape[-3:] != self.mask.shape:
             raise ValueError(

@@ -74,6 +74,11 @@ class FeatureSplit(nn.Module):
             return x[(..., kept, *rest)], x[(..., moved, *rest)]
         return x.index_select(self._dim, self._kept), x.index_select(self._dim, self._moved)
 
+    @property
+    def part(self) -> slice | None:
+        """The slice of what is transformed, where it is one."""
+        return self._slices[1]
+
     def merge(self, x: Tensor, identity: Tensor, transformed: Tensor) -> Tensor:
         """Puts the parts of ``x`` back in its order."""
         if self.n_identity == 0:

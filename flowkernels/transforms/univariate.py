@@ -177,7 +177,13 @@ class Affine:
         object.__setattr__(self, "identity", (0.0,) if self.scale == "additive" else (logit, 0.0))
 
     def __call__(
-        self, x: Tensor, params: Tensor, inverse: bool, event_dims: int = 1, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        params: Tensor,
+        inverse: bool,
+        event_dims: int = 1,
+        mask: Tensor | None = None,
+        part: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
         return affine(
             x,
@@ -185,6 +191,7 @@ class Affine:
             scale=self.scale,
             min_scale=self.spec.min_scale,
             clamp=self.clamp,
+            part=part,
             mask=mask,
             event_dims=event_dims,
             inverse=inverse,

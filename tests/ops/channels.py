@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tests.numbers import assert_within_rule
+from tests.ops.masked import backends_of
 
 # (shape of x, channel_dim), and why
 SHAPES = {
@@ -70,3 +74,56 @@ def values_and_gradients(
     grads = torch.autograd.grad([y, ladj], wanted, [weights(y, 1), weights(ladj, 2)], allow_unused=True)
     filled = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
     return [y.detach(), ladj.detach(), *filled]
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Integers stay integers."""
+    return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+
+
+def rows_of(t: Tensor, channel_dim: int) -> np.ndarray:
+    """[pixels, C] in the widest floats there are, 64 bits of mantissa on x86: the truth of float64."""
+    moved = t.movedim(channel_dim, -1)
+    return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1]).numpy().astype(np.longdouble)
+
+
+def assert_numbers(
+    op: str,
+    f: Callable[..., tuple[Tensor, Tensor]],
+    exact: Callable[..., list[np.ndarray]],
+    draws: Sequence[list[Tensor]],
+    names: Sequence[str],
+    dtype: torch.dtype,
+    isas: Iterable[str],
+    **settings: Any,
+) -> None:
+    """Values and gradients of every backend, by the numbers rule on the largest error in all draws and on the 2-norm.
+
+    ``exact(tensors, grad_y, grad_ladj, **settings)``: values (y by rows) and gradients, in longdouble. The gradients of
+    outputs are random: where they alternate from pixel to pixel a sum in lanes rounds what a sum in order never sees.
+    """
+
+    def run(backend: str, tensors: list[Tensor]) -> list[Tensor]:
+        return values_and_gradients(f, tensors, backend=backend, **settings)
+
+    dim = settings["channel_dim"]
+    given = [cast(t, dtype) for t in draws]
+    eager = [run("reference", t) for t in given]
+    truth = []
+    for tensors, (y, ladj, *_) in zip(given, eager, strict=True):
+        right = exact(cast(tensors, torch.float64), weights(y, 1).double(), weights(ladj, 2).double(), **settings)
+        lead = tensors[0].movedim(dim, -1).shape
+        flat = [torch.from_numpy(r.astype(np.float64)) for r in right]
+        for i in (0, 2):  # y and the gradient of x
+            flat[i] = flat[i].reshape(lead).movedim(-1, dim)
+        truth.append(flat)
+    for isa in isas:
+        for backend in backends_of(op):
+            found = [run(backend, t) for t in given]
+            for i, name in enumerate(names):
+                mine, its, right = (torch.stack([draw[i] for draw in of]) for of in (found, eager, truth))
+                assert mine.dtype == its.dtype
+                assert_within_rule(mine, its, right, f"{backend}, {isa}: {name}")
+                error, of_eager = ((t.double() - right).norm() for t in (mine, its))
+                few = 4 * torch.finfo(mine.dtype).eps * right.norm()
+                assert error <= 2 * of_eager + few, f"{backend}, {isa}: {name}: {error:.3g}, eager {of_eager:.3g}"

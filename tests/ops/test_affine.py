@@ -7,6 +7,9 @@ import torch
 
 from flowkernels import ops
 from flowkernels.transforms import Affine
+from tests.cases import SHAPES
+from tests.numbers import assert_within_rule
+from tests.ops.spline import weights
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
@@ -95,9 +98,8 @@ def test_transforms_and_compile(scale, floor) -> None:
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
-    torch.library.opcheck(
-        torch.ops.flowkernels.affine.default, (x, params, None, None, scale, floor, False, 2.0, 1, False, "reference")
-    )
+    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, 0, 0, 1, "cpu")
+    torch.library.opcheck(torch.ops.flowkernels.affine.default, call)
 
 
 def test_extreme_logits() -> None:
@@ -131,6 +133,155 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         slope = of_ladj[u[:, 0] == -100, 0, 0]
         expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0}
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
+
+
+# ---- the kernel against the reference ----
+
+
+def values_and_gradients(x, params, **settings) -> list[torch.Tensor]:
+    """y, ladj, and the gradients of x and of the params, for weights that no element shares."""
+    leaves = [t.detach().requires_grad_() for t in ([x, params] if isinstance(params, torch.Tensor) else [x, *params])]
+    y, ladj = ops.affine(leaves[0], leaves[1] if len(leaves) == 2 else leaves[1:], **settings)
+    outputs = [(o, weights(o)) for o in (y, ladj) if o.requires_grad]
+    return [y.detach(), ladj.detach(), *torch.autograd.grad([o for o, _ in outputs], leaves, [g for _, g in outputs])]
+
+
+NAMES = ("y", "ladj", "grad x", "grad params")
+MIXED = [(torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.float32),
+         (torch.float64, torch.float32), (torch.float32, torch.float64), (torch.bfloat16, torch.float16)]  # fmt: skip
+
+
+def assert_numbers(all_isas, dtypes, **settings) -> None:
+    x, params = draw((203, 33), settings["scale"])
+    x, params = x.to(dtypes[0]), (1.5 * params).to(dtypes[1])
+    given = [weights(t) for t in values_and_gradients(x, params, backend="reference", **settings)[:2]]
+    leaves = [t.double().requires_grad_() for t in (x, params)]
+    exact = ops.affine(*leaves, backend="reference", **settings)
+    outputs = [(o, g.double()) for o, g in zip(exact, given, strict=True) if o.requires_grad]
+    truth = [*exact, *torch.autograd.grad([o for o, _ in outputs], leaves, [g for _, g in outputs])]
+    eager = values_and_gradients(x, params, backend="reference", **settings)
+    for isa in all_isas:
+        found = values_and_gradients(x, params, backend="cpu", **settings)
+        for name, mine, its, right in zip(NAMES, found, eager, truth, strict=True):
+            assert mine.dtype == its.dtype
+            assert_within_rule(mine, its, right.detach(), f"{isa}: {name}")
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True])
+def test_numbers(all_isas, scale, floor, inverse, dtype) -> None:
+    assert_numbers(all_isas, (dtype, dtype), scale=scale, min_scale=floor, inverse=inverse)
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+@pytest.mark.parametrize("scale", ["sigmoid", "additive"])
+def test_numbers_of_mixed_dtypes(all_isas, scale, dtypes) -> None:
+    assert_numbers(all_isas, dtypes, scale=scale)
+
+
+@pytest.mark.parametrize("clamp", [0.3, 5.0, 100.0])
+def test_numbers_of_clamps(all_isas, clamp) -> None:
+    assert_numbers(all_isas, (torch.float32, torch.float32), scale="tanh", clamp=clamp)
+
+
+LAYOUTS = {
+    "packed": lambda u, t: torch.stack([u, t], -1),
+    "blocks": lambda u, t: torch.cat([u, t], -1).unflatten(-1, (2, -1)).mT,
+    "pair": lambda u, t: (u, t),
+    "expanded": lambda u, t: (u.new_tensor(0.3).expand(u.shape), t),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_shape_gives_the_bits_of_a_column(all_isas, shape, layout) -> None:
+    """Wherever an element lies, and whatever lies beside it."""
+    (x, params), n = draw(shape.x, "sigmoid", torch.float32), math.prod(shape.x)
+    laid_out = LAYOUTS[layout](*params.unbind(-1))
+    u, t = laid_out.unbind(-1) if isinstance(laid_out, torch.Tensor) else laid_out
+    more = torch.zeros(64)
+    for _ in all_isas:
+        found = values_and_gradients(x, laid_out, scale="sigmoid", backend="cpu")
+        leaves = [torch.cat([v.reshape(-1), more])[:, None].requires_grad_() for v in (x, u, t)]
+        y, ladj = ops.affine(leaves[0], leaves[1:], scale="sigmoid", backend="cpu")
+        g_y = torch.cat([weights(x).reshape(-1), more])[:, None]
+        g_ladj = torch.cat([weights(found[1])[..., None].expand(x.shape).reshape(-1), more])
+        grads = torch.autograd.grad([y, ladj], leaves, [g_y, g_ladj])
+        g_params = torch.stack([grads[1], grads[2]], -1) if len(found) == 4 else None
+        for mine, column in zip(
+            found, [y, None, grads[0], *(grads[1:] if g_params is None else [g_params])], strict=True
+        ):
+            assert column is None or torch.equal(mine, column[:n, 0].reshape(mine.shape))
+        expected = ladj[:n].reshape(x.shape).double().sum(-1).float()
+        torch.testing.assert_close(found[1], expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_threads_do_not_change_a_bit(threads, dims) -> None:
+    (x, u, t), found = image(torch.float32, (64, 6, 16, 15)), []
+    for n in (1, 2, 3):
+        threads(n)
+        found.append(values_and_gradients(x, IMAGE_LAYOUTS["blocks"](u, t), event_dims=dims, backend="cpu"))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("pair", [False, True])
+def test_only_the_gradients_that_are_wanted(needs, pair) -> None:
+    (x, u, t) = leaves = image()
+    for leaf, n in zip(leaves, needs, strict=True):
+        leaf.requires_grad_(n)
+    y, _ = ops.affine(x, (u, t) if pair else torch.stack([u, t], -1), event_dims=3, backend="cpu")
+    found = torch.autograd.grad(y.sum(), [v for v in leaves if v.requires_grad])
+    torch.testing.assert_close(found[0], [u.exp(), x * u.exp(), torch.ones_like(t)][needs.index(True)].detach())
+
+
+def test_backward_saves_the_inputs_and_nothing_else() -> None:
+    x, u, t = (v.requires_grad_() for v in image())
+    mask, saved = torch.tensor([True, False] * 3), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: saved.append(v) or v, lambda v: v):
+        ops.affine(x, (u, t), mask=mask, event_dims=3, backend="cpu")
+    assert sorted(v.data_ptr() for v in saved) == sorted(v.data_ptr() for v in (x, u, t, mask))
+
+
+def test_one_output_has_a_gradient_and_a_strange_one() -> None:
+    x, u, t = (v.requires_grad_() for v in image())
+    y, ladj = ops.affine(x, (u, t), scale="sigmoid", event_dims=3, backend="cpu")
+    one = torch.ones((), dtype=y.dtype)
+    for output, strange in (
+        (y, one.expand(y.shape)),
+        (ladj, one.expand(3)),
+        (y, torch.ones_like(y).mT.contiguous().mT),
+    ):
+        found = torch.autograd.grad(output, (x, u, t), strange, retain_graph=True, materialize_grads=True)
+        dense = torch.autograd.grad(output, (x, u, t), strange.contiguous(), retain_graph=True, materialize_grads=True)
+        assert all(torch.equal(a, b) for a, b in zip(found, dense, strict=True))
+
+
+def test_negative_views() -> None:
+    x, u, t = (torch.ops.aten._neg_view(v) for v in image())
+    plain = [-v.resolve_neg() for v in (x, u, t)]
+    found = ops.affine(x, (u, t), backend="cpu")
+    torch.testing.assert_close(found, ops.affine(-plain[0], (-plain[1], -plain[2]), backend="cpu"))
+
+
+def test_compiled_with_views_and_masks() -> None:
+    """Strides that the compiler assumes are those that the kernel gives."""
+    x, u, t = (v.requires_grad_() for v in image())
+    h = torch.cat([u, t], 1)
+
+    def step(x, h, mask):
+        x = x.to(memory_format=torch.channels_last)
+        y, ladj = ops.affine(x, h.unflatten(1, (2, -1)).movedim(1, -1), scale="sigmoid", mask=mask, event_dims=3)
+        return y.sin().sum() + ladj.square().sum()
+
+    for mask in (None, MASKS["checkerboard"]):
+        torch._dynamo.reset()
+        expected = torch.autograd.grad(step(x, h, mask), (x, u, t), retain_graph=True)
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+        found = torch.autograd.grad(compiled(x, h, mask), (x, u, t), retain_graph=True)
+        torch.testing.assert_close(found, expected)
 
 
 # ---- layouts: a view of a conditioner's output is read where it lies ----
@@ -219,6 +370,51 @@ def test_y_keeps_the_memory_order_of_x() -> None:
     x, u, t = (v.to(memory_format=torch.channels_last) for v in image())
     y, _ = ops.affine(x, (u, t), event_dims=3)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+PARTS = [slice(2, 4), slice(0, 2), slice(1, 3), slice(0, None, 2), slice(1, None, 2), slice(0, 4, 3), slice(-1, None),
+         slice(None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("layout", ["dense", "channels last", "second half of the channels"])
+def test_part(part, inverse, layout, backend) -> None:
+    """Split, map and merge, in one."""
+    x, u, t = image()
+    leaves = [x.requires_grad_(), *(v[:, part].detach().requires_grad_() for v in (u, t))]
+    settings = {"scale": "sigmoid", "event_dims": 3, "inverse": inverse, "backend": backend}
+    laid_out = X_LAYOUTS[layout](x)
+    y, ladj = ops.affine(laid_out, leaves[1:], part=part, **settings)
+    y_part, ladj_part = ops.affine(x[:, part], leaves[1:], **settings)
+    y_expected = x.slice_scatter(y_part, 1, part.start, part.stop, part.step or 1)
+    assert torch.equal(y, y_expected)
+    torch.testing.assert_close(ladj, ladj_part)
+    for outputs, others in (((y, ladj), (y_expected, ladj_part)), ((ladj,), (ladj_part,)), ((y,), (y_expected,))):
+        g = [weights(o) for o in outputs]
+        found = torch.autograd.grad(outputs, leaves, g, retain_graph=True, materialize_grads=True)
+        torch.testing.assert_close(
+            found, torch.autograd.grad(others, leaves, g, retain_graph=True, materialize_grads=True)
+        )
+
+
+def test_part_and_mask_and_packed_params() -> None:
+    x, u, t = (v[:, :4].requires_grad_() for v in image())
+    mask = MASKS["checkerboard"]
+
+    def f(x, u, t):
+        params = torch.stack([u, t], -1)[:, 1::2]
+        return ops.affine(x, params, part=slice(1, None, 2), mask=mask, event_dims=3)
+
+    y, ladj = f(x, u, t)
+    y_2, ladj_2 = ops.affine(x[:, 1::2], (u[:, 1::2], t[:, 1::2]), mask=mask, event_dims=3)
+    assert torch.equal(y[:, ::2], x[:, ::2]) and torch.equal(y[:, 1::2], y_2) and torch.equal(ladj, ladj_2)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, u, t), (y, ladj))
+    small = [v[:1, :2, :2, :2].detach().requires_grad_() for v in (x, u, t)]
+    g = lambda x, u, t: ops.affine(x, (u[:, 1:], t[:, 1:]), part=slice(1, 2), mask=mask[:, :2, :2], event_dims=3)  # noqa: E731
+    assert torch.autograd.gradcheck(g, small, check_forward_ad=True) and torch.autograd.gradgradcheck(g, small)
 
 
 # ---- masks ----
@@ -348,6 +544,15 @@ X, P = torch.zeros(4, 3), torch.zeros(4, 3, 2)
             r"two params must be .* = \[4, 3\], got \[\[4, 3\], \[4, 2\]\]",
         ),
         (lambda: ops.affine(X, (X, X.double())), ValueError, "of one dtype on one device, got torch.float32 .*float64"),
+        (lambda: ops.affine(X, P, part=1), TypeError, "part must be a slice, got int 1"),
+        (
+            lambda: ops.affine(X, P, part=slice(3, 3)),
+            ValueError,
+            r"part must select some of 3 features, .*\(3, 3, None",
+        ),
+        (lambda: ops.affine(X, P, part=slice(None, None, -1)), ValueError, "part must select some of 3 features"),
+        (lambda: ops.affine(X, P, part=slice(1, 3)), ValueError, r"= \[4, 2, 2\], got \[4, 3, 2\]"),
+        (lambda: ops.affine(X, (X, X), part=slice(2)), ValueError, r"= \[4, 2\], got \[\[4, 3\], \[4, 3\]\]"),
         (lambda: ops.affine(X, P, mask=[True] * 3), TypeError, "mask must be a tensor, got list"),
         (lambda: ops.affine(X, P, mask=X[0].to("meta")), ValueError, "mask must be on the device of x = cpu, got meta"),
         (lambda: ops.affine(X, P, mask=X[0, :2]), ValueError, r"mask must broadcast to the event \[3\], got \[2\]"),

@@ -163,7 +163,7 @@ def test_the_inverse_undoes(isa) -> None:
 # ---- the maps and nets of the kernel that no op calls yet ----
 
 
-def through_the_module(kind: int, min_scale: float, inverse: bool, tensors: list[Tensor], made: MADE) -> list[Tensor]:
+def through_the_module(scale: int, min_scale: float, inverse: bool, tensors: list[Tensor], made: MADE) -> list[Tensor]:
     """y, ladj and every gradient of an autoregressive affine layer, by the compiled module itself."""
     C: Any = _native.C
     x, *rest = tensors
@@ -173,7 +173,7 @@ def through_the_module(kind: int, min_scale: float, inverse: bool, tensors: list
         layer.allocate_grads(rows)
     y, ladj, grad_x, every = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x), array("i", range(D))
     at, g, g_ladj = every.buffer_info()[0], weights(y), weights(ladj)
-    univariate, dtype = C.UnivariateMap(kind, min_scale, inverse), _native.DTYPES[x.dtype]
+    univariate, dtype = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse)), _native.DTYPES[x.dtype]
     same = (net.handle(), univariate, dtype, rows, D, x.data_ptr(), x.stride(0), at, at, D)
     C.flow_layer_fwd(*same, y.data_ptr(), ladj.data_ptr(), 0, 1)
     C.flow_layer_bwd(*same, g.data_ptr(), g_ladj.data_ptr(), grad_x.data_ptr(), 1)
@@ -181,7 +181,7 @@ def through_the_module(kind: int, min_scale: float, inverse: bool, tensors: list
     return [y, ladj, grad_x, *(t for t in grads if t is not None)]
 
 
-AFFINE = {"exp": (1, 0.0), "softplus": (2, 1e-3), "sigmoid": (3, 1e-3), "additive": (4, 0.0)}
+AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0)}
 
 
 @pytest.mark.parametrize("scale", AFFINE)

@@ -1,12 +1,14 @@
 """The LU linear map: its definition, its inverse, the numbers rule, layouts, gradients, every way PyTorch calls it."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flowkernels import ops
-from tests.numbers import assert_within_rule
-from tests.ops.channels import SHAPES, layouts, values_and_gradients
+from tests.ops.channels import SHAPES, assert_numbers, cast, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -28,10 +30,6 @@ def draw(shape: tuple[int, ...], channel_dim: int, seed: int = 0, scale: float =
     return [randn(*shape), lower, upper, 0.3 * randn(C), sign_s, torch.randperm(C, generator=g), randn(C)]
 
 
-def cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
-
-
 def dense(tensors: list[Tensor]) -> Tensor:
     """W, element by element."""
     _, lower, upper, log_s, sign_s, permutation, _ = tensors
@@ -46,6 +44,44 @@ def dense(tensors: list[Tensor]) -> Tensor:
             if j > i:
                 U[i, j] = upper[i, j]
     return P @ L @ U
+
+
+def exact(tensors: list[Tensor], grad_y: Tensor, grad_ladj: Tensor, *, channel_dim: int, inverse: bool) -> list:
+    """Values and gradients step by step, in longdouble."""
+    C = tensors[0].shape[channel_dim]
+    x, g = rows_of(tensors[0], channel_dim), rows_of(grad_y, channel_dim)
+    lower, upper, log_s, sign_s, p, bias = (t.numpy() for t in tensors[1:])
+    s = sign_s * np.exp(log_s.astype(np.longdouble))
+    L, U = np.tril(lower.astype(np.longdouble), -1) + np.eye(C), np.triu(upper.astype(np.longdouble), 1) + np.diag(s)
+
+    def solve(T: np.ndarray, rows: np.ndarray, order: Iterable[int]) -> np.ndarray:
+        """T^-1 of every row, by substitution in this order."""
+        found = np.zeros_like(rows)
+        for i in order:
+            found[:, i] = (rows[:, i] - found @ T[i]) / T[i, i]
+        return found
+
+    pixels = 1 if channel_dim == -1 else tensors[0].shape[2:].numel()
+    total = (-pixels if inverse else pixels) * log_s.astype(np.longdouble).sum()
+    back = np.argsort(p)
+    if inverse:
+        h = solve(L, (x - bias)[:, back], range(C))
+        y = solve(U, h, reversed(range(C)))
+        gh = solve(U.T, g, range(C))
+        gr = solve(L.T, gh, reversed(range(C)))
+        grad_x, sign, inner = gr[:, p], -1, y
+    else:
+        h = x @ U.T
+        y = (h @ L.T)[:, p] + bias
+        gr = g[:, back]
+        gh = gr @ L
+        grad_x, sign, inner = gh @ U, 1, x
+    grad_U = sign * gh.T @ inner
+    of_ladj = sign * pixels * grad_ladj.numpy().astype(np.longdouble).sum()
+    return [
+        y, np.full(grad_ladj.shape, total), grad_x, sign * np.tril(gr.T @ h, -1), np.triu(grad_U, 1),
+        np.diag(grad_U) * s + of_ladj, np.diag(grad_U) * s / sign_s, sign * gr.sum(0)[p],
+    ]  # fmt: skip
 
 
 def apply(W: Tensor, x: Tensor, bias: Tensor, channel_dim: int) -> Tensor:
@@ -102,32 +138,10 @@ def test_only_the_triangles_are_read(backend, inverse) -> None:
 @BOTH
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_numbers(shape, channel_dim, inverse, precision, all_isas) -> None:
-    """Values and all gradients, by the numbers rule, over draws: one error of a sum says little."""
-    settings = {"channel_dim": channel_dim, "inverse": inverse}
+    draws = [draw(shape, channel_dim, seed) for seed in range(4)]
     names = ("y", "ladj", "x", "lower", "upper", "log_s", "sign_s", "bias")
-    given = [
-        [t.to(precision) if t.is_floating_point() else t for t in draw(shape, channel_dim, seed)] for seed in (0, 1, 2)
-    ]
-    wide = [[t.double() if t.is_floating_point() else t for t in draws] for draws in given]
-    truth = [values_and_gradients(ops.lu_linear, t, backend="reference", **settings) for t in wide]
-    if precision == torch.float64:  # eager's own errors, where they can be seen
-        narrow = [cast(draws, torch.float32) for draws in given]
-        rounded = [cast(draws, torch.float64) for draws in narrow]
-        eager = [values_and_gradients(ops.lu_linear, t, backend="reference", **settings) for t in narrow]
-        base = [values_and_gradients(ops.lu_linear, t, backend="reference", **settings) for t in rounded]
-        eager = [
-            [t + 2.0**-29 * (e.double() - b) for t, e, b in zip(*three, strict=True)]
-            for three in zip(truth, eager, base, strict=True)
-        ]
-    else:
-        eager = [values_and_gradients(ops.lu_linear, t, backend="reference", **settings) for t in given]
-    for _ in all_isas:
-        for backend in backends_of("lu_linear"):
-            found = [values_and_gradients(ops.lu_linear, t, backend=backend, **settings) for t in given]
-            for i, name in enumerate(names):
-                mine, its, exact = (torch.stack([draw[i] for draw in draws]) for draws in (found, eager, truth))
-                assert mine.dtype == precision
-                assert_within_rule(mine, its, exact, f"{backend}: {name}")
+    settings = {"channel_dim": channel_dim, "inverse": inverse}
+    assert_numbers("lu_linear", ops.lu_linear, exact, draws, names, precision, all_isas, **settings)
 
 
 @EVERY

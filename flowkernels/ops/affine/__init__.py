@@ -23,6 +23,7 @@ def affine(
     min_scale: float = 0.0,
     clamp: float | None = None,
     shift_first: bool = False,
+    part: slice | None = None,
     mask: Tensor | None = None,
     event_dims: int = 1,
     inverse: bool = False,
@@ -56,7 +57,9 @@ def affine(
         min_scale: smallest scale of ``"softplus"`` and ``"sigmoid"``.
         clamp: largest \|log s\| of ``"tanh"``, 2 by default. Near u = 0 it is the exponential.
         shift_first: the order of ``params`` is shift | scale logit.
-        mask: True where an element is mapped; bool, or 0 and 1; broadcasts to the event.
+        part: the features (for images the channels: the first dim of the event) that are mapped; ``params`` and
+            ``mask`` are theirs alone, and the others pass. A coupling layer's split and merge at no cost.
+        mask: True where an element is mapped; bool, or 0 and 1; broadcasts to the event (to its part).
         event_dims: how many of the last dims of ``x`` are the event, that ``ladj`` is summed over: 1 for features, 3
             for images ``[N, C, H, W]``.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
@@ -88,7 +91,8 @@ def affine(
         (tensor([[4., 1.]]), tensor([0.]))
     """
     make = make_spec if torch.compiler.is_compiling() else cached_spec
-    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first)
+    bounds = () if part is None else _bounds(x, part, event_dims)
+    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first, *bounds)
     shift = None
     if not isinstance(params, Tensor):
         params, shift = _pair(params, spec)
@@ -97,6 +101,18 @@ def affine(
     if mask is not None and mask.dtype is not torch.bool:
         mask = mask.bool()
     return op(spec, backend, x, params, shift, mask)  # type: ignore[return-value]
+
+
+def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:
+    if not isinstance(part, slice):
+        raise TypeError(f"ops.affine: part must be a slice, got {type(part).__name__} {part!r:.60}")
+    if not isinstance(x, Tensor) or not isinstance(event_dims, int) or not 1 <= event_dims <= x.dim():
+        return 0, 0, 1  # said by the checks that follow
+    n = x.shape[-event_dims]
+    start, stop, step = part.indices(n)
+    if step < 1 or start >= stop:
+        raise ValueError(f"ops.affine: part must select some of {n} features, forwards, got {part}")
+    return start, stop, step
 
 
 def _pair(params: Sequence[Tensor], spec: AffineSpec) -> tuple[Tensor, Tensor]:
@@ -122,26 +138,26 @@ def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None,
         raise ValueError(f"ops.affine: x must be {dims}")
     if x.device != params.device:
         raise ValueError(f"ops.affine: params must be on the device of x = {x.device}, got {params.device}")
-    if shift is None and params.shape != (*x.shape, spec.n_params):
-        expected, given = [*x.shape, spec.n_params], list(params.shape)
+    shape = spec.mapped(x).shape
+    if shift is None and params.shape != (*shape, spec.n_params):
+        expected, given = [*shape, spec.n_params], list(params.shape)
         raise ValueError(f"ops.affine: params must be [..., D, P] = {expected}, got {given}")
     if shift is not None:
-        if not params.shape == shift.shape == x.shape:
+        if not params.shape == shift.shape == shape:
             given = [list(params.shape), list(shift.shape)]
-            raise ValueError(f"ops.affine: two params must be [..., D] = {list(x.shape)}, got {given}")
+            raise ValueError(f"ops.affine: two params must be [..., D] = {list(shape)}, got {given}")
         if (params.dtype, params.device) != (shift.dtype, shift.device):
             given = f"{params.dtype} on {params.device} and {shift.dtype} on {shift.device}"
             raise ValueError(f"ops.affine: two params must be of one dtype on one device, got {given}")
     if mask is not None:
-        _check_mask(x, mask, spec.event_dims)
+        _check_mask(x, mask, shape[x.dim() - spec.event_dims :])
 
 
-def _check_mask(x: Tensor, mask: Tensor, event_dims: int) -> None:
+def _check_mask(x: Tensor, mask: Tensor, event: torch.Size) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
     if mask.device != x.device:
         raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
-    event = x.shape[x.dim() - event_dims :]
     pairs = zip(reversed(mask.shape), reversed(event), strict=False)
-    if mask.dim() > event_dims or any(m not in (1, n) for m, n in pairs):
+    if mask.dim() > len(event) or any(m not in (1, n) for m, n in pairs):
         raise ValueError(f"ops.affine: mask must broadcast to the event {list(event)}, got {list(mask.shape)}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import reference
+from . import native, reference
 from .spec import AffineSpec
 
 
@@ -26,8 +26,9 @@ op = Op(
     "affine",
     spec_type=AffineSpec,
     reference=reference.fwd,
-    table={"reference": reference},
+    table={"cpu": native, "reference": reference},
     inputs=("x", "params", "shift?", "mask?"),
     n_outputs=2,
     fake=_fake,
+    grad_like=torch.empty_like,
 )

@@ -43,6 +43,15 @@ def fwd(
     spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x [..., *event], params [..., *event, P], or logit and shift like x; mask over the event → y and ladj [...]."""
+    y, ladj = _map(spec, spec.mapped(x), params, shift, mask)
+    if spec.in_part:
+        y = x.to(y.dtype).slice_scatter(y, -spec.event_dims, spec.start, spec.stop, spec.step)
+    return y, ladj
+
+
+def _map(
+    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if shift is not None:
         u, t = params, shift
     elif spec.scale == "additive":

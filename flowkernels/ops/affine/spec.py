@@ -7,6 +7,8 @@ import math
 import numbers
 from typing import NamedTuple, NoReturn
 
+from torch import Tensor
+
 SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive")  # the order of csrc/affine/affine.h
 CLAMP = 2.0
 
@@ -18,11 +20,34 @@ class AffineSpec(NamedTuple):
     clamp: float = CLAMP  # of "tanh"
     event_dims: int = 1
     shift_first: bool = False
+    # Which features (channels) are mapped, as a slice; stop 0: all of them.
+    start: int = 0
+    stop: int = 0
+    step: int = 1
 
     @property
     def n_params(self) -> int:
         """P: scale logit and shift, or the shift alone."""
         return 1 if self.scale == "additive" else 2
+
+    @property
+    def in_part(self) -> bool:
+        return self.stop > 0
+
+    def mapped(self, x: Tensor) -> Tensor:
+        """The part of x, or of anything shaped like it, that is mapped."""
+        if not self.in_part:
+            return x
+        return x[(..., slice(self.start, self.stop, self.step), *(slice(None),) * (self.event_dims - 1))]
+
+    def others(self, x: Tensor) -> list[Tensor]:
+        """The rest of x; all of it, the mapped part as well, where the rest is not a view or two."""
+        n, dim = x.shape[-self.event_dims], x.dim() - self.event_dims
+        if self.step == 1:
+            return [x.narrow(dim, 0, self.start), x.narrow(dim, self.stop, n - self.stop)]
+        if self.step == 2 and self.start < 2 and self.stop + 1 >= n:
+            return [self._replace(start=1 - self.start, stop=n).mapped(x)]
+        return [x]
 
 
 def _fail(name: str, contract: str, given: object) -> NoReturn:
@@ -40,6 +65,9 @@ def make_spec(
     clamp: float | None = None,
     event_dims: int = 1,
     shift_first: bool = False,
+    start: int = 0,
+    stop: int = 0,
+    step: int = 1,
 ) -> AffineSpec:
     """Checks every setting of `ops.affine` and returns them in the form the backends take."""
     if scale not in SCALES:
@@ -56,7 +84,7 @@ def make_spec(
         _fail("event_dims", "an integer from 1 on", event_dims)
     return AffineSpec(
         scale, float(min_scale), bool(inverse), CLAMP if clamp is None else float(clamp), int(event_dims),
-        bool(shift_first),
+        bool(shift_first), start, stop, step,
     )  # fmt: skip
 
 

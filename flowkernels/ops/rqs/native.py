@@ -29,20 +29,12 @@ def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _handle(spec: RqsSpec):
+def handle(spec: RqsSpec):
     clip = 1 / -math.log(spec.slope) if spec.clipped else 0.0
     return _native.C.RqsSpec(
         spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,
         spec.min_bin_height, spec.min_derivative, spec.logit_scale, 2 * clip, clip, spec.edge_logit, spec.inverse,
     )  # fmt: skip
-
-
-def _common_types(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """Casts to a pair the kernels have: equal types, or float32 with 16-bit params (autocast)."""
-    out = torch.promote_types(x.dtype, params.dtype)
-    if out == torch.float64:
-        params = params.double()
-    return x.to(out), params if out == torch.float32 else params.to(out)
 
 
 def _rows(x: Tensor, params: Tensor) -> list[tuple[int, int, int]]:
@@ -65,7 +57,7 @@ def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
         kind = DTYPES[dtype]
         return x, params, ([(x.numel() // D, D, D * P)] if D else [(0, 0, 0)], D, 1, P, kind, kind)
     if dtype is not params.dtype:
-        x, params = _common_types(x, params)
+        x, params = _native.common_types(x, params)
     if x.is_neg() or params.is_neg():  # the sign of an imaginary part is not in its memory
         x, params = x.resolve_neg(), params.resolve_neg()
     if params.stride(-1) != 1 and params.numel() > 0:
@@ -90,7 +82,7 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return y, ladj.zero_()
     _native.C.rqs_fwd(  # type: ignore[union-attr]
-        _handle(spec), *geometry, x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), _threads()
+        handle(spec), *geometry, x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), _threads()
     )
     return y, ladj
 
@@ -104,7 +96,7 @@ def bwd(
     grad_x, grad_params = _native.empty_like(x), _native.empty_like(params)
     if x.numel() > 0:
         _native.C.rqs_bwd(  # type: ignore[union-attr]
-            _handle(spec), *geometry, x.data_ptr(), params.data_ptr(),
+            handle(spec), *geometry, x.data_ptr(), params.data_ptr(),
             0 if grad_y is None else grad_y.data_ptr(), 0 if grad_ladj is None else grad_ladj.data_ptr(),
             grad_x.data_ptr(), grad_params.data_ptr(), _threads(),
         )  # fmt: skip

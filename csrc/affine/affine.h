@@ -1,0 +1,55 @@
+// Launchers of the affine map on raw pointers. No torch, no Python.
+#pragma once
+#include <vector>
+
+#include "../common/tensor.h"
+
+namespace fk {
+
+enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive };
+
+// y = s x + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale,
+// exp(clamp tanh(u / clamp)), or 1.
+struct AffineSpec {
+  AffineScale scale;
+  double min_scale, clamp;
+  bool inverse;
+
+  int params() const { return scale == AffineScale::additive ? 1 : 2; }
+};
+
+// The tensors of a call, all of one logical shape [rows..., event...]. A forward pass has the first five; u is null for
+// additive maps, mask and what a backward pass does not want may be.
+struct AffineTensors {
+  enum { x, u, t, mask, y, grad_x, grad_u, grad_t, count, grad_y = y };
+};
+
+// One tensor as its owner describes it; strides in elements, one per dim.
+struct StridedTensor {
+  void* data;
+  std::vector<int64_t> stride;
+};
+
+// The loops over all elements, outermost first, with the strides of every tensor. The dims of the event come in the
+// memory order of x, and neighbours that all tensors allow to be one loop are one.
+struct AffineNest {
+  static constexpr int kMaxDims = 64;  // torch's
+  int ndim = 0;
+  int64_t size[kMaxDims];
+  int64_t stride[kMaxDims][AffineTensors::count];
+};
+
+struct AffineArgs {
+  AffineNest nest;
+  int64_t rows = 1, event = 1;  // elements of the leading dims, of the event
+  DType x_type, params_type;    // of x, y and their gradients; of u, t and theirs. The mask is bytes.
+  void* data[AffineTensors::count];
+  void* ladj;  // [rows], float (double where x is double); bwd: its gradient, null: zero
+
+  AffineArgs(const std::vector<int64_t>& sizes, int event_dims, const std::vector<StridedTensor>& tensors);
+};
+
+void affine_fwd(const AffineSpec&, const AffineArgs&, int threads);
+void affine_bwd(const AffineSpec&, const AffineArgs&, int threads);
+
+}  // namespace fk

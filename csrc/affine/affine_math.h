@@ -1,0 +1,87 @@
+// The formulas of the affine map, written once for a value type T: SIMD vectors on the CPU, float or double in CUDA.
+// Derivations are in flowkernels/ops/affine/README.md. Included inside each instruction set's namespace, after the
+// header that defines exp_, log_, log1p_unit, tanh_, abs_, max_, min_, select.
+#pragma once
+#include "affine.h"
+
+namespace fk::FK_ISA {
+
+// AffineSpec in the arithmetic type.
+template <class S>
+struct Affine {
+  // Logits at which a scale stops: beyond, it or its inverse would be inf, and inf * 0 NaN.
+  static constexpr S kBound = sizeof(S) == 4 ? 87 : 708;
+  AffineScale scale;
+  bool inverse;
+  S min_scale, clamp, per_clamp;
+
+  explicit Affine(const AffineSpec& s)
+      : scale(s.scale), inverse(s.inverse), min_scale(S(s.min_scale)), clamp(S(s.clamp)), per_clamp(S(1 / s.clamp)) {}
+
+  template <class T>
+  struct At {
+    T factor;     // s, or 1 / s for the inverse
+    T log_s;      // of s
+    T log_slope;  // d log s / d u, finite where s underflows
+    T slope;      // the same of the s that stops
+  };
+
+  // exp of log_s = log s, where log_s has slope `slope`.
+  template <class T>
+  FK_INLINE At<T> exponential(T log_s, T slope) const {
+    const T stopped = min_(max_(log_s, T{} - kBound), T{} + kBound);
+    return {exp_(inverse ? -stopped : stopped), log_s, slope, select(abs_(log_s) <= kBound, slope, T{})};
+  }
+
+  template <class T>
+  FK_INLINE At<T> at(T u) const {
+    const T one = T{} + S(1);
+    switch (scale) {
+      case AffineScale::exp: return exponential(u, one);
+      case AffineScale::tanh: {
+        const T h = tanh_(u * per_clamp);
+        return exponential(clamp * h, 1 - h * h);
+      }
+      case AffineScale::softplus: {
+        const T c = max_(u, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);
+        const T s = max_(c, T{}) + log1p_unit(e) + min_scale, slope = select(c >= 0, q, e * q) / s;
+        // Below -37 a softplus is e^u, to the last bit of a double.
+        const T log_s = min_scale > 0 ? log_(s) : select(u >= -37, log_(s), u);
+        return {inverse ? 1 / s : s, log_s, slope, select(u >= -kBound, slope, T{})};
+      }
+      case AffineScale::sigmoid: {
+        const T z = u + S(2), c = max_(z, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);
+        const auto up = c >= 0;
+        const T above = select(up, q, e * q), below = select(up, e * q, q), s = above + min_scale;
+        const T log_s = min_scale > 0 ? log_(s) : min_(z, T{}) - log1p_unit(e);
+        const T slope = min_scale > 0 ? above * below / s : below;
+        return {inverse ? 1 / s : s, log_s, slope, select(z >= -kBound, slope, T{})};
+      }
+      default: return {one, T{}, T{}, T{}};
+    }
+  }
+
+  template <class T>
+  FK_INLINE void eval(T u, T t, T v, T* out, T* ladj) const {
+    const At<T> k = at(u);
+    *out = inverse ? (v - t) * k.factor : v * k.factor + t;
+    *ladj = inverse ? -k.log_s : k.log_s;
+  }
+
+  // Gradients of u, t and, returned, v, from those of out and ladj.
+  template <class T>
+  FK_INLINE T grad(T u, T t, T v, T g_out, T g_ladj, T* g_u, T* g_t) const {
+    const At<T> k = at(u);
+    const T g_v = g_out * k.factor;
+    if (inverse) {
+      *g_t = -g_v;
+      *g_u = -(g_out * ((v - t) * k.factor * k.slope) + g_ladj * k.log_slope);
+    } else {
+      *g_t = g_out;
+      *g_u = g_out * (v * (k.factor * k.slope)) + g_ladj * k.log_slope;
+    }
+    return g_v;
+  }
+};
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,137 @@
+// The linear map of a call, packed: one product with the whole matrix, or one step per triangle.
+#pragma once
+#include "../common/parallel.h"
+#include "lu_linear.h"
+#include "pixels.h"
+#include "triangle.h"
+
+namespace fk::FK_ISA {
+
+// Multiply-adds worth a thread of their own.
+constexpr int64_t kGrainWork = 200000;
+
+// W = P L U with the diagonal in U. Strips hold channels in the order that L and U know; `rank` says where a channel
+// of the permuted side stands in it.
+template <class S>
+struct Factors {
+  int64_t C;
+  int32_t* rank = nullptr;  // null: no permutation
+  S *diagonal, *reverse;    // of U, and 1 / that
+  S* bias = nullptr;        // by rank
+  Triangle<S> L, U;
+
+  Factors(const LuArgs& a, Arena& arena) : C(a.channels) {
+    using V = typename Simd<S>::V;
+    const int64_t room = round_up(C, kLanes<S>);
+    diagonal = arena.take<S>(size_t(room));
+    reverse = arena.take<S>(size_t(room));
+    if (a.permutation) rank = arena.take<int32_t>(size_t(C));
+    if (a.bias) bias = arena.take<S>(size_t(C));
+    L = {static_cast<const S*>(a.lower), C, 1, C, true, nullptr};
+    U = {static_cast<const S*>(a.upper), C, 1, C, false, diagonal};
+    if (arena.counts()) return;
+    const S *log_s = static_cast<const S*>(a.log_s), *sign = static_cast<const S*>(a.sign_s);
+    for (int64_t i = 0; i < room; ++i) diagonal[i] = i < C ? log_s[i] : S(0);
+    for (int64_t i = 0; i < room; i += kLanes<S>) {
+      const V v = load<V>(diagonal + i);
+      store(diagonal + i, exp_(v));
+      store(reverse + i, exp_(-v));
+    }
+    for (int64_t i = 0; i < C; ++i) {
+      diagonal[i] *= sign[i];
+      reverse[i] /= sign[i];
+      if (rank) rank[i] = int32_t(a.permutation[i]);
+    }
+    for (int64_t i = 0; bias && i < C; ++i) bias[at(i)] = static_cast<const S*>(a.bias)[i];
+  }
+  int64_t at(int64_t channel) const { return rank ? rank[channel] : channel; }
+};
+
+// A row-major matrix as pixels of channels: pixels are its columns, or its rows.
+template <class S>
+Channels by_columns(S* matrix, int64_t C) {
+  return {matrix, 0, C, 1};
+}
+template <class S>
+Channels by_rows(S* matrix, int64_t C) {
+  return {matrix, 0, 1, C};
+}
+
+// out <- T in, for C pixels.
+template <class S>
+void multiply_square(const PackedTriangle<S>& T, const Channels& in, const Channels& out, int threads) {
+  const int64_t C = T.t.size, strips = (C + kStrip<S> - 1) / kStrip<S>;
+  parallel_for(strips, 1 + kGrainWork / (C * C * kStrip<S>), threads, [&](int64_t b, int64_t e) {
+    struct Tile {
+      S *z, *spare;
+    };
+    const Tile tile = in_scratch(Scratch::tile, [&](Arena& arena) {
+      return Tile{arena.take<S>(size_t(T.width() * kStrip<S>)), arena.take<S>(size_t(C))};
+    });
+    for (; b < e; ++b) {
+      const Strip<S> strip(b * kStrip<S>, 1, C);
+      strip.load_from(in, C, nullptr, tile.z);
+      clear_rows(tile.z, C, T.width());
+      apply(T, tile.z);
+      strip.store_to(out, tile.z, C, nullptr, tile.spare);
+    }
+  });
+}
+
+// y = W x as one product, rows in the order of y; or x = W^T y.
+template <class S>
+struct Whole {
+  int64_t C = 0;
+  S* panels = nullptr;  // [panel][C][kRows]
+  S* bias = nullptr;    // [width], in the order of the rows
+  S* matrix = nullptr;  // L U, by rows
+
+  int64_t count() const { return (C + kRows - 1) / kRows; }
+
+  Whole() = default;
+  Whole(const Factors<S>& f, Arena& arena, int threads) : C(f.C) {
+    const int64_t width = round_up(C, kRows);
+    matrix = arena.take<S>(size_t(C * C));
+    S* const upper = arena.take<S>(size_t(C * C));
+    const PackedTriangle<S> L(f.L, false, nullptr, arena);
+    panels = arena.take<S>(size_t(width * C));
+    bias = arena.take<S>(size_t(width));
+    if (arena.counts()) return;
+    for (int64_t i = 0; i < C; ++i)
+      for (int64_t j = 0; j < C; ++j) upper[i * C + j] = f.U.at(i, j);
+    multiply_square(L, by_columns(upper, C), by_columns(matrix, C), threads);
+    for (int64_t i = 0; i < width; ++i) bias[i] = S(0);
+  }
+
+  void pack(const Factors<S>& f, bool transposed) {
+    S* to = panels;
+    for (int64_t first = 0; first < C; first += kRows)
+      for (int64_t k = 0; k < C; ++k, to += kRows)
+        for (int64_t m = 0; m < kRows; ++m) {
+          const int64_t i = first + m;
+          to[m] = i >= C ? S(0) : transposed ? matrix[k * C + i] : matrix[f.at(i) * C + k];
+        }
+    for (int64_t i = 0; f.bias && !transposed && i < C; ++i) bias[i] = f.bias[f.at(i)];
+  }
+
+  // z [C][kStrip], rows `stride` apart -> out, rows out_stride apart.
+  void apply(const S* z, int64_t stride, S* out, int64_t out_stride) const {
+    using V = typename Simd<S>::V;
+    constexpr int L = kLanes<S>, R = kStrip<S>;
+    for (int64_t first = 0; first < C; first += kRows) {
+      V acc[kRows][2];
+#pragma GCC unroll 12
+      for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(bias[first + m]);
+      const S* w = panels + first * C;
+      if (stride == R)
+        multiply_panel(w, z, C, acc);
+      else
+        multiply<kRows, 1>(w, z, stride, C, acc);  // C <= kRows: one chain
+      const int rows = C - first < kRows ? int(C - first) : kRows;
+      for (int m = 0; m < rows; ++m)
+        for (int g = 0; g < 2; ++g) store(out + (first + m) * out_stride + g * L, acc[m][g]);
+    }
+  }
+};
+
+}  // namespace fk::FK_ISA

@@ -1,0 +1,105 @@
+"""Actnorm on the compiled kernels: describes strides, allocates, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._native import DTYPES
+from flowkernels.ops import _channels
+
+from .reference import ActNormSpec
+
+_threads = torch.get_num_threads
+_NONE = (0, 0, 0, 0)
+Walk = tuple[int, int, int, int]
+
+
+def why_not(spec: ActNormSpec, *tensors: Tensor) -> str | None:
+    if _native.C is None:
+        return _native.why_missing
+    for t in tensors:
+        if not t.is_cpu:
+            return f"a tensor is on {t.device}"
+    return None
+
+
+def _parameters(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    return [(t if t.dtype is dtype else t.to(dtype)).contiguous().resolve_neg() for t in tensors]
+
+
+def _even(t: Tensor, dim: int) -> tuple[Tensor, Walk]:
+    """As `_channels.walkable`; where channels lie side by side, pixels are at even distances over all images too."""
+    t, walk = _channels.walkable(t, dim)
+    if walk[2] == 1 and dim == 1 and t.shape[0] > 1 and walk[1] != t.shape[2:].numel() * walk[3]:
+        return _channels.walkable(t.contiguous(), dim)
+    return t, walk
+
+
+def _alike(dim: int, *tensors: Tensor) -> list[tuple[Tensor, Walk]]:
+    """All of them walked in one way, by rows or by planes: as they lie, or contiguous."""
+    found = [_even(t, dim) for t in tensors]
+    if len({walk[2] == 1 for _, walk in found}) == 1:
+        return found
+    return [_channels.walkable(t.contiguous(), dim) for t in tensors]
+
+
+def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    dim = spec.channel_dim
+    out = _channels.out_dtype((x, log_scale, shift))
+    dtype = _channels.wide(out)
+    y = _channels.like(x, out)
+    ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=dtype)
+    log_scale, shift = _parameters(dtype, log_scale, shift)
+    if x.numel() == 0:
+        total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
+        return y, ladj.copy_(total)
+    (x, source), (to, at) = _alike(dim, x.to(out), y)
+    _native.C.actnorm_fwd(  # type: ignore[union-attr]
+        DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(), at,
+        ladj.data_ptr(), _threads(),
+    )  # fmt: skip
+    return y if to is y else y.copy_(to), ladj
+
+
+def bwd(
+    spec: ActNormSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    x, *parameters = tensors
+    dim = spec.channel_dim
+    out = _channels.out_dtype(tensors)
+    dtype = _channels.wide(out)
+    log_scale, shift = _parameters(dtype, *parameters)
+    grad_y, grad_ladj = grads
+    grad_x = _channels.like(x, out) if needs[0] else None
+    grad_log_scale = torch.empty_like(log_scale) if needs[1] else None
+    grad_shift = torch.empty_like(shift) if needs[2] else None
+    found = (grad_x, grad_log_scale, grad_shift)
+    if x.numel() == 0 or grad_y is None:
+        for g in found:
+            if g is not None:
+                g.zero_()
+        if grad_log_scale is not None and grad_ladj is not None:
+            grad_log_scale += grad_ladj.sum() * (
+                -_channels.pixels(x, dim) if spec.inverse else _channels.pixels(x, dim)
+            )
+    else:
+        # Without grad_x the input stands in for it, and is not written.
+        given = _alike(dim, x.to(out), grad_y.to(out), x if grad_x is None else grad_x)
+        (x, source), (grad_y, incoming), (to, at) = given
+        if grad_ladj is not None:
+            grad_ladj = grad_ladj.contiguous().resolve_neg()
+        _native.C.actnorm_bwd(  # type: ignore[union-attr]
+            DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(),
+            incoming, 0 if grad_ladj is None else grad_ladj.data_ptr(), _NONE if grad_x is None else at,
+            0 if grad_log_scale is None else grad_log_scale.data_ptr(),
+            0 if grad_shift is None else grad_shift.data_ptr(), _threads(),
+        )  # fmt: skip
+        if grad_x is not None and to is not grad_x:
+            grad_x.copy_(to)
+    return [
+        None if g is None else g.to(t.dtype) for g, t in zip((grad_x, grad_log_scale, grad_shift), tensors, strict=True)
+    ]

@@ -1,0 +1,116 @@
+"""The affine map on the compiled kernels: allocates, describes strides, calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._native import DTYPES
+
+from .spec import SCALES, AffineSpec
+
+_threads = torch.get_num_threads
+_Operand = tuple[int, Sequence[int]]  # address and strides, in elements; 0: absent
+_ABSENT: _Operand = (0, ())
+
+
+def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
+    if _native.C is None:
+        return _native.why_missing
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            return f"a tensor is on {t.device}"
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def handle(spec: AffineSpec):
+    return _native.C.AffineSpec(SCALES.index(spec.scale), spec.min_scale, spec.clamp, spec.inverse)  # type: ignore[union-attr]
+
+
+def _operand(t: Tensor | None) -> _Operand:
+    return _ABSENT if t is None else (t.data_ptr(), t.stride())
+
+
+def _places(spec: AffineSpec, params: Tensor | None, shift: Tensor | None) -> tuple[_Operand, _Operand]:
+    """Logit and shift, where they lie in the tensors of parameters, or of their gradients."""
+    if params is None or shift is not None:
+        return _operand(params), _operand(shift)
+    at, (*stride, apart) = params.data_ptr(), params.stride()
+    if spec.scale == "additive":
+        return _ABSENT, (at, stride)
+    first, second = (at, stride), (at + apart * params.element_size(), stride)
+    return (second, first) if spec.shift_first else (first, second)
+
+
+def _readable(x: Tensor, *params: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Of types the kernels have, and with the values that are in memory: a view may say minus."""
+    if params[0] is not None and x.dtype is not params[0].dtype:
+        pairs = [(x, p) if p is None else _native.common_types(x, p) for p in params]
+        x, params = pairs[0][0], tuple(p for _, p in pairs)
+    return x.resolve_neg(), [p if p is None else p.resolve_neg() for p in params]
+
+
+def _mask_operand(x: Tensor, mask: Tensor | None) -> _Operand:
+    return _operand(None if mask is None else mask.expand(x.shape))
+
+
+def fwd(
+    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    whole, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
+    out = _native.like(whole)
+    x, y = spec.mapped(whole), spec.mapped(out)
+    ladj = x.new_empty(x.shape[: x.dim() - spec.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
+    if spec.in_part:
+        _pass_others(spec, whole, out)
+    if x.numel() == 0:
+        return out, ladj.zero_()
+    tensors = [_operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(y)]
+    _native.C.affine_fwd(  # type: ignore[union-attr]
+        handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, ladj.data_ptr(),
+        _threads(),
+    )  # fmt: skip
+    return out, ladj
+
+
+def _pass_others(spec: AffineSpec, x: Tensor | None, out: Tensor) -> None:
+    """What is not mapped, to where the kernel does not write."""
+    rest = spec.others(out)
+    for to, value in zip(rest, [None] * len(rest) if x is None else spec.others(x), strict=True):
+        to.zero_() if value is None else to.copy_(value)
+
+
+def bwd(
+    spec: AffineSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    x_in, params_in, shift_in, mask = tensors
+    assert x_in is not None and params_in is not None  # for the type checker
+    whole, (params, shift) = _readable(x_in, params_in, shift_in)
+    x = spec.mapped(whole)
+    grad_y, grad_ladj = (None if g is None else g.resolve_neg() for g in grads)
+    grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
+    wants_params = needs[1] or needs[2]
+    grad_x = _native.like(whole) if needs[0] else None
+    if grad_x is not None and spec.in_part:
+        _pass_others(spec, grad_y, grad_x)
+    grad_params, grad_shift = (None if p is None or not wants_params else _native.like(p) for p in (params, shift))
+    if x.numel() > 0:
+
+        def mapped(g: Tensor | None) -> Tensor | None:
+            return None if g is None else spec.mapped(g)
+
+        operands = [
+            _operand(x), *_places(spec, params, shift), _mask_operand(x, mask), _operand(mapped(grad_y)),
+            _operand(mapped(grad_x)), *_places(spec, grad_params, grad_shift),
+        ]  # fmt: skip
+        _native.C.affine_bwd(  # type: ignore[union-attr]
+            handle(spec), x.shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands,  # type: ignore[union-attr]
+            0 if grad_ladj is None else grad_ladj.data_ptr(), _threads(),
+        )  # fmt: skip
+    found = zip((grad_x, grad_params, grad_shift), (x_in, params_in, shift_in), needs, strict=False)
+    return [*(None if g is None or not n else g.to(t.dtype) for g, t, n in found), None]  # type: ignore[union-attr]
