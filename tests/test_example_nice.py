@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -231,6 +233,24 @@ def test_masks(nice):
     assert hidden["middle, vertical"].sum() == 28 * 14
     for share, name in ((0.75, "75% random"), (0.9, "90% random")):
         assert hidden[name].float().mean().item() == pytest.approx(share, abs=4 * math.sqrt(0.25 * 0.75 / 784))
+
+
+def test_in_painting_climbs_steep_slopes(nice, digits, tmp_path, capsys):
+    """A step of the paper's length throws pixels from one bound to the other, where the density is lowest."""
+    parsed = {"data": digits, "seed": 0, "transforms": 4, "hidden": [8], "learning_rate": 1e-3, "inpaint_steps": 200}
+    args = argparse.Namespace(**parsed)
+    data = nice.read(digits, torch.device("cpu"))
+    run = nice.new_run(data, args)
+    *_, a, b, scale = run.flow.transform.transforms
+    with torch.no_grad():
+        for coupling in (a, b):
+            coupling.conditioner.start_at(torch.full((24,), -0.5))
+        scale.log_scale.fill_(5.5)  # the likeliest pixel is 1/2, give or take a hundredth
+    nice.draw_in_painting(tmp_path / "in-painting.png", run, data, args, nice.Console(width=200))
+    said = capsys.readouterr().out
+    start, filled = (int(n) for n in re.findall(r"(-?\d+) (?:at the start|filled in)", said))
+    assert filled > start
+    assert (tmp_path / "in-painting.png").stat().st_size > 0
 
 
 def test_sheet(nice):
