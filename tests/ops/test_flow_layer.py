@@ -268,7 +268,7 @@ def test_gradients_of_any_layout(isa) -> None:
 
 
 def test_rows_do_not_touch_each_other(isa) -> None:
-    """A row's results do not depend on its neighbours nor on the strip's end; up to four rows have a way of their own."""
+    """A row does not depend on its neighbours nor on the strip's end; up to four rows have a way of their own."""
     c = CASES["more units than a tile has rows"]
     x, *rest = (t.float() for t in draw(c))
     y, ladj = call(c, [x, *rest])
