@@ -48,7 +48,7 @@ def bench_glow_step(
     step = glow.build(name, shape[1], x)
 
     def error() -> float:
-        return glow.worst_error(name, glow.values(step, op, x), glow.float64_truth(name, op, x))
+        return glow.worst_error(name, op, glow.values(step, op, x), glow.float64_truth(name, op, x))
 
     figures = {"error": checked(error, *place, compiled_peer=compiled)}
     if compiled:
