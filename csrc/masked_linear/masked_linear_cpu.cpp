@@ -3,6 +3,10 @@
 #include "net_tile.h"
 
 namespace fk::FK_ISA {
+
+FK_NET_FUNCTIONS(, float);
+FK_NET_FUNCTIONS(, double);
+
 namespace {
 
 template <class S>

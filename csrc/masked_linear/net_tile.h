@@ -430,4 +430,22 @@ struct Call {
   }
 };
 
+// Compiled in masked_linear_cpu.cpp, once for every op that runs a network.
+#define FK_NET_FUNCTIONS(EXTERN, S)                                                                                  \
+  EXTERN template void forward_layer(const Packed<S>&, const S*, const RowTile&, const Outlet<S>&);                  \
+  EXTERN template void backward_layer(const Packed<S>&, const S*, int64_t, Activation, const S*, const S*, const S*, \
+                                      S*);                                                                           \
+  EXTERN template void weight_gradients(const Packed<S>&, const S*, const S*, int64_t, const Sums<S>&);              \
+  EXTERN template void forward_tile(const Net<S>&, const RowTile&, const Tile<S>&, int, bool);                       \
+  EXTERN template S* backward_tile(const Net<S>&, const RowTile&, const Tile<S>&, const Sums<S>*, bool);             \
+  EXTERN template void finish_row(const Packed<S>&, const Sums<S>*, int64_t, int, int64_t);                          \
+  EXTERN template FewUnit<S> few_unit(const Packed<S>&, int64_t, int64_t, int64_t, const S*);                        \
+  EXTERN template void pack_panel(const Packed<S>&, int64_t);                                                        \
+  EXTERN template void pack_panel_t(const Packed<S>&, int64_t);                                                      \
+  EXTERN template void turn_strips(const RowTile&, const S*, int64_t, int64_t, S*);                                  \
+  EXTERN template void load_strips(const RowTile&, const S*, int64_t, int64_t, const int32_t*, int64_t, S*);         \
+  EXTERN template void store_strips(const RowTile&, const S*, int64_t, const int32_t*, int64_t, S*, S*)
+FK_NET_FUNCTIONS(extern, float);
+FK_NET_FUNCTIONS(extern, double);
+
 }  // namespace fk::FK_ISA
