@@ -143,7 +143,10 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 # Masked layers and samples come in many sizes; a README has room for a middle one, the worst, and one feature count.
-_NOT_IN_README = re.compile(r"masked layer, (?!\d+x512 to 512|512x64 to 512)|one layer, \w+, D=(?!64,)")
+_NOT_IN_README = re.compile(
+    r"masked layer, (?!\d+x512 to 512|512x64 to 512)|one layer, \w+, D=(?!64,)|actnorm|Glow step, 64x3x"
+    r"|affine coupling, 64x48x|LU 1x1 convolution, 64x96x"
+)
 
 
 def summary(result: Result, short: bool = False) -> str:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops._routing import in_transform
+
 Activation = Callable[[Tensor], Tensor] | type[nn.Module]
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """``[N, C, H, W]`` in the order in which convolutions on a CPU run up to twice as fast; elsewhere as it is."""
+    if images.device.type != "cpu" or images.dim() != 4 or in_transform((images,)):  # vmap knows no memory formats
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def as_function(activation: Activation) -> Callable[[Tensor], Tensor]:

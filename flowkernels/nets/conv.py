@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels.ops._routing import in_transform
-
-from .common import Activation, as_function, check_context, start_at
-
-
-def _images(x: Tensor) -> Tensor:
-    """``[..., C, H, W]`` as ``[N, C, H, W]``; on a CPU channels last, where convolutions run up to twice as fast."""
-    images = x.reshape(-1, *x.shape[-3:])
-    if images.device.type != "cpu" or in_transform((images,)):  # vmap knows no memory formats
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
+from .common import Activation, as_function, channels_last, check_context, start_at
 
 
 class _Images(nn.Module):
@@ -54,11 +44,11 @@ class _Images(nn.Module):
         elif context.shape != (*lead, self.context_features, *x.shape[-2:]):
             expected, given = [*lead, self.context_features, *x.shape[-2:]], list(context.shape)
             raise ValueError(f"nets.{name}: context must be {expected}, got {given}")
-        h = layer(_images(x))
+        h = layer(channels_last(x.reshape(-1, *x.shape[-3:])))
         if context is None or self.context_layer is None:
             return h
         if self.context_dims == 3:
-            return h + self.context_layer(_images(context))
+            return h + self.context_layer(channels_last(context.reshape(-1, *context.shape[-3:])))
         by_image = self.context_layer(context)  # one row per context, however many images share it
         return h + by_image.expand(*lead, by_image.shape[-1]).reshape(-1, by_image.shape[-1], 1, 1)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels.nets.common import channels_last
+
 from .base import Transform, check_images
 from .split import FeatureSplit
 from .univariate import Affine, Univariate
@@ -122,9 +124,9 @@ class ImageCoupling(Transform):
         return self.univariate(x, self._params(x.masked_fill(self.mask, 0), context), inverse, 3, self.mask)
 
     def _params(self, images: Tensor, context: Tensor | None) -> Tensor:
-        """The conditioner's output as ``[..., n, H, W, P]``: a view."""
+        """The conditioner's output as ``[..., n, H, W, P]``: a view of it, channels first."""
         n_params = self.univariate.params_per_feature
-        params = self.conditioner(images, context)
+        params = self.conditioner(channels_last(images), context).contiguous()
         if params.shape[-3] != self.n_transformed * n_params:
             raise ValueError(
                 f"transforms.ImageCoupling: conditioner must return [..., {self.n_transformed * n_params}, H, W], "
