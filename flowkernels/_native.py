@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import torch
 
@@ -25,6 +26,16 @@ if C is not None and _asked and _asked not in C.isas():
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _HUGE = 4 << 20  # bytes from which large pages pay
+
+
+def why_not(tensors: Sequence[torch.Tensor | None]) -> str | None:
+    """Why these tensors cannot run on the compiled kernels, whatever their dtypes, or None."""
+    if C is None:
+        return why_missing
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            return f"a tensor is on {t.device}"
+    return None
 
 
 def common_types(x: torch.Tensor, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

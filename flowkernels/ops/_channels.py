@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
+from flowkernels.ops._checks import check_floating
 
 # ---- contract ----
 
@@ -18,7 +17,7 @@ def check_x(op: str, x: object, channel_dim: object) -> None:
     """Raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
     if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
         raise ValueError(f"{op}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
-    _check_floating(op, "x", x)
+    check_floating(op, "x", x)
     assert isinstance(x, Tensor)  # for the type checker
     if channel_dim == -1 and x.dim() == 0:
         raise ValueError(f"{op}: x must be [..., C], got a scalar")
@@ -30,7 +29,7 @@ def check_parameter(op: str, name: str, t: object, shape: Sequence[int], x: Tens
     """Raises unless `t` is a dense floating tensor of this shape beside `x`; its dtype may differ."""
     if isinstance(t, Tensor) and t.dtype is x.dtype and t.shape == shape and t.device == x.device:
         return
-    _check_floating(op, name, t)
+    check_floating(op, name, t)
     check_shape(op, name, t, shape, x)  # type: ignore[arg-type]
 
 
@@ -40,15 +39,6 @@ def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], x: Tensor) 
         raise ValueError(f"{op}: {name} must be on the device of x = {x.device}, got {t.device}")
     if tuple(t.shape) != tuple(shape):
         raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
-
-
-def _check_floating(op: str, name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
-    if t.dtype not in _DTYPES:
-        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
-    if t.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
 
 
 # ---- shapes and dtypes ----

@@ -15,6 +15,15 @@ from .split import FeatureSplit
 from .univariate import RQS, Affine, Univariate
 
 
+def as_conditioner(name: str, given: nn.Module | Callable[[int, int], nn.Module], n_in: int, n_out: int) -> nn.Module:
+    """A layer's network: the one given, or what the function given makes for these sizes."""
+    conditioner = given(n_in, n_out) if not isinstance(given, nn.Module) and callable(given) else given
+    if not isinstance(conditioner, nn.Module):
+        found = type(conditioner).__name__
+        raise TypeError(f"{name}: conditioner must be a module or a function to one, got {found}")
+    return conditioner
+
+
 class Coupling(Transform):
     r"""Transforms some features one by one, with parameters computed from the others.
 
@@ -61,12 +70,8 @@ class Coupling(Transform):
         self.split = FeatureSplit(mask)
         self.univariate = univariate
         self.features = self.split.features
-        if not isinstance(conditioner, nn.Module) and callable(conditioner):
-            conditioner = conditioner(self.split.n_identity, self.split.n_transformed * univariate.params_per_feature)
-        if not isinstance(conditioner, nn.Module):
-            given = type(conditioner).__name__
-            raise TypeError(f"transforms.Coupling: conditioner must be a module or a function to one, got {given}")
-        self.conditioner = conditioner
+        n_params = self.split.n_transformed * univariate.params_per_feature
+        self.conditioner = as_conditioner("transforms.Coupling", conditioner, self.split.n_identity, n_params)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._couple(x, context, inverse=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flowkernels.nets.common import channels_last
 
 from .base import Transform, check_images
+from .coupling import as_conditioner
 from .split import FeatureSplit
 from .univariate import Affine, Univariate
 
@@ -95,12 +96,8 @@ class ImageCoupling(Transform):
             # Stored with the weights: the same weights under another mask are another density, silently.
             self.register_buffer("mask", flags.bool().contiguous())
             n_in = self.n_transformed = self.channels
-        if not isinstance(conditioner, nn.Module) and callable(conditioner):
-            conditioner = conditioner(n_in, self.n_transformed * univariate.params_per_feature)
-        if not isinstance(conditioner, nn.Module):
-            given = type(conditioner).__name__
-            raise TypeError(f"transforms.ImageCoupling: conditioner must be a module or a function to one, got {given}")
-        self.conditioner = conditioner
+        n_params = self.n_transformed * univariate.params_per_feature
+        self.conditioner = as_conditioner("transforms.ImageCoupling", conditioner, n_in, n_params)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._couple(x, context, inverse=False)

@@ -127,3 +127,40 @@ def assert_numbers(
                 error, of_eager = ((t.double() - right).norm() for t in (mine, its))
                 few = 4 * torch.finfo(mine.dtype).eps * right.norm()
                 assert error <= 2 * of_eager + few, f"{backend}, {isa}: {name}: {error:.3g}, eager {of_eager:.3g}"
+
+
+def assert_compiles(op: str, f: Callable[..., Any], tensors: Sequence[Tensor], channel_dim: int, inverse: bool) -> None:
+    """Compiled and exported the op of this name gives what it gives eager, and torch.library finds nothing wrong."""
+    leaves = [t.requires_grad_(t.is_floating_point()) for t in tensors]
+    wanted = [t for t in leaves if t.requires_grad]
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return f(*tensors, channel_dim=channel_dim, inverse=inverse)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        y, ladj = f(*tensors, channel_dim=channel_dim, inverse=inverse)
+        return y.sin().sum() + ladj.square().sum()
+
+    torch._dynamo.reset()
+    for dynamic in (None, True):
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(compiled(*leaves), loss(*leaves))
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(*leaves), wanted), torch.autograd.grad(loss(*leaves), wanted)
+        )
+    detached = tuple(t.detach() for t in leaves)
+    exported = torch.export.export(Module(), detached).module()
+    torch.testing.assert_close(exported(*detached), Module()(*detached))
+    backend = backends_of(op)[0]
+    if backend == "reference":
+        return  # only a kernel promises the strides of the fake
+    forward, backward = (getattr(torch.ops.flowkernels, name).default for name in (op, f"{op}_bwd"))
+    settings = (channel_dim, inverse, backend)
+    torch.library.opcheck(forward, (*leaves, *settings))
+    needs = [t.requires_grad for t in leaves]
+    torch.library.opcheck(
+        backward,
+        (list(Module()(*detached)), list(detached), needs, *settings),
+        test_utils=("test_schema", "test_faketensor"),
+    )

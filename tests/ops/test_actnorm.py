@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
-from tests.ops.channels import SHAPES, assert_numbers, layouts, rows_of, values_and_gradients
+from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -171,36 +171,7 @@ def test_compile_export_and_opcheck(shape, channel_dim, inverse) -> None:
     tensors = draw(shape, channel_dim)
     if last:
         tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
-    leaves = [t.requires_grad_() for t in tensors]
-
-    def f(*tensors):
-        y, ladj = ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse)
-        return y.sin().sum() + ladj.square().sum()
-
-    torch._dynamo.reset()
-    for dynamic in (None, True):
-        compiled = torch.compile(f, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-        torch.testing.assert_close(compiled(*leaves), f(*leaves))
-        torch.testing.assert_close(
-            torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(f(*leaves), leaves)
-        )
-    detached = tuple(t.detach() for t in leaves)
-
-    class Module(torch.nn.Module):
-        def forward(self, *tensors):
-            return ops.actnorm(*tensors, channel_dim=channel_dim, inverse=inverse)
-
-    exported = torch.export.export(Module(), detached).module()
-    torch.testing.assert_close(exported(*detached), Module()(*detached))
-    if backends_of("actnorm") == ["reference"]:
-        return  # only a kernel promises the strides of the fake
-    op, backward = torch.ops.flowkernels.actnorm.default, torch.ops.flowkernels.actnorm_bwd.default
-    settings = (channel_dim, inverse, backends_of("actnorm")[0])
-    torch.library.opcheck(op, (*leaves, *settings))
-    y, ladj = Module()(*detached)
-    torch.library.opcheck(
-        backward, ([y, ladj], list(detached), [True] * 3, *settings), test_utils=("test_schema", "test_faketensor")
-    )
+    assert_compiles("actnorm", ops.actnorm, tensors, channel_dim, inverse)
 
 
 def test_same_bits_twice(threads, isa) -> None:

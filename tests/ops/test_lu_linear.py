@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
-from tests.ops.channels import SHAPES, assert_numbers, cast, layouts, rows_of, values_and_gradients
+from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, cast, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -301,39 +301,7 @@ def test_compile_export_and_opcheck(shape, channel_dim, inverse) -> None:
     tensors = draw(shape, channel_dim)
     if last:
         tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
-    leaves = [t.requires_grad_(t.is_floating_point()) for t in tensors]
-    wanted = [t for t in leaves if t.requires_grad]
-
-    def f(*tensors):
-        y, ladj = ops.lu_linear(*tensors, channel_dim=channel_dim, inverse=inverse)
-        return y.sin().sum() + ladj.square().sum()
-
-    torch._dynamo.reset()
-    for dynamic in (None, True):
-        compiled = torch.compile(f, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-        torch.testing.assert_close(compiled(*leaves), f(*leaves))
-        torch.testing.assert_close(
-            torch.autograd.grad(compiled(*leaves), wanted), torch.autograd.grad(f(*leaves), wanted)
-        )
-    detached = tuple(t.detach() for t in leaves)
-
-    class Module(torch.nn.Module):
-        def forward(self, *tensors):
-            return ops.lu_linear(*tensors, channel_dim=channel_dim, inverse=inverse)
-
-    exported = torch.export.export(Module(), detached).module()
-    torch.testing.assert_close(exported(*detached), Module()(*detached))
-    if backends_of("lu_linear") == ["reference"]:
-        return  # only a kernel promises the strides of the fake
-    op, backward = torch.ops.flowkernels.lu_linear.default, torch.ops.flowkernels.lu_linear_bwd.default
-    for backend in backends_of("lu_linear")[:1]:
-        settings = (channel_dim, inverse, backend)
-        torch.library.opcheck(op, (*leaves, *settings))
-        y, ladj = Module()(*detached)
-        needs = [True] * 5 + [False, True]
-        torch.library.opcheck(
-            backward, ([y, ladj], list(detached), needs, *settings), test_utils=("test_schema", "test_faketensor")
-        )
+    assert_compiles("lu_linear", ops.lu_linear, tensors, channel_dim, inverse)
 
 
 def test_same_bits_twice_and_any_layout_of_threads(threads, isa) -> None:

@@ -19,12 +19,7 @@ Walk = tuple[int, int, int, int]
 
 
 def why_not(spec: ActNormSpec, *tensors: Tensor) -> str | None:
-    if _native.C is None:
-        return _native.why_missing
-    for t in tensors:
-        if not t.is_cpu:
-            return f"a tensor is on {t.device}"
-    return None
+    return _native.why_not(tensors)
 
 
 def _parameters(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
@@ -83,9 +78,7 @@ def bwd(
             if g is not None:
                 g.zero_()
         if grad_log_scale is not None and grad_ladj is not None:
-            grad_log_scale += grad_ladj.sum() * (
-                -_channels.pixels(x, dim) if spec.inverse else _channels.pixels(x, dim)
-            )
+            grad_log_scale += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
     else:
         # Without grad_x the input stands in for it, and is not written.
         given = _alike(dim, _channels.cast(x, out), _channels.cast(grad_y, out), x if grad_x is None else grad_x)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import check_floating
+
 from .autograd import op
 from .spec import AffineSpec, cached_spec, make_spec
 
 __all__ = ["affine"]
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def affine(
@@ -127,12 +127,7 @@ def _pair(params: Sequence[Tensor], spec: AffineSpec) -> tuple[Tensor, Tensor]:
 
 def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None, spec: AffineSpec) -> None:
     for name, t in (("x", x), ("params", params), ("params[1]", params if shift is None else shift)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"ops.affine: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
-        if t.dtype not in _DTYPES:
-            raise TypeError(f"ops.affine: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
-        if t.layout is not torch.strided:
-            raise TypeError(f"ops.affine: {name} must be a dense tensor, got layout {t.layout}")
+        check_floating("ops.affine", name, t)
     if x.dim() < spec.event_dims:
         dims = "[..., D], got a scalar" if x.dim() == 0 else f"{spec.event_dims}-dimensional, got {list(x.shape)}"
         raise ValueError(f"ops.affine: x must be {dims}")

@@ -21,12 +21,7 @@ _NOTHING_PASSES = (0, 0, 0, 0, 0)
 
 
 def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
-    if _native.C is None:
-        return _native.why_missing
-    for t in tensors:
-        if t is not None and not t.is_cpu:
-            return f"a tensor is on {t.device}"
-    return None
+    return _native.why_not(tensors)
 
 
 @functools.lru_cache(maxsize=1024)

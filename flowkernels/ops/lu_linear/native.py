@@ -17,12 +17,7 @@ _threads = torch.get_num_threads
 
 
 def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
-    if _native.C is None:
-        return _native.why_missing
-    for t in tensors:
-        if not t.is_cpu:
-            return f"a tensor is on {t.device}"
-    return None
+    return _native.why_not(tensors)
 
 
 def _in(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,22 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import check_floating
+
 from .activations import check_activation
 from .plan import MadePlan
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> None:
     """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
-    if like is not None and t.dtype == like.dtype and t.device == like.device and t.layout is torch.strided:
+    if (
+        isinstance(t, Tensor)
+        and like is not None
+        and t.dtype == like.dtype
+        and t.device == like.device
+        and t.layout is torch.strided
+    ):
         return
-    if t.dtype not in _DTYPES:
-        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
-    if t.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
+    check_floating(op, name, t)
+    assert isinstance(t, Tensor)  # for the type checker
     if like is None:
         if t.dim() == 0:
             raise ValueError(f"{op}: {name} must be [..., D], got a scalar")

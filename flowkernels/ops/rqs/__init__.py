@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import DTYPES, check_floating
+
 from .autograd import op
 from .spec import MAX_BINS, cached_spec, make_spec
 
 __all__ = ["MAX_BINS", "rqs"]
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def rqs(
@@ -96,19 +96,14 @@ def _check(x: Tensor, params: Tensor, n_params: int) -> None:
         and isinstance(params, Tensor)
         and params.shape == (*x.shape, n_params)
         and x.dim() > 0
-        and x.dtype in _DTYPES
-        and params.dtype in _DTYPES
+        and x.dtype in DTYPES
+        and params.dtype in DTYPES
         and x.device == params.device
         and x.layout is params.layout is torch.strided
     ):
         return
     for name, t in (("x", x), ("params", params)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"ops.rqs: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
-        if t.dtype not in _DTYPES:
-            raise TypeError(f"ops.rqs: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
-        if t.layout is not torch.strided:
-            raise TypeError(f"ops.rqs: {name} must be a dense tensor, got layout {t.layout}")
+        check_floating("ops.rqs", name, t)
     if x.dim() == 0:
         raise ValueError("ops.rqs: x must be [..., D], got a scalar")
     if x.device != params.device:

@@ -1,0 +1,18 @@
+"""The check that every op asks of its tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_floating(op: str, name: str, t: object) -> None:
+    """Raises unless `t` is a dense floating tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__} {t!r:.60}")
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
