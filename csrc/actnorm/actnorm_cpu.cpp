@@ -4,6 +4,7 @@
 // Channels-first images are planes, each with one scale and shift. Rows of features (and channels_last) have a vector
 // of them; a few neighbouring rows are taken as one, so that no vector ends where a row does.
 #include "../common/arena.h"
+#include "../common/channel_ladj.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
 #include "actnorm_kernels.h"
@@ -16,16 +17,6 @@ constexpr int64_t kGrainBytes = 64 << 10;
 // Terms of a chain of float sums.
 constexpr int64_t kChain = 64;
 
-template <class S, class T>
-FK_INLINE typename Simd<S>::V load_any(const T* p) {
-  if constexpr (sizeof(T) == sizeof(S)) {
-    return load<typename Simd<S>::V>(reinterpret_cast<const S*>(p));
-  } else {
-    S wide[kLanes<S>];
-    for (int l = 0; l < kLanes<S>; ++l) wide[l] = to_float(p[l]);
-    return load<typename Simd<S>::V>(wide);
-  }
-}
 template <class S, class T>
 FK_INLINE void store_any(T* p, typename Simd<S>::V v) {
   if constexpr (sizeof(T) == sizeof(S)) {
@@ -135,7 +126,7 @@ template <class S, class T>
 FK_INLINE void map_vector(const T* x, T* y, int n, typename Simd<S>::V before, typename Simd<S>::V scale,
                           typename Simd<S>::V after) {
   if (n == kLanes<S>)
-    store_any<S>(y, (load_any<S>(x) - before) * scale + after);
+    store_any<S>(y, (load_lanes<S>(x) - before) * scale + after);
   else
     store_some<S>(y, (load_some<S>(x, n) - before) * scale + after, n);
 }
@@ -166,10 +157,7 @@ void fwd(const ActNormArgs& a, int threads) {
     }
   });
   for (int64_t r = w.count * w.repeats; r < w.count * w.repeats + w.rest; ++r) row(r, a.channels);
-  double sum = 0;
-  for (int64_t c = 0; c < a.channels; ++c) sum += double(static_cast<const S*>(a.log_scale)[c]);
-  const S value = S((a.inverse ? -sum : sum) * double(a.ladj_pixels));
-  for (int64_t i = 0; i < a.ladj_count; ++i) static_cast<S*>(a.ladj)[i] = value;
+  fill_ladj<S>(a, a.log_scale);
 }
 
 // ---- backward ----
@@ -193,7 +181,7 @@ FK_INLINE void grad_vector(const T* x, const T* g, T* grad_x, int n, typename Si
                            typename Simd<S>::V scale, Pending<S>& sums) {
   using V = typename Simd<S>::V;
   const bool all = n == kLanes<S>;
-  const V gv = all ? load_any<S>(g) : load_some<S>(g, n), xv = all ? load_any<S>(x) : load_some<S>(x, n);
+  const V gv = all ? load_lanes<S>(g) : load_some<S>(g, n), xv = all ? load_lanes<S>(x) : load_some<S>(x, n);
   sums.g += gv;
   sums.gx += gv * (xv - before);
   if (!grad_x) return;
@@ -267,10 +255,7 @@ void bwd(const ActNormArgs& a, int threads) {
   });
   if (w.rest) rows(shared.sums, w.count * w.repeats, w.count * w.repeats + w.rest, C, 1);
 
-  double of_ladj = 0;
-  for (int64_t i = 0; a.grad_ladj && i < a.ladj_count; ++i) of_ladj += double(static_cast<const S*>(a.grad_ladj)[i]);
-  of_ladj *= double(a.ladj_pixels);
-  const double sign = a.inverse ? -1 : 1;
+  const double of_ladj = ladj_gradient<S>(a), sign = a.inverse ? -1 : 1;
   for (int64_t c = 0; c < C; ++c) {
     double g = 0, gx = 0;
     for (int p = 0; p < w.parts; ++p) {
@@ -282,7 +267,7 @@ void bwd(const ActNormArgs& a, int threads) {
     }
     const double scale = double(m.scale[c]);
     if (a.grad_shift) static_cast<S*>(a.grad_shift)[c] = S(a.inverse ? -scale * g : g);
-    if (a.grad_log_scale) static_cast<S*>(a.grad_log_scale)[c] = S(sign * (scale * gx + of_ladj));
+    if (a.grad_log_scale) static_cast<S*>(a.grad_log_scale)[c] = S(sign * scale * gx + of_ladj);
   }
 }
 

@@ -364,4 +364,16 @@ FK_INLINE void from_float(float a, f16& out) {
 #endif
 }
 
+// A vector of S from numbers of any type.
+template <class S, class T>
+FK_INLINE typename Simd<S>::V load_lanes(const T* p) {
+  if constexpr (sizeof(T) == sizeof(S)) {
+    return load<typename Simd<S>::V>(reinterpret_cast<const S*>(p));
+  } else {
+    S wide[kLanes<S>];
+    for (int l = 0; l < kLanes<S>; ++l) wide[l] = to_float(p[l]);
+    return load<typename Simd<S>::V>(wide);
+  }
+}
+
 }  // namespace fk::FK_ISA

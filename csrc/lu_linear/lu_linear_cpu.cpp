@@ -1,4 +1,5 @@
 // The LU linear map on strips of pixels, forward, inverse and backward.
+#include "../common/channel_ladj.h"
 #include "lu_kernels.h"
 #include "map.h"
 #include "outer.h"
@@ -100,14 +101,6 @@ void fwd(const LuArgs& a, int threads) {
     if (!a.inverse && s.f.bias) add_bias(s.f.bias, C, S(1), b.z);
     strip.store_to(a.y, b.z, C, a.inverse ? nullptr : s.f.rank, b.spare);
   });
-}
-
-template <class S>
-void fill_ladj(const LuArgs& a) {
-  double sum = 0;
-  for (int64_t i = 0; i < a.channels; ++i) sum += double(static_cast<const S*>(a.log_s)[i]);
-  const S value = S((a.inverse ? -sum : sum) * double(a.ladj_pixels));
-  for (int64_t i = 0; i < a.ladj_count; ++i) static_cast<S*>(a.ladj)[i] = value;
 }
 
 // ---- backward ----
@@ -301,20 +294,18 @@ void bwd(const LuArgs& a, int threads) {
     static_cast<S*>(a.grad_bias)[i] = S(a.inverse ? -sum : sum);
   }
   if (a.grad_log_s && a.grad_ladj) {
-    double sum = 0;
-    for (int64_t i = 0; i < a.ladj_count; ++i) sum += double(static_cast<const S*>(a.grad_ladj)[i]);
-    sum *= double(a.inverse ? -a.ladj_pixels : a.ladj_pixels);
-    for (int64_t i = 0; i < C; ++i) static_cast<S*>(a.grad_log_s)[i] += S(sum);
+    const S of_ladj = S(ladj_gradient<S>(a));
+    for (int64_t i = 0; i < C; ++i) static_cast<S*>(a.grad_log_s)[i] += of_ladj;
   }
 }
 
 void fwd_any(const LuArgs& a, int threads) {
   if (a.type == DType::f64) {
     fwd<double>(a, threads);
-    fill_ladj<double>(a);
+    fill_ladj<double>(a, a.log_s);
   } else {
     fwd<float>(a, threads);
-    fill_ladj<float>(a);
+    fill_ladj<float>(a, a.log_s);
   }
 }
 void bwd_any(const LuArgs& a, int threads) { a.type == DType::f64 ? bwd<double>(a, threads) : bwd<float>(a, threads); }

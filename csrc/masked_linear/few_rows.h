@@ -23,10 +23,9 @@ FK_INLINE void few_products(const Packed<S>& p, int64_t j, int64_t seen, S* sums
   using I = typename Simd<S>::I;
   using Int = typename Simd<S>::Int;
   constexpr int L = kLanes<S>, U = N == 1 ? 4 : 1;  // chains enough to fill the pipeline
-  const S* const w = static_cast<const S*>(p.layer->weight) + p.out_at(j) * p.layer->weight_stride;
+  const S* const w = p.row(j);
   // The next unit's weights come from memory meanwhile: they lie where no processor would look for them.
-  const S* const next =
-      static_cast<const S*>(p.layer->weight) + p.out_at(j + 1 < p.n_out ? j + 1 : j) * p.layer->weight_stride;
+  const S* const next = p.row(j + 1 < p.n_out ? j + 1 : j);
   const int64_t n = Ranked ? p.n_in : seen;
   V acc[U][N] = {};
   const auto step = [&](int64_t k, V* sum) {
@@ -57,13 +56,14 @@ FK_INLINE void few_products(const Packed<S>& p, int64_t j, int64_t seen, S* sums
       for (int r = 0; r < N; ++r) sums[r] += w[k] * p.few_in[r * p.few_stride + k];
 }
 
-// Unit j of a call of `rows` rows, bias included, as the first kFewLanes of a strip. Inputs from `mirrored` on come
-// last and from the strip `in`: the processor need not wait for what was computed just now.
+// A unit of a call of a few rows: the first kFewLanes of a strip.
 template <class S>
 struct FewUnit {
   typename Simd<S>::V lanes[kFewLanes<S> / kLanes<S>];
 };
 
+// Unit j of a call of `rows` rows, bias included. Inputs from `mirrored` on come
+// last and from the strip `in`: the processor need not wait for what was computed just now.
 template <class S>
 __attribute__((noinline)) FewUnit<S> few_unit(const Packed<S>& p, int64_t j, int64_t rows, int64_t mirrored,
                                               const S* in) {
@@ -75,7 +75,7 @@ __attribute__((noinline)) FewUnit<S> few_unit(const Packed<S>& p, int64_t j, int
     p.few_rank ? few_products<1, true>(p, j, seen, sums) : few_products<1, false>(p, j, seen, sums);
   else
     p.few_rank ? few_products<kFewRows, true>(p, j, seen, sums) : few_products<kFewRows, false>(p, j, seen, sums);
-  const S* const w = static_cast<const S*>(p.layer->weight) + p.out_at(j) * p.layer->weight_stride;
+  const S* const w = p.row(j);
   const S bias = p.layer->bias ? static_cast<const S*>(p.layer->bias)[p.out_at(j)] : S(0);
   for (int64_t r = 0; r < rows; ++r) {
     sums[r] += bias;

@@ -28,6 +28,8 @@ struct Packed {
   int64_t panels_t() const { return in_width / kRows; }
   int64_t limit(int64_t j) const { return layer->limit ? layer->limit[j] : n_in; }
   int64_t out_at(int64_t j) const { return layer->out_order ? layer->out_order[j] : j; }
+  // The weights of unit j, in the order of the caller's columns.
+  const S* row(int64_t j) const { return static_cast<const S*>(layer->weight) + out_at(j) * layer->weight_stride; }
   int64_t in_at(int64_t k) const { return layer->in_order ? layer->in_order[k] : k; }
 };
 
@@ -118,7 +120,7 @@ void pack_panel(const Packed<S>& p, int64_t panel) {
   const S* rows[kRows + L];
   for (int m = 0; m < kRows + L; ++m) {
     const int64_t j = panel * kRows + (m < kRows ? m : 0);
-    rows[m] = static_cast<const S*>(l.weight) + p.out_at(j < p.n_out ? j : p.n_out - 1) * l.weight_stride;
+    rows[m] = p.row(j < p.n_out ? j : p.n_out - 1);
   }
   S* out = p.weights + p.offset[panel];
   const int64_t depth = p.depth[panel];

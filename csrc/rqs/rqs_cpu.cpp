@@ -96,19 +96,6 @@ FK_INLINE void store_block(const Rows& layout, const Block<S>& b, TP* const* out
 // ---- walking the tensors ----
 
 template <class S, class T>
-FK_INLINE typename Simd<S>::V load_lanes(const T* p) {
-  typename Simd<S>::V v;
-  if constexpr (sizeof(T) == sizeof(S)) {
-    v = load<typename Simd<S>::V>(reinterpret_cast<const S*>(p));
-  } else {
-    S wide[kLanes<S>];
-    for (int l = 0; l < kLanes<S>; ++l) wide[l] = to_float(p[l]);
-    v = load<typename Simd<S>::V>(wide);
-  }
-  return v;
-}
-
-template <class S, class T>
 FK_INLINE Pair<typename Simd<S>::V> load_pair(const T* p) {
   return {load_lanes<S>(p), load_lanes<S>(p + kLanes<S>)};
 }
