@@ -262,6 +262,12 @@ DDP = """
         model = DistributedDataParallel(fresh)
         model(mine * 9)
         assert torch.equal(fresh.shift, layer.shift)
+        # Compiled, and without rows on one rank: both come together once, and neither waits for the other again.
+        late = ActNorm(3)
+        compiled = torch.compile(late, backend="eager")
+        for step in range(3):
+            compiled(everything[:0] if rank == 0 and step == 0 else mine)
+        assert late.initialised and torch.equal(late.shift, -(everything[10:].mean(0) * late.log_scale.exp()))
         dist.destroy_process_group()
 
     if __name__ == "__main__":

@@ -61,6 +61,7 @@ void apply_whole(const Whole<S>& W, const Strip<S>& strip, const Channels& x, co
   const S* from = W.count() == 1 ? strip.direct(x) : nullptr;  // every panel reads it again: from memory only once
   S* const to = strip.direct(y);
   if (!from) strip.load_from(x, W.C, nullptr, b.z);
+  if (to) strip.template prefetch_next<true>(y, W.C);
   W.apply(from ? from : b.z, from ? x.channel : R, to ? to : b.out, to ? y.channel : R);
   if (!to) strip.store_to(y, b.out, W.C, nullptr, b.spare);
 }
@@ -211,6 +212,7 @@ void backward_strip(const LuArgs& a, const Backward<S>& B, const Tile<S>& t, con
   }
   if (!a.grad_x.data) return;
   S* const to = B.whole ? strip.direct(a.grad_x) : nullptr;
+  if (to) strip.template prefetch_next<true>(a.grad_x, C);
   if (B.whole)
     B.W.apply(g_y, kStrip<S>, to ? to : t.out, to ? a.grad_x.channel : kStrip<S>);
   else

@@ -35,6 +35,16 @@ struct Strip {
     return static_cast<S*>(t.data) + run[0].image * t.image + run[0].pixel;
   }
 
+  // Fetches the strip behind this one, to be read or to be written: a processor's own prefetching does not follow from
+  // plane to plane of a channels-first image. What is fetched past the end of a plane or tensor does no harm.
+  template <bool Write>
+  void prefetch_next(const Channels& t, int64_t channels) const {
+    constexpr int L = kLanes<S>, R = kStrip<S>;
+    const S* next = static_cast<const S*>(t.data) + run[0].image * t.image + run[0].pixel + R;
+    for (int64_t c = 0; c < channels; ++c, next += t.channel)
+      for (int l = 0; l < R; l += L) __builtin_prefetch(next + l, Write);
+  }
+
   // Channel c of t lands in row rank[c] (c where rank is null) of `out`; lanes past the end are 0.
   void load_from(const Channels& t, int64_t channels, const int32_t* rank, S* out) const {
     constexpr int L = kLanes<S>, R = kStrip<S>;
@@ -49,6 +59,7 @@ struct Strip {
         for (int l = lanes; l < R; ++l) out[c * R + l] = 0;
       return;
     }
+    prefetch_next<false>(t, channels);
     for (int i = 0; i < runs; ++i) {
       const S* from = base + run[i].image * t.image + run[i].pixel;
       const int lane = run[i].lane, end = i + 1 < runs ? run[i + 1].lane : R, n = run[i].length;
@@ -73,6 +84,7 @@ struct Strip {
       store_strip(in, channels, rank, rows);
       return;
     }
+    prefetch_next<true>(t, channels);
     for (int i = 0; i < runs; ++i) {
       S* to = base + run[i].image * t.image + run[i].pixel;
       for (int64_t c = 0; c < channels; ++c, to += t.channel) {

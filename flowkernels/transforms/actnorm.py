@@ -86,7 +86,9 @@ class ActNorm(Transform):
         for parameter, value in ((self.log_scale, log_scale), (self.shift, shift)):
             parameter.copy_(torch.where(keep, parameter, value.to(parameter.dtype)))
         self.initialised.logical_or_(count > 0)
-        self._seen = x.numel() > 0
+        # Whether to come here again is not read from the buffer where a compiler runs: there all ranks must agree on it,
+        # whichever of them had rows.
+        self._seen = x.numel() > 0 or (torch.compiler.is_compiling() and _several_ranks())
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
@@ -107,6 +109,10 @@ def _statistics(x: Tensor, channel_dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _over_ranks(t: Tensor) -> Tensor:
     """The sum over all ranks, where there are several."""
-    if dist.is_available() and dist.is_initialized():
+    if _several_ranks():
         dist.all_reduce(t)
     return t
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
