@@ -26,7 +26,7 @@ def _libraries(module: nn.Module) -> list[str]:
 
 def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
     """A layer of fast methods for `swap`, a reason to leave the module alone, or None: of no supported library."""
-    for name in _libraries(module):
+    for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
         found = importlib.import_module(f"{adapters.__name__}.{name}").LIBRARY.match(module)
         if found is not None:
             return found
