@@ -165,10 +165,11 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           rqs_bwd(s, a, threads);
         });
-  py::class_<AffineSpec>(m, "AffineSpec").def(py::init([](int scale, double min_scale, double clamp, bool inverse) {
-    if (scale < 0 || scale > 4) throw std::invalid_argument("AffineSpec: scale");
-    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse};
-  }));
+  const auto affine_spec = [](int scale, double min_scale, double clamp, bool inverse, bool shift_first) {
+    if (scale < 0 || scale > 5) throw std::invalid_argument("AffineSpec: scale");
+    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse, shift_first};
+  };
+  py::class_<AffineSpec>(m, "AffineSpec").def(py::init(affine_spec));
   // Tensors as (pointer, strides), in the order of AffineTensors; pass: AffinePass, in its order.
   const auto affine = [](bool backward) {
     return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,

@@ -6,14 +6,15 @@
 
 namespace fk {
 
-enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive };
+enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip };
 
 // y = s x + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale,
-// exp(clamp tanh(u / clamp)), or 1.
+// exp(clamp tanh(u / clamp)), 1, or exp(u / (1 + |u / clamp|)).
 struct AffineSpec {
   AffineScale scale;
   double min_scale, clamp;
   bool inverse;
+  bool shift_first = false;  // the order of a layer's parameters; AffineTensors says by itself where each lies
 
   int params() const { return scale == AffineScale::additive ? 1 : 2; }
 };

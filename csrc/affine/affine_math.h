@@ -42,6 +42,10 @@ struct Affine {
         const T h = tanh_(u * per_clamp);
         return exponential(clamp * h, 1 - h * h);
       }
+      case AffineScale::soft_clip: {
+        const T q = 1 / (1 + abs_(u * per_clamp));
+        return exponential(u * q, q * q);
+      }
       case AffineScale::softplus: {
         const T c = max_(u, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);
         const T s = max_(c, T{}) + log1p_unit(e) + min_scale, slope = select(c >= 0, q, e * q) / s;

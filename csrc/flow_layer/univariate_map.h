@@ -70,11 +70,16 @@ struct AffineMap {
   using T = Pair<typename Simd<S>::V>;
   Affine<S> map;
   bool additive;
+  int at_logit, at_shift;
 
-  AffineMap(const UnivariateMap& m, Arena&) : map(m.affine), additive(m.affine.scale == AffineScale::additive) {}
+  AffineMap(const UnivariateMap& m, Arena&)
+      : map(m.affine),
+        additive(m.affine.scale == AffineScale::additive),
+        at_logit(m.affine.shift_first),
+        at_shift(!additive && !m.affine.shift_first) {}
 
-  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_strip(p.row(0)); }
-  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(additive ? 0 : 1)); }
+  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_strip(p.row(at_logit)); }
+  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(at_shift)); }
 
   void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
     map.eval(logit(params), shift(params), v, out, ladj);
@@ -83,8 +88,8 @@ struct AffineMap {
   T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
     T g_logit, g_shift;
     const T g_v = map.grad(logit(params), shift(params), v, g_out, g_ladj, &g_logit, &g_shift);
-    store_strip(grads.row(additive ? 0 : 1), g_shift);
-    if (!additive) store_strip(grads.row(0), g_logit);
+    store_strip(grads.row(at_shift), g_shift);
+    if (!additive) store_strip(grads.row(at_logit), g_logit);
     return g_v;
   }
 };

@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import sys
+import pkgutil
 from collections.abc import Iterator
-from types import ModuleType
 
 from torch import nn
 
-from . import swap
+from . import adapters, swap
 from .report import Report, Row
 
 __all__ = ["Report", "accelerate", "accelerated", "restore"]
 
-# Module whose presence in sys.modules means that the user has imported the library → our adapter for it.
-# An adapter has `match(module)`: a layer of methods for `swap`, a reason to leave the module alone, or None: not ours.
-_ADAPTERS = {"nflows.transforms": "nflows"}
+# Top-level package, in lower case → its adapter, a file of the folder of that name.
+_LIBRARIES = frozenset(module.name for module in pkgutil.iter_modules(adapters.__path__))
 
 
-def _adapters() -> tuple[list[ModuleType], list[str]]:
-    found, notes = [], []
-    for library, name in _ADAPTERS.items():
-        if library not in sys.modules:
-            continue
-        try:
-            found.append(importlib.import_module(f"{__name__}.{name}"))
-        except ImportError as error:
-            notes.append(f"{name} is imported, but its layout is not one that flowkernels knows ({error})")
-    if not found and not notes:
-        notes.append(f"no supported library is imported (supported: {', '.join(_ADAPTERS.values())})")
-    return found, notes
+def _libraries(module: nn.Module) -> list[str]:
+    """The supported libraries that the classes of a module come from, its own class first."""
+    packages = (cls.__module__.partition(".")[0].lower() for cls in type(module).__mro__)
+    return [name for name in dict.fromkeys(packages) if name in _LIBRARIES]
+
+
+def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
+    """A layer of fast methods for `swap`, a reason to leave the module alone, or None: of no supported library."""
+    for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
+        found = importlib.import_module(f"{adapters.__name__}.{name}").LIBRARY.match(module)
+        if found is not None:
+            return found
+    return None
 
 
 def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    rows, swapped = [], []
+    rows, notes, swapped = [], [], []
     with swap.lock:
-        adapters, notes = _adapters()
         for path, module in model.named_modules():
             if swap.is_fast(module):
                 rows.append(Row(path, type(module).__name__, ""))
                 continue
-            layer = next((m for a in adapters if (m := a.match(module)) is not None), None)
+            layer = _match(module)
             if layer is None:
                 continue
             reason = ""
@@ -57,8 +55,9 @@ def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
                 except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
                     reason = f"its class cannot be extended: {error}"
             rows.append(Row(path, type(module).__name__, reason))
-    if adapters and not rows:
-        notes.append(f"nothing in {type(model).__name__} is of a supported library, so it is unchanged")
+    if not rows:
+        supported = ", ".join(sorted(_LIBRARIES))
+        notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")
     return Report(rows, notes), swapped
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from nflows.transforms.autoregressive import AutoregressiveTransform
-from nflows.transforms.made import MADE
 from torch import Tensor
 
 from flowkernels.ops import affine, rqs
@@ -23,9 +21,10 @@ from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
-from .nflows_made import arguments, is_bare, made_refusal
+from .nflows_classes import made_class
+from .nflows_made import Made, arguments, is_bare, made_refusal
 from .nflows_settings import spline_settings, spline_spec
-from .swap import PureLayer, is_fast, overridden
+from .swap import PureLayer, layer_of, original_class, overridden
 
 # (layer, x [B, D], params, inverse) → y and ladj [B]
 Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
@@ -34,8 +33,8 @@ Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 def _network(layer: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
     """The network as the ops that fuse it with the map take it; None where it must be called."""
     net = layer.autoregressive_net
-    # Fast: `accelerate` has seen that the network's forward is nflows'.
-    if not in_transform((x, context)) and isinstance(net, MADE) and is_fast(net) and is_bare(net):
+    # Of this layer: `accelerate` has seen that the network's forward is nflows'.
+    if not in_transform((x, context)) and layer_of(net) is Made and is_bare(net):
         return arguments(net, x, context)
     return None
 
@@ -65,8 +64,7 @@ def _inverse(
     spec: Callable[[Any], AffineSpec | RqsSpec],
 ) -> tuple[Tensor, Tensor]:
     if z.dim() != 2:
-        theirs: Any = AutoregressiveTransform.inverse
-        return theirs(layer, z, context)
+        return original_class(layer).inverse(layer, z, context)
     found = _network(layer, z, context)
     if found is not None:
         return autoregressive_inverse(z, univariate=spec(layer), **found)
@@ -90,9 +88,10 @@ def _affine_spec(layer: Any) -> AffineSpec:
 def affine_refusal(layer: Any) -> str | None:
     """Why an affine layer gains nothing, or None: its map alone is as fast in nflows."""
     net = layer.autoregressive_net
-    if not isinstance(net, MADE):
+    made = made_class(net)
+    if made is None:
         return f"its network is a {type(net).__name__}, not nflows' MADE"
-    reason = None if is_fast(net) else overridden(net, MADE, frozenset({"forward"})) or made_refusal(net)
+    reason = None if layer_of(net) is Made else overridden(net, made, frozenset({"forward"})) or made_refusal(net)
     if reason is not None:
         return f"its network is left alone: {reason}"
     try:

@@ -8,7 +8,6 @@ import weakref
 from typing import Any, NamedTuple
 
 import torch
-from nflows.nn.nets.resnet import ResidualNet
 from torch import Tensor, nn
 
 from flowkernels.ops import residual_net, rqs
@@ -19,13 +18,14 @@ from flowkernels.ops.flow_layer import try_flow_layer
 from flowkernels.ops.residual_net import layers_of
 
 from .columns import Columns, Indexed, columns_of
+from .nflows_classes import kind
 from .nflows_settings import n_params, spline_settings, spline_spec
 from .swap import PureLayer
 
 
-def _conditioner(net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
     """The conditioner's output; a plain ResidualNet runs as one op on its own weights."""
-    if type(net) is ResidualNet and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and kind(type(net)) == "ResidualNet":
         layers = layers_of(net, context)
         if layers is not None:
             return residual_net(x, layers, blocks=len(net.blocks), context=context)
@@ -75,10 +75,10 @@ def _columns_of(layer: Any) -> Columns:
 def _fused(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """The whole layer as one op on its own weights, or None where it must be run in parts."""
     net = layer.transform_net
-    if type(net) is not ResidualNet or inputs.dim() != 2 or layer.unconditional_transform is not None:
+    if inputs.dim() != 2 or layer.unconditional_transform is not None:
         return None
     split = _split_of(layer)
-    if split is None or split.fused is None:
+    if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
     layers = layers_of(net, context)
     if layers is None:

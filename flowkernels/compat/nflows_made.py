@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
@@ -21,7 +20,8 @@ from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
 from flowkernels.ops.residual_net.modules import hooked
 
-from .swap import PureLayer
+from .nflows_classes import kind
+from .swap import PureLayer, original_class
 
 # ---- the parts of a network ----
 
@@ -62,13 +62,13 @@ def _parts(net: Any) -> _Parts | str:
     activation = _activation(function)
     if activation is None:
         return f"its activation is {_shown(function)}"
-    block_class: Any = MaskedResidualBlock if residual else MaskedFeedforwardBlock
+    block_class = "MaskedResidualBlock" if residual else "MaskedFeedforwardBlock"
     linears: list[Any] = [modules["initial_layer"]]
     skipped: list[Any] = [function]
     dropouts: list[Any] = []
     for block in modules["blocks"]._modules.values():
-        if type(block) is not block_class:
-            return f"a block is a {type(block).__name__}, not a {block_class.__name__}"
+        if kind(type(block)) != block_class:
+            return f"a block is a {type(block).__name__}, not a {block_class}"
         inner, own = block._modules, _activation_of(block)
         if own is not function and _activation(own) != activation:
             return f"the activation of a block is {_shown(own)}, the first one {_shown(function)}"
@@ -85,7 +85,7 @@ def _parts(net: Any) -> _Parts | str:
         skipped += [block, dropout, own]
     linears.append(modules["final_layer"])
     for layer in linears:
-        if type(layer) is not MaskedLinear:
+        if kind(type(layer)) != "MaskedLinear":
             return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
@@ -207,4 +207,4 @@ class Made(PureLayer):
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         found = arguments(self, inputs, context)
-        return MADE.forward(self, inputs, context) if found is None else made(inputs, **found)
+        return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)

@@ -65,7 +65,12 @@ def original_class(module: Any) -> Any:
 
 def is_fast(module: Any) -> bool:
     """True for an instance of a class that `swap` made."""
-    return type(module).__dict__.get("_flowkernels_fast", False)
+    return "_flowkernels_layer" in type(module).__dict__
+
+
+def layer_of(module: Any) -> type[PureLayer] | None:
+    """The layer that `swap` gave to a module, or None."""
+    return type(module).__dict__.get("_flowkernels_layer")
 
 
 def _fast_class(plain: type, layer: type[PureLayer]) -> type:
@@ -75,7 +80,7 @@ def _fast_class(plain: type, layer: type[PureLayer]) -> type:
         for name, function in vars(cls).items()
         if isinstance(function, types.FunctionType)
     }
-    body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")}, _flowkernels_fast=True)
+    body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")}, _flowkernels_layer=layer)
     return types.new_class(plain.__name__, (plain,), exec_body=lambda namespace: namespace.update(body))
 
 

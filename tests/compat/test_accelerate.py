@@ -450,7 +450,8 @@ def test_an_unknown_model_is_unchanged_and_the_report_says_so():
     assert not report.rows
     assert str(report) == (
         "flowkernels: 0 of 0 modules accelerated\n"
-        "note: nothing in Sequential is of a supported library, so it is unchanged"
+        f"note: nothing in Sequential is of a supported library ({', '.join(sorted(compat._LIBRARIES))}), "
+        "so it is unchanged"
     )
     compat.restore(model)
 
@@ -480,4 +481,14 @@ def test_no_library_is_imported_that_the_user_has_not():
         "assert not {'nflows', 'normflows', 'zuko'} & set(sys.modules); print(r)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "no supported library is imported (supported: nflows)" in out
+    assert "nothing in Linear is of a supported library" in out
+
+
+def test_adapters_load_without_their_libraries():
+    code = (
+        "import sys, importlib; from flowkernels import compat\n"
+        "for name in compat._LIBRARIES:\n"
+        "    assert importlib.import_module(f'flowkernels.compat.adapters.{name}').LIBRARY.rows()\n"
+        "    assert name not in {m.lower() for m in sys.modules}, name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
-    ("additive", 0.0),
+    ("soft_clip", 0.0), ("additive", 0.0),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
@@ -40,6 +40,7 @@ def test_is_its_definition(scale, floor) -> None:
                 "softplus": math.log1p(math.exp(u)) + floor,
                 "sigmoid": 1 / (1 + math.exp(-u - 2)) + floor,
                 "tanh": math.exp(2 * math.tanh(u / 2)),
+                "soft_clip": math.exp(u / (1 + abs(u) / 2)),
                 "additive": 1.0,
             }[scale]
             assert y[i, d].item() == pytest.approx(s * x[i, d].item() + t, rel=1e-14, abs=1e-14)
@@ -131,7 +132,8 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
     if scale != "additive":  # the scale stops, its logarithm does not
         (of_ladj,) = torch.autograd.grad(ops.affine(x, params, scale=scale, min_scale=floor)[1].sum(), params)
         slope = of_ladj[u[:, 0] == -100, 0, 0]
-        expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0}
+        expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0,
+                    "soft_clip": 1 / 51**2}  # fmt: skip
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
@@ -180,8 +182,9 @@ def test_numbers_of_mixed_dtypes(all_isas, scale, dtypes) -> None:
 
 
 @pytest.mark.parametrize("clamp", [0.3, 5.0, 100.0])
-def test_numbers_of_clamps(all_isas, clamp) -> None:
-    assert_numbers(all_isas, (torch.float32, torch.float32), scale="tanh", clamp=clamp)
+@pytest.mark.parametrize("scale", ["tanh", "soft_clip"])
+def test_numbers_of_clamps(all_isas, scale, clamp) -> None:
+    assert_numbers(all_isas, (torch.float32, torch.float32), scale=scale, clamp=clamp)
 
 
 LAYOUTS = {
@@ -499,9 +502,9 @@ def test_mixed_dtypes() -> None:
 
 
 @pytest.mark.parametrize("floor", [None, 0.0, 1e-3, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "additive"])
+@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "soft_clip", "additive"])
 def test_identity(scale, floor) -> None:
-    if floor and scale in ("exp", "tanh", "additive"):
+    if floor and scale in ("exp", "tanh", "soft_clip", "additive"):
         with pytest.raises(ValueError, match="min_scale must be 0 where scale is"):
             Affine(scale, floor)
         return

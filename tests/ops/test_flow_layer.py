@@ -163,7 +163,9 @@ def test_the_inverse_undoes(isa) -> None:
 # ---- the maps and nets of the kernel that no op calls yet ----
 
 
-def through_the_module(scale: int, min_scale: float, inverse: bool, tensors: list[Tensor], made: MADE) -> list[Tensor]:
+def through_the_module(
+    scale: int, min_scale: float, inverse: bool, tensors: list[Tensor], made: MADE, shift_first: bool = False
+) -> list[Tensor]:
     """y, ladj and every gradient of an autoregressive affine layer, by the compiled module itself."""
     C: Any = _native.C
     x, *rest = tensors
@@ -173,7 +175,10 @@ def through_the_module(scale: int, min_scale: float, inverse: bool, tensors: lis
         layer.allocate_grads(rows)
     y, ladj, grad_x, every = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x), array("i", range(D))
     at, g, g_ladj = every.buffer_info()[0], weights(y), weights(ladj)
-    univariate, dtype = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse)), _native.DTYPES[x.dtype]
+    univariate, dtype = (
+        C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, shift_first)),
+        _native.DTYPES[x.dtype],
+    )
     same = (net.handle(), univariate, dtype, rows, D, x.data_ptr(), x.stride(0), at, at, D)
     C.flow_layer_fwd(*same, y.data_ptr(), ladj.data_ptr(), 0, 1)
     C.flow_layer_bwd(*same, g.data_ptr(), g_ladj.data_ptr(), grad_x.data_ptr(), 1)
@@ -181,12 +186,14 @@ def through_the_module(scale: int, min_scale: float, inverse: bool, tensors: lis
     return [y, ladj, grad_x, *(t for t in grads if t is not None)]
 
 
-AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0)}
+AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0),
+          "soft_clip": (5, 0.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", AFFINE)
+@pytest.mark.parametrize("shift_first", [False, True], ids=["scale | shift", "shift | scale"])
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-def test_affine_maps_and_masked_nets(scale, inverse, isa) -> None:
+def test_affine_maps_and_masked_nets(scale, inverse, shift_first, isa) -> None:
     kind, min_scale = AFFINE[scale]
     made = MADE(5, 1 if scale == "additive" else 2, (17, 9), seed=0)
     g = torch.Generator().manual_seed(0)
@@ -195,9 +202,10 @@ def test_affine_maps_and_masked_nets(scale, inverse, isa) -> None:
     def f(t: list[Tensor]) -> tuple[Tensor, Tensor]:
         params = ops.made(t[0], list(zip(t[1::2], t[2::2], strict=True)), made.plan, backend="reference")
         params = params.unflatten(-1, (5, -1))
-        return ops.affine(t[0], params, scale=scale, min_scale=min_scale, inverse=inverse, backend="reference")
+        settings = {"scale": scale, "min_scale": min_scale, "inverse": inverse, "shift_first": shift_first}
+        return ops.affine(t[0], params, backend="reference", **settings)
 
-    found = through_the_module(kind, min_scale, inverse, tensors, made)
+    found = through_the_module(kind, min_scale, inverse, tensors, made, shift_first)
     torch.testing.assert_close(found, values_and_gradients(f, tensors), rtol=1e-11, atol=1e-11)
 
 
@@ -807,7 +815,8 @@ COUPLINGS = {
     "silu module": lambda a, b: MLP(a, b, hidden=(24, 24), activation=torch.nn.SiLU),
 }
 EVERY_UNIVARIATE = {
-    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "additive")}, "rqs": RQS(bins=4)
+    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "soft_clip", "additive")},
+    "rqs": RQS(bins=4),
 }  # fmt: skip
 
 

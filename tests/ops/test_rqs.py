@@ -106,6 +106,7 @@ OPTIONS = {
     "box-clipped": {"box": BOX, "tails": None, "parametrization": "soft_clip"},
     "logit-scale": {"logit_scale": 0.3},
     "steep": {"scale": 3.0},
+    "edge-slope": {"edge_slope": 0.7},
 }
 
 

@@ -46,6 +46,12 @@ BAD_SETTINGS = {
     "logit_scale=inf": ({"logit_scale": math.inf}, "logit_scale", "inf"),
     "parametrization": ({"parametrization": "sigmoid"}, "parametrization", "sigmoid"),
     "slope=1": ({"parametrization": "soft_clip", "slope": 1.0}, "slope", "1"),
+    "edge_slope=0": ({"edge_slope": 0.0}, "edge_slope", "0.0"),
+    "edge_slope=inf": ({"edge_slope": math.inf}, "edge_slope", "inf"),
+    "edge_slope=nan": ({"edge_slope": math.nan}, "edge_slope", "nan"),
+    "edge_slope-circular": ({"edge_slope": 0.9, "tails": "circular"}, "edge_slope", "0.9"),
+    "edge_slope-soft_clip": ({"edge_slope": 0.9, "parametrization": "soft_clip"}, "edge_slope", "0.9"),
+    "edge_slope-low": ({"edge_slope": 0.5, "min_derivative": 0.5}, "min_derivative", "0.5"),
     "slope=0": ({"parametrization": "soft_clip", "slope": 0.0}, "slope", "0"),
 }
 

@@ -42,6 +42,7 @@ def affine(
     ``"softplus"``   :math:`\mathrm{softplus}(u)` + min_scale    nflows
     ``"sigmoid"``    :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
     ``"tanh"``       :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
+    ``"soft_clip"``  :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
     ``"additive"``   1                                           NICE; ``params`` are shifts only
     ===============  ==========================================  =====================================
 
@@ -55,7 +56,7 @@ def affine(
             16-bit type beside a float32 ``x``. See below.
         scale: see the table.
         min_scale: smallest scale of ``"softplus"`` and ``"sigmoid"``.
-        clamp: largest \|log s\| of ``"tanh"``, 2 by default. Near u = 0 it is the exponential.
+        clamp: largest \|log s\| of ``"tanh"`` and ``"soft_clip"``, 2 by default. Near u = 0 it is the exponential.
         shift_first: the order of ``params`` is shift | scale logit.
         part: the features (for images the channels: the first dim of the event) that are mapped; ``params`` and
             ``mask`` are theirs alone, and the others pass. A coupling layer's split and merge at no cost.

@@ -26,7 +26,8 @@ def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def handle(spec: AffineSpec):
-    return _native.C.AffineSpec(SCALES.index(spec.scale), spec.min_scale, spec.clamp, spec.inverse)  # type: ignore[union-attr]
+    scale = SCALES.index(spec.scale)
+    return _native.C.AffineSpec(scale, spec.min_scale, spec.clamp, spec.inverse, spec.shift_first)  # type: ignore[union-attr]
 
 
 def _operand(t: Tensor | None) -> _Operand:

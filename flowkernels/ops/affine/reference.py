@@ -28,6 +28,9 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
     if spec.scale == "tanh":
         log_s = spec.clamp * torch.tanh(u / spec.clamp)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
+    if spec.scale == "soft_clip":
+        log_s = u / (1 + (u / spec.clamp).abs())
+        return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "softplus":
         s = F.softplus(u if spec.min_scale > 0 else u.clamp_min(-bound), threshold=50.0) + spec.min_scale
         # Below -37 a softplus is e^u, to the last bit of a double.

@@ -9,15 +9,16 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive")  # the order of csrc/affine/affine.h
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip")  # the order of csrc/affine/affine.h
 CLAMP = 2.0
+CLAMPED = ("tanh", "soft_clip")
 
 
 class AffineSpec(NamedTuple):
     scale: str
     min_scale: float
     inverse: bool
-    clamp: float = CLAMP  # of "tanh"
+    clamp: float = CLAMP  # of CLAMPED
     event_dims: int = 1
     shift_first: bool = False
     # Which features (channels) are mapped, as a slice; stop 0: all of them.
@@ -77,7 +78,7 @@ def make_spec(
         _fail("min_scale", "a finite number from 0 on", min_scale)
     if min_scale > 0 and scale not in ("softplus", "sigmoid"):
         _fail("min_scale", f"0 where scale is {scale!r}", min_scale)
-    if clamp is not None and scale != "tanh":
+    if clamp is not None and scale not in CLAMPED:
         _fail("clamp", f"None where scale is {scale!r}", clamp)
     if clamp is not None and not (_is_number(clamp) and 0 < clamp < math.inf):
         _fail("clamp", "positive and finite", clamp)

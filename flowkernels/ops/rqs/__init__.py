@@ -27,6 +27,7 @@ def rqs(
     logit_scale: float = 1.0,
     parametrization: str = "softmax",
     slope: float = 1e-3,
+    edge_slope: float = 1.0,
     inverse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,7 @@ def rqs(
         parametrization: ``"softmax"``: softmax with minimum sizes and softplus slopes (nflows, normflows, glasflow);
             ``"soft_clip"``: softmax of u/(1 + |2u/log slope|), exp of u/(1 + |u/log slope|) (zuko).
         slope: the smallest slope of ``"soft_clip"``.
+        edge_slope: the slope at both ends inside the box under linear tails (Pyro has 1 - ``min_derivative`` there).
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
         backend: run on this one or raise; default: the fastest that can.
 
@@ -77,7 +79,7 @@ def rqs(
     """
     settings = (
         bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
-        slope, inverse,
+        slope, inverse, edge_slope,
     )  # fmt: skip
     if torch.compiler.is_compiling():
         spec = make_spec(*settings)

@@ -24,6 +24,7 @@ class RqsSpec(NamedTuple):
     logit_scale: float
     slope: float  # of the soft-clipped parametrisation; 0: softmax with minimum sizes
     inverse: bool
+    edge_slope: float = 1.0  # at both ends under linear tails
 
     @property
     def clipped(self) -> bool:
@@ -36,8 +37,10 @@ class RqsSpec(NamedTuple):
 
     @property
     def edge_logit(self) -> float:
-        """The slope logit that gives slope 1; only linear tails, whose min_derivative is below 1, need one."""
-        return 0.0 if self.clipped or self.min_derivative >= 1 else math.log(math.expm1(1 - self.min_derivative))
+        """The slope logit that gives `edge_slope`; only linear tails, whose min_derivative is below it, need one."""
+        if self.clipped or self.min_derivative >= self.edge_slope:
+            return 0.0
+        return math.log(math.expm1(self.edge_slope - self.min_derivative))
 
 
 def _fail(name: str, contract: str, given: object) -> NoReturn:
@@ -78,6 +81,7 @@ def make_spec(
     parametrization: str,
     slope: float,
     inverse: bool,
+    edge_slope: float = 1.0,
 ) -> RqsSpec:
     """Checks every setting of `ops.rqs` and returns them in the form the kernels take."""
     if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or not 1 <= bins <= MAX_BINS:
@@ -87,16 +91,18 @@ def make_spec(
     left, right, bottom, top = _box(tail_bound, box)
     min_bin_width, min_bin_height = _number("min_bin_width", min_bin_width), _number("min_bin_height", min_bin_height)
     min_derivative, slope = _number("min_derivative", min_derivative), _number("slope", slope)
-    logit_scale = _number("logit_scale", logit_scale)
+    logit_scale, edge_slope = _number("logit_scale", logit_scale), _number("edge_slope", edge_slope)
     if not 0 < logit_scale < math.inf:
         _fail("logit_scale", "positive and finite", logit_scale)
+    if edge_slope != 1 and not (tails == "linear" and parametrization == "softmax" and 0 < edge_slope < math.inf):
+        _fail("edge_slope", 'positive and finite, and 1 except for linear tails and "softmax"', edge_slope)
     if parametrization == "softmax":
         if not 0 <= min_bin_width * bins <= 1:
             _fail("min_bin_width", f"from 0 to 1/bins = {1 / bins:g}", min_bin_width)
         if not 0 <= min_bin_height * bins <= 1:
             _fail("min_bin_height", f"from 0 to 1/bins = {1 / bins:g}", min_bin_height)
-        if not 0 <= min_derivative < (1 if tails == "linear" else math.inf):
-            _fail("min_derivative", "from 0 to 1 (exclusive)", min_derivative)
+        if not 0 <= min_derivative < (edge_slope if tails == "linear" else math.inf):
+            _fail("min_derivative", f"from 0 to {edge_slope:g} (exclusive)", min_derivative)
         slope = 0.0
     elif parametrization == "soft_clip":
         if not 0 < slope < 1:
@@ -106,7 +112,7 @@ def make_spec(
         _fail("parametrization", '"softmax" or "soft_clip"', parametrization)
     return RqsSpec(
         int(bins), tails or "none", left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-        logit_scale, slope, bool(inverse),
+        logit_scale, slope, bool(inverse), edge_slope,
     )  # fmt: skip
 
 

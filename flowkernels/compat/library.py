@@ -1,0 +1,88 @@
+"""A library as a table: what its classes are called, and which layer of methods each can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .swap import PureLayer, overridden
+
+
+def never(module: Any) -> str | None:
+    """No reason to leave any module alone."""
+    return None
+
+
+class Entry(NamedTuple):
+    """How the modules of a class are accelerated."""
+
+    layer: type[PureLayer]
+    bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
+    what: str  # what runs on the kernels, for README's table
+    refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
+
+
+class Library:
+    """Classes are found by name, `root` being that of the package, so that nothing is imported.
+
+    Args:
+        root: the package: ``"nflows"``.
+        entries: the name of a class below it, ``"transforms.lu.LULinear"``, → how its modules are accelerated. A
+            module belongs to the first class of its method resolution order that has a name here.
+        left_alone: name → why nothing is gained on it.
+        base: the class from which all transforms of the library come; one that is in no table has "no fused path".
+        containers: transforms that only call others, and so appear in no report.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.compat.library import Library
+        >>> library = Library("torch", {}, left_alone={"nn.modules.linear.Identity": "it does nothing"}, base="")
+        >>> library.match(torch.nn.Identity()), library.match(torch.nn.ReLU())
+        ('it does nothing', None)
+    """
+
+    def __init__(
+        self,
+        root: str,
+        entries: Mapping[str, Entry],
+        *,
+        base: str,
+        left_alone: Mapping[str, str] | None = None,
+        containers: Collection[str] = (),
+    ) -> None:
+        self.root, self.base = root, base
+        self.entries, self.left_alone, self.containers = dict(entries), dict(left_alone or {}), frozenset(containers)
+
+    def _name(self, cls: type) -> str:
+        """A class's name below the root; empty for a class of another package."""
+        prefix, full = f"{self.root}.", f"{cls.__module__}.{cls.__qualname__}"
+        return full.removeprefix(prefix) if full.startswith(prefix) else ""
+
+    def match(self, module: nn.Module) -> type[PureLayer] | str | None:
+        """The layer of fast methods for a module, why it is left alone, or None: not a transform of the library."""
+        for cls in type(module).__mro__:
+            name = self._name(cls)
+            entry = self.entries.get(name)
+            if entry is not None:
+                return overridden(module, cls, entry.bypassed) or _refusal(entry, module) or entry.layer
+            if name in self.left_alone:
+                return self.left_alone[name]
+            if name in self.containers:
+                return None
+            if name and name == self.base:
+                return "no fused path for this class"
+        return None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(class, what of it is accelerated or why it is not) for README's table."""
+        accelerated = [(name, entry.what) for name, entry in self.entries.items()]
+        return [(name.rpartition(".")[2], text) for name, text in (*accelerated, *self.left_alone.items())]
+
+
+def _refusal(entry: Entry, module: nn.Module) -> str | None:
+    try:
+        return entry.refusal(module)
+    except Exception as error:  # another version of the library, or a module edited beyond recognition
+        return f"its layout is not the one that flowkernels knows ({type(error).__name__}: {error})"

@@ -1,0 +1,55 @@
+"""The degrees of a masked network, read off its masks.
+
+Libraries number their hidden units in their own ways, and some at random; the masks are all that they have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops.made import MadePlan
+
+
+def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
+    """The plan whose masks these are, or why there is none.
+
+    Args:
+        masks: one per layer, ``[n_out, n_in]``, nonzero where an output sees an input. The inputs of the first are
+            the D features, the outputs of the last the D * P parameters, feature-major.
+    """
+    masks = [m.detach().cpu() != 0 for m in masks]
+    features = masks[0].shape[1]
+    params = masks[-1].shape[0] // features
+    # A feature that more units see, or else whose parameters see fewer, comes earlier; equal ones are not told apart.
+    sees = masks[-1].sum(1)[: features * params : params]
+    levels = torch.unique(sees - masks[0].sum(0) * (masks[-1].shape[1] + 1), return_inverse=True)[1] + 1
+    # At least the level of those that do not see it, or of what these are at least.
+    bounds = [levels.repeat_interleave(params)]
+    for mask in reversed(masks[1:]):
+        bounds.insert(0, torch.where(mask, 0, bounds[0][:, None]).amax(0))
+    degrees = [levels.double()]
+    for mask, after, bound in zip(masks[:-1], masks[1:], bounds[:-1], strict=True):
+        # At least the degree of what it sees, too; among equals, the one that fewer see has more.
+        of_level = torch.cat((torch.zeros(1).double(), torch.unique(degrees[0])))
+        least = torch.maximum(torch.where(mask, degrees[-1], 0.0).amax(1), of_level[bound])
+        seen = after.sum(0)
+        degrees = _ranked([*degrees, least + 1 - (seen + 1) / (seen.max() + 2)])
+    degrees.append(degrees[0].repeat_interleave(params))
+    rows = [d.long() for d in degrees]
+    try:
+        plan = MadePlan(rows)
+    except ValueError as error:
+        return str(error)
+    for i, (mask, layer) in enumerate(zip(masks, plan.layers, strict=True)):
+        if not torch.equal(mask, layer.mask(mask)):
+            return f"the mask of layer {i} is not that of an order of the features"
+    return plan
+
+
+def _ranked(degrees: Sequence[Tensor]) -> list[Tensor]:
+    """Other numbers in the same order, from 1 on and at least 1 apart."""
+    every = torch.unique(torch.cat([*degrees]))
+    return [torch.searchsorted(every, d).double() + 1 for d in degrees]

@@ -1,0 +1,18 @@
+"""zuko: its lazy masked autoregressive, coupling and elementwise transforms on the fused kernels.
+
+A lazy transform returns a subclass of the transform of zuko that it returned before. What differs by design:
+
+| what                                                | zuko                    | here                           |
+|-----------------------------------------------------|-------------------------|--------------------------------|
+| log-determinant of an inverse                       | of the forward map at x | of the inverse map at y        |
+| inverse where rounding makes the discriminant < 0   | NaN                     | the root, at disc = 0          |
+| a bin below what float32 can divide                 | NaN                     | a bin of 1e-12 of the box      |
+| a batch of no rows                                  | RuntimeError            | no rows                        |
+| float16 and bfloat16                                | ladj in that type       | ladj in float32                |
+| `base` of the transform of an elementwise layer     | built on every call     | built when it is asked for     |
+
+A network is one op with its map where it is zuko's `MaskedMLP` or `MLP`, with an activation that the ops know, without
+residual blocks, normalisation or hooks; the masks of the first are read off its buffers. Otherwise it is called, and
+the map alone is fused. A circular spline sees another x than its network, so that it has no sweep: its inverse takes
+zuko's passes, each of two ops.
+"""

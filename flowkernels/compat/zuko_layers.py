@@ -1,0 +1,47 @@
+"""The methods of accelerated lazy transforms of zuko: they return transforms that run on the fused kernels.
+
+zuko is imported when one of them is called: the table of its classes is read without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .swap import PureLayer
+
+
+class MaskedAutoregressive(PureLayer):
+    """The methods of an accelerated MaskedAutoregressiveTransform."""
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        from .zuko_transforms import AutoregressiveTransform
+
+        return AutoregressiveTransform(self, c)
+
+
+class GeneralCoupling(PureLayer):
+    """The methods of an accelerated GeneralCouplingTransform."""
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        from .zuko_transforms import CouplingTransform
+
+        return CouplingTransform(self, c)
+
+
+class ElementWise(PureLayer):
+    """The methods of an accelerated ElementWiseTransform."""
+
+    def forward(self, c: Tensor | None = None) -> Any:
+        from .zuko_transforms import DependentTransform
+
+        return DependentTransform(self, c)
+
+
+def refusal(layer: Any) -> str | None:
+    """Why a layer's map has no kernel, or None."""
+    from .zuko_univariate import univariate_of
+
+    univariate = univariate_of(layer)
+    return univariate if isinstance(univariate, str) else None

@@ -1,0 +1,194 @@
+"""The transforms that zuko's lazy ones return, on the fused kernels.
+
+They are subclasses of zuko's, so that flows, compositions and inverses are put together as before. `call_and_ladj` is
+one op where the network is one that kernels can run, and otherwise the network around the fused map; so is that of the
+inverse, which zuko computes by a pass of the network for every feature and one more for the log-determinant.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import Transform, _InverseTransform
+from zuko import transforms
+from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.utils import broadcast
+
+from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.flow_layer import Columns, columns, try_autoregressive_layer, try_flow_layer
+from flowkernels.ops.made import made
+
+from .buffers import Reading
+from .zuko_nets import dense_arguments, masked_arguments
+from .zuko_univariate import Univariate, univariate_of
+
+
+class Inverse(_InverseTransform):
+    """The inverse of one of the transforms here."""
+
+    def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        transform: Any = self._inv
+        return transform.solve(y)
+
+
+def _params(layer: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """The output of the layer's network, ``[..., D, P]``."""
+    given = x if context is None else torch.cat((x, context), dim=-1)
+    params = layer.hyper(given)
+    return params.unflatten(-1, (params.shape[-1] // layer.total, layer.total))
+
+
+def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if context is None or x.shape[:-1] == context.shape[:-1]:
+        return x, context
+    x, context = broadcast(x, context, ignore=1)
+    return x, context
+
+
+def _map_of(layer: Any) -> Univariate:
+    univariate = univariate_of(layer)
+    if isinstance(univariate, str):
+        raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {univariate}")
+    return univariate
+
+
+class _Fused(Transform):
+    """What the transforms here share; `forward` and `solve` are theirs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.forward(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.solve(y)[0]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.forward(x)[1]
+
+    @property
+    def inv(self) -> Transform:
+        return Inverse(self)
+
+
+class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
+    """`zuko.transforms.AutoregressiveTransform` of a layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        super().__init__(functools.partial(layer.meta, context), layer.passes)
+        self.layer, self.context = layer, context
+
+    def _network(self, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+        features = self.layer.hyper.out_features // self.layer.total
+        return masked_arguments(self.layer.hyper, features, x, context)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, context = _expanded(x, self.context)
+        univariate, network = _map_of(self.layer), self._network(x, context)
+        if network is not None and not univariate.circular:  # a circular map sees another x than the network
+            fused = try_autoregressive_layer(x, univariate.spec, **network)
+            if fused is not None:
+                return fused
+        return univariate(x, self._params(x, context, network), False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y, context = _expanded(y, self.context)
+        univariate, network = _map_of(self.layer), self._network(y, context)
+        if network is not None and not univariate.circular and self.passes >= len(network["plan"].groups):
+            return autoregressive_inverse(y, univariate=univariate.spec, **network)
+        x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
+        for _ in range(self.passes):
+            x, ladj = univariate(y, self._params(x, context, network), True)
+        return x, ladj
+
+    def _params(self, x: Tensor, context: Tensor | None, network: dict[str, Any] | None) -> Tensor:
+        if network is None:
+            return _params(self.layer, x, context)
+        return made(x, **network).unflatten(-1, (x.shape[-1], self.layer.total))
+
+
+# ---- coupling ----
+
+
+def _read_mask(mask: Tensor) -> tuple[Tensor, Tensor, Columns]:
+    kept, mapped = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
+    return kept, mapped, columns(len(mask), tuple(kept.tolist()), tuple(mapped.tolist()))
+
+
+_split_of = Reading[tuple[Tensor, Tensor, Columns]](_read_mask)
+
+
+class CouplingTransform(_Fused, transforms.CouplingTransform):
+    """`zuko.transforms.CouplingTransform` of a layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        split = _split_of(layer, (layer.mask,))
+        meta = functools.partial(layer.meta, context)
+        if split is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
+            super().__init__(meta, layer.mask)
+            self.columns = None
+        else:
+            Transform.__init__(self)
+            self.meta = meta
+            self.idx_a, self.idx_b, self.columns = split
+        self.layer, self.context = layer, context
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(x, False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(y, True)
+
+    def _couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        x, context = _expanded(x, self.context)
+        univariate, net = _map_of(self.layer), self.layer.hyper
+        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context)
+        if network is not None and self.columns is not None:
+            spec = univariate.spec._replace(inverse=inverse)
+            fused = try_flow_layer(x, univariate=spec, columns=self.columns, context=context, **network)
+            if fused is not None:
+                return fused
+        kept, mapped = self.split(x)
+        mapped, ladj = univariate(mapped, _params(self.layer, kept, context), inverse)
+        return self.merge(kept, mapped, x.shape), ladj
+
+
+# ---- element by element ----
+
+
+class DependentTransform(_Fused, transforms.DependentTransform):
+    """`zuko.transforms.DependentTransform` of the univariate map of an elementwise layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        Transform.__init__(self)
+        self.layer, self.context, self.reinterpreted = layer, context, 1
+
+    @functools.cached_property
+    def base(self) -> Transform:
+        return ElementWiseTransform.forward(self.layer, self.context).base
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(x, False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(y, True)
+
+    def _map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        layer, P = self.layer, self.layer.total
+        if self.context is None:
+            params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)
+        else:
+            params = layer.hyper(self.context).unflatten(-1, (x.shape[-1], P))
+        lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
+        x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
+        return _map_of(layer)(x, params, inverse)
