@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -33,7 +33,8 @@ class Library:
             module belongs to the first class of its method resolution order that has a name here.
         left_alone: name → why nothing is gained on it.
         base: the class from which all transforms of the library come; one that is in no table has "no fused path".
-        containers: transforms that only call others, and so appear in no report.
+        containers: name of a transform that only calls others, and so appears in no report → which parts of it are
+            accelerated, for README's table; empty: not in the table.
 
     Example:
         >>> import torch
@@ -50,10 +51,10 @@ class Library:
         *,
         base: str,
         left_alone: Mapping[str, str] | None = None,
-        containers: Collection[str] = (),
+        containers: Mapping[str, str] | None = None,
     ) -> None:
         self.root, self.base = root, base
-        self.entries, self.left_alone, self.containers = dict(entries), dict(left_alone or {}), frozenset(containers)
+        self.entries, self.left_alone, self.containers = dict(entries), dict(left_alone or {}), dict(containers or {})
 
     def _name(self, cls: type) -> str:
         """A class's name below the root; empty for a class of another package."""
@@ -77,8 +78,10 @@ class Library:
 
     def rows(self) -> list[tuple[str, str]]:
         """(class, what of it is accelerated or why it is not) for README's table."""
-        accelerated = [(name, entry.what) for name, entry in self.entries.items()]
-        return [(name.rpartition(".")[2], text) for name, text in (*accelerated, *self.left_alone.items())]
+        rows = {name: entry.what for name, entry in self.entries.items()}
+        rows |= {name: text for name, text in self.containers.items() if text}
+        rows |= {name: f"left alone: {reason}" for name, reason in self.left_alone.items()}
+        return [(name.rpartition(".")[2], text) for name, text in rows.items()]
 
 
 def _refusal(entry: Entry, module: nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops import affine, rqs
+from flowkernels.ops import affine
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
@@ -23,7 +23,8 @@ from flowkernels.ops.rqs.spec import RqsSpec
 
 from .nflows_classes import made_class
 from .nflows_made import Made, arguments, is_bare, made_refusal
-from .nflows_settings import spline_settings, spline_spec
+from .nflows_settings import spline_spec
+from .nflows_spline import per_feature, spline
 from .swap import PureLayer, layer_of, original_class, overridden
 
 # (layer, x [B, D], params, inverse) → y and ladj [B]
@@ -44,10 +45,11 @@ def _forward(
     x: Tensor,
     context: Tensor | None,
     univariate: Univariate,
-    spec: Callable[[Any], AffineSpec | RqsSpec],
+    spec_of: Callable[[Any], AffineSpec | RqsSpec | None],
 ) -> tuple[Tensor, Tensor]:
-    found = _network(layer, x, context) if x.dim() == 2 else None
-    fused = None if found is None else try_autoregressive_layer(x, spec(layer), **found)
+    spec = spec_of(layer)
+    found = _network(layer, x, context) if x.dim() == 2 and spec is not None else None
+    fused = None if found is None or spec is None else try_autoregressive_layer(x, spec, **found)
     if fused is not None:
         return fused
     params = layer.autoregressive_net(x, context)
@@ -61,13 +63,14 @@ def _inverse(
     z: Tensor,
     context: Tensor | None,
     univariate: Univariate,
-    spec: Callable[[Any], AffineSpec | RqsSpec],
+    spec_of: Callable[[Any], AffineSpec | RqsSpec | None],
 ) -> tuple[Tensor, Tensor]:
     if z.dim() != 2:
         return original_class(layer).inverse(layer, z, context)
-    found = _network(layer, z, context)
-    if found is not None:
-        return autoregressive_inverse(z, univariate=spec(layer), **found)
+    spec = spec_of(layer)
+    found = None if spec is None else _network(layer, z, context)
+    if found is not None and spec is not None:
+        return autoregressive_inverse(z, univariate=spec, **found)
     x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])
     for _ in range(z.shape[1]):
         x, ladj = univariate(layer, z, layer.autoregressive_net(x, context), True)
@@ -77,12 +80,26 @@ def _inverse(
 # ---- affine ----
 
 
+_DEFAULT = "MaskedAffineAutoregressiveTransform.__init__.<locals>.<lambda>"
+
+
+def _scale(layer: Any) -> tuple[str, float]:
+    """The scale of the map and its smallest value."""
+    if not hasattr(layer, "_epsilon"):  # normflows
+        return "sigmoid", 1e-3
+    given = getattr(layer, "scale_activation", None)  # of glasflow, whose default is a function of its own
+    if given is not None and getattr(given, "__qualname__", "") != _DEFAULT:
+        raise ValueError("its scale_activation is not the default one")
+    return "softplus", layer._epsilon
+
+
 def _affine(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    return affine(x, params.reshape(*x.shape, 2), scale="softplus", min_scale=layer._epsilon, inverse=inverse)
+    scale, least = _scale(layer)
+    return affine(x, params.reshape(*x.shape, 2), scale=scale, min_scale=least, inverse=inverse)
 
 
 def _affine_spec(layer: Any) -> AffineSpec:
-    return affine_spec("softplus", layer._epsilon, False)
+    return affine_spec(*_scale(layer), False)
 
 
 def affine_refusal(layer: Any) -> str | None:
@@ -121,13 +138,12 @@ def _logit_scale(layer: Any) -> float:
 
 
 def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    settings = spline_settings(layer, layer.num_bins)
-    P = layer._output_dim_multiplier()
-    return rqs(x, params.reshape(*x.shape, P), logit_scale=_logit_scale(layer), inverse=inverse, **settings)
+    params = params.reshape(*x.shape, layer._output_dim_multiplier())
+    return spline(layer, layer.num_bins, x, params, _logit_scale(layer), inverse)
 
 
-def _spline_spec(layer: Any) -> RqsSpec:
-    return spline_spec(layer, layer.num_bins, _logit_scale(layer))
+def _spline_spec(layer: Any) -> RqsSpec | None:
+    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(layer))
 
 
 class SplineAutoregressive(PureLayer):

@@ -1,26 +1,45 @@
-"""nflows' rational-quadratic spline coupling layer on the fused kernels."""
+"""nflows' coupling layers on the fused kernels: how any of them runs, and the rational-quadratic spline.
+
+Where the network is a ResidualNet of relu, conditioner and map are one op on the layer's own weights; otherwise, or
+where something in the network asks to be called, they are run one by one.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowkernels.ops import residual_net, rqs
+from flowkernels.ops import residual_net
 from flowkernels.ops._routing import _jit_tracing, _opaque, _transforms_active
+from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
 from flowkernels.ops.flow_layer import columns as fused_columns
 from flowkernels.ops.flow_layer import try_flow_layer
 from flowkernels.ops.residual_net import layers_of
+from flowkernels.ops.rqs.spec import RqsSpec
 
 from .columns import Columns, Indexed, columns_of
 from .nflows_classes import kind
-from .nflows_settings import n_params, spline_settings, spline_spec
+from .nflows_settings import n_params, spline_spec
+from .nflows_spline import per_feature, spline
 from .swap import PureLayer
+
+
+class Univariate(NamedTuple):
+    """The map of one kind of coupling layer, as functions of the layer."""
+
+    # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
+    spec: Callable[[Any, Any, bool], RqsSpec | AffineSpec | None]
+    # the network's last layer with its outputs feature by feature, as that op wants them
+    last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+    # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
+    run: Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
 def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
@@ -28,6 +47,8 @@ def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
     if not torch.compiler.is_compiling() and kind(type(net)) == "ResidualNet":
         layers = layers_of(net, context)
         if layers is not None:
+            preprocessing = getattr(net, "preprocessing", None)  # of normflows
+            x = x if preprocessing is None else preprocessing(x)
             return residual_net(x, layers, blocks=len(net.blocks), context=context)
     return net(x, context)
 
@@ -72,18 +93,23 @@ def _columns_of(layer: Any) -> Columns:
     return Indexed(layer.identity_features, layer.transform_features) if split is None else split.columns
 
 
-def _fused(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    """The whole layer as one op on its own weights, or None where it must be run in parts."""
+def _fused(
+    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
+) -> tuple[Tensor, Tensor] | None:
+    """The coupling as one op on its own weights, or None where it must be run in parts."""
     net = layer.transform_net
-    if inputs.dim() != 2 or layer.unconditional_transform is not None:
+    if inputs.dim() != 2:
         return None
     split = _split_of(layer)
     if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
     layers = layers_of(net, context)
-    if layers is None:
+    if layers is None or getattr(net, "preprocessing", None) is not None:
         return None
-    spec = spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
+    spec = univariate.spec(layer, net, inverse)
+    if spec is None:
+        return None
+    layers[-1] = univariate.last(layer, layers[-1])
     return try_flow_layer(inputs, layers, spec, split.fused, context)
 
 
@@ -103,10 +129,52 @@ def _logit_scale(net: Any) -> float:
     return 1.0
 
 
+def _map_identity(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The layer's unconditional transform of the features that choose the map of the others."""
+    columns, unconditional = _columns_of(layer), layer.unconditional_transform
+    identity, rest = columns.split(x)
+    identity, ladj = unconditional.inverse(identity, context) if inverse else unconditional(identity, context)
+    return columns.merge(identity, rest), ladj
+
+
+def _couple(
+    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
+) -> tuple[Tensor, Tensor]:
+    fused = _fused(layer, inputs, context, inverse, univariate)
+    if fused is not None:
+        return fused
+    columns = _columns_of(layer)
+    identity, x = columns.split(inputs)
+    params = _conditioner(layer.transform_net, identity, context)
+    y, ladj = univariate.run(layer, x, params, inverse)
+    return columns.merge(identity, y), ladj
+
+
+def forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+    """A coupling layer, data to latent."""
+    _check(layer, x)
+    y, ladj = _couple(layer, x, context, False, univariate)
+    if layer.unconditional_transform is None:
+        return y, ladj
+    y, of_identity = _map_identity(layer, y, context, False)
+    return y, ladj + of_identity
+
+
+def inverse(layer: Any, y: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+    """A coupling layer, latent to data."""
+    _check(layer, y)
+    of_identity = None
+    if layer.unconditional_transform is not None:
+        y, of_identity = _map_identity(layer, y, context, True)
+    x, ladj = _couple(layer, y, context, True, univariate)
+    return x, ladj if of_identity is None else ladj + of_identity
+
+
+# ---- rational-quadratic ----
+
+
 def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """x [B, D] or [B, C, H, W] with the conditioner's output as nflows lays it out → y like x, ladj [B]."""
-    K, shape = layer.num_bins, x.shape
-    P = n_params(layer, K)
+    shape, P = x.shape, n_params(layer, layer.num_bins)
     if len(shape) == 4:
         B, C, H, W = shape
         params = params.reshape(B, C, P, H, W).permute(0, 1, 3, 4, 2).reshape(B, C * H * W, P)
@@ -114,35 +182,22 @@ def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tenso
     else:
         params = params.reshape(*shape, P)
     scale = _logit_scale(layer.transform_net)
-    y, ladj = rqs(x, params, logit_scale=scale, inverse=inverse, **spline_settings(layer, K))
+    y, ladj = spline(layer, layer.num_bins, x, params, scale, inverse)
     return y.view(shape), ladj
+
+
+def _spline_spec(layer: Any, net: Any, inverse: bool) -> RqsSpec | None:
+    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
+
+
+SPLINE = Univariate(_spline_spec, lambda layer, last: last, _spline)
 
 
 class Coupling(PureLayer):
     """The methods of an accelerated PiecewiseRationalQuadraticCouplingTransform."""
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check(self, inputs)
-        fused = _fused(self, inputs, context, inverse=False)
-        if fused is not None:
-            return fused
-        columns = _columns_of(self)
-        identity, x = columns.split(inputs)
-        y, ladj = _spline(self, x, _conditioner(self.transform_net, identity, context), inverse=False)
-        if self.unconditional_transform is not None:
-            identity, ladj_identity = self.unconditional_transform(identity, context)
-            ladj = ladj + ladj_identity
-        return columns.merge(identity, y), ladj
+        return forward(self, inputs, context, SPLINE)
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check(self, inputs)
-        fused = _fused(self, inputs, context, inverse=True)
-        if fused is not None:
-            return fused
-        columns = _columns_of(self)
-        identity, y = columns.split(inputs)
-        ladj_identity = None
-        if self.unconditional_transform is not None:
-            identity, ladj_identity = self.unconditional_transform.inverse(identity, context)
-        x, ladj = _spline(self, y, _conditioner(self.transform_net, identity, context), inverse=True)
-        return columns.merge(identity, x), ladj if ladj_identity is None else ladj + ladj_identity
+        return inverse(self, inputs, context, SPLINE)

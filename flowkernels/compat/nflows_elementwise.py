@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops import rqs
-
-from .nflows_settings import spline_settings
+from .nflows_spline import spline
 from .swap import PureLayer
 
 
@@ -24,7 +22,7 @@ def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     D = params.numel() // P
     x = inputs.reshape(inputs.shape[0], D)
     params = params.view(D, P).expand(inputs.shape[0], D, P)
-    y, ladj = rqs(x, params, inverse=inverse, **spline_settings(layer, widths.shape[-1]))
+    y, ladj = spline(layer, widths.shape[-1], x, params, 1.0, inverse)
     return y.view(inputs.shape), ladj
 
 

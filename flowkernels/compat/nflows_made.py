@@ -1,9 +1,9 @@
 """nflows' MADE as one op on its own weights.
 
-The masks of the op come from the `degrees` of the layers, the inputs' being 1 to D, and only where every `mask` is what
-these degrees say. A network that has been edited, or does more than its arithmetic, runs as nflows runs it: with batch
-norm, active dropout, hooks, replaced layers or an activation that the op does not know; under autocast, which chooses
-the dtype of every product; and under compilers and torch.func, where the values of buffers cannot be read.
+The masks of the op come from the `degrees` of the layers, the inputs' being those of the outputs, and only where every
+`mask` is what these degrees say. A network that has been edited, or does more than its arithmetic, runs as nflows runs
+it: with batch norm, active dropout, hooks, replaced layers or an activation that the op does not know; under autocast,
+which chooses the dtype of every product; and under compilers and torch.func, where buffers cannot be read.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def _activation(activation: Any) -> str | None:
 
 
 class _Parts(NamedTuple):
+    residual: bool
     linears: list[Any]  # in the order of the op
     skipped: list[Any]  # every module that one op does not call
     dropouts: list[Any]
@@ -57,8 +58,17 @@ class _Parts(NamedTuple):
 def _parts(net: Any) -> _Parts | str:
     """What a MADE is made of, or why it is not made of what one op computes."""
     # Read through the dicts of nn.Module: this runs on every call, and its attributes cost a microsecond each.
-    modules, residual = net._modules, net.use_residual_blocks
-    function = _activation_of(net)
+    modules = net._modules
+    blocks = list(modules["blocks"]._modules.values())
+    if "preprocessing" in modules:  # normflows' copy
+        residual = not blocks or kind(type(blocks[0])) != "MaskedFeedforwardBlock"
+        if not residual:
+            return "normflows applies no activation between its first layer and blocks that are not residual"
+        if "context_layer" in modules:
+            return "normflows gates its blocks with the context, which the op does not"
+        function = _activation_of(blocks[0]) if blocks else torch.relu
+    else:
+        residual, function = net.use_residual_blocks, _activation_of(net)
     activation = _activation(function)
     if activation is None:
         return f"its activation is {_shown(function)}"
@@ -66,7 +76,7 @@ def _parts(net: Any) -> _Parts | str:
     linears: list[Any] = [modules["initial_layer"]]
     skipped: list[Any] = [function]
     dropouts: list[Any] = []
-    for block in modules["blocks"]._modules.values():
+    for block in blocks:
         if kind(type(block)) != block_class:
             return f"a block is a {type(block).__name__}, not a {block_class}"
         inner, own = block._modules, _activation_of(block)
@@ -89,7 +99,9 @@ def _parts(net: Any) -> _Parts | str:
             return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
-    return _Parts(linears, [*linears, *(m for m in skipped if isinstance(m, nn.Module))], dropouts, activation)
+    return _Parts(
+        residual, linears, [*linears, *(m for m in skipped if isinstance(m, nn.Module))], dropouts, activation
+    )
 
 
 def _activation_of(module: Any) -> Any:
@@ -106,6 +118,12 @@ def is_bare(module: nn.Module) -> bool:
     return not hooked(module) and "forward" not in module.__dict__
 
 
+def _preprocessing(net: Any) -> nn.Module | None:
+    """What normflows' copy puts in front of the first layer, if that does anything."""
+    found = net._modules.get("preprocessing")
+    return None if found is None or (type(found) is nn.Identity and is_bare(found)) else found
+
+
 # ---- its plan ----
 
 
@@ -120,8 +138,9 @@ class _Known(NamedTuple):
 _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
-def _plan_of(net: Any, linears: Sequence[Any]) -> MadePlan | str | None:
+def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
     """The plan; why the masks have none; or None where their values cannot be read now."""
+    linears = parts.linears
     buffers = tuple(layer._buffers[name] for layer in linears for name in ("degrees", "mask"))
     known = _known.get(net)
     if known is not None and all(map(_same, known.buffers, buffers)) and len(buffers) == len(known.buffers):
@@ -131,7 +150,7 @@ def _plan_of(net: Any, linears: Sequence[Any]) -> MadePlan | str | None:
             return None
     if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
         return None
-    plan = _read_plan(linears, residual=net.use_residual_blocks)
+    plan = _read_plan(linears, residual=parts.residual)
     _known[net] = _Known(buffers, tuple(b._version for b in buffers), plan)
     return plan
 
@@ -141,7 +160,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _read_plan(linears: Sequence[Any], *, residual: bool) -> MadePlan | str:
-    rows = [list(range(1, linears[0].in_features + 1)), *(layer.degrees.tolist() for layer in linears)]
+    rows = [layer.degrees.tolist() for layer in linears]
+    rows.insert(0, rows[-1][:: max(1, len(rows[-1]) // linears[0].in_features)])  # those of the features' first output
     try:
         plan = MadePlan(rows, residual=residual)
     except ValueError as error:
@@ -157,12 +177,16 @@ def _read_plan(linears: Sequence[Any], *, residual: bool) -> MadePlan | str:
 # ---- the network as one op ----
 
 
-def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False) -> dict[str, Any] | None:
     """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called.
+
+    normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it.
 
     Hooks of the network itself are the caller's business.
     """
     if in_transform((x, context)) or _module._has_any_global_hook():
+        return None
+    if not preprocessed and _preprocessing(net) is not None:
         return None
     parts = _parts(net)
     if isinstance(parts, str) or not all(map(is_bare, parts.skipped)):
@@ -173,7 +197,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | N
     fits = x.dim() > 0 and x.dtype is weight.dtype and x.device == weight.device
     if not fits or torch.is_autocast_enabled(x.device.type):
         return None
-    plan = _plan_of(net, parts.linears)
+    plan = _plan_of(net, parts)
     if not isinstance(plan, MadePlan) or x.shape[-1] != plan.features:
         return None
     adds: list[Tensor | None] | None = None
@@ -181,7 +205,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | N
         if "context_layer" not in net._modules or not _broadcasts(context, x):
             return None
         adds = [net.activation(net.context_layer(context)), *[None] * (len(parts.linears) - 1)]
-        if net.use_residual_blocks:
+        if parts.residual:
             adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
     return {"layers": layers, "plan": plan, "activation": parts.activation, "adds": adds}
@@ -196,7 +220,7 @@ def made_refusal(net: Any) -> str | None:
     """Why a MADE would run as before on every call, or None. Hooks and dropout may come and go."""
     try:
         parts = _parts(net)
-        plan = parts if isinstance(parts, str) else _plan_of(net, parts.linears)
+        plan = parts if isinstance(parts, str) else _plan_of(net, parts)
     except Exception as error:  # edited beyond recognition, or another version of nflows
         return f"its layout is not the one that flowkernels knows ({error})"
     return plan if isinstance(plan, str) else None
@@ -206,5 +230,10 @@ class Made(PureLayer):
     """The methods of an accelerated MADE."""
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        found = arguments(self, inputs, context)
-        return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)
+        preprocessing = _preprocessing(self)
+        if preprocessing is None:
+            found = arguments(self, inputs, context)
+            return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)
+        x = preprocessing(inputs)
+        found = arguments(self, x, context, preprocessed=True)
+        return original_class(self).forward(self, inputs, context) if found is None else made(x, **found)

@@ -1,4 +1,4 @@
-"""What nflows' rational-quadratic spline layers are set to, in the words of `ops.rqs`."""
+"""What nflows' rational-quadratic spline layers are set to, in the words of `ops.rqs`; the copies in normflows too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
 
 def spline_settings(layer: Any, bins: int) -> dict[str, Any]:
     """The keywords of `ops.rqs`, without the scale of the logits."""
-    if layer.tails is not None and layer.tails != "linear":
-        raise RuntimeError(f"{layer.tails} tails are not implemented.")
     settings = {
         "bins": bins,
         "tails": layer.tails,
@@ -27,7 +25,8 @@ def spline_settings(layer: Any, bins: int) -> dict[str, Any]:
 
 def n_params(layer: Any, bins: int) -> int:
     """P."""
-    return 3 * bins - 1 if layer.tails == "linear" else 3 * bins + 1
+    tails = layer.tails
+    return 3 * bins + (-1 if tails == "linear" else 0 if tails == "circular" else 1)
 
 
 def spline_spec(layer: Any, bins: int, logit_scale: float = 1.0, inverse: bool = False) -> RqsSpec:
@@ -41,6 +40,8 @@ def spline_spec(layer: Any, bins: int, logit_scale: float = 1.0, inverse: bool =
 
 def spline_refusal(layer: Any, bins: int) -> str | None:
     """Why the kernel would not take the layer's settings, or None."""
+    if layer.tails not in (None, "linear"):  # the kernel knows circular ones too, but nflows has no parameters for them
+        return f"{layer.tails} tails are not implemented"
     try:
         spline_spec(layer, bins)
     except Exception as error:  # whatever is wrong with the settings, nflows is the one to say so when it is called

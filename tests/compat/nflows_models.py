@@ -9,10 +9,14 @@ from nflows.distributions import StandardNormal
 from nflows.flows import Flow
 from nflows.nn.nets import ConvResidualNet, ResidualNet
 from nflows.transforms import (
+    ActNorm,
+    AdditiveCouplingTransform,
+    AffineCouplingTransform,
     CompositeTransform,
     LULinear,
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    OneByOneConvolution,
     PiecewiseRationalQuadraticCDF,
     PiecewiseRationalQuadraticCouplingTransform,
     RandomPermutation,
@@ -156,6 +160,47 @@ def autoregressive_cases():
     return cases
 
 
+def shaken(module, by=0.3):
+    """Moves every parameter: many layers start as the identity."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(by * torch.randn(p.shape, generator=generator))
+    return module
+
+
+def actnorm(channels, data):
+    layer = ActNorm(channels)
+    layer(data.float())  # the first batch sets it
+    return layer
+
+
+def other_cases():
+    """name → (layer, inputs in float64, context or None): affine couplings and layers of one matrix."""
+    image = normal(6, 3, 4)
+    made = {}
+    for name, cls in (("affine", AffineCouplingTransform), ("additive", AdditiveCouplingTransform)):
+        for m in ("alternating", "alternating, odd", "irregular"):
+            made[f"{name}, mask {m}"] = (cls, (MASKS[m], dense()), normal(len(MASKS[m])), None)
+        made |= {
+            f"{name}, context": (cls, (MASKS["first half"], dense(3)), normal(6), normal(3)),
+            f"{name}, image": (cls, (MASKS["irregular"], conv), image, None),
+            f"{name}, batch norm": (cls, (MASKS["first half"], dense(use_batch_norm=True)), normal(6), None),
+        }
+    made |= {
+        "LU": (LULinear, (6, False, False), normal(6), None),
+        "LU, one feature": (LULinear, (1, False, False), normal(1), None),
+        "LU convolution": (OneByOneConvolution, (6, False, False), image, None),
+        "actnorm": (actnorm, (6, 2 + normal(6)), normal(6), None),
+        "actnorm, image": (actnorm, (6, 2 + image), image, None),
+    }
+    cases = {}
+    for seed, (name, (make, settings, x, context)) in enumerate(made.items()):
+        torch.manual_seed(seed)
+        cases[name] = (shaken(make(*settings), 0.1), x, context)
+    return cases
+
+
 def autoregressive_flow(make, features=5, layers=3, **kwargs):
     torch.manual_seed(0)
     transforms = []
@@ -169,9 +214,9 @@ def results(module, inputs, context, direction, dtype):
     module = copy.deepcopy(module).to(dtype)
     x = inputs.to(dtype, copy=True).requires_grad_()
     run = module if direction == "forward" else module.inverse
-    y, ladj = run(x, None if context is None else context.to(dtype))
+    y, ladj = run(x) if context is None else run(x, context.to(dtype))  # not every layer of normflows takes a context
     weights = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
-    ((y * weights).sum() + (ladj * torch.linspace(0.5, 1.5, len(ladj), dtype=dtype)).sum()).backward()
+    ((y * weights).sum() + (ladj * torch.linspace(0.5, 1.5, ladj.numel(), dtype=dtype).view_as(ladj)).sum()).backward()
     found = {"y": y.detach(), "ladj": ladj.detach(), "grad of inputs": x.grad}
     found |= {f"grad of {n}": p.grad for n, p in module.named_parameters() if p.grad is not None}
     return found

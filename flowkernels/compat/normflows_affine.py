@@ -1,0 +1,137 @@
+"""normflows' affine layers and 1 × 1 convolutions on the fused kernels.
+
+`forward` samples here, and log determinants of maps that are the same for every row are scalars, as in normflows.
+
+| input                                                   | normflows             | here                             |
+|---------------------------------------------------------|-----------------------|----------------------------------|
+| `MaskedAffineFlow`: a network returns an infinity        | NaN there             | what the arithmetic gives        |
+| the same: a network returns NaN where the mask is 1     | NaN in ladj           | nothing: nothing is mapped there |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops import actnorm, affine, lu_linear
+
+from . import pays
+from .swap import PureLayer, original_class
+
+# ---- coupling ----
+
+
+def _couple(layer: Any, z: Any, inverse: bool) -> tuple[list[Tensor], Tensor]:
+    z1, z2 = z
+    params = layer.param_map(z1)
+    events = z2.dim() - 1
+    pairs = params.unflatten(1, (-1, 2)).movedim(2, -1)  # shift and scale logit alternate along the channels
+    if layer.scale_map == "exp":
+        z2, ladj = affine(z2, pairs, shift_first=True, event_dims=events, inverse=inverse)
+    else:
+        z2, ladj = affine(z2, pairs, scale="sigmoid", shift_first=True, event_dims=events, inverse=inverse)
+    return [z1, z2], ladj
+
+
+def coupling_refusal(layer: Any) -> str | None:
+    if not layer.scale:
+        return "without a scale it is one addition"
+    if layer.scale_map == "sigmoid":  # tried: the shift as a pass of its own takes what the rest gains
+        return "its scale divides before the shift is added, which the op does not do"
+    known = ("exp", "sigmoid_inv")
+    return None if layer.scale_map in known else f"its scale map is {layer.scale_map!r}, none of {', '.join(known)}"
+
+
+class AffineCoupling(PureLayer):
+    """The methods of an accelerated AffineCoupling."""
+
+    def forward(self, z: Any) -> tuple[list[Tensor], Tensor]:
+        if z[1].numel() < pays.AFFINE:
+            return original_class(self).forward(self, z)
+        return _couple(self, z, False)
+
+    def inverse(self, z: Any) -> tuple[list[Tensor], Tensor]:
+        if z[1].numel() < pays.AFFINE:
+            return original_class(self).inverse(self, z)
+        return _couple(self, z, True)
+
+
+def _masked(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    kept = layer.b
+    seen = kept * z
+    logit, shift = layer.s(seen), layer.t(seen)
+    mask = (kept == 0)[0]
+    return affine(z, (logit, shift), mask=mask, event_dims=kept.dim() - 1, inverse=inverse)
+
+
+def masked_refusal(layer: Any) -> str | None:
+    return None if bool(((layer.b == 0) | (layer.b == 1)).all()) else "its mask is not of 0 and 1"
+
+
+class MaskedAffine(PureLayer):
+    """The methods of an accelerated MaskedAffineFlow."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
+            return original_class(self).forward(self, z)
+        return _masked(self, z, False)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
+            return original_class(self).inverse(self, z)
+        return _masked(self, z, True)
+
+
+# ---- one scale per channel ----
+
+
+def _pixels(z: Tensor) -> int:
+    return z[0, 0].numel()
+
+
+def norm_refusal(layer: Any) -> str | None:
+    s, t = layer.s, layer.t
+    per_channel = s.dim() >= 2 and s.shape == t.shape and s.numel() == s.shape[1]
+    return None if per_channel else f"its scale is {list(s.shape)}, not one number per channel"
+
+
+class Norm(PureLayer):
+    """The methods of an accelerated ActNorm."""
+
+    def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.numel() < pays.NORM or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+            return original_class(self).forward(self, z)
+        log_scale = self.s.view(-1)
+        return actnorm(z, log_scale, self.t.view(-1), channel_dim=1)[0], _pixels(z) * log_scale.sum()
+
+    def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        if z.numel() < pays.NORM or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+            return original_class(self).inverse(self, z)
+        log_scale = self.s.view(-1)
+        return actnorm(z, log_scale, self.t.view(-1), channel_dim=1, inverse=True)[0], -_pixels(z) * log_scale.sum()
+
+
+# ---- 1 × 1 convolution ----
+
+
+def conv_refusal(layer: Any) -> str | None:
+    return None if layer.use_lu else "its matrix is dense; with use_lu=True it would be accelerated"
+
+
+def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    order = layer.P.argmax(1)
+    y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
+    ladj = layer.log_S.sum() * (z.shape[2] * z.shape[3])
+    return y, -ladj if inverse else ladj
+
+
+class Conv1x1(PureLayer):
+    """The methods of an accelerated Invertible1x1Conv with LU factors."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return _conv(self, z, True)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return _conv(self, z, False)

@@ -1,0 +1,10 @@
+"""From how many elements on a layer runs fused: below, a call costs more than the passes over memory that it saves.
+
+Measured on one AVX-512 core against nflows and normflows eager, forward and training; below these sizes the fused layer
+was up to twice as slow, above them it was never slower.
+"""
+
+LU = 2048  # an LU layer of rows that records a graph; without one it always pays
+MASKED_AFFINE = 1 << 15  # the same
+AFFINE = 1 << 16  # an affine map without its network
+NORM = 1 << 17  # one scale and one shift per channel
