@@ -24,5 +24,5 @@ LIBRARY = Library(
         ),
     },
     base="lazy.LazyTransform",
-    containers=("lazy.LazyComposedTransform", "lazy.LazyInverse"),
+    containers={"lazy.LazyComposedTransform": "", "lazy.LazyInverse": ""},
 )

@@ -1,0 +1,51 @@
+"""Pyro's classes; `flowkernels.compat.pyro_layers` states where accelerated ones differ by design."""
+
+from __future__ import annotations
+
+from flowkernels.compat.library import Entry, Library
+from flowkernels.compat.pyro_layers import (
+    ConditionalSpline,
+    ConditionalSplineAutoregressive,
+    Spline,
+    SplineAutoregressive,
+    autoregressive_refusal,
+    refusal,
+)
+
+_CLIPPED = "its log-scales are clipped, with a gradient that does not see it, which no kernel does"
+
+LIBRARY = Library(
+    "pyro",
+    {
+        "distributions.transforms.spline.Spline": Entry(
+            Spline, frozenset({"_call", "_inverse", "spline_op"}), "quadratic splines", refusal
+        ),
+        "distributions.transforms.spline.ConditionalSpline": Entry(
+            ConditionalSpline, frozenset({"condition", "_params"}), "quadratic splines", refusal
+        ),
+        "distributions.transforms.spline_autoregressive.SplineAutoregressive": Entry(
+            SplineAutoregressive,
+            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
+            "quadratic splines and network as one op; inverse in one sweep",
+            autoregressive_refusal,
+        ),
+        "distributions.transforms.spline_autoregressive.ConditionalSplineAutoregressive": Entry(
+            ConditionalSplineAutoregressive,
+            frozenset({"condition"}),
+            "quadratic splines and network as one op; inverse in one sweep",
+            autoregressive_refusal,
+        ),
+    },
+    left_alone={
+        "distributions.transforms.affine_autoregressive.AffineAutoregressive": _CLIPPED,
+        "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": _CLIPPED,
+        "distributions.transforms.affine_coupling.AffineCoupling": _CLIPPED,
+        "distributions.transforms.affine_coupling.ConditionalAffineCoupling": _CLIPPED,
+    },
+    base="distributions.torch_transform.TransformModule",
+    containers={
+        "distributions.torch_transform.ComposeTransformModule": "",
+        "distributions.conditional.ConditionalComposeTransformModule": "",
+        "distributions.transforms.spline_coupling.SplineCoupling": "its two splines, where quadratic",
+    },
+)

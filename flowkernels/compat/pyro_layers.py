@@ -1,0 +1,195 @@
+"""Pyro's rational-quadratic splines (``order="quadratic"``) on the fused kernels.
+
+Pyro looks for a spline's bin with knots moved by 1e-6, and gives the two outer knots slope 1 - 1e-3. The second is a
+setting of the kernel; the first is not followed: within 1e-6 of a knot the neighbouring bin is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules import module as _module
+
+from flowkernels.ops import rqs
+from flowkernels.ops._routing import in_transform
+from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.flow_layer import try_autoregressive_layer
+from flowkernels.ops.made import MadePlan
+from flowkernels.ops.rqs.spec import RqsSpec, make_spec
+
+from .buffers import Reading
+from .masks import read_plan
+from .nflows_made import _activation as activation_name
+from .nflows_made import is_bare
+from .swap import PureLayer, swap
+
+_LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
+
+
+def _settings(layer: Any) -> dict[str, Any]:
+    """Of a module with `count_bins` and `bound`, in the words of `ops.rqs`."""
+    return {"bins": layer.count_bins, "tail_bound": float(layer.bound), "edge_slope": 1 - _LEAST}
+
+
+def _spec(layer: Any) -> RqsSpec:
+    K, bound = layer.count_bins, float(layer.bound)
+    return make_spec(K, "linear", bound, None, _LEAST, _LEAST, _LEAST, 1.0, "softmax", 1e-3, False, 1 - _LEAST)
+
+
+def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """x ``[..., D]``, params ``[..., D, P]`` → y and log-slopes, both like x."""
+    lead = torch.broadcast_shapes(x.shape, params.shape[:-1])
+    y, ladj = rqs(
+        x.expand(lead).unsqueeze(-1), params.expand(*lead, -1).unsqueeze(-2), inverse=inverse, **_settings(layer)
+    )
+    return y.squeeze(-1), ladj
+
+
+# ---- splines alone and of a context ----
+
+
+class Spline(PureLayer):
+    """The methods of an accelerated Spline."""
+
+    def spline_op(self: Any, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        parts = (self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives)
+        return _elementwise(self, x, torch.cat(parts, dim=-1), inverse)
+
+
+class ConditionalSpline(PureLayer):
+    """The methods of an accelerated ConditionalSpline; `Conditioned` is a transform that holds on to it."""
+
+    def condition(self, context: Tensor) -> Any:
+        from .pyro_transforms import Conditioned
+
+        return Conditioned(self, context)
+
+
+def conditioned(layer: Any, context: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The spline of a ConditionalSpline at x."""
+    return _elementwise(layer, x, _params(layer, layer.nn(context)), inverse)
+
+
+def _params(layer: Any, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Widths, heights and slopes as one tensor ``[..., D, P]``: autoregressive networks return ``[..., K, D]``."""
+    if parts[0].shape[-1] == layer.input_dim:
+        return torch.cat(parts, dim=-2).mT
+    return torch.cat([p.reshape(*p.shape[:-1], layer.input_dim, -1) for p in parts], dim=-1)
+
+
+def _their_spline() -> Any:
+    from pyro.distributions.transforms import Spline as Theirs
+
+    return Theirs
+
+
+def refusal(layer: Any) -> str | None:
+    """Why a spline has no kernel, or None."""
+    if layer.order != "quadratic":
+        return f'no kernel for its splines, of order "{layer.order}"'
+    if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _their_spline()._params:
+        return "its parameters are its own"
+    try:
+        _spec(layer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+# ---- autoregressive ----
+
+
+def _read(*masks_and_sizes: Any) -> tuple[MadePlan, Tensor] | str:
+    """The plan of a network whose outputs are made feature-major."""
+    *masks, context, features = masks_and_sizes
+    if context and not bool(masks[0][:, :context].all()):
+        return "some units do not see the whole context"
+    last = masks[-1].unflatten(0, (-1, features)).transpose(0, 1).flatten(0, 1)
+    return read_plan([masks[0][:, context:], *masks[1:-1], last])
+
+
+_plan_of = Reading[Any](_read)
+
+
+def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
+    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the network must be called."""
+    from pyro.nn.auto_reg_nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, MaskedLinear
+
+    context = None
+    if hasattr(net, "func"):  # a network with its context, as `condition` binds it
+        net, context = net.func, net.keywords["context"]
+        context = context.expand(*x.shape[:-1], context.shape[-1])
+    if type(net) is not (AutoRegressiveNN if context is None else ConditionalAutoRegressiveNN):
+        return None
+    layers, activation = [*net.layers], activation_name(net.f)
+    if activation is None or net.skip_layer is not None or not all(type(m) is MaskedLinear for m in layers):
+        return None
+    if in_transform((x, context)) or _module._has_any_global_hook() or torch.is_autocast_enabled(x.device.type):
+        return None
+    if not all(map(is_bare, (net, net.f, *layers))) or any(m._parameters.get("bias") is None for m in layers):
+        return None
+    pairs = [(m._parameters.get("weight"), m._parameters["bias"]) for m in layers]
+    weight, features = pairs[0][0], net.input_dim
+    if weight is None or any(t is not None and t.dtype is not weight.dtype for t in (x, context)):
+        return None
+    plan = _plan_of(net, [m.mask for m in layers], net.context_dim, features)
+    if not isinstance(plan, MadePlan) or x.shape[-1] != features or plan.params_per_feature != n_params:
+        return None
+    adds = None
+    if context is not None:
+        pairs[0] = (weight[:, net.context_dim :], pairs[0][1])
+        adds = [F.linear(context, weight[:, : net.context_dim]), *[None] * (len(pairs) - 1)]
+    last, bias = pairs[-1]
+    pairs[-1] = tuple(t.unflatten(0, (-1, features)).transpose(0, 1).flatten(0, 1) for t in (last, bias))
+    return {"layers": pairs, "plan": plan, "activation": activation, "adds": adds}
+
+
+class SplineAutoregressive(PureLayer):
+    """The methods of an accelerated SplineAutoregressive; its log-slopes are kept summed, as one number a row."""
+
+    def _call(self: Any, x: Tensor) -> Tensor:
+        spec = _spec(self.spline)
+        found = _arguments(self.arn, x, spec.n_params)
+        fused = None if found is None else try_autoregressive_layer(x, spec, **found)
+        if fused is None:
+            y, slopes = conditioned(self.spline, x, x, False)
+        else:
+            y, slopes = fused[0], fused[1].unsqueeze(-1)
+        self._cache_log_detJ = slopes
+        return y
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        spec = _spec(self.spline)
+        found = _arguments(self.arn, y, spec.n_params)
+        if found is not None:
+            x, ladj = autoregressive_inverse(y, univariate=spec, **found)
+            self._cache_log_detJ = -ladj.unsqueeze(-1)
+            return x
+        x = slopes = torch.zeros_like(y)
+        for _ in range(y.shape[-1]):
+            x, slopes = conditioned(self.spline, x, y, True)
+        self._cache_log_detJ = -slopes
+        return x
+
+
+class ConditionalSplineAutoregressive(PureLayer):
+    """The methods of an accelerated ConditionalSplineAutoregressive: what it returns is accelerated."""
+
+    def condition(self: Any, context: Tensor) -> Any:
+        from pyro.distributions.transforms import ConditionalSplineAutoregressive as Theirs
+
+        transform = Theirs.condition(self, context)
+        swap(transform.spline, ConditionalSpline)
+        swap(transform, SplineAutoregressive)
+        return transform
+
+
+def autoregressive_refusal(layer: Any) -> str | None:
+    """Why an autoregressive spline has no kernel, or None."""
+    if hasattr(layer, "kwargs"):  # a conditional one makes its splines later
+        order = layer.kwargs.get("order", "linear")
+        return None if order == "quadratic" else f'no kernel for its splines, of order "{order}"'
+    return refusal(layer.spline)

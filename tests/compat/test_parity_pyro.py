@@ -1,0 +1,182 @@
+"""Accelerated transforms of Pyro compute what Pyro computes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from flowkernels import compat
+from flowkernels.compat import pyro_layers
+from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table
+
+pytest.importorskip("pyro", reason="Pyro is not installed: see requirements/dev.txt")
+from pyro.distributions import transforms as pyro
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+K, D = 5, 4
+
+
+def dense(n_in, n_out):
+    return DenseNN(n_in, [16], param_dims=[n_out * K, n_out * K, n_out * (K - 1)])
+
+
+def autoregressive(**settings):
+    return AutoRegressiveNN(D, [12, 17], param_dims=[K, K, K - 1], **settings)
+
+
+# name → (layer, how many modules are accelerated)
+LAYERS = {
+    "spline": lambda: (pyro.Spline(D, K, order="quadratic"), 1),
+    "conditional spline": lambda: (pyro.conditional_spline(D, 3, [16], K, 2.0, order="quadratic"), 1),
+    "coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3), K, order="quadratic"), 2),
+    "coupling, identity": lambda: (pyro.SplineCoupling(D, 2, dense(2, 2), K, order="quadratic", identity=True), 2),
+    "autoregressive": lambda: (pyro.SplineAutoregressive(D, autoregressive(), K, order="quadratic"), 2),
+    "autoregressive, tanh, in order": lambda: (
+        pyro.SplineAutoregressive(
+            D, autoregressive(nonlinearity=nn.Tanh(), permutation=torch.arange(D)), K, 2.0, order="quadratic"
+        ),
+        2,
+    ),
+    "autoregressive, skips": lambda: (
+        pyro.SplineAutoregressive(D, autoregressive(skip_connections=True), K, order="quadratic"), 2
+    ),
+    "conditional autoregressive": lambda: (
+        pyro.ConditionalSplineAutoregressive(
+            D, ConditionalAutoRegressiveNN(D, 3, [12, 17], [K, K, K - 1]), count_bins=K, order="quadratic"
+        ),
+        1,
+    ),
+}  # fmt: skip
+
+
+def make(name):
+    torch.manual_seed(0)
+    return LAYERS[name]()
+
+
+def run(layer, x, inverse, context=None):
+    """y and the log-determinant of the direction that was run."""
+    if context is not None:
+        layer = layer.condition(context)
+    if inverse:
+        y = layer._inv_call(x)
+        ladj = -layer.log_abs_det_jacobian(y, x)
+    else:
+        y = layer(x)
+        ladj = layer.log_abs_det_jacobian(x, y)
+    layer._cached_x_y = None, None
+    return y, ladj
+
+
+def draw(*shape):
+    return 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_parity(name, inverse):
+    layer, n = make(name)
+    tensors = [draw(B, D), *([draw(B, 3)] if "conditional" in name else [])]
+    assert_parity(lambda m, x, c=None: run(m, x, inverse, c), layer, *tensors, accelerated=n)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shapes_and_caches(name):
+    plain, fast = make(name)[0].double(), accelerated_copy(make(name)[0]).double()
+    for lead in ((), (3, 2)):
+        x = draw(*lead, D).double()
+        c = draw(*lead, 3).double() if "conditional" in name else None
+        for inverse in (False, True):
+            torch.testing.assert_close(run(fast, x, inverse, c), run(plain, x, inverse, c), rtol=1e-9, atol=1e-9)
+        transform = fast if c is None else fast.condition(c)
+        y = transform(x)
+        assert transform._inv_call(y) is x  # Pyro's cache of the last pair
+
+
+def test_the_ops_are_reached(monkeypatch):
+    names = []
+
+    def watch(name):
+        op = getattr(pyro_layers, name)
+        monkeypatch.setattr(pyro_layers, name, lambda *a, **k: names.append(name) or op(*a, **k))
+
+    for name in ("try_autoregressive_layer", "autoregressive_inverse", "rqs"):
+        watch(name)
+    for case, context in (("autoregressive", None), ("conditional autoregressive", draw(3))):
+        fast = accelerated_copy(make(case)[0])
+        run(fast, draw(7, D), False, context)
+        run(fast, draw(7, D), True, context)
+        assert names == ["try_autoregressive_layer", "autoregressive_inverse"]
+        names.clear()
+    run(accelerated_copy(make("coupling")[0]), draw(7, D), False)
+    assert names == ["rqs", "rqs"]
+
+
+@pytest.mark.parametrize("name", ["coupling", "autoregressive"])
+def test_training(name):
+    features = table().shape[1]
+    torch.manual_seed(0)
+    if name == "coupling":
+        layer = pyro.SplineCoupling(features, 3, dense(3, 3), K, order="quadratic")
+    else:
+        net = AutoRegressiveNN(features, [24], param_dims=[K, K, K - 1])
+        layer = pyro.SplineAutoregressive(features, net, K, order="quadratic")
+
+    def log_prob(layer, x):
+        z, ladj = run(layer, x, True)
+        return ladj - 0.5 * z.square().sum(-1)
+
+    assert_same_training(log_prob, layer, steps=20)
+
+
+def test_state_restore_and_copies():
+    layer, _ = make("autoregressive")
+    fast = accelerated_copy(layer)
+    assert [*fast.state_dict()] == [*layer.state_dict()] and repr(fast) == repr(layer)
+    assert isinstance(fast, pyro.SplineAutoregressive) and not compat.accelerate(copy.deepcopy(fast)).left_alone
+    compat.restore(fast)
+    assert [type(m) for m in fast.modules()] == [type(m) for m in layer.modules()]
+
+
+class OwnParameters(pyro.Spline):
+    def _params(self):
+        return super()._params()
+
+
+class Own(pyro.SplineAutoregressive):
+    def _call(self, x):
+        return super()._call(x)
+
+
+LEFT_ALONE = {
+    "linear splines": (lambda: pyro.Spline(D, K), 'no kernel for its splines, of order "linear"'),
+    "linear autoregressive": (lambda: pyro.conditional_spline_autoregressive(D, 3), 'of order "linear"'),
+    "too many bins": (lambda: pyro.Spline(D, 200, order="quadratic"), "bins must be an integer from 1 to 128, got 200"),
+    "a subclass": (lambda: Own(D, autoregressive(), K, order="quadratic"), "Own defines its own _call"),
+    "its own parameters": (lambda: OwnParameters(D, K, order="quadratic"), "its parameters are its own"),
+    "affine": (lambda: pyro.affine_autoregressive(D), "log-scales are clipped"),
+    "planar": (lambda: pyro.Planar(D), "no fused path for this class"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_left_alone_and_named(case):
+    make_layer, reason = LEFT_ALONE[case]
+    assert reason in compat.accelerate(make_layer()).left_alone[""]
+
+
+def test_within_1e_6_of_a_knot_the_neighbouring_bin_is_taken():
+    """Pyro looks for bins 1e-6 further to the right: there its values come from the bin to the left."""
+    layer = pyro.Spline(1, 2, bound=1.0, order="quadratic").double()
+    with torch.no_grad():
+        for p, value in zip(layer.parameters(), ([0.0, 0.0], [1.0, 0.0], [2.0]), strict=True):
+            p.copy_(torch.tensor([value]))
+    x = torch.tensor([[5e-7], [1e-3]]).double()
+    theirs, ours = (run(t, x, False) for t in (layer, accelerated_copy(layer)))
+    difference = (theirs[0] - ours[0]).abs()
+    assert 0 < difference[0].item() < 1e-10 and difference[1].item() < 1e-14
