@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-C = None
-why_missing: str | None = None
 
-try:
-    from flowkernels import _C as C  # type: ignore[no-redef,attr-defined]
-except ImportError as error:
-    why_missing = f"flowkernels._C did not load ({error}); build it with `pip install .`"
+def _load(name: str, build: str) -> tuple[Any, str | None]:
+    """A compiled module and None, or None and why it is not there."""
+    try:
+        return importlib.import_module(f"flowkernels.{name}"), None
+    except ImportError as error:
+        return None, f"flowkernels.{name} did not load ({error}); {build}"
 
-_cuda = None
-why_cuda_missing: str | None = None
 
-try:
-    from flowkernels import _cuda  # type: ignore[no-redef,attr-defined]
-except ImportError as error:
-    why_cuda_missing = f"flowkernels._cuda did not load ({error}); FLOWKERNELS_CUDA=ON builds it, with nvcc"
-
-CUDA = _cuda
+C, why_missing = _load("_C", "build it with `pip install .`")
+CUDA, why_cuda_missing = _load("_cuda", "FLOWKERNELS_CUDA=ON builds it, with nvcc")
 
 _asked = os.environ.get("FLOWKERNELS_ISA")
 if C is not None and _asked and _asked not in C.isas():

@@ -15,4 +15,4 @@ from flowkernels.ops.rqs.spec import RqsSpec
 def univariate_map(spec: RqsSpec | AffineSpec):
     """A handle of the map, in the direction that the spec says."""
     handle = affine.handle(_native.C, spec) if isinstance(spec, AffineSpec) else rqs.handle(_native.C, spec)
-    return _native.C.UnivariateMap(handle)  # type: ignore[union-attr]
+    return _native.C.UnivariateMap(handle)

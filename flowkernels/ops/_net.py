@@ -105,7 +105,7 @@ class Net:
         """The network as the compiled module takes it."""
         numbers = [layer.numbers() for layer in self.layers]
         act, last = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.last)
-        return _native.C.Net(numbers, self.residual, act, last)  # type: ignore[union-attr]
+        return _native.C.Net(numbers, self.residual, act, last)
 
     def keep(self, rows: int) -> list[Tensor]:
         """Makes the forward pass leave what enters hidden layers, for `reuse` in the backward pass.
@@ -210,7 +210,7 @@ def fwd(x: Tensor, net: Net) -> Tensor:
     rows = flat(x)
     y = x.new_empty((*x.shape[:-1], net.layers[-1].weight.shape[0]))
     if rows.shape[0] > 0:
-        _native.C.net_fwd(  # type: ignore[union-attr]
+        _native.C.net_fwd(
             net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), y.data_ptr(), _threads()
         )
     return y
@@ -223,7 +223,7 @@ def bwd(x: Tensor, net: Net, grad_y: Tensor, need_x: bool, y: Tensor | None = No
         layer.allocate_grads(rows.shape[0])
     grad_x = x.new_empty(x.shape) if need_x else None
     if rows.shape[0] > 0:
-        _native.C.net_bwd(  # type: ignore[union-attr]
+        _native.C.net_bwd(
             net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), pointer(y),
             grad_y.data_ptr(), pointer(grad_x), _threads(),
         )  # fmt: skip

@@ -36,7 +36,7 @@ def _fwd(spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     net, rows = describe(spec, tensors), _net.flat(z)
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
-        _native.C.sweep_fwd(*_arguments(spec, net, rows), x.data_ptr(), ladj.data_ptr(), _threads())  # type: ignore[union-attr]
+        _native.C.sweep_fwd(*_arguments(spec, net, rows), x.data_ptr(), ladj.data_ptr(), _threads())
     return x, ladj
 
 
@@ -65,7 +65,7 @@ def bwd(
     grad_z = z.new_empty(z.shape) if needs[0] else None
     if rows.shape[0] > 0:
         x = saved[0] if saved else _fwd(spec, wide)[0]
-        _native.C.sweep_bwd(  # type: ignore[union-attr]
+        _native.C.sweep_bwd(
             *_arguments(spec, net, rows), x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj),
             _net.pointer(grad_z), _threads(),
         )  # fmt: skip

@@ -48,7 +48,7 @@ def _geometry(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple:
 def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]:
     rows, y, ladj = _net.flat(x), x.new_empty(x.shape), x.new_empty(x.shape[:-1])
     if rows.shape[0] > 0:
-        _native.C.flow_layer_fwd(*_geometry(spec, net, rows), y.data_ptr(), ladj.data_ptr(), 0, _threads())  # type: ignore[union-attr]
+        _native.C.flow_layer_fwd(*_geometry(spec, net, rows), y.data_ptr(), ladj.data_ptr(), 0, _threads())
     return y, ladj
 
 
@@ -82,7 +82,7 @@ def bwd(
     grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
     grad_x = x.new_empty(x.shape) if needs[0] else None
     if rows.shape[0] > 0:
-        _native.C.flow_layer_bwd(  # type: ignore[union-attr]
+        _native.C.flow_layer_bwd(
             *_geometry(spec, net, rows), _net.pointer(grad_y), _net.pointer(grad_ladj), _net.pointer(grad_x), _threads()
         )
     grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
