@@ -209,7 +209,7 @@ def _their_autoregressive(part: Any) -> Any:
     for level, group in enumerate(plan.groups):
         order[list(group)] = level
     ranks: Any = torch.argsort(torch.argsort(order, stable=True))
-    layer = flows.MaskedAutoregressiveTransform(
+    layer: Any = flows.MaskedAutoregressiveTransform(
         part.features, net.context_features, order=ranks, hidden_features=[m.out_features for m in linears[:-1]],
         activation=_ACTIVATIONS[net.activation], **_their_univariate(part),
     ).double()  # fmt: skip
