@@ -3,6 +3,7 @@
 from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.compat import accelerate, accelerated, restore
+from flowkernels.compat.convert import convert, to_nflows, to_zuko
 
 __version__ = "0.1.0"
 __all__ = [
@@ -11,11 +12,14 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerated",
+    "convert",
     "distributions",
     "flows",
     "nets",
     "ops",
     "restore",
+    "to_nflows",
+    "to_zuko",
     "transforms",
     "use_backend",
 ]

@@ -42,8 +42,10 @@ class AllInOne(PureLayer):
     """The methods of an accelerated AllInOneBlock."""
 
     def _permute(self: Any, x: Tensor, rev: bool = False) -> tuple[Tensor, Any]:
-        scale = 1.0 if self.GIN else self.global_scale_activation(self.global_scale)
-        jac = 0.0 if self.GIN else torch.log(scale).sum()
+        scale, jac = 1.0, 0.0
+        if not self.GIN:
+            scale = self.global_scale_activation(self.global_scale)
+            jac = torch.log(scale).sum()
         if rev:
             return (_permuted(self, x, True) - self.global_offset) / scale, jac
         return _permuted(self, x * scale + self.global_offset, False), jac

@@ -8,6 +8,7 @@ Where nflows refuses its input, these layers go on, so that no call has to read 
 | inverse where rounding makes the discriminant negative    | AssertionError             | the root, at disc = 0 |
 | a batch of no rows                                        | RuntimeError               | no rows              |
 | float16 and bfloat16                                      | ladj in that type          | ladj in float32      |
+| scale logits above 20, `MaskedAffineAutoregressiveTransform` | softplus(u) = u         | softplus(u)          |
 
 nflows also divides the conditioner's output by the root of its hidden width in place; here that is a setting of the
 kernel, and the conditioner's output stays as it was.

@@ -60,22 +60,13 @@ def spline_refusal(layer: Any, bins: int) -> str | None:
     unknown = tails - {None, "linear", "circular"}
     if unknown or (None in tails and len(tails) > 1):
         return f"{layer.tails} tails are not implemented"
-    listed = isinstance(layer.tails, (list, tuple))
+    tails_of_all: Any = None if isinstance(layer.tails, (list, tuple)) else layer.tails
     bound = 1.0 if isinstance(layer.tail_bound, Tensor) else layer.tail_bound
     try:
         cached_spec(
-            bins,
-            None if listed else layer.tails,
-            bound,
-            None,
-            layer.min_bin_width,
-            layer.min_bin_height,
-            layer.min_derivative,
-            1.0,
-            "softmax",
-            1e-3,
-            False,
-        )
+            bins, tails_of_all, bound, None, layer.min_bin_width, layer.min_bin_height, layer.min_derivative, 1.0,
+            "softmax", 1e-3, False,
+        )  # fmt: skip
     except Exception as error:  # normflows is the one to say what is wrong with them, when it is called
         return str(error)
     return None

@@ -4,7 +4,7 @@
 
 | input                                                   | normflows             | here                             |
 |---------------------------------------------------------|-----------------------|----------------------------------|
-| `MaskedAffineFlow`: a network returns an infinity        | NaN there             | what the arithmetic gives        |
+| `MaskedAffineFlow`: a network returns an infinity        | NaN there             | an exponential that saturates    |
 | the same: a network returns NaN where the mask is 1     | NaN in ladj           | nothing: nothing is mapped there |
 """
 
@@ -18,20 +18,21 @@ from torch import Tensor
 from flowkernels.ops import actnorm, affine, lu_linear
 
 from . import pays
-from .swap import PureLayer, original_class
+from .nflows_made import is_bare
+from .swap import PureLayer, layer_of, original_class
 
 # ---- coupling ----
 
 
+def _affine(layer: Any, z: Tensor, params: Tensor, inverse: bool, part: slice | None) -> tuple[Tensor, Tensor]:
+    scale = "exp" if layer.scale_map == "exp" else "sigmoid"
+    pairs = params.unflatten(1, (-1, 2)).movedim(2, -1)  # shift and scale logit alternate along the channels
+    return affine(z, pairs, scale=scale, shift_first=True, part=part, event_dims=z.dim() - 1, inverse=inverse)
+
+
 def _couple(layer: Any, z: Any, inverse: bool) -> tuple[list[Tensor], Tensor]:
     z1, z2 = z
-    params = layer.param_map(z1)
-    events = z2.dim() - 1
-    pairs = params.unflatten(1, (-1, 2)).movedim(2, -1)  # shift and scale logit alternate along the channels
-    if layer.scale_map == "exp":
-        z2, ladj = affine(z2, pairs, shift_first=True, event_dims=events, inverse=inverse)
-    else:
-        z2, ladj = affine(z2, pairs, scale="sigmoid", shift_first=True, event_dims=events, inverse=inverse)
+    z2, ladj = _affine(layer, z2, layer.param_map(z1), inverse, None)
     return [z1, z2], ladj
 
 
@@ -56,6 +57,42 @@ class AffineCoupling(PureLayer):
         if z[1].numel() < pays.AFFINE:
             return original_class(self).inverse(self, z)
         return _couple(self, z, True)
+
+
+def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """Split, map and merge as one pass that writes the whole output, or None where they must be called."""
+    split, coupling, merge = layer.flows
+    if z.numel() < 2 * pays.AFFINE or not all(map(is_bare, (split, coupling, merge))):
+        return None
+    if not split.mode == merge.mode in ("channel", "channel_inv") or layer_of(coupling) is not AffineCoupling:
+        return None
+    C = z.shape[1]
+    first = (C + 1) // 2
+    seen, part = (z[:, :first], slice(first, C)) if split.mode == "channel" else (z[:, first:], slice(0, first))
+    return _affine(coupling, z, coupling.param_map(seen), inverse, part)
+
+
+def block_refusal(layer: Any) -> str | None:
+    names = [type(flow).__name__ for flow in layer.flows]
+    if names != ["Split", "AffineCoupling", "Merge"]:
+        return f"its parts are {', '.join(names)}"
+    split, coupling, _ = layer.flows
+    if split.mode not in ("channel", "channel_inv"):
+        return f"its split is a {split.mode}, not one of channels"
+    reason = None if layer_of(coupling) is AffineCoupling else coupling_refusal(coupling)
+    return None if reason is None else f"its AffineCoupling is left alone: {reason}"
+
+
+class CouplingBlock(PureLayer):
+    """The methods of an accelerated AffineCouplingBlock."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        found = _block(self, z, False)
+        return original_class(self).forward(self, z) if found is None else found
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        found = _block(self, z, True)
+        return original_class(self).inverse(self, z) if found is None else found
 
 
 def _masked(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

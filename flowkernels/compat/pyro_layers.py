@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from flowkernels.ops import rqs
@@ -102,16 +102,20 @@ def refusal(layer: Any) -> str | None:
 # ---- autoregressive ----
 
 
-def _read(*masks_and_sizes: Any) -> tuple[MadePlan, Tensor] | str:
+def _feature_major(rows: Tensor, features: int) -> Tensor:
+    """Pyro's networks return all features' first parameter first."""
+    return rows.unflatten(0, (-1, features)).transpose(0, 1).flatten(0, 1)
+
+
+def _read(*masks_and_sizes: Any) -> MadePlan | str:
     """The plan of a network whose outputs are made feature-major."""
     *masks, context, features = masks_and_sizes
     if context and not bool(masks[0][:, :context].all()):
         return "some units do not see the whole context"
-    last = masks[-1].unflatten(0, (-1, features)).transpose(0, 1).flatten(0, 1)
-    return read_plan([masks[0][:, context:], *masks[1:-1], last])
+    return read_plan([masks[0][:, context:], *masks[1:-1], _feature_major(masks[-1], features)])
 
 
-_plan_of = Reading[Any](_read)
+_plan_of = Reading[MadePlan | str](_read)
 
 
 def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
@@ -124,16 +128,19 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
         context = context.expand(*x.shape[:-1], context.shape[-1])
     if type(net) is not (AutoRegressiveNN if context is None else ConditionalAutoRegressiveNN):
         return None
-    layers, activation = [*net.layers], activation_name(net.f)
+    layers: list[Any] = [*net.layers]
+    activation = activation_name(net.f)
     if activation is None or net.skip_layer is not None or not all(type(m) is MaskedLinear for m in layers):
         return None
     if in_transform((x, context)) or _module._has_any_global_hook() or torch.is_autocast_enabled(x.device.type):
         return None
-    if not all(map(is_bare, (net, net.f, *layers))) or any(m._parameters.get("bias") is None for m in layers):
+    weights = [m._parameters.get(name) for m in layers for name in ("weight", "bias")]
+    modules = [net, *layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    if not all(map(is_bare, modules)) or any(w is None for w in weights):
         return None
-    pairs = [(m._parameters.get("weight"), m._parameters["bias"]) for m in layers]
+    pairs: list[tuple[Tensor, Tensor]] = [(m.weight, m.bias) for m in layers]
     weight, features = pairs[0][0], net.input_dim
-    if weight is None or any(t is not None and t.dtype is not weight.dtype for t in (x, context)):
+    if any(t is not None and t.dtype is not weight.dtype for t in (x, context)):
         return None
     plan = _plan_of(net, [m.mask for m in layers], net.context_dim, features)
     if not isinstance(plan, MadePlan) or x.shape[-1] != features or plan.params_per_feature != n_params:
@@ -142,8 +149,7 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
     if context is not None:
         pairs[0] = (weight[:, net.context_dim :], pairs[0][1])
         adds = [F.linear(context, weight[:, : net.context_dim]), *[None] * (len(pairs) - 1)]
-    last, bias = pairs[-1]
-    pairs[-1] = tuple(t.unflatten(0, (-1, features)).transpose(0, 1).flatten(0, 1) for t in (last, bias))
+    pairs[-1] = _feature_major(pairs[-1][0], features), _feature_major(pairs[-1][1], features)
     return {"layers": pairs, "plan": plan, "activation": activation, "adds": adds}
 
 

@@ -95,7 +95,8 @@ def unconstrained_rational_quadratic_spline(
     Example:
         >>> import torch
         >>> from flowkernels.compat.vits import unconstrained_rational_quadratic_spline
-        >>> unconstrained_rational_quadratic_spline(*(torch.zeros(s) for s in [(2,), (2, 4), (2, 4), (2, 3)]))[1]
+        >>> sizes = [(2,), (2, 4), (2, 4), (2, 3)]
+        >>> unconstrained_rational_quadratic_spline(*(torch.zeros(s) for s in sizes))[0]
         tensor([0., 0.])
     """
     if tails != "linear":

@@ -175,7 +175,8 @@ class DependentTransform(_Fused, transforms.DependentTransform):
 
     @functools.cached_property
     def base(self) -> Transform:
-        return ElementWiseTransform.forward(self.layer, self.context).base
+        plain: Any = ElementWiseTransform.forward(self.layer, self.context)
+        return plain.base
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._map(x, False)

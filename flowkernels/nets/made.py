@@ -133,6 +133,7 @@ class MADE(nn.Module):
             not there, and the last features see only the first ones); ``"even"``: from 1 to D-1 in equal steps, which
             a layer narrower than D-1 wants; ``"random"``: as in the paper.
         seed: for ``"random"``, a number or a generator on the CPU; default: torch's global generator.
+        context_activation: False: :math:`h = W_0 x + b_0 + V_0 c + v_0`, a network of [x, c] as zuko's is.
 
     Raises:
         ValueError: an argument is none of these; the context is missing, not wanted, or of another shape.
@@ -164,6 +165,7 @@ class MADE(nn.Module):
         order: str | Sequence[int] | Tensor = "natural",
         degrees: str = "sequential",
         seed: Seed = None,
+        context_activation: bool = True,
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("params_per_feature", params_per_feature)):
@@ -175,6 +177,7 @@ class MADE(nn.Module):
             raise ValueError(f"nets.MADE: hidden must be equal widths for residual blocks, got {tuple(hidden)}")
         self.features, self.params_per_feature, self.context_features = features, params_per_feature, context
         self.residual, self.activation = residual, _activation(activation)
+        self.context_activation = context_activation
         generator = as_generator(seed)
         inputs = input_degrees(order, features, generator)
         widths = [hidden[0]] * (1 + 2 * len(hidden)) if residual else list(hidden)
@@ -265,7 +268,10 @@ class MADE(nn.Module):
         return {"layers": layers, "plan": self.plan, "activation": self.activation, "adds": adds}
 
     def _first_add(self, context: Tensor | None) -> Tensor | None:
-        return None if context is None else FUNCTIONS[self.activation](self.context_layer(context))
+        if context is None:
+            return None
+        add = self.context_layer(context)
+        return FUNCTIONS[self.activation](add) if self.context_activation else add
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [D * P]`` whatever its input."""

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from flowkernels import compat
 from flowkernels.compat import pyro_layers
@@ -38,7 +37,7 @@ LAYERS = {
     "autoregressive": lambda: (pyro.SplineAutoregressive(D, autoregressive(), K, order="quadratic"), 2),
     "autoregressive, tanh, in order": lambda: (
         pyro.SplineAutoregressive(
-            D, autoregressive(nonlinearity=nn.Tanh(), permutation=torch.arange(D)), K, 2.0, order="quadratic"
+            D, autoregressive(nonlinearity=torch.tanh, permutation=torch.arange(D)), K, 2.0, order="quadratic"
         ),
         2,
     ),

@@ -6,7 +6,21 @@ from flowkernels.compat.library import Library
 
 from .nflows import LIBRARY as NFLOWS
 
-LIBRARY = Library(
+
+class _Glasflow(Library):
+    """The same classes as nflows', so that README's table has the flows made of them."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            ("CouplingNSF", "as nflows' classes of the same names"),
+            ("RealNVP", "the same; a `scale_activation` other than nflows' runs as glasflow's, its network fused"),
+            ("MaskedAffineAutoregressiveFlow", "the same; a `scale_activation` other than the default is left alone"),
+            ("MaskedPiecewiseRationalQuadraticAutoregressiveFlow", "the same"),
+            ("glasflow.nflows", "every class as under nflows"),
+        ]
+
+
+LIBRARY = _Glasflow(
     "glasflow.nflows",
     NFLOWS.entries,
     base=NFLOWS.base,

@@ -43,15 +43,21 @@ LIBRARY = Library(
         "flows.affine.autoregressive.MaskedAffineAutoregressive": Entry(
             AffineAutoregressive,
             AFFINE_AUTOREGRESSIVE,
-            "affine map and network as one op; inverse in one sweep",
+            "affine map and network as one op, inverse in one sweep, without a context",
             affine_refusal,
         ),
-        "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op", made_refusal),
+        "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op, without a context", made_refusal),
         "flows.affine.coupling.AffineCoupling": Entry(
             affine.AffineCoupling,
             _BOTH,
-            "affine map of large inputs, scale maps exp and sigmoid_inv",
+            "affine map of large inputs, with exp or sigmoid_inv",
             affine.coupling_refusal,
+        ),
+        "flows.affine.coupling.AffineCouplingBlock": Entry(
+            affine.CouplingBlock,
+            _BOTH,
+            "the same with split and merge of channels",
+            affine.block_refusal,
         ),
         "flows.affine.coupling.MaskedAffineFlow": Entry(
             affine.MaskedAffine, _BOTH, "affine map under its mask", affine.masked_refusal
@@ -75,8 +81,7 @@ LIBRARY = Library(
             "its MaskedPiecewiseRationalQuadraticAutoregressive"
         ),
         "flows.neural_spline.wrapper.CircularAutoregressiveRationalQuadraticSpline": "the same, circular",
-        "flows.affine.coupling.AffineCouplingBlock": "its AffineCoupling",
-        "flows.affine.glow.GlowBlock": "its AffineCoupling, Invertible1x1Conv and ActNorm",
+        "flows.affine.glow.GlowBlock": "its Invertible1x1Conv and ActNorm; its coupling unless of a sigmoid",
         "flows.mixing.LULinearPermute": "its LU layer",
         "flows.base.Composite": "",
         "flows.base.Reverse": "",
