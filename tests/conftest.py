@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from flowkernels import backends
+from flowkernels.ops import _triton
+
 _C: Any = importlib.import_module("flowkernels._native").C
 deterministic: Any = torch.utils.deterministic
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -19,9 +22,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", choices=DTYPES, help="test this dtype only")
 
 
+def _skipped(dtype: str) -> pytest.MarkDecorator | None:
+    """Triton's interpreter truncates where a GPU rounds, and multiplies bfloat16 wrongly."""
+    if dtype == "bfloat16" and _triton.INTERPRETING:
+        return pytest.mark.skip(reason="bfloat16 is wrong in Triton's interpreter")
+    return None
+
+
 def _isas(config: pytest.Config) -> list[str]:
     """Every instruction set this processor has; one dummy where the CPU kernels do not run."""
-    if _C is None or config.getoption("--device") != "cpu":
+    if _C is None or config.getoption("--device") != "cpu" or backends.default() not in ("auto", "cpu"):
         return ["default"]
     return list(_C.isas())
 
@@ -32,7 +42,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dtype" in metafunc.fixturenames:
         only = metafunc.config.getoption("--dtype")
         names = [only] if only else DTYPES
-        metafunc.parametrize("dtype", [getattr(torch, n) for n in names], ids=names)
+        marks = [[m] if (m := _skipped(n)) else [] for n in names]
+        dtypes = [pytest.param(getattr(torch, n), marks=m, id=n) for n, m in zip(names, marks, strict=True)]
+        metafunc.parametrize("dtype", dtypes)
 
 
 @pytest.fixture
