@@ -16,10 +16,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types check bench clean
+.PHONY: help build demo test lint types interpret check bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(INSTALLED): requirements/torch.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -42,7 +42,7 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@status=0; for step in lint types interpret check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
@@ -51,6 +51,9 @@ lint: $(INSTALLED)  ## ruff and clang-format
 
 types: $(INSTALLED)  ## pyright on the package
 	$(BIN)/pyright --pythonpath $(PY)
+
+interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' own tests
+	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q @tests/interpreted.txt
 
 check: build  ## pytest: tests and doctests
 	$(PY) -m pytest --doctest-modules flowkernels tests

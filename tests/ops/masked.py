@@ -97,7 +97,9 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 
 def backends_of(op: str) -> list[str]:
-    return [b for b in ("cpu", "reference") if b in backends.table()[op]]
+    """The kernels under test: those of the CPU, or those that FLOWKERNELS_BACKEND names."""
+    names = ("cpu", "reference") if backends.default() == "auto" else (backends.default(),)
+    return [b for b in names if b in backends.table()[op]]
 
 
 def values_and_gradients(f: Callable[[Tensors], Any], tensors: Sequence[Tensor]) -> Tensors:

@@ -9,10 +9,12 @@ from flowkernels import ops
 from flowkernels.transforms import Affine
 from tests.cases import SHAPES
 from tests.numbers import assert_within_rule
+from tests.ops.masked import backends_of
 from tests.ops.spline import weights
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread", "machine")
 
+KERNEL = backends_of("affine")[0]
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
     ("soft_clip", 0.0), ("additive", 0.0),
@@ -99,7 +101,7 @@ def test_transforms_and_compile(scale, floor) -> None:
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
-    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, 0, 0, 1, "cpu")
+    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, 0, 0, 1, KERNEL)
     torch.library.opcheck(torch.ops.flowkernels.affine.default, call)
 
 
@@ -381,7 +383,7 @@ PARTS = [slice(2, 4), slice(0, 2), slice(1, 3), slice(0, None, 2), slice(1, None
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [KERNEL, "reference"])
 @pytest.mark.parametrize("layout", ["dense", "channels last", "second half of the channels"])
 def test_part(part, inverse, layout, backend) -> None:
     """Split, map and merge, in one."""

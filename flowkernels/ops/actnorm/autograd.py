@@ -7,7 +7,7 @@ from torch import Tensor
 from flowkernels.ops import _channels
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import ActNormSpec
 
 
@@ -19,7 +19,7 @@ op = Op(
     "actnorm",
     spec_type=ActNormSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native, "triton": triton, "reference": reference},
     inputs=("x", "log_scale", "shift"),
     n_outputs=2,
     fake=_fake,

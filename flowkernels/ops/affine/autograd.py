@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import native, reference, triton
 from .spec import AffineSpec
 
 
@@ -26,7 +26,7 @@ op = Op(
     "affine",
     spec_type=AffineSpec,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "cuda": native.cuda, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "params", "shift?", "mask?"),
     n_outputs=2,
     fake=_fake,

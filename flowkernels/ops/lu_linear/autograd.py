@@ -7,7 +7,7 @@ from torch import Tensor
 from flowkernels.ops import _channels
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import LuSpec
 
 
@@ -20,7 +20,7 @@ op = Op(
     "lu_linear",
     spec_type=LuSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native, "triton": triton, "reference": reference},
     inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
     n_outputs=2,
     fake=_fake,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import native, reference, triton
 from .spec import RqsSpec
 
 
@@ -24,7 +24,7 @@ op = Op(
     "rqs",
     spec_type=RqsSpec,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "reference": reference},
+    table={"cpu": native.cpu, "triton": triton, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_fake,

@@ -1,0 +1,82 @@
+"""What every Triton backend asks before and at a launch. Triton itself is imported with the first kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops._checks import DTYPES
+
+_GPUS = ("cuda", "xpu")  # AMD's are "cuda" too
+
+_INSTALLED = importlib.util.find_spec("triton") is not None
+# Kernels run as numpy on the host: Triton reads this when a kernel is defined.
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def why_not(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why these tensors cannot run on Triton's kernels, or None."""
+    if not _INSTALLED:
+        return "triton is not installed"
+    for t in tensors:
+        if t is None:
+            continue
+        if t.is_floating_point() and t.dtype not in DTYPES:
+            return f"no kernel for {t.dtype}"
+        if t.device.type not in _GPUS and not (t.is_cpu and INTERPRETING):
+            return (
+                f"a tensor is on {t.device}, and Triton's kernels run on a GPU (TRITON_INTERPRET=1 tries them without)"
+            )
+    return None
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Runs `programs` of the kernel on the device of the first argument: Triton itself takes the current one."""
+    t = arguments[0]
+    with contextlib.nullcontext() if t.is_cpu else getattr(torch, t.device.type).device(t.device):
+        kernel[(programs,)](*arguments, **constants)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of 2 from n on; 1 for 0."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of a product: what torch.set_float32_matmul_precision asks for, where the GPU has it."""
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None:
+        return "tf32"
+    return "ieee"
+
+
+def language_dtype(dtype: torch.dtype) -> Any:
+    """Triton's name of what kernels compute in."""
+    import triton.language as tl
+
+    return tl.float64 if dtype is torch.float64 else tl.float32
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str], **options: Any) -> Any:
+    """`triton.autotune` with its results on disk where this Triton can keep them (from 3.4 on).
+
+    The interpreter, which has no clock worth reading, takes the first config.
+    """
+    import triton
+
+    if INTERPRETING:
+        configs = configs[:1]
+    if "cache_results" in inspect.signature(triton.autotune).parameters:
+        options["cache_results"] = True
+    return triton.autotune(configs=list(configs), key=list(key), **options)
+
+
+def bucket(n: int) -> int:
+    """A size as autotuning sees it, so that a new batch size is no new problem: powers of 4 from 256 to 65,536."""
+    return min(65536, 4 ** -(-max(8, (n - 1).bit_length()) // 2))

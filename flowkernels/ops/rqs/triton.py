@@ -1,0 +1,87 @@
+"""The spline on Triton: describes strides, allocates, launches."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops import _triton
+
+from .spec import RqsSpec
+
+# Of a program, one per thread. The interpreter's time goes by programs, not by their sizes.
+_ELEMENTS = 1024 if _triton.INTERPRETING else 128
+
+
+def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
+    return _triton.why_not((x, params))
+
+
+@functools.lru_cache(maxsize=1024)
+def settings(spec: RqsSpec, D: int, wide: bool) -> dict[str, Any]:
+    """The constants of a kernel. As arguments they would be float32 beside float64 tensors."""
+    K = spec.bins
+    BD = min(_triton.power_of_2(D), _ELEMENTS)
+    least = 1e-24 if wide else 1e-12  # far below the spacing of x, and large enough that (h/w)^2 stays finite
+
+    def side(low: float, high: float, minimum: float) -> tuple[float, float, float]:
+        return low, (high - low) * (1 - minimum * K), (high - low) * max(minimum, least)
+
+    return {
+        "K": K, "TAILS": spec.tails, "W": side(spec.left, spec.right, spec.min_bin_width),
+        "H": side(spec.bottom, spec.top, spec.min_bin_height), "RIGHT": spec.right, "TOP": spec.top,
+        "MIN_SLOPE": spec.min_derivative, "SCALE": spec.logit_scale,
+        "CLIP": 1 / -math.log(spec.slope) if spec.clipped else 0.0, "EDGE": spec.edge_logit, "INVERSE": spec.inverse,
+        "R": _ELEMENTS // BD, "BD": BD, "num_warps": 4,
+    }  # fmt: skip
+
+
+def _rows(bins: int, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """[rows, D], [rows, D, P] and their sizes and strides: views where the leading dims merge, copies where not."""
+    D, P = params.shape[-2:]
+    x, params = x.resolve_neg().reshape(-1, D), params.resolve_neg().reshape(-1, D, P)
+    return x, params, (x.shape[0], D, bins, *x.stride(), *params.stride())
+
+
+def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, params.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    ladj = torch.empty(x.shape[:-1], dtype=wide, device=x.device)
+    if x.numel() == 0:
+        return y, ladj.zero_()
+    from .triton_kernels import rqs_fwd
+
+    x, params, geometry = _rows(spec.bins, x, params)
+    constants = settings(spec, geometry[1], wide is torch.float64)
+    _triton.launch(rqs_fwd, -(-geometry[0] // constants["R"]), x, params, y, ladj, *geometry, **constants)
+    return y, ladj
+
+
+def bwd(
+    spec: RqsSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    x, params = tensors
+    grad_x, grad_params = (
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if n else None for t, n in zip(tensors, needs, strict=True)
+    )
+    if x.numel() == 0:
+        return grad_x, grad_params
+    from .triton_kernels import rqs_bwd
+
+    wide = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
+    grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
+    x, params, geometry = _rows(spec.bins, x, params)
+    constants = settings(spec, geometry[1], wide is torch.float64)
+    _triton.launch(
+        rqs_bwd, -(-geometry[0] // constants["R"]),
+        x, params, *(x if t is None else t for t in (grad_y, grad_ladj, grad_x, grad_params)), *geometry,
+        **constants, HAS_Y=grad_y is not None, HAS_LADJ=grad_ladj is not None, NEED_X=needs[0],
+        NEED_PARAMS=needs[1], dtype=_triton.language_dtype(wide),
+    )  # fmt: skip
+    return grad_x, grad_params

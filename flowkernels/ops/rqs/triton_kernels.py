@@ -1,0 +1,410 @@
+"""The spline in Triton, on the formulas of csrc/rqs/rqs_math.h.
+
+A program owns R rows and walks their features BD at a time, so that ladj is summed by one program in one order: no
+atomics, the same bits every time. One thread has one element. Logits come in tiles [E, 8], neighbours in memory for
+neighbouring threads, and are split into eight vectors [E], so that what follows is arithmetic of one thread with
+itself: sums along the axis of a tile would leave every thread of a row with the same element to work on.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flowkernels.ops._triton_math import exp, exp_nonpositive, sigmoid, softplus
+
+
+@triton.jit
+def _clipped(u, SCALE: tl.constexpr, CLIP: tl.constexpr):
+    u = u * SCALE
+    if CLIP > 0:
+        u = u / (1.0 + CLIP * tl.abs(u))
+    return u
+
+
+@triton.jit
+def _tile(at, first, ok, stride, K: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, dtype: tl.constexpr):
+    """Eight logits of each element from bin `first` on, [E, 8]; -inf past the last bin."""
+    bins = first + tl.arange(0, 8)[None, :]
+    u = tl.load(at[:, None] + bins * stride, mask=ok[:, None] & (bins < K), other=0.0).to(dtype)
+    return tl.where(bins < K, _clipped(u, SCALE, CLIP), -float("inf"))
+
+
+@triton.jit
+def _eight(t):
+    """[E, 8] → eight [E]."""
+    E: tl.constexpr = t.shape[0]
+    even, odd = tl.split(tl.reshape(t, [E, 4, 2]))
+    t04, t26 = tl.split(tl.reshape(even, [E, 2, 2]))
+    t15, t37 = tl.split(tl.reshape(odd, [E, 2, 2]))
+    t0, t4 = tl.split(t04)
+    t2, t6 = tl.split(t26)
+    t1, t5 = tl.split(t15)
+    t3, t7 = tl.split(t37)
+    return t0, t1, t2, t3, t4, t5, t6, t7
+
+
+@triton.jit
+def _masses(u0, u1, u2, u3, u4, u5, u6, u7, top):
+    return (
+        exp_nonpositive(u0 - top), exp_nonpositive(u1 - top), exp_nonpositive(u2 - top), exp_nonpositive(u3 - top),
+        exp_nonpositive(u4 - top), exp_nonpositive(u5 - top), exp_nonpositive(u6 - top), exp_nonpositive(u7 - top),
+    )  # fmt: skip
+
+
+@triton.jit
+def _largest(u0, u1, u2, u3, u4, u5, u6, u7):
+    return tl.maximum(
+        tl.maximum(tl.maximum(u0, u1), tl.maximum(u2, u3)), tl.maximum(tl.maximum(u4, u5), tl.maximum(u6, u7))
+    )
+
+
+@triton.jit
+def _sum(e0, e1, e2, e3, e4, e5, e6, e7):
+    return ((e0 + e1) + (e2 + e3)) + ((e4 + e5) + (e6 + e7))
+
+
+@triton.jit
+def _softmax(at, ok, stride, end, K: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, dtype: tl.constexpr):
+    """The largest of K logits and 1 / the sum of exponentials from there.
+
+    Two passes: a sum that is scaled whenever a larger logit comes is not that of the exponentials that follow.
+    """
+    top = tl.full(ok.shape, -float("inf"), dtype)
+    total = tl.zeros(ok.shape, dtype)
+    for first in range(0, end, 8):
+        u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at, first, ok, stride, K, SCALE, CLIP, dtype))
+        top = tl.maximum(top, _largest(u0, u1, u2, u3, u4, u5, u6, u7))
+    for first in range(0, end, 8):
+        u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at, first, ok, stride, K, SCALE, CLIP, dtype))
+        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top)
+        total += _sum(e0, e1, e2, e3, e4, e5, e6, e7)
+    return top, 1.0 / total
+
+
+@triton.jit
+def _step(n, ea, eb, v, scale, sum_a, sum_b, a, b, k, before_a, in_a, before_b, in_b, K: tl.constexpr,
+          A: tl.constexpr):  # fmt: skip
+    """Passes knot n, between bins n - 1 and n, if v is not below it. a is searched, b follows."""
+    # n as v is: an integer times a number would be float32
+    past = (v >= (A[0] + A[2] * (tl.zeros_like(v) + n)) + (sum_a + a) * scale) & (n < K) & (n > 0)
+    first = n == 0
+    k = tl.where(past, n, k)
+    before_a = tl.where(past, sum_a + a, before_a)
+    before_b = tl.where(past, sum_b + b, before_b)
+    in_a = tl.where(past | first, ea, in_a)
+    in_b = tl.where(past | first, eb, in_b)
+    return a + ea, b + eb, k, before_a, in_a, before_b, in_b
+
+
+@triton.jit
+def _carry(total, part):
+    """Adds a part to a total; what the addition rounds away begins the next part."""
+    more = total + part
+    return more, part - (more - total)
+
+
+@triton.jit
+def _find(v, at_a, at_b, top_a, r_a, top_b, ok, stride, end, K: tl.constexpr, A: tl.constexpr, SCALE: tl.constexpr,
+          CLIP: tl.constexpr):  # fmt: skip
+    """The bin of v and the masses before and in it: of the side that is searched, of the other.
+
+    A: (low, free size, least size) of the former.
+    """
+    dtype: tl.constexpr = v.dtype
+    scale = r_a * A[1]
+    k = tl.zeros(v.shape, tl.int32)
+    sum_a = tl.zeros_like(v)
+    sum_b = tl.zeros_like(v)
+    a = tl.zeros_like(v)
+    b = tl.zeros_like(v)
+    ba = tl.zeros_like(v)
+    bb = tl.zeros_like(v)
+    ia = tl.zeros_like(v)
+    ib = tl.zeros_like(v)
+    for n in range(0, end, 8):
+        u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at_a, n, ok, stride, K, SCALE, CLIP, dtype))
+        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_a)
+        u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at_b, n, ok, stride, K, SCALE, CLIP, dtype))
+        f0, f1, f2, f3, f4, f5, f6, f7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_b)
+        a, b, k, ba, ia, bb, ib = _step(n, e0, f0, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 1, e1, f1, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 2, e2, f2, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 3, e3, f3, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 4, e4, f4, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 5, e5, f5, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 6, e6, f6, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        a, b, k, ba, ia, bb, ib = _step(n + 7, e7, f7, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        sum_a, a = _carry(sum_a, a)
+        sum_b, b = _carry(sum_b, b)
+    return k, ba, ia, bb, ib
+
+
+@triton.jit
+def _slope(at, n, ok, stride, K: tl.constexpr, TAILS: tl.constexpr, EDGE: tl.constexpr, dtype: tl.constexpr):
+    """Slope logit of knot n, read from memory: of K + 1 only two are needed."""
+    if TAILS == "linear":
+        inner = (n > 0) & (n < K)
+        u = tl.where(inner, tl.load(at + (n - 1) * stride, mask=ok & inner, other=0.0).to(dtype), EDGE)
+    elif TAILS == "circular":
+        u = tl.load(at + tl.where(n == K, 0, n) * stride, mask=ok, other=0.0).to(dtype)
+    else:
+        u = tl.load(at + n * stride, mask=ok, other=0.0).to(dtype)
+    return u
+
+
+@triton.jit
+def _slope_value(u, MIN: tl.constexpr, CLIP: tl.constexpr):
+    return exp(u / (1.0 + CLIP * tl.abs(u))) if CLIP > 0 else MIN + softplus(u)
+
+
+@triton.jit
+def _slope_grad(d, u, CLIP: tl.constexpr):
+    """d slope / d logit."""
+    if CLIP > 0:
+        q = 1.0 / (1.0 + CLIP * tl.abs(u))
+        g = d * q * q
+    else:
+        g = sigmoid(u)
+    return g
+
+
+@triton.jit
+def _side(k, before, mass, r, K: tl.constexpr, HIGH: tl.constexpr, S: tl.constexpr):
+    """Corner and size of the bin. The last one hangs from the box's corner, the outer knot, exactly."""
+    size = mass * (r * S[1]) + S[2]
+    corner = (S[0] + k.to(r.dtype) * S[2]) + before * (r * S[1])  # as the search had it
+    return tl.where(k == K - 1, HIGH - size, corner), size
+
+
+@triton.jit
+def _unit(t):
+    return tl.minimum(tl.maximum(t, 0.0), 1.0)
+
+
+@triton.jit
+def _clamped(t, low: tl.constexpr, high: tl.constexpr):
+    """A NaN stays one, which a maximum would lose."""
+    return tl.where(t < low, low, tl.where(t > high, high, t))
+
+
+@triton.jit
+def _theta(v, k, x0, w, y0, h, d0, d1, K: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr, INVERSE: tl.constexpr):
+    """The position in the bin, from 0 to 1."""
+    last = k == K - 1
+    if INVERSE:
+        # The root in the form that adds numbers of one sign, counted from the nearer knot.
+        below = tl.where(last, h - (TOP - v), v - y0)
+        above = tl.where(last, TOP - v, h - below)
+        turn = above < below
+        dy = tl.where(turn, above, below)
+        d = tl.where(turn, d1, d0)
+        s = h / w
+        beta = d0 + d1 - 2.0 * s
+        qb = h * d - dy * beta
+        qa = dy * beta + h * (s - d)
+        root = tl.sqrt(tl.maximum(qb * qb + 4.0 * qa * s * dy, 0.0))
+        up = qb >= 0.0
+        den = tl.where(up, qb + root, 2.0 * qa)
+        theta = tl.where(up, 2.0 * s * dy, root - qb) / tl.where(den == 0.0, 1.0, den)
+        theta = _unit(tl.where(den == 0.0, 0.0, theta))
+        theta = tl.where(turn, 1.0 - theta, theta)
+    else:
+        theta = _unit(tl.where(last, 1.0 - (RIGHT - v) / w, (v - x0) / w))
+    return theta
+
+
+@triton.jit
+def _shape(theta, w, h, d0, d1):
+    """s, t, beta, 1/den and num, and the slope's numerator, as the README derives them."""
+    s = h / w
+    t = theta * (1.0 - theta)
+    beta = d0 + d1 - 2.0 * s
+    rest = 1.0 - theta
+    num = s * theta * theta + d0 * t
+    return s, t, beta, 1.0 / (s + beta * t), num, d1 * theta * theta + 2.0 * s * t + d0 * rest * rest
+
+
+@triton.jit
+def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr,
+         RIGHT: tl.constexpr, TOP: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
+         INVERSE: tl.constexpr):  # fmt: skip
+    """The bin of v: its number, corners, sizes, slope logits; and of both softmaxes what backward needs."""
+    dtype: tl.constexpr = v.dtype
+    top_w, r_w = _softmax(at, ok, stride, end, K, SCALE, 2.0 * CLIP, dtype)
+    top_h, r_h = _softmax(at + K * stride, ok, stride, end, K, SCALE, 2.0 * CLIP, dtype)
+    if INVERSE:
+        k, before_h, in_h, before_w, in_w = _find(
+            v, at + K * stride, at, top_h, r_h, top_w, ok, stride, end, K, H, SCALE, 2.0 * CLIP
+        )
+    else:
+        k, before_w, in_w, before_h, in_h = _find(
+            v, at, at + K * stride, top_w, r_w, top_h, ok, stride, end, K, W, SCALE, 2.0 * CLIP
+        )
+    x0, w = _side(k, before_w, in_w, r_w, K, RIGHT, W)
+    y0, h = _side(k, before_h, in_h, r_h, K, TOP, H)
+    u0 = _slope(at + 2 * K * stride, k, ok, stride, K, TAILS, EDGE, dtype)
+    u1 = _slope(at + 2 * K * stride, k + 1, ok, stride, K, TAILS, EDGE, dtype)
+    return k, x0, w, y0, h, u0, u1, before_w, in_w, r_w, top_w, before_h, in_h, r_h, top_h
+
+
+@triton.jit
+def rqs_fwd(
+    x_ptr, params_ptr, y_ptr, ladj_ptr, rows, D, bins, x_row, x_feature, p_row, p_feature, p_param,
+    K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
+    MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr, INVERSE: tl.constexpr,
+    R: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """x [rows, D], params [rows, D, P] → y [rows, D], dense, and ladj [rows]."""
+    dtype: tl.constexpr = ladj_ptr.dtype.element_ty
+    # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
+    end = K if K <= 8 else bins
+    e = tl.arange(0, R * BD)
+    row = tl.program_id(0).to(tl.int64) * R + e // BD
+    total = tl.zeros([R], tl.float64)  # terms of both signs: an addition an element, which no GPU notices
+    for first in range(0, D, BD):
+        feature = first + e % BD
+        ok = (row < rows) & (feature < D)
+        v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
+        at = params_ptr + row * p_row + feature * p_feature
+        k, x0, w, y0, h, u0, u1, _bw, _iw, _rw, _tw, _bh, _ih, _rh, _th = _bin(
+            v, at, ok, p_param, end, K, TAILS, W, H, RIGHT, TOP, SCALE, CLIP, EDGE, INVERSE
+        )
+        d0 = _slope_value(u0, MIN_SLOPE, CLIP)
+        d1 = _slope_value(u1, MIN_SLOPE, CLIP)
+        theta = _theta(v, k, x0, w, y0, h, d0, d1, K, RIGHT, TOP, INVERSE)
+        s, _t, _beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
+        q = s * inv_den
+        log_slope = tl.log(q * (q * slope_num))  # in this order: q^2 underflows where a slope is 1e30
+        if INVERSE:
+            inside = (v >= H[0]) & (v <= TOP)
+            out = _clamped(x0 + w * theta, W[0], RIGHT)
+            log_slope = -log_slope
+        else:
+            inside = (v >= W[0]) & (v <= RIGHT)
+            out = _clamped(y0 + h * (num * inv_den), H[0], TOP)
+        tl.store(y_ptr + row * D + feature, tl.where(inside, out, v).to(y_ptr.dtype.element_ty), mask=ok)
+        total += tl.sum(tl.reshape(tl.where(inside & ok, log_slope, 0.0).to(tl.float64), [R, BD]), 1)
+    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    tl.store(ladj_ptr + r, total.to(dtype), mask=r < rows)
+
+
+@triton.jit
+def _size_coefficients(k, mass, before, r, g_corner, g_size, K: tl.constexpr, FREE: tl.constexpr, SCALE: tl.constexpr):
+    """Softmax backward of g_corner before bin k, g_size in it, 0 after: what times an exponential is the gradient."""
+    # The mass after the bin, not before it: in the last bin it is 0, and what cancels is never formed.
+    after = tl.where(k == K - 1, 0.0, 1.0 - (before + mass) * r)
+    excess = g_corner - g_size
+    low = g_corner * after + excess * (mass * r)
+    scale = r * (SCALE * FREE)
+    return low * scale, (low - excess) * scale, (low - g_corner) * scale
+
+
+@triton.jit
+def _store_sizes(to_ptr, at, ok, stride, end, k, top, before, here, after, K: tl.constexpr, SCALE: tl.constexpr,
+                 CLIP: tl.constexpr):  # fmt: skip
+    """Gradients of K logits, by tiles as they lie in memory."""
+    for first in range(0, end, 8):
+        bins = first + tl.arange(0, 8)[None, :]
+        wanted = ok[:, None] & (bins < K)
+        u = _clipped(tl.load(at[:, None] + bins * stride, mask=wanted, other=0.0).to(top.dtype), SCALE, CLIP)
+        n = k[:, None]
+        g = tl.where(bins == n, here[:, None], tl.where(bins < n, before[:, None], after[:, None]))
+        g = exp_nonpositive(u - top[:, None]) * g
+        if CLIP > 0:
+            q = 1.0 - CLIP * tl.abs(u)
+            g = g * q * q
+        tl.store(to_ptr[:, None] + bins, g.to(to_ptr.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def _store_slopes(to_ptr, ok, end, k, g0, g1, K: tl.constexpr, TAILS: tl.constexpr):
+    """Gradients of the slope logits, of which those at the two knots of bin k are not 0."""
+    n_slopes: tl.constexpr = K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
+    stop = end + 1 if TAILS == "none" else end
+    for first in range(0, stop, 8):
+        columns = first + tl.arange(0, 8)[None, :]
+        knots = columns + 1 if TAILS == "linear" else columns
+        g = tl.where(knots == k[:, None], g0[:, None], 0.0) + tl.where(knots == k[:, None] + 1, g1[:, None], 0.0)
+        if TAILS == "circular":
+            g += tl.where((knots == 0) & (k == K - 1)[:, None], g1[:, None], 0.0)
+        tl.store(to_ptr[:, None] + columns, g.to(to_ptr.dtype.element_ty), mask=ok[:, None] & (columns < n_slopes))
+
+
+@triton.jit
+def rqs_bwd(
+    x_ptr, params_ptr, grad_y_ptr, grad_ladj_ptr, grad_x_ptr, grad_params_ptr, rows, D, bins, x_row, x_feature, p_row,
+    p_feature, p_param,
+    K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
+    MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr, INVERSE: tl.constexpr,
+    R: tl.constexpr, BD: tl.constexpr, HAS_Y: tl.constexpr, HAS_LADJ: tl.constexpr, NEED_X: tl.constexpr,
+    NEED_PARAMS: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Gradients of x [rows, D] and params [rows, D, P], dense, from those of y (dense) and ladj."""
+    # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
+    end = K if K <= 8 else bins
+    e = tl.arange(0, R * BD)
+    row = tl.program_id(0).to(tl.int64) * R + e // BD
+    for first in range(0, D, BD):
+        feature = first + e % BD
+        ok = (row < rows) & (feature < D)
+        v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
+        at = params_ptr + row * p_row + feature * p_feature
+        k, x0, w, y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h = _bin(
+            v, at, ok, p_param, end, K, TAILS, W, H, RIGHT, TOP, SCALE, CLIP, EDGE, INVERSE
+        )
+        d0 = _slope_value(u0, MIN_SLOPE, CLIP)
+        d1 = _slope_value(u1, MIN_SLOPE, CLIP)
+        theta = _theta(v, k, x0, w, y0, h, d0, d1, K, RIGHT, TOP, INVERSE)
+        s, t, beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
+        inv_num = 1.0 / slope_num
+        rest = 1.0 - theta
+        one_2theta = 1.0 - 2.0 * theta
+        one_2t = 1.0 - 2.0 * t
+        q = s * inv_den
+        slope = q * (q * slope_num)
+        ladj_theta = 2.0 * (d1 * theta + s * one_2theta - d0 * rest) * inv_num - 2.0 * beta * one_2theta * inv_den
+
+        given = tl.zeros_like(v)
+        if HAS_Y:
+            given = tl.load(grad_y_ptr + row * D + feature, mask=ok, other=0.0).to(dtype)
+        gl = tl.zeros_like(v)
+        if HAS_LADJ:
+            gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0).to(dtype)
+        gy = given
+        if INVERSE:  # implicit function theorem: see the derivation
+            inside = (v >= H[0]) & (v <= TOP)
+            g_v = (given - gl * ladj_theta / w) / slope
+            gy = -g_v
+            gl = -gl
+        else:
+            inside = (v >= W[0]) & (v <= RIGHT)
+        # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
+        r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
+        gyh = gy * h * inv_den
+        g_theta = gy * w * slope + gl * ladj_theta
+        g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
+        common = gl * 2.0 * t * inv_den
+        g_x = g_theta / w
+        if NEED_X:
+            out = g_v if INVERSE else g_x
+            out = tl.where(inside, out, given).to(grad_x_ptr.dtype.element_ty)
+            tl.store(grad_x_ptr + row * D + feature, out, mask=ok)
+        if NEED_PARAMS:
+            g_d0 = (gyh * t * (1.0 - r) + gl * rest * rest * inv_num - common) * _slope_grad(d0, u0, CLIP)
+            g_d1 = (gl * theta * theta * inv_num - gyh * t * r - common) * _slope_grad(d1, u1, CLIP)
+            g_h = tl.where(inside, gy * r + g_s / w, 0.0)
+            g_w = tl.where(inside, -(g_s * s + g_theta * theta) / w, 0.0)
+            g_x0 = tl.where(inside, -g_x, 0.0)
+            g_y0 = tl.where(inside, gy, 0.0)
+            P: tl.constexpr = 3 * K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
+            to = grad_params_ptr + (row * D + feature) * P
+            before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, W[1], SCALE)
+            _store_sizes(to, at, ok, p_param, end, k, top_w, before, here, after, K, SCALE, 2.0 * CLIP)
+            before, here, after = _size_coefficients(k, mh, bh, rh, g_y0, g_h, K, H[1], SCALE)
+            _store_sizes(
+                to + K, at + K * p_param, ok, p_param, end, k, top_h, before, here, after, K, SCALE, 2.0 * CLIP
+            )
+            g_d0 = tl.where(inside, g_d0, 0.0)
+            g_d1 = tl.where(inside, g_d1, 0.0)
+            _store_slopes(to + 2 * K, ok, end, k, g_d0, g_d1, K, TAILS)

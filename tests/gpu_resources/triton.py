@@ -1,0 +1,189 @@
+"""What Triton's kernels use of a GPU, compiled ahead for targets that are not here. Writes triton.json:
+
+    python -m tests.gpu_resources.triton
+
+A case is a call of a backend's own launcher, on tensors of the CPU: the launch is caught and its arguments become a
+signature, so that what is compiled is what would run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+
+from flowkernels.ops.actnorm import triton as actnorm
+from flowkernels.ops.actnorm.reference import ActNormSpec
+from flowkernels.ops.affine import triton as affine
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.lu_linear import triton as lu_linear
+from flowkernels.ops.lu_linear.reference import LuSpec
+from flowkernels.ops.rqs import triton as rqs
+from flowkernels.ops.rqs.spec import cached_spec
+
+TABLE = Path(__file__).with_name("triton.json")
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
+_TYPES = {
+    torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages")
+
+
+# ---- the calls ----
+
+
+def _spline(fwd: bool, bins: int, inverse: bool = False) -> Callable[[], object]:
+    spec = cached_spec(bins, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, inverse)
+    x, params = torch.zeros(4096, 64), torch.zeros(4096, 64, spec.n_params)
+    if fwd:
+        return lambda: rqs.fwd(spec, x, params)
+    return lambda: rqs.bwd(spec, (x, x[:, 0]), (x, params), (True, True))
+
+
+def _affine(fwd: bool, scale: str) -> Callable[[], object]:
+    spec = AffineSpec(scale, 0.0, False, event_dims=3)
+    x, params = torch.zeros(64, 12, 16, 16), torch.zeros(64, 24, 16, 16).unflatten(1, (2, -1)).movedim(1, -1)
+    if fwd:
+        return lambda: affine.fwd(spec, x, params, None, None)
+    return lambda: affine.bwd(spec, (x, x[:, 0, 0, 0]), (x, params, None, None), (True, True, False, False))
+
+
+def _actnorm(fwd: bool) -> Callable[[], object]:
+    x, c, spec = torch.zeros(64, 12, 16, 16), torch.zeros(12), ActNormSpec(1, False)
+    if fwd:
+        return lambda: actnorm.fwd(spec, x, c, c)
+    return lambda: actnorm.bwd(spec, (x, x[:, 0, 0, 0]), (x, c, c), (True, True, True))
+
+
+def _lu(fwd: bool, inverse: bool, channels: int) -> Callable[[], object]:
+    x, square, vector = torch.zeros(64, channels, 16, 16), torch.zeros(channels, channels), torch.zeros(channels)
+    tensors, spec = (x, square, square, vector, vector, torch.arange(channels), vector), LuSpec(1, inverse)
+    if fwd:
+        return lambda: lu_linear.fwd(spec, *tensors)
+    return lambda: lu_linear.bwd(spec, (x, x[:, 0, 0, 0]), tensors, [True] * 5 + [False, True])
+
+
+CASES = {
+    "rqs fwd, K=8": _spline(True, 8),
+    "rqs fwd, K=8, inverse": _spline(True, 8, True),
+    "rqs bwd, K=8": _spline(False, 8),
+    "rqs bwd, K=32": _spline(False, 32),
+    "affine fwd, sigmoid": _affine(True, "sigmoid"),
+    "affine bwd, sigmoid": _affine(False, "sigmoid"),
+    "actnorm fwd": _actnorm(True),
+    "actnorm bwd": _actnorm(False),
+    "lu_linear fwd, C=48": _lu(True, False, 48),
+    "lu_linear fwd, C=48, inverse": _lu(True, True, 48),
+    "lu_linear fwd, C=128, inverse": _lu(True, True, 128),
+    "lu_linear bwd, C=48": _lu(False, False, 48),
+    "lu_linear bwd, C=48, inverse": _lu(False, True, 48),
+}
+
+
+# ---- from a call to its resources ----
+
+
+@contextmanager
+def _caught(launches: list[Launch]) -> Iterator[None]:
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
+        launches.append((self, args, kwargs))
+
+    def tune(self: Autotuner, *args: Any, **kwargs: Any) -> None:
+        for config in self.configs:
+            self.fn.run(*args, **kwargs, **config.all_kwargs())
+
+    before = JITFunction.run, Autotuner.run
+    JITFunction.run, Autotuner.run = run, tune  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        JITFunction.run, Autotuner.run = before  # type: ignore[method-assign]
+
+
+def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
+    """As the launcher would specialise it: a 1 is a constant, what 16 divides says so."""
+    fn, args, kwargs = launch
+    given = dict(zip(fn.arg_names, args, strict=False)) | kwargs
+    options = {k: given.pop(k) for k in _OPTIONS if k in given}
+    signature, constants, attrs = {}, {}, {}
+    for i, name in enumerate(fn.arg_names):
+        value = given[name]
+        if fn.params[i].is_constexpr or (isinstance(value, int) and value == 1):
+            signature[name], constants[(i,)] = "constexpr", value
+            continue
+        signature[name] = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn, signature, constants, attrs), options
+
+
+def _of_nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of spills (stack and local memory)."""
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _of_amd(assembly: str) -> tuple[int, int]:
+    def number(key: str) -> int:
+        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
+        assert found is not None, key
+        return int(found[1])
+
+    return number("vgpr_count"), number("private_segment_fixed_size")
+
+
+def rows(case: str, target: str) -> list[dict[str, Any]]:
+    """One row per kernel (and configuration) that the case launches."""
+    launches: list[Launch] = []
+    with _caught(launches):
+        CASES[case]()
+    found = []
+    for i, launch in enumerate(launches):
+        source, options = _source(launch)
+        kernel = triton.compile(source, target=TARGETS[target], options=options)
+        asm = kernel.asm
+        registers, spills = _of_nvidia(asm["cubin"]) if target.startswith("sm_") else _of_amd(asm["amdgcn"])
+        name = case if len(launches) == 1 else f"{case}, {i}"
+        found.append({
+            "kernel": name, "arch": target, "registers": registers, "spills": spills, "shared": kernel.metadata.shared
+        })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    table = [row for case in CASES for target in TARGETS for row in rows(case, target)]
+    TABLE.write_text("[\n" + ",\n".join(json.dumps(row) for row in table) + "\n]\n")
+    for row in table:
+        print(*row.values(), sep="\t")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    main()
