@@ -10,7 +10,7 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
-SOURCES := $(shell find csrc -type f)
+SOURCES := $(shell find csrc tests/cuda_emulator -name "*.[ch]*")
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -32,7 +32,7 @@ $(INSTALLED): requirements/torch.txt requirements/dev.txt
 	@$(PY) -c 'import os, site; open(site.getsitepackages()[0] + "/flowkernels.pth", "w").write(os.getcwd())'
 	@touch $@
 
-$(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt setup.py
+$(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt cmake/cuda.cmake setup.py
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 

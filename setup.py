@@ -25,6 +25,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            *(f"-D{name}={os.environ.get(name, '')}" for name in ("FLOWKERNELS_CUDA", "FLOWKERNELS_CUDA_ARCHS")),
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, cwd=build, check=True)

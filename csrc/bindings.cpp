@@ -19,18 +19,6 @@ using namespace fk;
 
 static void* ptr(uintptr_t p) { return reinterpret_cast<void*>(p); }
 
-// (size, stride of a, stride of b) per leading dim, already collapsed.
-static Rows rows_of(const std::vector<std::array<int64_t, 3>>& dims) {
-  if (dims.size() > Rows::kMaxDims) throw std::invalid_argument("at most 8 leading dims that cannot be merged");
-  Rows r;
-  for (const auto& d : dims) {
-    r.size[r.ndim] = d[0];
-    r.stride_a[r.ndim] = d[1];
-    r.stride_b[r.ndim++] = d[2];
-  }
-  return r;
-}
-
 // Asks for 2 MB pages behind a large fresh tensor before its first touch: a kernel that writes
 // 48 MB of gradients otherwise spends most of its time in 12,000 page faults. Advice only.
 static void advise_huge(uintptr_t p, size_t bytes) {
@@ -39,11 +27,6 @@ static void advise_huge(uintptr_t p, size_t bytes) {
   const uintptr_t begin = (p + kPage - 1) / kPage * kPage, end = (p + bytes) / kPage * kPage;
   if (begin < end) madvise(ptr(begin), end - begin, MADV_HUGEPAGE);
 #endif
-}
-
-static void require(const RqsArgs& a, std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers)
-    if (!p && a.rows.count() * a.features > 0) throw std::invalid_argument("rqs: null data pointer");
 }
 
 // A layer as Python lists it: weight, its row stride, bias, n_in, n_out, in_order, out_order, limit, add, its row
@@ -136,58 +119,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &use_isa);
   m.def("advise_huge", &advise_huge);
 
-  py::class_<RqsSpec>(m, "RqsSpec")
-      .def(py::init([](int bins, int tails, double left, double right, double bottom, double top, double min_width,
-                       double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
-                       double edge_logit, bool inverse) {
-        if (bins < 1 || bins > 128 || tails < 0 || tails > 2) throw std::invalid_argument("RqsSpec: bins or tails");
-        return RqsSpec{bins,       Tails(tails), left,        right,     bottom,     top,        min_width,
-                       min_height, min_slope,    logit_scale, clip_size, clip_slope, edge_logit, inverse};
-      }));
-  m.def("rqs_fwd", [](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
-                      int64_t x_stride, int64_t params_stride, int x_type, int params_type, uintptr_t x,
-                      uintptr_t params, uintptr_t y, uintptr_t ladj, int threads) {
-    const RqsArgs a = {rows_of(dims), features,    x_stride, params_stride, DType(x_type), DType(params_type),
-                       ptr(x),        ptr(params), ptr(y),   ptr(ladj),     nullptr,       nullptr,
-                       nullptr,       nullptr};
-    require(a, {a.x, a.params, a.y, a.ladj});
-    py::gil_scoped_release unlocked;
-    rqs_fwd(s, a, threads);
-  });
-  m.def("rqs_bwd",
-        [](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features, int64_t x_stride,
-           int64_t params_stride, int x_type, int params_type, uintptr_t x, uintptr_t params, uintptr_t grad_y,
-           uintptr_t grad_ladj, uintptr_t grad_x, uintptr_t grad_params, int threads) {
-          const RqsArgs a = {rows_of(dims),      features,       x_stride,    params_stride,   DType(x_type),
-                             DType(params_type), ptr(x),         ptr(params), nullptr,         nullptr,
-                             ptr(grad_y),        ptr(grad_ladj), ptr(grad_x), ptr(grad_params)};
-          require(a, {a.x, a.params, a.grad_x, a.grad_params});
-          py::gil_scoped_release unlocked;
-          rqs_bwd(s, a, threads);
-        });
-  py::class_<AffineSpec>(m, "AffineSpec").def(py::init([](int scale, double min_scale, double clamp, bool inverse) {
-    if (scale < 0 || scale > 4) throw std::invalid_argument("AffineSpec: scale");
-    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse};
-  }));
-  // Tensors as (pointer, strides), in the order of AffineTensors; pass: AffinePass, in its order.
+  py::class_<RqsSpec>(m, "RqsSpec").def(py::init(&rqs_spec));
+  const auto rqs = [](bool backward) {
+    return [backward](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
+                      int64_t x_stride, int64_t params_stride, int x_type, int params_type,
+                      const std::array<uintptr_t, 8>& tensors, int threads) {
+      const RqsArgs a = rqs_args(backward, dims, features, x_stride, params_stride, x_type, params_type, tensors);
+      py::gil_scoped_release unlocked;
+      backward ? rqs_bwd(s, a, threads) : rqs_fwd(s, a, threads);
+    };
+  };
+  m.def("rqs_fwd", rqs(false));
+  m.def("rqs_bwd", rqs(true));
+  py::class_<AffineSpec>(m, "AffineSpec").def(py::init(&affine_spec));
   const auto affine = [](bool backward) {
     return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
-                      int params_type, const std::vector<std::pair<uintptr_t, std::vector<int64_t>>>& tensors,
-                      const std::array<uintptr_t, 5>& pass, uintptr_t ladj, int threads) {
-      std::vector<StridedTensor> given;
-      for (const auto& t : tensors) given.push_back({ptr(t.first), t.second});
-      AffineArgs a(sizes, event_dims, given);
-      a.x_type = DType(x_type);
-      a.params_type = DType(params_type);
-      a.pass = {static_cast<const char*>(ptr(pass[0])), static_cast<char*>(ptr(pass[1])), int64_t(pass[2]),
-                int64_t(pass[3]), int64_t(pass[4])};
-      if (a.pass.to && !(0 <= a.pass.begin && a.pass.begin <= a.pass.end && a.pass.end <= a.pass.row))
-        throw std::invalid_argument("affine: pass");
-      a.ladj = ptr(ladj);
-      using A = AffineTensors;
-      const bool unread = s.scale == AffineScale::additive;
-      if (!a.data[A::x] || !a.data[A::t] || !(a.data[A::u] || unread) || !(backward || (a.data[A::y] && ladj)))
-        throw std::invalid_argument("affine: null data pointer");
+                      int params_type, const std::vector<StridedTensor>& tensors, const std::array<uintptr_t, 5>& pass,
+                      uintptr_t ladj, int threads) {
+      const AffineArgs a(s, backward, sizes, event_dims, x_type, params_type, tensors, pass, ladj);
       py::gil_scoped_release unlocked;
       backward ? affine_bwd(s, a, threads) : affine_fwd(s, a, threads);
     };

@@ -1,4 +1,4 @@
-"""Loads the compiled module, or remembers why it cannot."""
+"""Loads the compiled modules, or remembers why it cannot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ try:
 except ImportError as error:
     why_missing = f"flowkernels._C did not load ({error}); build it with `pip install .`"
 
+_cuda = None
+why_cuda_missing: str | None = None
+
+try:
+    from flowkernels import _cuda  # type: ignore[no-redef,attr-defined]
+except ImportError as error:
+    why_cuda_missing = f"flowkernels._cuda did not load ({error}); FLOWKERNELS_CUDA=ON builds it, with nvcc"
+
+CUDA = _cuda
+
 _asked = os.environ.get("FLOWKERNELS_ISA")
 if C is not None and _asked and _asked not in C.isas():
     warnings.warn(
@@ -24,8 +34,6 @@ if C is not None and _asked and _asked not in C.isas():
     )
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
-_HUGE = 4 << 20  # bytes from which large pages pay
 
 
 def why_not(tensors: Sequence[torch.Tensor | None]) -> str | None:
@@ -44,19 +52,3 @@ def common_types(x: torch.Tensor, params: torch.Tensor) -> tuple[torch.Tensor, t
     if out == torch.float64:
         params = params.double()
     return x.to(out), params if out == torch.float32 else params.to(out)
-
-
-def like(t: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor to be filled by a kernel, in the memory order of t, backed by large pages where it is large."""
-    return _advised(torch.empty_like(t))
-
-
-def empty_like(t: torch.Tensor) -> torch.Tensor:
-    """A contiguous CPU tensor to be filled by a kernel, backed by large pages where it is large."""
-    return _advised(torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype))
-
-
-def _advised(out: torch.Tensor) -> torch.Tensor:
-    if out.nbytes >= _HUGE:
-        C.advise_huge(out.data_ptr(), out.nbytes)  # type: ignore[union-attr]
-    return out

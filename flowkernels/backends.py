@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +22,10 @@ _PLAIN = (
 MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN}
 
 
+# A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.
+Implementation = Any
+
+
 class SlowPathWarning(UserWarning):
     """A plain PyTorch path runs where a kernel exists but cannot be used."""
 
@@ -31,7 +34,7 @@ class BackendUnavailableError(RuntimeError):
     """The backend asked for by name cannot run these arguments."""
 
 
-_tables: dict[str, dict[str, ModuleType]] = {}
+_tables: dict[str, dict[str, Implementation]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
@@ -45,12 +48,12 @@ def _check_name(name: str) -> str:
 _check_name(_default)
 
 
-def register(op: str, table: dict[str, ModuleType]) -> None:
+def register(op: str, table: dict[str, Implementation]) -> None:
     """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`."""
     _tables[op] = table
 
 
-def table() -> dict[str, dict[str, ModuleType]]:
+def table() -> dict[str, dict[str, Implementation]]:
     """Op → backend name → module, for `flowkernels.info`."""
     return _tables
 
@@ -76,7 +79,7 @@ def use_backend(name: str) -> Iterator[None]:
         _default = before
 
 
-def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> ModuleType:
+def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> Implementation:
     """The module that will run `op` on these tensors."""
     name = name or _default
     candidates = _tables[op]
@@ -87,15 +90,16 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
         if reason is not None:
             raise BackendUnavailableError(f"flowkernels: op {op} cannot run on backend {name!r}: {reason}")
         return candidates[name]
-    first_reason = None
+    reasons: dict[str, str] = {}
     for key, module in candidates.items():
         reason = module.why_not(spec, *tensors)
         if reason is None:
-            slow = first_reason is not None and key == "reference" and getattr(module, "IS_SLOW", True)
+            slow = reasons and key == "reference" and getattr(module, "IS_SLOW", True)
             if slow and not any(t is not None and t.is_meta for t in tensors):
-                _warn_once(op, first_reason)
+                # That of the backend made for this device; a GPU is no news to the CPU's.
+                _warn_once(op, reasons.get(tensors[0].device.type) or next(iter(reasons.values())))
             return module
-        first_reason = first_reason or reason
+        reasons[key] = reason
     raise AssertionError(f"op {op} has no reference backend")  # a bug of ours
 
 

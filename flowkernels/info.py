@@ -9,7 +9,7 @@ import sys
 import torch
 
 import flowkernels
-from flowkernels import _native, backends
+from flowkernels import _machine, _native, backends
 
 
 def _probe(op: str) -> tuple[object, tuple[torch.Tensor | None, ...]]:
@@ -59,7 +59,16 @@ def _reason(op: str, backend: str) -> str | None:
     if backend not in modules:
         return backends.MISSING.get((op, backend), "not written yet; see CHANGELOG.md")
     spec, tensors = _probe(op)
+    if backend in ("cuda", "triton") and torch.cuda.is_available():
+        tensors = tuple(t if t is None else t.cuda() for t in tensors)
     return modules[backend].why_not(spec, *tensors)
+
+
+def _cuda_module() -> str:
+    if _native.CUDA is None:
+        return f"absent, {_native.why_cuda_missing}"
+    devices = _machine.CUDA.devices
+    return f"built for {_native.CUDA.archs}; {devices or 'no'} CUDA device{'' if devices < 2 else 's'}"
 
 
 def lines() -> list[str]:
@@ -76,6 +85,7 @@ def lines() -> list[str]:
         out.append(f"compiled module: absent, {_native.why_missing}")
     else:
         out.append(f"compiled module: {C.compiler}; runs {C.isa()} of {', '.join(C.isas())} (FLOWKERNELS_ISA)")
+    out.append(f"CUDA module: {_cuda_module()}")
     names = backends.NAMES
     width = max(map(len, backends.table()))
     out += ["", " ".join([" " * width, *names])]

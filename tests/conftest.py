@@ -1,4 +1,4 @@
-"""Options and fixtures of every test: device, dtype, instruction set, poisoned memory."""
+"""Options and fixtures of every test: device, dtype, machine, instruction set, poisoned memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests import emulator
 
 _C: Any = importlib.import_module("flowkernels._native").C
 deterministic: Any = torch.utils.deterministic
@@ -26,9 +28,20 @@ def _isas(config: pytest.Config) -> list[str]:
     return list(_C.isas())
 
 
+def _machines(config: pytest.Config) -> list[str]:
+    """The CPU and, with its threads as fibers, the GPU; or the GPU itself."""
+    return ["cpu", "emulated"] if config.getoption("--device") == "cpu" else ["cuda"]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", _isas(metafunc.config), indirect=True)
+    isas = [(isa,) for isa in _isas(metafunc.config)] if "isa" in metafunc.fixturenames else [()]
+    if "machine" in metafunc.fixturenames:
+        names = ["machine", "isa"][: 1 + len(isas[0])]
+        machines = _machines(metafunc.config)
+        cells = [(m, *isa) for m in machines for isa in (isas if m == "cpu" else [("default",) * len(isas[0])])]
+        metafunc.parametrize(names, cells, indirect=True, ids=["-".join(c) for c in cells])
+    elif isas[0]:
+        metafunc.parametrize("isa", [isa for (isa,) in isas], indirect=True)
     if "dtype" in metafunc.fixturenames:
         only = metafunc.config.getoption("--dtype")
         names = [only] if only else DTYPES
@@ -38,6 +51,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(str(request.config.getoption("--device")))
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per machine that has kernels: "cpu", "emulated" (CUDA's, on CPU tensors), "cuda"."""
+    if request.param != "emulated":
+        yield request.param
+        return
+    with emulator.running():
+        yield request.param
 
 
 @pytest.fixture
@@ -56,7 +79,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def all_isas(request: pytest.FixtureRequest) -> Iterator[object]:
     """An iterable of instruction sets, each in use while the loop is on it: for tests whose
     float64 truth is dear and the same for all."""
-    names = _isas(request.config)
+    machine = request.getfixturevalue("machine") if "machine" in request.fixturenames else "cpu"
+    names = _isas(request.config) if machine == "cpu" else ["default"]
     before = _C.isa() if names != ["default"] else None
 
     def each() -> Iterator[str]:

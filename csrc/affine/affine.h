@@ -1,7 +1,10 @@
 // Launchers of the affine map on raw pointers. No torch, no Python.
 #pragma once
+#include <array>
+#include <utility>
 #include <vector>
 
+#include "../common/cuda_stream.h"
 #include "../common/tensor.h"
 
 namespace fk {
@@ -18,17 +21,16 @@ struct AffineSpec {
   int params() const { return scale == AffineScale::additive ? 1 : 2; }
 };
 
+AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse);
+
 // The tensors of a call, all of one logical shape [rows..., event...]. A forward pass has the first five; u is null for
 // additive maps, mask and what a backward pass does not want may be.
 struct AffineTensors {
   enum { x, u, t, mask, y, grad_x, grad_u, grad_t, count, grad_y = y };
 };
 
-// One tensor as its owner describes it; strides in elements, one per dim.
-struct StridedTensor {
-  void* data;
-  std::vector<int64_t> stride;
-};
+// One tensor as Python lists it: address (0: absent) and strides in elements, one per dim.
+using StridedTensor = std::pair<uintptr_t, std::vector<int64_t>>;
 
 // The loops over all elements, outermost first, with the strides of every tensor. The dims of the event come in the
 // memory order of x, and neighbours that all tensors allow to be one loop are one.
@@ -54,10 +56,16 @@ struct AffineArgs {
   AffinePass pass = {};
   void* ladj;  // [rows], float (double where x is double); bwd: its gradient, null: zero
 
-  AffineArgs(const std::vector<int64_t>& sizes, int event_dims, const std::vector<StridedTensor>& tensors);
+  // `tensors` in the order of AffineTensors, `passing` in that of AffinePass.
+  AffineArgs(const AffineSpec&, bool backward, const std::vector<int64_t>& sizes, int event_dims, int x_dtype,
+             int params_dtype, const std::vector<StridedTensor>& tensors, const std::array<uintptr_t, 5>& passing,
+             uintptr_t ladj_at);
+  bool empty() const { return rows == 0 || event == 0; }
 };
 
 void affine_fwd(const AffineSpec&, const AffineArgs&, int threads);
 void affine_bwd(const AffineSpec&, const AffineArgs&, int threads);
+void affine_fwd(const AffineSpec&, const AffineArgs&, const CudaStream&);
+void affine_bwd(const AffineSpec&, const AffineArgs&, const CudaStream&);
 
 }  // namespace fk

@@ -1,7 +1,10 @@
 // Launchers of the rational-quadratic spline on raw pointers. No torch, no Python.
 #pragma once
 #include <stdint.h>
+#include <array>
+#include <vector>
 
+#include "../common/cuda_stream.h"
 #include "../common/tensor.h"
 
 namespace fk {
@@ -45,9 +48,21 @@ struct RqsArgs {
     return rows.ndim == 1 && x_stride == 1 && rows.stride_a[0] == features &&
            rows.stride_b[0] == features * params_stride;
   }
+  bool empty() const { return features == 0 || rows.count() == 0; }
 };
+
+RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, double top, double min_width,
+                 double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
+                 double edge_logit, bool inverse);
+
+// `dims`: (size, stride of x, stride of params) per leading dim, already collapsed. `tensors`: addresses (0: absent) in
+// the order of RqsArgs.
+RqsArgs rqs_args(bool backward, const std::vector<std::array<int64_t, 3>>& dims, int64_t features, int64_t x_stride,
+                 int64_t params_stride, int x_type, int params_type, const std::array<uintptr_t, 8>& tensors);
 
 void rqs_fwd(const RqsSpec&, const RqsArgs&, int threads);
 void rqs_bwd(const RqsSpec&, const RqsArgs&, int threads);
+void rqs_fwd(const RqsSpec&, const RqsArgs&, const CudaStream&);
+void rqs_bwd(const RqsSpec&, const RqsArgs&, const CudaStream&);
 
 }  // namespace fk

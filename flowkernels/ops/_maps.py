@@ -14,5 +14,5 @@ from flowkernels.ops.rqs.spec import RqsSpec
 @functools.lru_cache(maxsize=1024)
 def univariate_map(spec: RqsSpec | AffineSpec):
     """A handle of the map, in the direction that the spec says."""
-    handle = affine.handle(spec) if isinstance(spec, AffineSpec) else rqs.handle(spec)
+    handle = affine.handle(_native.C, spec) if isinstance(spec, AffineSpec) else rqs.handle(_native.C, spec)
     return _native.C.UnivariateMap(handle)  # type: ignore[union-attr]

@@ -13,7 +13,6 @@ The raw `torch.ops.flowkernels.*` are private: under dual numbers they would dro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, get_type_hints
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flowkernels import backends
+from flowkernels.backends import Implementation
 
 Tensors = tuple[Tensor, ...]
 _lib = torch.library.Library("flowkernels", "DEF")
@@ -95,7 +95,7 @@ class Op:
         name: str,
         spec_type: type,  # of NamedTuple
         reference: Callable[..., Tensors],
-        table: dict[str, ModuleType],
+        table: dict[str, Implementation],
         inputs: Sequence[str] = (),
         n_outputs: int = 0,
         fake: Callable[..., Tensors] | None = None,
@@ -137,7 +137,7 @@ class Op:
 
     def backward(
         self,
-        module: ModuleType,
+        module: Implementation,
         spec: Any,
         grads: Sequence[Tensor | None],
         tensors: Tensors,
@@ -247,7 +247,7 @@ class _Fused(torch.autograd.Function):
     """The eager path of every op. Saves its inputs, and more only where a backend asks for it."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, module: ModuleType, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
+    def forward(ctx: Any, op: Op, module: Implementation, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
         ctx.op, ctx.module, ctx.spec = op, module, spec
         ctx.set_materialize_grads(False)
         ctx.n_tensors = len(tensors)

@@ -11,7 +11,7 @@ from tests.cases import SHAPES
 from tests.numbers import assert_within_rule
 from tests.ops.spline import weights
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "machine")
 
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
@@ -161,7 +161,7 @@ def assert_numbers(all_isas, dtypes, **settings) -> None:
     truth = [*exact, *torch.autograd.grad([o for o, _ in outputs], leaves, [g for _, g in outputs])]
     eager = values_and_gradients(x, params, backend="reference", **settings)
     for isa in all_isas:
-        found = values_and_gradients(x, params, backend="cpu", **settings)
+        found = values_and_gradients(x, params, **settings)
         for name, mine, its, right in zip(NAMES, found, eager, truth, strict=True):
             assert mine.dtype == its.dtype
             assert_within_rule(mine, its, right.detach(), f"{isa}: {name}")
@@ -201,9 +201,9 @@ def test_every_shape_gives_the_bits_of_a_column(all_isas, shape, layout) -> None
     u, t = laid_out.unbind(-1) if isinstance(laid_out, torch.Tensor) else laid_out
     more = torch.zeros(64)
     for _ in all_isas:
-        found = values_and_gradients(x, laid_out, scale="sigmoid", backend="cpu")
+        found = values_and_gradients(x, laid_out, scale="sigmoid")
         leaves = [torch.cat([v.reshape(-1), more])[:, None].requires_grad_() for v in (x, u, t)]
-        y, ladj = ops.affine(leaves[0], leaves[1:], scale="sigmoid", backend="cpu")
+        y, ladj = ops.affine(leaves[0], leaves[1:], scale="sigmoid")
         g_y = torch.cat([weights(x).reshape(-1), more])[:, None]
         g_ladj = torch.cat([weights(found[1])[..., None].expand(x.shape).reshape(-1), more])
         grads = torch.autograd.grad([y, ladj], leaves, [g_y, g_ladj])
@@ -221,7 +221,7 @@ def test_threads_do_not_change_a_bit(threads, dims) -> None:
     (x, u, t), found = image(torch.float32, (64, 6, 16, 15)), []
     for n in (1, 2, 3):
         threads(n)
-        found.append(values_and_gradients(x, IMAGE_LAYOUTS["blocks"](u, t), event_dims=dims, backend="cpu"))
+        found.append(values_and_gradients(x, IMAGE_LAYOUTS["blocks"](u, t), event_dims=dims))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -232,7 +232,7 @@ def test_only_the_gradients_that_are_wanted(needs, pair) -> None:
     (x, u, t) = leaves = image()
     for leaf, n in zip(leaves, needs, strict=True):
         leaf.requires_grad_(n)
-    y, _ = ops.affine(x, (u, t) if pair else torch.stack([u, t], -1), event_dims=3, backend="cpu")
+    y, _ = ops.affine(x, (u, t) if pair else torch.stack([u, t], -1), event_dims=3)
     found = torch.autograd.grad(y.sum(), [v for v in leaves if v.requires_grad])
     torch.testing.assert_close(found[0], [u.exp(), x * u.exp(), torch.ones_like(t)][needs.index(True)].detach())
 
@@ -241,13 +241,13 @@ def test_backward_saves_the_inputs_and_nothing_else() -> None:
     x, u, t = (v.requires_grad_() for v in image())
     mask, saved = torch.tensor([True, False] * 3), []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: saved.append(v) or v, lambda v: v):
-        ops.affine(x, (u, t), mask=mask, event_dims=3, backend="cpu")
+        ops.affine(x, (u, t), mask=mask, event_dims=3)
     assert sorted(v.data_ptr() for v in saved) == sorted(v.data_ptr() for v in (x, u, t, mask))
 
 
 def test_one_output_has_a_gradient_and_a_strange_one() -> None:
     x, u, t = (v.requires_grad_() for v in image())
-    y, ladj = ops.affine(x, (u, t), scale="sigmoid", event_dims=3, backend="cpu")
+    y, ladj = ops.affine(x, (u, t), scale="sigmoid", event_dims=3)
     one = torch.ones((), dtype=y.dtype)
     for output, strange in (
         (y, one.expand(y.shape)),
@@ -262,8 +262,8 @@ def test_one_output_has_a_gradient_and_a_strange_one() -> None:
 def test_negative_views() -> None:
     x, u, t = (torch.ops.aten._neg_view(v) for v in image())
     plain = [-v.resolve_neg() for v in (x, u, t)]
-    found = ops.affine(x, (u, t), backend="cpu")
-    torch.testing.assert_close(found, ops.affine(-plain[0], (-plain[1], -plain[2]), backend="cpu"))
+    found = ops.affine(x, (u, t))
+    torch.testing.assert_close(found, ops.affine(-plain[0], (-plain[1], -plain[2])))
 
 
 def test_compiled_with_views_and_masks() -> None:

@@ -26,7 +26,7 @@ op = Op(
     "affine",
     spec_type=AffineSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "reference": reference},
     inputs=("x", "params", "shift?", "mask?"),
     n_outputs=2,
     fake=_fake,

@@ -1,32 +1,37 @@
-"""The affine map on the compiled kernels: allocates, describes strides, calls."""
+"""The affine map on the compiled kernels of a CPU or a GPU: allocates, describes strides, calls."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 
 from .spec import SCALES, AffineSpec
 
-_threads = torch.get_num_threads
+_MAX_DIMS = 12  # of csrc/affine/affine_cuda.cu, when none can be merged
 _Operand = tuple[int, Sequence[int]]  # address and strides, in elements; 0: absent
 _ABSENT: _Operand = (0, ())
 _NOTHING_PASSES = (0, 0, 0, 0, 0)
 
 
-def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
-    return _native.why_not(tensors)
+def why_not(on: Cpu | Cuda, spec: AffineSpec, *tensors: Tensor | None) -> str | None:
+    if isinstance(on, Cuda) and tensors[0] is not None and tensors[0].dim() > _MAX_DIMS:
+        return f"x has more than {_MAX_DIMS} dims"
+    return on.why_not(tensors)
 
 
 @functools.lru_cache(maxsize=1024)
-def handle(spec: AffineSpec):
-    return _native.C.AffineSpec(SCALES.index(spec.scale), spec.min_scale, spec.clamp, spec.inverse)  # type: ignore[union-attr]
+def handle(module: Any, spec: AffineSpec) -> Any:
+    """The settings as this compiled module takes them."""
+    return module.AffineSpec(SCALES.index(spec.scale), spec.min_scale, spec.clamp, spec.inverse)
 
 
 def _operand(t: Tensor | None) -> _Operand:
@@ -89,24 +94,28 @@ def _pass_others(spec: AffineSpec, x: Tensor | None, out: Tensor | None) -> tupl
 
 
 def fwd(
-    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+    on: Cpu | Cuda, spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     x, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
-    y = _native.like(x)
+    y = on.like(x)
     ladj = x.new_empty(x.shape[: x.dim() - spec.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
     if x.numel() == 0:
         return y, ladj.zero_()
     passing, shape = _pass_others(spec, x, y), _mapped_shape(spec, x)
     tensors = [_mapped(spec, x), *_places(spec, params, shift), _mask_operand(shape, mask), _mapped(spec, y)]
-    _native.C.affine_fwd(  # type: ignore[union-attr]
-        handle(spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, passing,
-        ladj.data_ptr(), _threads(),
+    on.module.affine_fwd(
+        handle(on.module, spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], tensors, passing,
+        ladj.data_ptr(), *on.where(x),
     )  # fmt: skip
     return y, ladj
 
 
 def bwd(
-    spec: AffineSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needs: Sequence[bool]
+    on: Cpu | Cuda,
+    spec: AffineSpec,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     x_in, params_in, shift_in, mask = tensors
     assert x_in is not None and params_in is not None  # for the type checker
@@ -114,17 +123,20 @@ def bwd(
     grad_y, grad_ladj = (None if g is None else g.resolve_neg() for g in grads)
     grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
     wants_params = needs[1] or needs[2]
-    grad_x = _native.like(x) if needs[0] else None
-    grad_params, grad_shift = (None if p is None or not wants_params else _native.like(p) for p in (params, shift))
+    grad_x = on.like(x) if needs[0] else None
+    grad_params, grad_shift = (None if p is None or not wants_params else on.like(p) for p in (params, shift))
     if x.numel() > 0:
         passing, shape = _pass_others(spec, grad_y, grad_x), _mapped_shape(spec, x)
         operands = [
             _mapped(spec, x), *_places(spec, params, shift), _mask_operand(shape, mask), _mapped(spec, grad_y),
             _mapped(spec, grad_x), *_places(spec, grad_params, grad_shift),
         ]  # fmt: skip
-        _native.C.affine_bwd(  # type: ignore[union-attr]
-            handle(spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands, passing,  # type: ignore[union-attr]
-            0 if grad_ladj is None else grad_ladj.data_ptr(), _threads(),
+        on.module.affine_bwd(
+            handle(on.module, spec), shape, spec.event_dims, DTYPES[x.dtype], DTYPES[params.dtype], operands, passing,  # type: ignore[union-attr]
+            0 if grad_ladj is None else grad_ladj.data_ptr(), *on.where(x),
         )  # fmt: skip
     found = zip((grad_x, grad_params, grad_shift), (x_in, params_in, shift_in), needs, strict=False)
     return [*(None if g is None or not n else g.to(t.dtype) for g, t, n in found), None]  # type: ignore[union-attr]
+
+
+cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

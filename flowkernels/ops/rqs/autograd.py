@@ -24,7 +24,7 @@ op = Op(
     "rqs",
     spec_type=RqsSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native.cpu, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_fake,

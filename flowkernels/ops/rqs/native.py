@@ -1,37 +1,35 @@
-"""The spline on the compiled kernels: allocates, describes strides, calls."""
+"""The spline on the compiled kernels of a CPU or a GPU: allocates, describes strides, calls."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._machine import CPU, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 
 from .spec import TAILS, RqsSpec
 
-_threads = torch.get_num_threads
 _WIDE = (torch.float32, torch.float64)
 
 
-def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
-    if _native.C is None:
-        return _native.why_missing
-    if not x.is_cpu or not params.is_cpu:
-        return f"x is on {x.device}, params on {params.device}"
+def why_not(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
     if x.dtype not in DTYPES or params.dtype not in DTYPES:
         return f"no kernel for {x.dtype} with {params.dtype}"
-    return None
+    return on.why_not((x, params))
 
 
 @functools.lru_cache(maxsize=1024)
-def handle(spec: RqsSpec):
+def handle(module: Any, spec: RqsSpec) -> Any:
+    """The settings as this compiled module takes them."""
     clip = 1 / -math.log(spec.slope) if spec.clipped else 0.0
-    return _native.C.RqsSpec(
+    return module.RqsSpec(
         spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,
         spec.min_bin_height, spec.min_derivative, spec.logit_scale, 2 * clip, clip, spec.edge_logit, spec.inverse,
     )  # fmt: skip
@@ -76,31 +74,37 @@ def _ladj_like(x: Tensor) -> Tensor:
     return x.new_empty(lead[0]) if len(lead) == 1 else x.new_empty(lead)  # a number is parsed in half the time
 
 
-def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     x, params, geometry = _geometry(x, params)
-    y, ladj = _native.empty_like(x), _ladj_like(x)
+    y, ladj = on.empty_like(x), _ladj_like(x)
     if x.numel() == 0:
         return y, ladj.zero_()
-    _native.C.rqs_fwd(  # type: ignore[union-attr]
-        handle(spec), *geometry, x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), _threads()
-    )
+    tensors = (x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), 0, 0, 0, 0)
+    on.module.rqs_fwd(handle(on.module, spec), *geometry, tensors, *on.where(x))
     return y, ladj
 
 
 def bwd(
-    spec: RqsSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+    on: Cpu | Cuda,
+    spec: RqsSpec,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     x_in, params_in = tensors
     x, params, geometry = _geometry(x_in, params_in)
     grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
-    grad_x, grad_params = _native.empty_like(x), _native.empty_like(params)
+    grad_x, grad_params = on.empty_like(x), on.empty_like(params)
     if x.numel() > 0:
-        _native.C.rqs_bwd(  # type: ignore[union-attr]
-            handle(spec), *geometry, x.data_ptr(), params.data_ptr(),
-            0 if grad_y is None else grad_y.data_ptr(), 0 if grad_ladj is None else grad_ladj.data_ptr(),
-            grad_x.data_ptr(), grad_params.data_ptr(), _threads(),
+        addresses = (
+            x.data_ptr(), params.data_ptr(), 0, 0, 0 if grad_y is None else grad_y.data_ptr(),
+            0 if grad_ladj is None else grad_ladj.data_ptr(), grad_x.data_ptr(), grad_params.data_ptr(),
         )  # fmt: skip
+        on.module.rqs_bwd(handle(on.module, spec), *geometry, addresses, *on.where(x))
     return (
         grad_x.to(x_in.dtype) if needs[0] else None,
         grad_params.to(params_in.dtype) if needs[1] else None,
     )
+
+
+cpu = Backend(CPU, fwd, bwd, why_not)

@@ -1,0 +1,59 @@
+// How kernels are launched: on the caller's device and stream, with an error that says why not. No allocation and no
+// synchronisation, so that a CUDA graph can capture every launch.
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda_stream.h"
+
+// A kernel's dynamic shared memory, as bytes; a macro, as the emulator has no `extern __shared__`.
+#ifndef FK_DYNAMIC_SHARED
+#define FK_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace fk {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Makes a device the current one, and puts back the one before.
+class OnDevice {
+  int before_ = 0, device_;
+
+ public:
+  explicit OnDevice(int device) : device_(device) {
+    check(cudaGetDevice(&before_), "no current device");
+    if (before_ != device_) check(cudaSetDevice(device_), "cannot set the device");
+  }
+  ~OnDevice() {
+    if (before_ != device_) (void)cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+};
+
+// Blocks of a grid-stride loop over `blocks` pieces of work. (The hardware takes 2^31 - 1.)
+inline unsigned grid_of(int64_t blocks) {
+  constexpr int64_t kMost = int64_t(1) << 24;
+  return unsigned(blocks < kMost ? blocks : kMost);
+}
+
+// Launches kernel(args...) with `shared` bytes of dynamic shared memory.
+template <class... Params, class... Args>
+void launch(const CudaStream& on, unsigned grid, unsigned block, size_t shared, void (*kernel)(Params...),
+            const Args&... args) {
+  const OnDevice guard(on.device);
+  if (shared > (48 << 10))
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), "shared memory");
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(block);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(on.stream);
+  check(cudaLaunchKernelEx(&config, kernel, Params(args)...), "a kernel cannot be launched");
+}
+
+}  // namespace fk

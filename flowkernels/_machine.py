@@ -1,0 +1,93 @@
+"""What an op asks of the machine that its compiled kernels run on: the CPU, or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from flowkernels import _native
+
+_threads = torch.get_num_threads
+_HUGE = 4 << 20  # bytes from which large pages pay
+
+
+class Cpu:
+    """Kernels of `flowkernels._C`, on torch's threads."""
+
+    module: Any = _native.C
+
+    def why_not(self, tensors: Sequence[torch.Tensor | None]) -> str | None:
+        """Why these tensors cannot run on this machine, whatever their dtypes, or None."""
+        return _native.why_not(tensors)
+
+    def where(self, x: torch.Tensor) -> tuple[int, ...]:
+        """The last arguments of every entry point: here, how many threads."""
+        return (_threads(),)
+
+    def like(self, t: torch.Tensor) -> torch.Tensor:
+        """A tensor to be filled by a kernel, in the memory order of t, backed by large pages where it is large."""
+        return self._advised(torch.empty_like(t))
+
+    def empty_like(self, t: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor to be filled by a kernel, backed by large pages where it is large."""
+        return self._advised(torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype))
+
+    def _advised(self, out: torch.Tensor) -> torch.Tensor:
+        if out.nbytes >= _HUGE:
+            self.module.advise_huge(out.data_ptr(), out.nbytes)
+        return out
+
+
+class Cuda:
+    """Kernels of `flowkernels._cuda`, on the current stream of the tensors' device. Nothing here waits for a device."""
+
+    def __init__(self, module: Any, why_missing: str | None) -> None:
+        self.module, self.why_missing = module, why_missing
+        self.device_type = "cuda"  # what the tests' emulator changes
+
+    @functools.cached_property
+    def devices(self) -> int:
+        return self.module.device_count()
+
+    def why_not(self, tensors: Sequence[torch.Tensor | None]) -> str | None:
+        """Why these tensors cannot run on this machine, whatever their dtypes, or None."""
+        if self.module is None:
+            return self.why_missing
+        if self.devices == 0:
+            return "no CUDA device"
+        for t in tensors:
+            if t is not None and t.device.type != self.device_type:
+                return f"a tensor is on {t.device}"
+        return None
+
+    def where(self, x: torch.Tensor) -> tuple[int, ...]:
+        """The last arguments of every entry point: here, device and stream."""
+        device = x.device.index or 0
+        return device, torch.cuda.current_stream(device).cuda_stream if x.is_cuda else 0
+
+    def like(self, t: torch.Tensor) -> torch.Tensor:
+        """A tensor to be filled by a kernel, in the memory order of t."""
+        return torch.empty_like(t)
+
+    def empty_like(self, t: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor to be filled by a kernel."""
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device)
+
+
+class Backend:
+    """An op's compiled kernels on one machine, as the router calls them: functions that take the machine first."""
+
+    def __init__(
+        self,
+        machine: Cpu | Cuda,
+        fwd: Callable[..., Any],
+        bwd: Callable[..., Any],
+        why_not: Callable[..., str | None],
+    ) -> None:
+        self.fwd, self.bwd, self.why_not = (functools.partial(f, machine) for f in (fwd, bwd, why_not))
+
+
+CPU, CUDA = Cpu(), Cuda(_native.CUDA, _native.why_cuda_missing)

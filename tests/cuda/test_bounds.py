@@ -1,0 +1,61 @@
+"""Small calls of every CUDA kernel on the emulator: in every order of threads the same bits, in one launch, and, where
+tests/cuda/test_emulator.py runs this file under AddressSanitizer, within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import ops
+from tests import emulator
+
+pytestmark = pytest.mark.usefixtures("poison")
+ORDERS = ("forward",) if emulator.ASAN else tuple(emulator.ORDERS)
+
+
+def affine(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Callable[..., Any], list[Tensor]]:
+    part = settings.get("part")
+    mapped = (*shape[:-1], len(range(shape[-1])[part])) if part else shape
+    params = torch.randn(*mapped, 1 if settings.get("scale") == "additive" else 2)
+    return ops.affine, [torch.randn(shape).to(dtype), params.to(dtype)]
+
+
+CASES = {
+    "affine": affine,
+}  # name: shape, dtype, settings -> op and its tensors
+SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (3, 1031), (65, 4))
+SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "affine": (
+        {"scale": "sigmoid"}, {"scale": "additive", "inverse": True}, {"scale": "exp", "mask": True},
+        {"scale": "tanh", "part": slice(None, None, 2)}, {"scale": "softplus", "part": slice(0, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("op", "settings"), [(op, s) for op, all_of in SETTINGS.items() for s in all_of], ids=str)
+def test_every_order_of_threads_gives_the_same_bits(op, settings, shape, dtype) -> None:
+    torch.manual_seed(0)
+    settings = dict(settings)
+    if settings.pop("mask", False):
+        settings["mask"] = torch.arange(shape[-1]) % 3 > 0
+    f, tensors = CASES[op](shape, dtype, **settings)
+    first: list[Tensor] | None = None
+    with emulator.running() as emulated:
+        for order in ORDERS:
+            with emulated.order(order):
+                leaves = [t.requires_grad_() for t in tensors]
+                before = emulated.launches
+                y, ladj = f(*leaves, **settings)
+                assert emulated.launches == before + 1
+                outputs = [t for t in (y, ladj) if t.requires_grad]
+                grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+                assert emulated.launches == before + 2
+            found = [t.detach() for t in (y, ladj, *grads)]
+            assert not any(t.isnan().any() for t in found)
+            first = first or found
+            assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True)), order

@@ -1,0 +1,159 @@
+// What csrc/**/*.cu and launch.cuh need of CUDA, for a C++ compiler: each thread of a block is a fiber, blocks run one
+// after another. Found first on the include path, so that the kernels' own source runs on the CPU. See README.md.
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __align__(n) alignas(n)
+#define __launch_bounds__(...)
+// Filled with canaries before every block: emulator.cpp knows the section by its name.
+#define __shared__ static __attribute__((section("fk_shared")))
+#define FK_DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+
+// ---- the host's side ----
+
+typedef void* cudaStream_t;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+namespace emulator {
+
+// Runs body(argument) as every thread of every block.
+cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* argument);
+const char* last_error();
+[[noreturn]] void fail(const char* format, ...);  // from a kernel: the launch fails with this message
+unsigned char* dynamic_shared();
+
+// Ends when every lane of `mask` has come to a collective of this kind; gives the values they brought.
+struct Lanes {
+  uint64_t value[32];
+};
+const Lanes& meet(unsigned mask, int kind, uint64_t value);
+int lane();
+void meet_block();
+
+template <class T>
+uint64_t bits(T v) {
+  static_assert(sizeof(T) <= 8, "shuffles move 8 bytes");
+  uint64_t b = 0;
+  memcpy(&b, &v, sizeof v);
+  return b;
+}
+template <class T>
+T value(uint64_t b) {
+  T v;
+  memcpy(&v, &b, sizeof v);
+  return v;
+}
+template <class T>
+T shuffle(unsigned mask, int kind, T v, int source) {
+  const Lanes& lanes = meet(mask, kind, bits(v));
+  if (source < 0 || source > 31) return v;
+  if (!(mask >> source & 1)) fail("a shuffle reads lane %d, which its mask %08x leaves out", source, mask);
+  return value<T>(lanes.value[source]);
+}
+
+}  // namespace emulator
+
+inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return emulator::last_error(); }
+template <class F>
+cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  auto call = [&] { kernel(args...); };
+  using Call = decltype(call);
+  return emulator::run(*config, [](void* c) { (*static_cast<Call*>(c))(); }, &call);
+}
+
+// ---- the device's side ----
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+inline void __syncthreads() { emulator::meet_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::meet(mask, 0, 0); }
+template <class T>
+T __shfl_sync(unsigned mask, T v, int source, int width = 32) {
+  const int first = emulator::lane() & ~(width - 1);
+  return emulator::shuffle(mask, 1, v, first + (source & (width - 1)));
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int with, int width = 32) {
+  const int other = emulator::lane() ^ with;
+  return emulator::shuffle(mask, 2, v, other / width > emulator::lane() / width ? -1 : other);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32) {
+  const int other = emulator::lane() + int(by);
+  return emulator::shuffle(mask, 3, v, other / width == emulator::lane() / width ? other : -1);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32) {
+  const int other = emulator::lane() - int(by);
+  return emulator::shuffle(mask, 4, v, other >= (emulator::lane() & ~(width - 1)) ? other : -1);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  const emulator::Lanes& lanes = emulator::meet(mask, 5, predicate != 0);
+  unsigned found = 0;
+  for (int l = 0; l < 32; ++l)
+    if (mask >> l & 1) found |= unsigned(lanes.value[l]) << l;
+  return found;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+
+// No other thread runs between a fiber's meetings.
+template <class T>
+T atomicAdd(T* p, T v) {
+  const T before = *p;
+  *p += v;
+  return before;
+}
+inline void __threadfence() {}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
+inline float __uint_as_float(unsigned b) { return emulator::value<float>(b); }
