@@ -97,7 +97,7 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 
 def backends_of(op: str) -> list[str]:
-    return [b for b in ("cpu", "reference") if b in backends.table()[op]]
+    return [b for b in ("cpu", "cuda", "reference") if b in backends.table()[op]]
 
 
 def values_and_gradients(f: Callable[[Tensors], Any], tensors: Sequence[Tensor]) -> Tensors:
