@@ -64,53 +64,6 @@ static void require_sweep(const PyNet& net, const UnivariateMap& map, int64_t fe
     throw std::invalid_argument("sweep: the net does not fit");
 }
 
-// A tensor on channels as Python lists it: pointer, strides of image, channel and pixel.
-using ChannelNumbers = std::array<int64_t, 4>;
-
-static Channels channels_of(const ChannelNumbers& n) { return {ptr(uintptr_t(n[0])), n[1], n[2], n[3]}; }
-
-// A call of lu_linear without its outputs. sizes: images, pixels, channels, entries of ladj, pixels of each. factors:
-// lower, upper, log_s, sign_s, bias, permutation.
-static LuArgs lu_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                      const std::array<uintptr_t, 6>& factors) {
-  LuArgs a = {};
-  a.type = DType(type);
-  a.inverse = inverse;
-  a.images = sizes[0], a.pixels = sizes[1], a.channels = sizes[2];
-  a.ladj_count = sizes[3], a.ladj_pixels = sizes[4];
-  a.lower = ptr(factors[0]), a.upper = ptr(factors[1]), a.log_s = ptr(factors[2]), a.sign_s = ptr(factors[3]);
-  a.bias = ptr(factors[4]);
-  a.permutation = static_cast<const int64_t*>(ptr(factors[5]));
-  a.x = channels_of(x);
-  if (a.images < 1 || a.pixels < 1 || a.channels < 1) throw std::invalid_argument("lu_linear: empty tensor");
-  if (!a.x.data || !a.lower || !a.upper || !a.log_s || !a.sign_s) throw std::invalid_argument("null data pointer");
-  if (a.permutation) {  // it is written through
-    std::vector<bool> seen(size_t(a.channels), false);
-    for (int64_t i = 0; i < a.channels; ++i) {
-      const int64_t p = a.permutation[i];
-      if (p < 0 || p >= a.channels || seen[size_t(p)])
-        throw std::invalid_argument("ops.lu_linear: permutation must hold each of 0 to C-1 once, got " +
-                                    std::to_string(p) + " at " + std::to_string(i));
-      seen[size_t(p)] = true;
-    }
-  }
-  return a;
-}
-
-static ActNormArgs actnorm_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                                uintptr_t log_scale, uintptr_t shift) {
-  ActNormArgs a = {};
-  a.type = DType(type);
-  a.inverse = inverse;
-  a.images = sizes[0], a.pixels = sizes[1], a.channels = sizes[2];
-  a.ladj_count = sizes[3], a.ladj_pixels = sizes[4];
-  a.x = channels_of(x);
-  a.log_scale = ptr(log_scale), a.shift = ptr(shift);
-  if (a.images < 1 || a.pixels < 1 || a.channels < 1) throw std::invalid_argument("actnorm: empty tensor");
-  if (!a.x.data || !a.log_scale || !a.shift) throw std::invalid_argument("null data pointer");
-  return a;
-}
-
 PYBIND11_MODULE(_C, m) {
   m.doc() = "flowkernels CPU kernels; use flowkernels.ops";
   m.attr("compiler") = FK_COMPILER;
@@ -145,10 +98,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("affine_bwd", affine(true));
   m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
                      const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int threads) {
-    LuArgs a = lu_args(type, inverse, sizes, x, factors);
-    a.y = channels_of(y);
-    a.ladj = ptr(ladj);
-    if (!a.y.data || !a.ladj) throw std::invalid_argument("null data pointer");
+    const LuArgs a = lu_fwd_args(type, inverse, sizes, x, factors, y, ladj);
+    check_permutation(a);
     py::gil_scoped_release unlocked;
     lu_fwd(a, threads);
   });
@@ -156,35 +107,21 @@ PYBIND11_MODULE(_C, m) {
         [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
            const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
            uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads, int threads) {
-          LuArgs a = lu_args(type, inverse, sizes, x, factors);
-          a.y = channels_of(y);
-          a.grad_y = channels_of(grad_y);
-          a.grad_ladj = ptr(grad_ladj);
-          a.grad_x = channels_of(grad_x);
-          a.grad_lower = ptr(grads[0]), a.grad_upper = ptr(grads[1]), a.grad_log_s = ptr(grads[2]);
-          a.grad_sign_s = ptr(grads[3]), a.grad_bias = ptr(grads[4]);
-          if (!a.grad_y.data) throw std::invalid_argument("null data pointer");
+          const LuArgs a = lu_bwd_args(type, inverse, sizes, x, factors, y, grad_y, grad_ladj, grad_x, grads);
+          check_permutation(a);
           py::gil_scoped_release unlocked;
           lu_bwd(a, threads);
         });
   m.def("actnorm_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
                           uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj, int threads) {
-    ActNormArgs a = actnorm_args(type, inverse, sizes, x, log_scale, shift);
-    a.y = channels_of(y);
-    a.ladj = ptr(ladj);
-    if (!a.y.data || !a.ladj) throw std::invalid_argument("null data pointer");
+    const ActNormArgs a = actnorm_fwd_args(type, inverse, sizes, x, log_scale, shift, y, ladj);
     py::gil_scoped_release unlocked;
     actnorm_fwd(a, threads);
   });
   m.def("actnorm_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
                           uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
-                          const ChannelNumbers& grad_x, uintptr_t grad_log_scale, uintptr_t grad_shift, int threads) {
-    ActNormArgs a = actnorm_args(type, inverse, sizes, x, log_scale, shift);
-    a.grad_y = channels_of(grad_y);
-    a.grad_ladj = ptr(grad_ladj);
-    a.grad_x = channels_of(grad_x);
-    a.grad_log_scale = ptr(grad_log_scale), a.grad_shift = ptr(grad_shift);
-    if (!a.grad_y.data) throw std::invalid_argument("null data pointer");
+                          const ChannelNumbers& grad_x, const std::array<uintptr_t, 2>& grads, int threads) {
+    const ActNormArgs a = actnorm_bwd_args(type, inverse, sizes, x, log_scale, shift, grad_y, grad_ladj, grad_x, grads);
     py::gil_scoped_release unlocked;
     actnorm_bwd(a, threads);
   });

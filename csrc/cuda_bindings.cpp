@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "actnorm/actnorm.h"
 #include "affine/affine.h"
 #include "common/device.h"
+#include "lu_linear/lu_linear.h"
 
 namespace py = pybind11;
 using namespace fk;
@@ -29,4 +31,39 @@ PYBIND11_MODULE(_cuda, m) {
   };
   m.def("affine_fwd", affine(false));
   m.def("affine_bwd", affine(true));
+
+  m.def("actnorm_fwd",
+        [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x, uintptr_t log_scale,
+           uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj, int device, uintptr_t stream) {
+          const ActNormArgs a = actnorm_fwd_args(type, inverse, sizes, x, log_scale, shift, y, ladj);
+          py::gil_scoped_release unlocked;
+          actnorm_fwd(a, stream_of(device, stream));
+        });
+  m.def("actnorm_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
+                          const ChannelNumbers& grad_x, const std::array<uintptr_t, 2>& grads, uintptr_t sums,
+                          int64_t slices, int device, uintptr_t stream) {
+    const ActNormArgs a = actnorm_bwd_args(type, inverse, sizes, x, log_scale, shift, grad_y, grad_ladj, grad_x, grads);
+    py::gil_scoped_release unlocked;
+    actnorm_bwd(a, reinterpret_cast<double*>(sums), slices, stream_of(device, stream));
+  });
+
+  m.def("lu_fits", &lu_fits);
+  m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int device,
+                     uintptr_t stream) {
+    const LuArgs a = lu_fwd_args(type, inverse, sizes, x, factors, y, ladj);
+    py::gil_scoped_release unlocked;
+    lu_fwd(a, stream_of(device, stream));
+  });
+  m.def("lu_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
+                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
+                     uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads,
+                     const std::array<uintptr_t, 3>& work, int64_t slices, int device, uintptr_t stream) {
+    const LuArgs a = lu_bwd_args(type, inverse, sizes, x, factors, y, grad_y, grad_ladj, grad_x, grads);
+    const LuWork w = {reinterpret_cast<double*>(work[0]), slices, reinterpret_cast<void*>(work[1]),
+                      reinterpret_cast<void*>(work[2])};
+    py::gil_scoped_release unlocked;
+    lu_bwd(a, w, stream_of(device, stream));
+  });
 }

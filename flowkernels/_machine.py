@@ -86,8 +86,11 @@ class Backend:
         fwd: Callable[..., Any],
         bwd: Callable[..., Any],
         why_not: Callable[..., str | None],
+        fwd_saving: Callable[..., Any] | None = None,
     ) -> None:
         self.fwd, self.bwd, self.why_not = (functools.partial(f, machine) for f in (fwd, bwd, why_not))
+        if fwd_saving is not None:  # the router asks whether it is there
+            self.fwd_saving = functools.partial(fwd_saving, machine)
 
 
 CPU, CUDA = Cpu(), Cuda(_native.CUDA, _native.why_cuda_missing)

@@ -78,6 +78,13 @@ def machine(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def cuda_on_cpu() -> Iterator[emulator.Emulated]:
+    """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
+    with emulator.available() as found:
+        yield found
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set."""
     if request.param == "default":

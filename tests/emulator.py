@@ -110,15 +110,21 @@ def folder(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Emulated]:
-    """Backend "cuda" takes CPU tensors, and calls that name no backend take it."""
+def available() -> Iterator[Emulated]:
+    """Backend "cuda" takes CPU tensors where a call names it."""
     before = CUDA.module, CUDA.device_type
     found = emulated()
     CUDA.module, CUDA.device_type = found.module, "cpu"
     CUDA.__dict__.pop("devices", None)
     try:
-        with use_backend("cuda"):
-            yield found
+        yield found
     finally:
         CUDA.module, CUDA.device_type = before
         CUDA.__dict__.pop("devices", None)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Emulated]:
+    """Backend "cuda" takes CPU tensors, and calls that name no backend take it."""
+    with available() as found, use_backend("cuda"):
+        yield found

@@ -13,14 +13,14 @@ struct Divisor {
   int shift = 0;  // l - 1
 
   Divisor() = default;
-  explicit Divisor(int64_t divisor) : d(uint64_t(divisor)) {  // from 2 on
+  explicit Divisor(int64_t divisor) : d(uint64_t(divisor)) {  // from 1 on
     while (shift < 62 && (uint64_t(2) << shift) < d) ++shift;
-    m = uint64_t(((((unsigned __int128)1) << (64 + shift)) + d - 1) / d);
+    m = d > 1 ? uint64_t(((((unsigned __int128)1) << (64 + shift)) + d - 1) / d) : 0;  // 1: it has 65 bits
   }
 
   // n / d; n becomes n % d.
   __device__ __forceinline__ int64_t split(int64_t& n) const {
-    const uint64_t q = __umul64hi(uint64_t(n), m) >> shift;
+    const uint64_t q = m ? __umul64hi(uint64_t(n), m) >> shift : uint64_t(n);
     n -= int64_t(q * d);
     return int64_t(q);
   }

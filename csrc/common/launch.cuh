@@ -35,6 +35,13 @@ class OnDevice {
   OnDevice(const OnDevice&) = delete;
 };
 
+// One of the numbers that say what a device has; no wait.
+inline int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "no attribute of the device");
+  return value;
+}
+
 // Blocks of a grid-stride loop over `blocks` pieces of work. (The hardware takes 2^31 - 1.)
 inline unsigned grid_of(int64_t blocks) {
   constexpr int64_t kMost = int64_t(1) << 24;

@@ -100,5 +100,6 @@ def test_a_store_out_of_bounds_is_found(fault) -> None:
 
 def test_no_kernel_leaves_its_tensors() -> None:
     """Every shape and layout once more, where a load or store out of bounds ends the process."""
-    done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda/test_bounds.py")
+    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py")
+    done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files)
     assert done.returncode == 0, done.stdout + done.stderr

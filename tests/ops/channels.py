@@ -117,8 +117,10 @@ def assert_numbers(
         for i in (0, 2):  # y and the gradient of x
             flat[i] = flat[i].reshape(lead).movedim(-1, dim)
         truth.append(flat)
-    for isa in isas:
+    for first, isa in enumerate(isas):
         for backend in backends_of(op):
+            if backend != "cpu" and first > 0:
+                continue  # it knows no instruction sets
             found = [run(backend, t) for t in given]
             for i, name in enumerate(names):
                 mine, its, right = (torch.stack([draw[i] for draw in of]) for of in (found, eager, truth))

@@ -98,7 +98,7 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 def backends_of(op: str) -> list[str]:
     """The kernels under test: those of the CPU, or those that FLOWKERNELS_BACKEND names."""
-    names = ("cpu", "reference") if backends.default() == "auto" else (backends.default(),)
+    names = ("cpu", "cuda", "reference") if backends.default() == "auto" else (backends.default(),)
     return [b for b in names if b in backends.table()[op]]
 
 

@@ -11,7 +11,7 @@ from flowkernels import ops
 from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, cast, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "cuda_on_cpu")
 BACKENDS = pytest.mark.parametrize("backend", backends_of("lu_linear"))
 EVERY = pytest.mark.parametrize(("shape", "channel_dim"), SHAPES.values(), ids=SHAPES.keys())
 BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

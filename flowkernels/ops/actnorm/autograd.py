@@ -19,7 +19,7 @@ op = Op(
     "actnorm",
     spec_type=ActNormSpec,
     reference=reference.fwd,
-    table={"cpu": native, "triton": triton, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "log_scale", "shift"),
     n_outputs=2,
     fake=_fake,

@@ -1,4 +1,4 @@
-"""Actnorm on the compiled kernels: describes strides, allocates, calls."""
+"""Actnorm on the compiled kernels of a CPU or a GPU: describes strides, allocates, calls."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels import _native
+from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 
 from .reference import ActNormSpec
 
-_threads = torch.get_num_threads
 _NONE = (0, 0, 0, 0)
 Walk = tuple[int, int, int, int]
 
 
-def why_not(spec: ActNormSpec, *tensors: Tensor) -> str | None:
-    return _native.why_not(tensors)
+def why_not(on: Cpu | Cuda, spec: ActNormSpec, *tensors: Tensor) -> str | None:
+    return on.why_not(tensors)
 
 
 def _parameters(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
@@ -42,7 +41,15 @@ def _alike(dim: int, *tensors: Tensor) -> list[tuple[Tensor, Walk]]:
     return [_channels.walkable(t.contiguous(), dim) for t in tensors]
 
 
-def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _room_for_sums(x: Tensor, dim: int, by_rows: bool) -> tuple[Tensor, int]:
+    """Where a GPU sums over pixels, and into how many slices: some tens of elements for each of its threads."""
+    C = x.shape[dim]
+    parts = (C + 1023) // 1024 if by_rows else C
+    slices = max(1, min(512, x.numel() // (parts * 8192)))
+    return x.new_empty((slices, 2 * C + 1), dtype=torch.float64), slices
+
+
+def fwd(on: Cpu | Cuda, spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, log_scale, shift))
     dtype = _channels.wide(out)
@@ -53,15 +60,19 @@ def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple
         total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
     (x, source), (to, at) = _alike(dim, _channels.cast(x, out), y)
-    _native.C.actnorm_fwd(  # type: ignore[union-attr]
+    on.module.actnorm_fwd(
         DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(), at,
-        ladj.data_ptr(), _threads(),
+        ladj.data_ptr(), *on.where(x),
     )  # fmt: skip
     return y if to is y else y.copy_(to), ladj
 
 
 def bwd(
-    spec: ActNormSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+    on: Cpu | Cuda,
+    spec: ActNormSpec,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     x, *parameters = tensors
     dim = spec.channel_dim
@@ -85,12 +96,18 @@ def bwd(
         (x, source), (grad_y, incoming), (to, at) = given
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
-        _native.C.actnorm_bwd(  # type: ignore[union-attr]
+        work: tuple[int, ...] = ()
+        if isinstance(on, Cuda):
+            sums, slices = _room_for_sums(x, dim, source[2] == 1)
+            work = (sums.data_ptr() if needs[1] or needs[2] else 0, slices)
+        on.module.actnorm_bwd(
             DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(),
             incoming, 0 if grad_ladj is None else grad_ladj.data_ptr(), _NONE if grad_x is None else at,
-            0 if grad_log_scale is None else grad_log_scale.data_ptr(),
-            0 if grad_shift is None else grad_shift.data_ptr(), _threads(),
+            tuple(0 if g is None else g.data_ptr() for g in (grad_log_scale, grad_shift)), *work, *on.where(x),
         )  # fmt: skip
         if grad_x is not None and to is not grad_x:
             grad_x.copy_(to)
     return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip(found, tensors, strict=True)]
+
+
+cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

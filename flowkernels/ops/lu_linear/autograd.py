@@ -20,7 +20,7 @@ op = Op(
     "lu_linear",
     spec_type=LuSpec,
     reference=reference.fwd,
-    table={"cpu": native, "triton": triton, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
     n_outputs=2,
     fake=_fake,

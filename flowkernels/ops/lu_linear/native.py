@@ -1,4 +1,4 @@
-"""The LU linear map on the compiled kernels: describes strides, allocates, calls."""
+"""The LU linear map on the compiled kernels of a CPU or a GPU: describes strides, allocates, calls."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels import _native
+from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 
 from .reference import LuSpec
 
-_threads = torch.get_num_threads
+_NONE = (0, 0, 0, 0)
 
 
-def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
-    return _native.why_not(tensors)
+def why_not(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> str | None:
+    reason = on.why_not(tensors)
+    if reason is None and isinstance(on, Cuda):
+        x, C = tensors[0], tensors[0].shape[spec.channel_dim]
+        dtype = _channels.wide(_channels.out_dtype((x, *tensors[1:5], tensors[6])))
+        if not on.module.lu_fits(DTYPES[dtype], C, x.device.index or 0):
+            return f"a matrix of {C} channels does not fit in the GPU's shared memory"
+    return reason
 
 
 def _in(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -39,7 +45,7 @@ def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def fwd(spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(on: Cpu | Cuda, spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, *parameters[:4], parameters[5]))
     dtype = _channels.wide(out)
@@ -49,23 +55,34 @@ def fwd(spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         total = given[2].sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
-    wide = y if out is dtype else _channels.like(x, dtype)  # 16-bit: computed in float32 and rounded once
-    to, at = _channels.writable(wide, dim)
-    x, source = _channels.walkable(_channels.cast(x, dtype), dim)
-    _native.C.lu_fwd(  # type: ignore[union-attr]
-        DTYPES[dtype], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), at, ladj.data_ptr(), _threads()
-    )
+    # 16-bit: computed in float32 and rounded once, on a GPU as it is read and written.
+    moved = out if isinstance(on, Cuda) else dtype
+    to, at = _channels.writable(y if out is moved else _channels.like(x, moved), dim)
+    x, source = _channels.walkable(_channels.cast(x, moved), dim)
+    on.module.lu_fwd(
+        DTYPES[moved], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), at, ladj.data_ptr(),
+        *on.where(x),
+    )  # fmt: skip
     return y if to is y else y.copy_(to), ladj
 
 
-def fwd_saving(spec: LuSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+def fwd_saving(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     """The inverse keeps its output, which whatever comes next keeps anyway: one solve less in backward."""
-    outputs = fwd(spec, *tensors)
+    outputs = fwd(on, spec, *tensors)
     exact = outputs[0].dtype is _channels.wide(outputs[0].dtype)
     return outputs, [outputs[0]] if spec.inverse and exact else []
 
 
+def _work(x: Tensor, C: int, inverse: bool) -> tuple[list[Tensor], int]:
+    """What a GPU sums over pixels in, into how many slices, and what comes between the triangles of the inverse."""
+    pixels = x.numel() // C
+    slices = max(1, min(264, pixels // 512))
+    sums = x.new_empty((slices, 2 * C * C + C + 1), dtype=torch.float64)
+    return [sums, *(x.new_empty((C, pixels)) for _ in range(2 if inverse else 0))], slices
+
+
 def bwd(
+    on: Cpu | Cuda,
     spec: LuSpec,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
@@ -92,16 +109,28 @@ def bwd(
             log_s += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
     else:
         x, source = _channels.walkable(_channels.cast(x, dtype), dim)
-        _y, result = _channels.walkable(saved[0], dim) if saved else (None, (0, 0, 0, 0))
+        y = saved[0] if saved else None
+        weights, work = any(needs[1:]), ()
+        if isinstance(on, Cuda):
+            room, slices = _work(x, x.shape[dim], spec.inverse) if weights else ([], 1)
+            work = ((*(t.data_ptr() for t in room), 0, 0, 0)[:3], slices)
+            if weights and spec.inverse:  # the sums are of its gradient and its output
+                y = fwd(on, spec, x, *given)[0] if y is None else y
+                grad_x = _channels.like(x, dtype) if grad_x is None else grad_x
+        _y, result = (None, _NONE) if y is None else _channels.walkable(y, dim)
         grad_y, incoming = _channels.walkable(_channels.cast(grad_y, dtype), dim)
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
-        to, at = (None, (0, 0, 0, 0)) if grad_x is None else _channels.writable(grad_x, dim)
-        _native.C.lu_bwd(  # type: ignore[union-attr]
+        to, at = (None, _NONE) if grad_x is None else _channels.writable(grad_x, dim)
+        on.module.lu_bwd(
             DTYPES[dtype], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), result, incoming,
             0 if grad_ladj is None else grad_ladj.data_ptr(), at,
-            tuple(0 if g is None else g.data_ptr() for g in (lower, upper, log_s, sign_s, bias)), _threads(),
+            tuple(0 if g is None else g.data_ptr() for g in (lower, upper, log_s, sign_s, bias)), *work, *on.where(x),
         )  # fmt: skip
         if grad_x is not None and to is not None and to is not grad_x:
             grad_x.copy_(to)
+    grad_x = grad_x if needs[0] else None
     return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip((grad_x, *found), tensors, strict=True)]
+
+
+cpu, cuda = (Backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))
