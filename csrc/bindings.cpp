@@ -165,9 +165,10 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           rqs_bwd(s, a, threads);
         });
-  const auto affine_spec = [](int scale, double min_scale, double clamp, bool inverse, bool shift_first) {
-    if (scale < 0 || scale > 5) throw std::invalid_argument("AffineSpec: scale");
-    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse, shift_first};
+  const auto affine_spec = [](int scale, double min_scale, double clamp, bool inverse, double low, double high,
+                              bool shift_first) {
+    if (scale < 0 || scale > 6) throw std::invalid_argument("AffineSpec: scale");
+    return AffineSpec{AffineScale(scale), min_scale, clamp, inverse, low, high, shift_first};
   };
   py::class_<AffineSpec>(m, "AffineSpec").def(py::init(affine_spec));
   // Tensors as (pointer, strides), in the order of AffineTensors; pass: AffinePass, in its order.

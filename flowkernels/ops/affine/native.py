@@ -27,7 +27,9 @@ def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def handle(spec: AffineSpec):
     scale = SCALES.index(spec.scale)
-    return _native.C.AffineSpec(scale, spec.min_scale, spec.clamp, spec.inverse, spec.shift_first)  # type: ignore[union-attr]
+    return _native.C.AffineSpec(  # type: ignore[union-attr]
+        scale, spec.min_scale, spec.clamp, spec.inverse, spec.low, spec.high, spec.shift_first
+    )
 
 
 def _operand(t: Tensor | None) -> _Operand:
