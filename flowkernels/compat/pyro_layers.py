@@ -204,15 +204,10 @@ class ConditionalSplineAutoregressive(PureLayer):
 
 
 class AffineAutoregressive(PureLayer):
-    """The methods of an accelerated AffineAutoregressive; its log-scales are kept summed, as one number a row."""
+    """The methods of an accelerated AffineAutoregressive; of an inverse, log-scales are kept summed, one number a row.
 
-    def _call(self: Any, x: Tensor) -> Tensor:
-        found = _arguments(self.arn, x, 2)
-        fused = None if found is None else try_autoregressive_layer(x, _affine_spec(self), **found)
-        if fused is None:
-            return _theirs("AffineAutoregressive")._call(self, x)
-        self._cached_log_scale = fused[1].unsqueeze(-1)
-        return fused[0]
+    Forward is Pyro's: on small batches the layer as one op took a quarter longer, on large ones a tenth less.
+    """
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
         found = _arguments(self.arn, y, 2)

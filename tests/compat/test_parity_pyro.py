@@ -128,7 +128,7 @@ def test_the_ops_are_reached(monkeypatch):
         fast = accelerated_copy(make(case)[0])
         run(fast, draw(7, D), False, context)
         run(fast, draw(7, D), True, context)
-        assert names == ["try_autoregressive_layer", "autoregressive_inverse"]
+        assert names == ["try_autoregressive_layer"] * ("affine" not in case) + ["autoregressive_inverse"]
         names.clear()
     run(accelerated_copy(make("coupling")[0]), draw(7, D), False)
     assert names == ["rqs", "rqs"]
@@ -179,7 +179,7 @@ LEFT_ALONE = {
     "a subclass": (lambda: Own(D, autoregressive(), K, order="quadratic"), "Own defines its own _call"),
     "its own parameters": (lambda: OwnParameters(D, K, order="quadratic"), "its parameters are its own"),
     "affine coupling": (lambda: pyro.affine_coupling(D), "its map alone is as fast in Pyro"),
-    "stable": (lambda: pyro.affine_autoregressive(D, stable=True), "the instance has its own _call, _inverse"),
+    "stable": (lambda: pyro.affine_autoregressive(D, stable=True), "the instance has its own _inverse"),
     "stable, conditional": (lambda: pyro.conditional_affine_autoregressive(D, 3, stable=True), "its stable map"),
     "skips": (
         lambda: pyro.AffineAutoregressive(AutoRegressiveNN(D, [12], skip_connections=True)),

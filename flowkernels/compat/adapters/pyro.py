@@ -16,7 +16,7 @@ from flowkernels.compat.pyro_layers import (
 )
 
 _CALLED = "its network is called, and its map alone is as fast in Pyro"
-_AFFINE = "affine map and network as one op; inverse in one sweep"
+_AFFINE = "inverse, in one sweep"
 
 LIBRARY = Library(
     "pyro",
@@ -40,7 +40,7 @@ LIBRARY = Library(
             autoregressive_refusal,
         ),
         "distributions.transforms.affine_autoregressive.AffineAutoregressive": Entry(
-            AffineAutoregressive, frozenset({"_call", "_inverse", "log_abs_det_jacobian"}), _AFFINE, affine_refusal
+            AffineAutoregressive, frozenset({"_inverse", "log_abs_det_jacobian"}), _AFFINE, affine_refusal
         ),
         "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Entry(
             ConditionalAffineAutoregressive, frozenset({"condition"}), _AFFINE, affine_refusal
