@@ -189,6 +189,14 @@ def test_masks_that_change_are_read_again():
     torch.testing.assert_close(fast().transform.inv(x), plain().transform.inv(x))
 
 
+def test_fewer_passes_than_the_order_needs_are_as_many():
+    plain = make("NSF").double()
+    fast, y = accelerated_copy(plain), draw("NSF", 9, 5).double()
+    for flow in (plain, fast):
+        flow.transform.transforms[0].passes = 2
+    torch.testing.assert_close(fast().transform.inv(y), plain().transform.inv(y))
+
+
 def test_compile():
     flow = accelerated_copy(make("NSF", context=2))
     x, c = draw("NSF", 9, 5), torch.ones(2)
