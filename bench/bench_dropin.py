@@ -50,8 +50,9 @@ def bench_dropin(
     batch = batch // 32 if quick else batch
     x, z = _data(features, batch)
     model, truth = dropin.build(name, row, features), _truth(name, features, batch)
-    place = (name, f"D={features}, batch {batch}", op, row)
-    figures = {"error": checked(functools.partial(models.worst_error, model, op, x, z[:64], truth), *place)}
+    place = (f"drop-in {name}", f"D={features}, batch {batch}", op, row)
+    error = functools.partial(models.worst_error, model, op, x, z[:64], truth)
+    figures = {"error": checked(error, *place, compiled_peer=False)}
     if op == models.OPS[2]:
         weights = tuple(model.module.parameters())
         figures |= {

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 BASELINE = "nflows eager"
-OURS = ("flowkernels", "nflows accelerated")
+BASELINES = (BASELINE, "before")  # the second: the library's own model, of the drop-in rows
+OURS = ("flowkernels", "nflows accelerated", "accelerated")
 RESULTS = Path(__file__).parent / "results"
 MARKERS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 
 # What may be kept. A list of what to drop would let the next host name through.
 MACHINE_FIELDS = (
     "cpu", "cores", "threads", "isa", "last_level_cache_bytes", "system", "python", "commit", "torch", "nflows",
-    "normflows", "zuko", "pytest-benchmark", "read_gbps", "copy_gbps", "read_gbps_at_end",
+    "glasflow", "normflows", "zuko", "pytest-benchmark", "read_gbps", "copy_gbps", "read_gbps_at_end",
 )  # fmt: skip
 REFUSED_FIELDS = ("suite", "case", "op", "row", "reason")
 ROW_FIELDS = (
@@ -145,8 +146,12 @@ def machine_line(machine: dict[str, Any]) -> str:
 # Masked layers and samples come in many sizes; a README has room for a middle one, the worst, and one feature count.
 _NOT_IN_README = re.compile(
     r"masked layer, (?!\d+x512 to 512|512x64 to 512)|one layer, \w+, D=(?!64,)|actnorm|Glow step, 64x3x"
-    r"|affine coupling, 64x48x|LU 1x1 convolution, 64x96x"
+    r"|affine coupling, 64x48x|LU 1x1 convolution, 64x96x|drop-in (?!.*(?:spline|NSF), D=63, batch 4096)"
 )
+
+
+def _first(rows: dict[str, Row], names: Iterable[str]) -> Row | None:
+    return next((rows[name] for name in names if name in rows), None)
 
 
 def summary(result: Result, short: bool = False) -> str:
@@ -155,7 +160,7 @@ def summary(result: Result, short: bool = False) -> str:
     for (suite, case, op), rows in result.groups().items():
         if short and _NOT_IN_README.match(f"{suite}, {case}"):
             continue
-        ours, base = next((rows[n] for n in OURS if n in rows), None), rows.get(BASELINE)
+        ours, base = _first(rows, OURS), _first(rows, BASELINES)
         if ours is None or base is None:
             continue
         compiled = min(
@@ -195,7 +200,7 @@ def details(result: Result) -> str:
         "rounds",
     )  # fmt: skip
     for (suite, case, op), rows in result.groups().items():
-        base = rows.get(BASELINE)
+        base = _first(rows, BASELINES)
         lines = [
             (
                 name,

@@ -15,7 +15,7 @@ import torch
 
 BUFFER_BYTES = 256 << 20  # far beyond any last-level cache of a laptop or a cluster node's slice
 REPEATS = 7
-PACKAGES = ("torch", "nflows", "normflows", "zuko", "pytest-benchmark")
+PACKAGES = ("torch", "nflows", "glasflow", "normflows", "zuko", "pytest-benchmark")
 
 
 def _best_seconds(run: Callable[[], object], repeats: int) -> float:

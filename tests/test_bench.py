@@ -19,9 +19,20 @@ from flowkernels import _native
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
-compare, coupling, machine, masked, memory, models, peers, problem, sampling = (
+compare, coupling, dropin, machine, masked, memory, models, peers, problem, sampling = (
     importlib.import_module(name)
-    for name in ("compare", "coupling", "machine", "masked", "memory", "models", "peers", "problem", "sampling")
+    for name in (
+        "compare",
+        "coupling",
+        "dropin",
+        "machine",
+        "masked",
+        "memory",
+        "models",
+        "peers",
+        "problem",
+        "sampling",
+    )
 )
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times the kernels: {_native.why_missing}")
@@ -82,6 +93,18 @@ def test_inputs_stay_off_the_knots() -> None:
         logits = inputs.params[..., :bins].double()
         knots, _ = problem.reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
         assert (inputs.x[..., None] - knots).abs().min() > 0.4 * problem.KNOT_MARGIN
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("row", dropin.ROWS)
+@pytest.mark.parametrize("name", dropin.MODELS)
+def test_models_of_the_libraries_agree_before_and_after(name: str, row: str) -> None:
+    pytest.importorskip(dropin.MODELS[name].library)
+    x, z = torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(0))
+    model, truth = dropin.build(name, row, 5, 16, 2), dropin.float64_truth(name, x, z, 16, 2)
+    for op in models.OPS:
+        assert models.worst_error(model, op, x, z, truth) < 1e-4
+        assert models.bind(model, op, x)().isfinite().all()
 
 
 @pytest.mark.parametrize("op", models.OPS)

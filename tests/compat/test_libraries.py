@@ -128,7 +128,8 @@ def test_state_copies_pickles_and_restoring(library):
     assert not any(map(swap.is_fast, model.modules()))
 
 
-def test_hooks_fire_in_normflows_layers():
+def test_hooks_fire_in_normflows_layers(monkeypatch):
+    monkeypatch.setattr(pays, "AFFINE", 0)
     block = normflows_models.cases()["affine block, exp"][0].double()
     x, seen = normal(7), []
     compat.accelerate(block)
@@ -180,10 +181,11 @@ def test_compile_without_a_graph_break(monkeypatch):
         torch.compiler.reset()
 
 
-def test_a_matrix_that_is_kept(monkeypatch):
+@pytest.mark.parametrize("case", ["LU", "LU convolution"])
+def test_a_matrix_that_is_kept(monkeypatch, case):
     """`using_cache` in evaluation: as nflows, and up to date after training."""
     monkeypatch.setattr(pays, "LU", 0)
-    layer, x, _ = nflows_models.other_cases()["LU"]
+    layer, x, _ = nflows_models.other_cases()[case]
     layer = copy.deepcopy(layer).double()
     layer.use_cache()
     fast = copy.deepcopy(layer)
