@@ -156,8 +156,9 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
         return None
     adds = None
     if context is not None:
-        pairs[0] = (weight[:, net.context_dim :], pairs[0][1])
-        adds = [F.linear(context, weight[:, : net.context_dim]), *[None] * (len(pairs) - 1)]
+        of_context, of_x = weight.split_with_sizes((net.context_dim, features), dim=1)
+        pairs[0] = (of_x, pairs[0][1])
+        adds = [F.linear(context, of_context), *[None] * (len(pairs) - 1)]
     pairs[-1] = _feature_major(pairs[-1][0], features), _feature_major(pairs[-1][1], features)
     return {"layers": pairs, "plan": plan, "activation": activation_name(net.f), "adds": adds}
 

@@ -31,12 +31,13 @@ def instances() -> dict[str, nn.Module]:
     from FrEIA import modules as freia
     from pyro.distributions import transforms as pyro
     from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
+    from zuko.transforms import MonotonicRQSTransform
 
     sizes = {"param_dims": [4, 4, 3]}
     found = [
         zuko.flows.MaskedAutoregressiveTransform(3),
         zuko.flows.GeneralCouplingTransform(3),
-        zuko.flows.gaussianization.ElementWiseTransform(3),
+        zuko.flows.gaussianization.ElementWiseTransform(3, univariate=MonotonicRQSTransform, shapes=[(4,), (4,), (3,)]),
         freia.PermuteRandom([(3,)]),
         freia.AllInOneBlock([(4, 2, 2)], subnet_constructor=lambda a, b: nn.Conv2d(a, b, 1)),
         pyro.Spline(3, 4, order="quadratic"),
