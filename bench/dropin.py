@@ -150,6 +150,25 @@ def _normflows_affine(nf: Any, features: int, hidden: int, i: int) -> list[Any]:
     return [nf.flows.AffineCouplingBlock(net), nf.flows.Permute(features, mode="shuffle")]
 
 
+# ---- zuko ----
+
+
+def _zuko(name: str, **settings: Any) -> Callable[[int, int, int], nn.Module]:
+    def make(features: int, hidden: int, layers: int) -> nn.Module:
+        from zuko import flows
+
+        return getattr(flows, name)(features, transforms=layers, hidden_features=(hidden, hidden), **settings)
+
+    return make
+
+
+def _zuko_spline_coupling(features: int, hidden: int, layers: int) -> nn.Module:
+    from zuko.transforms import MonotonicRQSTransform
+
+    shapes = [(BINS,), (BINS,), (BINS - 1,)]
+    return _zuko("NICE", univariate=MonotonicRQSTransform, shapes=shapes)(features, hidden, layers)
+
+
 MODELS = {
     "nflows spline coupling": Typical("nflows", _nflows_nsf),
     "nflows Real NVP": Typical("nflows", _nflows_realnvp),
@@ -163,6 +182,11 @@ MODELS = {
     "normflows MAF": Typical("normflows", _normflows(_normflows_maf)),
     "normflows Real NVP": Typical("normflows", _normflows(_normflows_realnvp)),
     "normflows affine coupling": Typical("normflows", _normflows(_normflows_affine)),
+    "zuko autoregressive spline": Typical("zuko", _zuko("NSF")),
+    "zuko MAF": Typical("zuko", _zuko("MAF")),
+    "zuko circular spline": Typical("zuko", _zuko("NCSF")),
+    "zuko spline coupling": Typical("zuko", _zuko_spline_coupling),
+    "zuko Real NVP": Typical("zuko", _zuko("NICE")),
 }
 
 # library → (log_prob, sample, latent → data) of a module
@@ -170,7 +194,10 @@ _CALLS: dict[str, Callable[[Any], tuple[Any, Any, Any]]] = {
     "nflows": lambda m: (m.log_prob, m.sample, m._transform.inverse),
     "glasflow": lambda m: (m.log_prob, m.sample, m.inverse),
     "normflows": lambda m: (m.log_prob, lambda n: m.sample(n)[0], m.forward_and_log_det),
-}
+    "zuko": lambda m: (
+        lambda x: m().log_prob(x), lambda n: m().sample((n,)), lambda z: m().transform.inv.call_and_ladj(z)
+    ),
+}  # fmt: skip
 
 
 def wrap(name: str, row: str, module: nn.Module) -> Model:

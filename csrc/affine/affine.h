@@ -9,20 +9,23 @@
 
 namespace fk {
 
-enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip };
+enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip, clip };
 
 // y = s x + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale,
-// exp(clamp tanh(u / clamp)), 1, or exp(u / (1 + |u / clamp|)).
+// exp(clamp tanh(u / clamp)), 1, exp(u / (1 + |u / clamp|)), or exp(u stopped at low and high) with the gradient of
+// exp(u).
 struct AffineSpec {
   AffineScale scale;
   double min_scale, clamp;
   bool inverse;
+  double low = 0, high = 0;
   bool shift_first = false;  // the order of a layer's parameters; AffineTensors says by itself where each lies
 
   int params() const { return scale == AffineScale::additive ? 1 : 2; }
 };
 
-AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, bool shift_first);
+AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, double low, double high,
+                       bool shift_first);
 
 // The tensors of a call, all of one logical shape [rows..., event...]. A forward pass has the first five; u is null for
 // additive maps, mask and what a backward pass does not want may be.

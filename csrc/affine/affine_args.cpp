@@ -7,9 +7,10 @@
 
 namespace fk {
 
-AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, bool shift_first) {
-  if (scale < 0 || scale > 5) throw std::invalid_argument("AffineSpec: scale");
-  return {AffineScale(scale), min_scale, clamp, inverse, shift_first};
+AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, double low, double high,
+                       bool shift_first) {
+  if (scale < 0 || scale > 6) throw std::invalid_argument("AffineSpec: scale");
+  return {AffineScale(scale), min_scale, clamp, inverse, low, high, shift_first};
 }
 
 AffineArgs::AffineArgs(const AffineSpec& spec, bool backward, const std::vector<int64_t>& sizes, int event_dims,

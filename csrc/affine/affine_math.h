@@ -13,10 +13,16 @@ struct Affine {
   static constexpr S kBound = sizeof(S) == 4 ? 87 : 708;
   AffineScale scale;
   bool inverse;
-  S min_scale, clamp, per_clamp;
+  S min_scale, clamp, per_clamp, low, high;
 
   explicit Affine(const AffineSpec& s)
-      : scale(s.scale), inverse(s.inverse), min_scale(S(s.min_scale)), clamp(S(s.clamp)), per_clamp(S(1 / s.clamp)) {}
+      : scale(s.scale),
+        inverse(s.inverse),
+        min_scale(S(s.min_scale)),
+        clamp(S(s.clamp)),
+        per_clamp(S(1 / s.clamp)),
+        low(S(s.low)),
+        high(S(s.high)) {}
 
   template <class T>
   struct At {
@@ -42,6 +48,7 @@ struct Affine {
         const T h = tanh_(u * per_clamp);
         return exponential(clamp * h, 1 - h * h);
       }
+      case AffineScale::clip: return exponential(min_(max_(u, T{} + low), T{} + high), one);
       case AffineScale::soft_clip: {
         const T q = 1 / (1 + abs_(u * per_clamp));
         return exponential(u * q, q * q);

@@ -125,7 +125,7 @@ class MaskedAffine(PureLayer):
 
 
 def _pixels(z: Tensor) -> int:
-    return z[0, 0].numel()
+    return z.shape[2:].numel()
 
 
 def norm_refusal(layer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Pyro's rational-quadratic splines (``order="quadratic"``) on the fused kernels.
+"""Pyro's rational-quadratic splines (``order="quadratic"``) and affine autoregressive layers on the fused kernels.
 
 Pyro looks for a spline's bin with knots moved by 1e-6, and gives the two outer knots slope 1 - 1e-3. The second is a
 setting of the kernel; the first is not followed: within 1e-6 of a knot the neighbouring bin is taken.
@@ -6,6 +6,7 @@ setting of the kernel; the first is not followed: within 1e-6 of a knot the neig
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.modules import module as _module
 
 from flowkernels.ops import rqs
 from flowkernels.ops._routing import in_transform
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.affine.spec import make_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.made import MadePlan
@@ -80,17 +83,15 @@ def _params(layer: Any, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return torch.cat([p.reshape(*p.shape[:-1], layer.input_dim, -1) for p in parts], dim=-1)
 
 
-def _their_spline() -> Any:
-    from pyro.distributions.transforms import Spline as Theirs
-
-    return Theirs
+def _theirs(name: str) -> Any:
+    return getattr(importlib.import_module("pyro.distributions.transforms"), name)
 
 
 def refusal(layer: Any) -> str | None:
     """Why a spline has no kernel, or None."""
     if layer.order != "quadratic":
         return f'no kernel for its splines, of order "{layer.order}"'
-    if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _their_spline()._params:
+    if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _theirs("Spline")._params:
         return "its parameters are its own"
     try:
         _spec(layer)
@@ -118,20 +119,28 @@ def _read(*masks_and_sizes: Any) -> MadePlan | str:
 _plan_of = Reading[MadePlan | str](_read)
 
 
-def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
-    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the network must be called."""
+def _network_refusal(net: Any) -> str | None:
+    """Why a network is none that one op can run, or None."""
     from pyro.nn.auto_reg_nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, MaskedLinear
 
+    if type(net) not in (AutoRegressiveNN, ConditionalAutoRegressiveNN):
+        return f"a {type(net).__name__}, not Pyro's AutoRegressiveNN"
+    if net.skip_layer is not None:
+        return "it has skip connections"
+    if activation_name(net.f) is None or not all(type(m) is MaskedLinear for m in net.layers):
+        return "it has an activation or a layer that the ops do not know"
+    return None
+
+
+def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
+    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the network must be called."""
     context = None
     if hasattr(net, "func"):  # a network with its context, as `condition` binds it
         net, context = net.func, net.keywords["context"]
         context = context.expand(*x.shape[:-1], context.shape[-1])
-    if type(net) is not (AutoRegressiveNN if context is None else ConditionalAutoRegressiveNN):
+    if _network_refusal(net) is not None or (context is None) != (net.context_dim == 0):
         return None
     layers: list[Any] = [*net.layers]
-    activation = activation_name(net.f)
-    if activation is None or net.skip_layer is not None or not all(type(m) is MaskedLinear for m in layers):
-        return None
     if in_transform((x, context)) or _module._has_any_global_hook() or torch.is_autocast_enabled(x.device.type):
         return None
     weights = [m._parameters.get(name) for m in layers for name in ("weight", "bias")]
@@ -147,10 +156,11 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
         return None
     adds = None
     if context is not None:
-        pairs[0] = (weight[:, net.context_dim :], pairs[0][1])
-        adds = [F.linear(context, weight[:, : net.context_dim]), *[None] * (len(pairs) - 1)]
+        of_context, of_x = weight.split_with_sizes((net.context_dim, features), dim=1)
+        pairs[0] = (of_x, pairs[0][1])
+        adds = [F.linear(context, of_context), *[None] * (len(pairs) - 1)]
     pairs[-1] = _feature_major(pairs[-1][0], features), _feature_major(pairs[-1][1], features)
-    return {"layers": pairs, "plan": plan, "activation": activation, "adds": adds}
+    return {"layers": pairs, "plan": plan, "activation": activation_name(net.f), "adds": adds}
 
 
 class SplineAutoregressive(PureLayer):
@@ -185,12 +195,65 @@ class ConditionalSplineAutoregressive(PureLayer):
     """The methods of an accelerated ConditionalSplineAutoregressive: what it returns is accelerated."""
 
     def condition(self: Any, context: Tensor) -> Any:
-        from pyro.distributions.transforms import ConditionalSplineAutoregressive as Theirs
-
-        transform = Theirs.condition(self, context)
+        transform = _theirs("ConditionalSplineAutoregressive").condition(self, context)
         swap(transform.spline, ConditionalSpline)
         swap(transform, SplineAutoregressive)
         return transform
+
+
+# ---- affine ----
+
+
+class AffineAutoregressive(PureLayer):
+    """The methods of an accelerated AffineAutoregressive; of an inverse, log-scales are kept summed, one number a row.
+
+    Forward is Pyro's: on small batches the layer as one op took a quarter longer, on large ones a tenth less.
+    """
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        found = _arguments(self.arn, y, 2)
+        if found is None:
+            return _theirs("AffineAutoregressive")._inverse(self, y)
+        x, ladj = autoregressive_inverse(y, univariate=_affine_spec(self), **found)
+        self._cached_log_scale = -ladj.unsqueeze(-1)
+        return x
+
+
+class ConditionalAffineAutoregressive(PureLayer):
+    """The methods of an accelerated ConditionalAffineAutoregressive: what it returns is accelerated."""
+
+    def condition(self: Any, context: Tensor) -> Any:
+        transform = _theirs("ConditionalAffineAutoregressive").condition(self, context)
+        if not transform.stable:
+            swap(transform, AffineAutoregressive)
+        return transform
+
+
+def _affine_spec(layer: Any) -> AffineSpec:
+    bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
+    return affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)  # Pyro has means | log-scales
+
+
+def affine_refusal(layer: Any) -> str | None:
+    """Why an affine autoregressive layer gains nothing, or None: its map alone is as fast in Pyro."""
+    settings = getattr(layer, "kwargs", {})
+    if settings.get("stable", getattr(layer, "stable", False)):
+        return "no kernel for its stable map"
+    net = getattr(layer, "arn", None) or layer.nn
+    why = _network_refusal(net)
+    if why is not None:
+        return f"its network is called: {why}"
+    bounds = (settings.get("log_scale_min_clip", -5.0), settings.get("log_scale_max_clip", 3.0))
+    if hasattr(layer, "log_scale_min_clip"):
+        bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
+    try:
+        affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+# ---- what may be accelerated ----
 
 
 def autoregressive_refusal(layer: Any) -> str | None:

@@ -45,3 +45,15 @@ def refusal(layer: Any) -> str | None:
 
     univariate = univariate_of(layer)
     return univariate if isinstance(univariate, str) else None
+
+
+def elementwise_refusal(layer: Any) -> str | None:
+    """Why an elementwise layer gains nothing, or None."""
+    from flowkernels.ops.affine.spec import AffineSpec
+
+    from .zuko_univariate import univariate_of
+
+    univariate = univariate_of(layer)
+    if isinstance(univariate, str):
+        return univariate
+    return "its affine map alone is as fast in zuko" if isinstance(univariate.spec, AffineSpec) else None

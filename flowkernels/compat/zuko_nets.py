@@ -84,8 +84,10 @@ def masked_arguments(net: Any, features: int, x: Tensor, context: Tensor | None)
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in linears]
     adds: list[Tensor | None] | None = None
     if context is not None:  # the columns of the context are no masked ones: one product per context and not per row
-        layers[0] = (weight[:, :features], layers[0][1])
-        adds = [F.linear(context, weight[:, features:]), *[None] * (len(layers) - 1)]
+        # Split and not sliced twice: its gradient is one cat.
+        of_x, of_context = weight.split_with_sizes((features, context.shape[-1]), dim=1)
+        layers[0] = (of_x, layers[0][1])
+        adds = [F.linear(context, of_context), *[None] * (len(layers) - 1)]
     return {"layers": layers, "plan": plan, "activation": activation, "adds": adds}
 
 

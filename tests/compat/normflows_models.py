@@ -57,6 +57,15 @@ def cases():
         x = uniform(D) if settings.get("tails", "") is None else normal(D)
         found[f"spline {name}"] = (spline(name), x, normal(3) if "num_context_channels" in settings else None)
     torch.manual_seed(0)
+
+    def periodic(i, o):
+        features = nf.utils.nn.PeriodicFeaturesElementwise(i, [0, 2])
+        return nf.nets.ResidualNet(i, o, 16, num_blocks=1, preprocessing=features)
+
+    inner = F.neural_spline.coupling.PiecewiseRationalQuadraticCoupling
+    halves = torch.tensor([0, 0, 0, 1, 1, 1])
+    layer = shaken(inner(halves, periodic, num_bins=5, tails="linear", tail_bound=2.0), 0.2)
+    found["spline coupling, a map before the network"] = (layer, normal(D), None)
     image = normal(D, 4, 4)
     mask = torch.tensor([0.0, 1, 0, 0, 1, 1])
     pixels = (torch.arange(D * 16) % 2).view(D, 4, 4).float()

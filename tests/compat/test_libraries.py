@@ -128,7 +128,8 @@ def test_state_copies_pickles_and_restoring(library):
     assert not any(map(swap.is_fast, model.modules()))
 
 
-def test_hooks_fire_in_normflows_layers():
+def test_hooks_fire_in_normflows_layers(monkeypatch):
+    monkeypatch.setattr(pays, "AFFINE", 0)
     block = normflows_models.cases()["affine block, exp"][0].double()
     x, seen = normal(7), []
     compat.accelerate(block)
@@ -180,10 +181,11 @@ def test_compile_without_a_graph_break(monkeypatch):
         torch.compiler.reset()
 
 
-def test_a_matrix_that_is_kept(monkeypatch):
+@pytest.mark.parametrize("case", ["LU", "LU convolution"])
+def test_a_matrix_that_is_kept(monkeypatch, case):
     """`using_cache` in evaluation: as nflows, and up to date after training."""
     monkeypatch.setattr(pays, "LU", 0)
-    layer, x, _ = nflows_models.other_cases()["LU"]
+    layer, x, _ = nflows_models.other_cases()[case]
     layer = copy.deepcopy(layer).double()
     layer.use_cache()
     fast = copy.deepcopy(layer)
@@ -261,6 +263,33 @@ def test_normflows_spline_inverse_where_normflows_asserts():
     back, ladj = layer.inverse(y)
     assert back.isfinite().all()
     assert ladj.isfinite().all()
+
+
+def test_dtypes_of_lu_layers(monkeypatch):
+    monkeypatch.setattr(pays, "LU", 0)
+    for case in (nflows_models.other_cases()["LU"], normflows_models.cases()["1x1 LU"]):
+        layer, x, _ = case
+        fast = copy.deepcopy(layer)
+        compat.accelerate(fast)
+        with pytest.raises(RuntimeError):
+            layer(x)  # float64
+        assert fast(x)[0].dtype == torch.float64
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x.float())[0].dtype == torch.bfloat16
+            assert fast(x.float())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", ["1x1 LU", "actnorm, image", "affine block, exp", "masked affine", "spline coupling"])
+def test_no_rows(case, monkeypatch):
+    for size in ("MASKED_AFFINE", "AFFINE", "NORM"):
+        monkeypatch.setattr(pays, size, 0)
+    layer, x, _ = normflows_models.cases()[case]
+    layer = copy.deepcopy(layer)
+    compat.accelerate(layer)
+    for run in (layer, layer.inverse):
+        y, ladj = run(x[:0].float())
+        assert y.shape == (0, *x.shape[1:])
+        assert ladj.isfinite().all()
 
 
 def test_nflows_softplus_is_cut_off_at_20():

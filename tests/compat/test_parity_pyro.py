@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -44,6 +45,8 @@ LAYERS = {
     "autoregressive, skips": lambda: (
         pyro.SplineAutoregressive(D, autoregressive(skip_connections=True), K, order="quadratic"), 2
     ),
+    "affine": lambda: (pyro.AffineAutoregressive(AutoRegressiveNN(D, [12, 17]), -0.2, 0.3), 1),
+    "conditional affine": lambda: (pyro.conditional_affine_autoregressive(D, 3, [12, 17]), 1),
     "conditional autoregressive": lambda: (
         pyro.ConditionalSplineAutoregressive(
             D, ConditionalAutoRegressiveNN(D, 3, [12, 17], [K, K, K - 1]), count_bins=K, order="quadratic"
@@ -58,12 +61,21 @@ def make(name):
     return LAYERS[name]()
 
 
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
 def run(layer, x, inverse, context=None):
     """y and the log-determinant of the direction that was run."""
     if context is not None:
         layer = layer.condition(context)
     if inverse:
-        y = layer._inv_call(x)
+        with default_dtype(x.dtype):  # in which Pyro's affine inverse makes zeros
+            y = layer._inv_call(x)
         ladj = -layer.log_abs_det_jacobian(y, x)
     else:
         y = layer(x)
@@ -106,22 +118,30 @@ def test_the_ops_are_reached(monkeypatch):
 
     for name in ("try_autoregressive_layer", "autoregressive_inverse", "rqs"):
         watch(name)
-    for case, context in (("autoregressive", None), ("conditional autoregressive", draw(3))):
+    cases = (
+        ("autoregressive", None),
+        ("conditional autoregressive", draw(3)),
+        ("affine", None),
+        ("conditional affine", draw(3)),
+    )
+    for case, context in cases:
         fast = accelerated_copy(make(case)[0])
         run(fast, draw(7, D), False, context)
         run(fast, draw(7, D), True, context)
-        assert names == ["try_autoregressive_layer", "autoregressive_inverse"]
+        assert names == ["try_autoregressive_layer"] * ("affine" not in case) + ["autoregressive_inverse"]
         names.clear()
     run(accelerated_copy(make("coupling")[0]), draw(7, D), False)
     assert names == ["rqs", "rqs"]
 
 
-@pytest.mark.parametrize("name", ["coupling", "autoregressive"])
+@pytest.mark.parametrize("name", ["coupling", "autoregressive", "affine"])
 def test_training(name):
     features = table().shape[1]
     torch.manual_seed(0)
     if name == "coupling":
         layer = pyro.SplineCoupling(features, 3, dense(3, 3), K, order="quadratic")
+    elif name == "affine":
+        layer = pyro.affine_autoregressive(features, [24])
     else:
         net = AutoRegressiveNN(features, [24], param_dims=[K, K, K - 1])
         layer = pyro.SplineAutoregressive(features, net, K, order="quadratic")
@@ -158,7 +178,13 @@ LEFT_ALONE = {
     "too many bins": (lambda: pyro.Spline(D, 200, order="quadratic"), "bins must be an integer from 1 to 128, got 200"),
     "a subclass": (lambda: Own(D, autoregressive(), K, order="quadratic"), "Own defines its own _call"),
     "its own parameters": (lambda: OwnParameters(D, K, order="quadratic"), "its parameters are its own"),
-    "affine": (lambda: pyro.affine_autoregressive(D), "log-scales are clipped"),
+    "affine coupling": (lambda: pyro.affine_coupling(D), "its map alone is as fast in Pyro"),
+    "stable": (lambda: pyro.affine_autoregressive(D, stable=True), "the instance has its own _inverse"),
+    "stable, conditional": (lambda: pyro.conditional_affine_autoregressive(D, 3, stable=True), "its stable map"),
+    "skips": (
+        lambda: pyro.AffineAutoregressive(AutoRegressiveNN(D, [12], skip_connections=True)),
+        "it has skip connections",
+    ),
     "planar": (lambda: pyro.Planar(D), "no fused path for this class"),
 }
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("poison", "one_thread", "machine")
 KERNEL = backends_of("affine")[0]
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
-    ("soft_clip", 0.0), ("additive", 0.0),
+    ("soft_clip", 0.0), ("clip", 0.0), ("additive", 0.0),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
@@ -42,6 +42,7 @@ def test_is_its_definition(scale, floor) -> None:
                 "softplus": math.log1p(math.exp(u)) + floor,
                 "sigmoid": 1 / (1 + math.exp(-u - 2)) + floor,
                 "tanh": math.exp(2 * math.tanh(u / 2)),
+                "clip": math.exp(u),
                 "soft_clip": math.exp(u / (1 + abs(u) / 2)),
                 "additive": 1.0,
             }[scale]
@@ -101,7 +102,8 @@ def test_transforms_and_compile(scale, floor) -> None:
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
-    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, 0, 0, 1, KERNEL)
+    numbers = (0, 0, 1, -5.0, 3.0)
+    call = (x, params, None, torch.tensor([True, False]), scale, floor, False, 2.0, 1, False, *numbers, KERNEL)
     torch.library.opcheck(torch.ops.flowkernels.affine.default, call)
 
 
@@ -135,7 +137,7 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         (of_ladj,) = torch.autograd.grad(ops.affine(x, params, scale=scale, min_scale=floor)[1].sum(), params)
         slope = of_ladj[u[:, 0] == -100, 0, 0]
         expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0,
-                    "soft_clip": 1 / 51**2}  # fmt: skip
+                    "soft_clip": 1 / 51**2, "clip": 1.0}  # fmt: skip
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
@@ -187,6 +189,24 @@ def test_numbers_of_mixed_dtypes(all_isas, scale, dtypes) -> None:
 @pytest.mark.parametrize("scale", ["tanh", "soft_clip"])
 def test_numbers_of_clamps(all_isas, scale, clamp) -> None:
     assert_numbers(all_isas, (torch.float32, torch.float32), scale=scale, clamp=clamp)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_numbers_of_clipped_scales(all_isas, inverse, dtype) -> None:
+    """Half of the logits lie beyond the bounds."""
+    bounds = (-0.7, 0.5)
+    assert_numbers(all_isas, (dtype, dtype), scale="clip", log_bounds=bounds, inverse=inverse)
+
+
+def test_a_clipped_scale(all_isas) -> None:
+    bounds = (-0.7, 0.5)
+    x, u, t = torch.ones(3, 1), torch.tensor([[-2.0], [0.1], [9.0]], requires_grad=True), torch.zeros(3, 1)
+    for _ in all_isas:
+        y, ladj = ops.affine(x, (u, t), scale="clip", log_bounds=bounds)
+        torch.testing.assert_close(ladj, torch.tensor([-0.7, 0.1, 0.5]))
+        torch.testing.assert_close(y[:, 0], ladj.exp())
+        (grad,) = torch.autograd.grad(y.sum() + ladj.sum(), u)
+        torch.testing.assert_close(grad[:, 0], 1 + ladj.exp())
 
 
 LAYOUTS = {
@@ -504,9 +524,9 @@ def test_mixed_dtypes() -> None:
 
 
 @pytest.mark.parametrize("floor", [None, 0.0, 1e-3, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "soft_clip", "additive"])
+@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "soft_clip", "clip", "additive"])
 def test_identity(scale, floor) -> None:
-    if floor and scale in ("exp", "tanh", "soft_clip", "additive"):
+    if floor and scale in ("exp", "tanh", "soft_clip", "clip", "additive"):
         with pytest.raises(ValueError, match="min_scale must be 0 where scale is"):
             Affine(scale, floor)
         return
@@ -534,6 +554,8 @@ X, P = torch.zeros(4, 3), torch.zeros(4, 3, 2)
         (lambda: ops.affine(X, P[:, :2]), ValueError, r"params must be \[..., D, P\] = \[4, 3, 2\], got \[4, 2, 2\]"),
         (lambda: ops.affine(X, P, scale="additive"), ValueError, r"= \[4, 3, 1\], got \[4, 3, 2\]"),
         (lambda: ops.affine(X, P, scale="tan"), ValueError, "scale must be one of .*, got 'tan'"),
+        (lambda: ops.affine(X, P, log_bounds=(0, 1)), ValueError, "log_bounds must be None where scale is 'exp', got"),
+        (lambda: ops.affine(X, P, scale="clip", log_bounds=(1, 1)), ValueError, "log_bounds must be two finite"),
         (lambda: ops.affine(X, P, clamp=1.0), ValueError, "clamp must be None where scale is 'exp', got 1.0"),
         (lambda: ops.affine(X, P, scale="tanh", clamp=0.0), ValueError, "clamp must be positive and finite, got 0.0"),
         (lambda: ops.affine(X, P, event_dims=0), ValueError, "event_dims must be an integer from 1 on, got 0"),

@@ -176,7 +176,7 @@ def through_the_module(
     y, ladj, grad_x, every = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x), array("i", range(D))
     at, g, g_ladj = every.buffer_info()[0], weights(y), weights(ladj)
     univariate, dtype = (
-        C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, shift_first)),
+        C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first)),
         _native.DTYPES[x.dtype],
     )
     same = (net.handle(), univariate, dtype, rows, D, x.data_ptr(), x.stride(0), at, at, D)
@@ -187,7 +187,7 @@ def through_the_module(
 
 
 AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0),
-          "soft_clip": (5, 0.0)}  # fmt: skip
+          "soft_clip": (5, 0.0), "clip": (6, 0.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", AFFINE)
@@ -203,6 +203,7 @@ def test_affine_maps_and_masked_nets(scale, inverse, shift_first, isa) -> None:
         params = ops.made(t[0], list(zip(t[1::2], t[2::2], strict=True)), made.plan, backend="reference")
         params = params.unflatten(-1, (5, -1))
         settings = {"scale": scale, "min_scale": min_scale, "inverse": inverse, "shift_first": shift_first}
+        settings |= {"log_bounds": (-0.2, 0.3)} if scale == "clip" else {}
         return ops.affine(t[0], params, backend="reference", **settings)
 
     found = through_the_module(kind, min_scale, inverse, tensors, made, shift_first)
@@ -815,7 +816,7 @@ COUPLINGS = {
     "silu module": lambda a, b: MLP(a, b, hidden=(24, 24), activation=torch.nn.SiLU),
 }
 EVERY_UNIVARIATE = {
-    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "soft_clip", "additive")},
+    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "soft_clip", "clip", "additive")},
     "rqs": RQS(bins=4),
 }  # fmt: skip
 

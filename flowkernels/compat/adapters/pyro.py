@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from flowkernels.compat.library import Entry, Library
 from flowkernels.compat.pyro_layers import (
+    AffineAutoregressive,
+    ConditionalAffineAutoregressive,
     ConditionalSpline,
     ConditionalSplineAutoregressive,
     Spline,
     SplineAutoregressive,
+    affine_refusal,
     autoregressive_refusal,
     refusal,
 )
 
-_CLIPPED = "its log-scales are clipped, with a gradient that does not see it, which no kernel does"
+_CALLED = "its network is called, and its map alone is as fast in Pyro"
+_AFFINE = "inverse, in one sweep"
 
 LIBRARY = Library(
     "pyro",
@@ -35,12 +39,16 @@ LIBRARY = Library(
             "quadratic splines and network as one op; inverse in one sweep",
             autoregressive_refusal,
         ),
+        "distributions.transforms.affine_autoregressive.AffineAutoregressive": Entry(
+            AffineAutoregressive, frozenset({"_inverse", "log_abs_det_jacobian"}), _AFFINE, affine_refusal
+        ),
+        "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Entry(
+            ConditionalAffineAutoregressive, frozenset({"condition"}), _AFFINE, affine_refusal
+        ),
     },
     left_alone={
-        "distributions.transforms.affine_autoregressive.AffineAutoregressive": _CLIPPED,
-        "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": _CLIPPED,
-        "distributions.transforms.affine_coupling.AffineCoupling": _CLIPPED,
-        "distributions.transforms.affine_coupling.ConditionalAffineCoupling": _CLIPPED,
+        "distributions.transforms.affine_coupling.AffineCoupling": _CALLED,
+        "distributions.transforms.affine_coupling.ConditionalAffineCoupling": _CALLED,
     },
     base="distributions.torch_transform.TransformModule",
     containers={

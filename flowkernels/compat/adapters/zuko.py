@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from flowkernels.compat.library import Entry, Library
-from flowkernels.compat.zuko_layers import ElementWise, GeneralCoupling, MaskedAutoregressive, refusal
+from flowkernels.compat.zuko_layers import (
+    ElementWise,
+    GeneralCoupling,
+    MaskedAutoregressive,
+    elementwise_refusal,
+    refusal,
+)
 
 _BYPASSED = frozenset({"forward", "meta"})
 
@@ -20,7 +26,7 @@ LIBRARY = Library(
             GeneralCoupling, _BYPASSED, "spline or affine map, columns and network as one op", refusal
         ),
         "flows.gaussianization.ElementWiseTransform": Entry(
-            ElementWise, frozenset({"forward"}), "spline or affine map", refusal
+            ElementWise, frozenset({"forward"}), "spline", elementwise_refusal
         ),
     },
     base="lazy.LazyTransform",

@@ -22,6 +22,7 @@ def affine(
     scale: str = "exp",
     min_scale: float = 0.0,
     clamp: float | None = None,
+    log_bounds: tuple[float, float] | None = None,
     shift_first: bool = False,
     part: slice | None = None,
     mask: Tensor | None = None,
@@ -43,6 +44,7 @@ def affine(
     ``"sigmoid"``    :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
     ``"tanh"``       :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
     ``"soft_clip"``  :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
+    ``"clip"``       :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
     ``"additive"``   1                                           NICE; ``params`` are shifts only
     ===============  ==========================================  =====================================
 
@@ -57,6 +59,8 @@ def affine(
         scale: see the table.
         min_scale: smallest scale of ``"softplus"`` and ``"sigmoid"``.
         clamp: largest \|log s\| of ``"tanh"`` and ``"soft_clip"``, 2 by default. Near u = 0 it is the exponential.
+        log_bounds: where log s of ``"clip"`` stops, (-5, 3) by default. Gradients do not see it: they are those of
+            :math:`e^u` at the u where it stops.
         shift_first: the order of ``params`` is shift | scale logit.
         part: the features (for images the channels: the first dim of the event) that are mapped; ``params`` and
             ``mask`` are theirs alone, and the others pass. A coupling layer's split and merge at no cost.
@@ -93,7 +97,7 @@ def affine(
     """
     make = make_spec if torch.compiler.is_compiling() else cached_spec
     bounds = () if part is None else _bounds(x, part, event_dims)
-    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first, *bounds)
+    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first, *(bounds or (0, 0, 1)), log_bounds)
     shift = None
     if not isinstance(params, Tensor):
         params, shift = _pair(params, spec)

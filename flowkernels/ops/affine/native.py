@@ -32,7 +32,7 @@ def why_not(on: Cpu | Cuda, spec: AffineSpec, *tensors: Tensor | None) -> str | 
 def handle(module: Any, spec: AffineSpec) -> Any:
     """The settings as this compiled module takes them."""
     scale = SCALES.index(spec.scale)
-    return module.AffineSpec(scale, spec.min_scale, spec.clamp, spec.inverse, spec.shift_first)
+    return module.AffineSpec(scale, spec.min_scale, spec.clamp, spec.inverse, spec.low, spec.high, spec.shift_first)
 
 
 def _operand(t: Tensor | None) -> _Operand:

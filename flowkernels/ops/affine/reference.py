@@ -28,6 +28,9 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
     if spec.scale == "tanh":
         log_s = spec.clamp * torch.tanh(u / spec.clamp)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
+    if spec.scale == "clip":
+        log_s = u + (u.clamp(spec.low, spec.high) - u).detach()
+        return torch.exp(log_s), log_s
     if spec.scale == "soft_clip":
         log_s = u / (1 + (u / spec.clamp).abs())
         return torch.exp(log_s.clamp(-bound, bound)), log_s

@@ -9,8 +9,9 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip")  # the order of csrc/affine/affine.h
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip")  # the order of csrc/affine/affine.h
 CLAMP = 2.0
+LOW, HIGH = -5.0, 3.0
 CLAMPED = ("tanh", "soft_clip")
 
 
@@ -25,6 +26,8 @@ class AffineSpec(NamedTuple):
     start: int = 0
     stop: int = 0
     step: int = 1
+    low: float = LOW  # of "clip"
+    high: float = HIGH
 
     @property
     def n_params(self) -> int:
@@ -70,6 +73,7 @@ def make_spec(
     start: int = 0,
     stop: int = 0,
     step: int = 1,
+    log_bounds: tuple[float, float] | None = None,
 ) -> AffineSpec:
     """Checks every setting of `ops.affine` and returns them in the form the backends take."""
     if scale not in SCALES:
@@ -82,11 +86,16 @@ def make_spec(
         _fail("clamp", f"None where scale is {scale!r}", clamp)
     if clamp is not None and not (_is_number(clamp) and 0 < clamp < math.inf):
         _fail("clamp", "positive and finite", clamp)
+    if log_bounds is not None and scale != "clip":
+        _fail("log_bounds", f"None where scale is {scale!r}", log_bounds)
+    low, high = (LOW, HIGH) if log_bounds is None else log_bounds
+    if not (_is_number(low) and _is_number(high) and -math.inf < low < high < math.inf):
+        _fail("log_bounds", "two finite numbers, the lower one first", log_bounds)
     if isinstance(event_dims, bool) or not isinstance(event_dims, numbers.Integral) or event_dims < 1:
         _fail("event_dims", "an integer from 1 on", event_dims)
     return AffineSpec(
         scale, float(min_scale), bool(inverse), CLAMP if clamp is None else float(clamp), int(event_dims),
-        bool(shift_first), start, stop, step,
+        bool(shift_first), start, stop, step, float(low), float(high),
     )  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""What holds for the tables of zuko, FrEIA and Pyro: names that exist, subclasses left alone."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+from flowkernels import compat
+
+LIBRARIES = {"zuko": "zuko", "freia": "FrEIA", "pyro": "pyro"}
+# In FrEIA's repository, in no release.
+UNRELEASED = {"splines.rational_quadratic.RationalQuadraticSpline"}
+
+
+def library(name):
+    pytest.importorskip(LIBRARIES[name], reason=f"{LIBRARIES[name]} is not installed: see requirements/dev.txt")
+    return importlib.import_module(f"flowkernels.compat.adapters.{name}").LIBRARY
+
+
+def resolve(found, name):
+    module, _, cls = f"{found.root}.{name}".rpartition(".")
+    return getattr(importlib.import_module(module), cls)
+
+
+def instances() -> dict[str, nn.Module]:
+    """A module of each class that is accelerated, by the class's name."""
+    import zuko
+    from FrEIA import modules as freia
+    from pyro.distributions import transforms as pyro
+    from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
+    from zuko.transforms import MonotonicRQSTransform
+
+    sizes = {"param_dims": [4, 4, 3]}
+    found = [
+        zuko.flows.MaskedAutoregressiveTransform(3),
+        zuko.flows.GeneralCouplingTransform(3),
+        zuko.flows.gaussianization.ElementWiseTransform(3, univariate=MonotonicRQSTransform, shapes=[(4,), (4,), (3,)]),
+        freia.PermuteRandom([(3,)]),
+        freia.AllInOneBlock([(4, 2, 2)], subnet_constructor=lambda a, b: nn.Conv2d(a, b, 1)),
+        pyro.Spline(3, 4, order="quadratic"),
+        pyro.ConditionalSpline(DenseNN(2, [8], [12, 12, 9]), 3, 4, order="quadratic"),
+        pyro.SplineAutoregressive(3, AutoRegressiveNN(3, [8], **sizes), 4, order="quadratic"),
+        pyro.ConditionalSplineAutoregressive(
+            3, ConditionalAutoRegressiveNN(3, 2, [8], **sizes), count_bins=4, order="quadratic"
+        ),
+        pyro.affine_autoregressive(3),
+        pyro.conditional_affine_autoregressive(3, 2),
+    ]
+    return {type(module).__name__: module for module in found}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_every_name_is_one_of_the_library(name):
+    found = library(name)
+    for cls in {*found.entries, *found.left_alone, *found.containers, found.base} - UNRELEASED:
+        assert issubclass(resolve(found, cls), nn.Module)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_subclass_that_overrides_what_would_be_bypassed(name):
+    torch.manual_seed(0)
+    found = library(name)
+    for path, entry in found.entries.items():
+        cls = resolve(found, path)
+        module = instances()[cls.__name__]
+        assert compat.accelerate(module).accelerated[:1] == [""]
+        compat.restore(module)
+        for method in entry.bypassed:
+            module.__class__ = type("Mine", (cls,), {method: getattr(cls, method)})
+            assert compat.accelerate(module).left_alone[""] == f"Mine defines its own {method}"
+            compat.restore(module)
+        module.__class__ = type("Mine", (cls,), {"helper": lambda self: 1})
+        assert compat.accelerate(module).accelerated[:1] == [""]
