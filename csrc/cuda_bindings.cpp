@@ -5,8 +5,10 @@
 
 #include "actnorm/actnorm.h"
 #include "affine/affine.h"
+#include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
+#include "masked_linear/net_args.h"
 
 namespace py = pybind11;
 using namespace fk;
@@ -65,5 +67,23 @@ PYBIND11_MODULE(_cuda, m) {
                       reinterpret_cast<void*>(work[2])};
     py::gil_scoped_release unlocked;
     lu_bwd(a, w, stream_of(device, stream));
+  });
+
+  py::class_<NetLayers>(m, "Net", py::module_local())
+      .def(py::init<const std::vector<LayerNumbers>&, bool, int, int>())
+      .def("packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
+  py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local()).def(py::init([](const AffineSpec& s) {
+    return UnivariateMap{true, s, {}};
+  }));
+  m.def("sweep_fits", &sweep_fits);
+  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
+                        uintptr_t packed, int device, uintptr_t stream) {
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    a.ladj = reinterpret_cast<void*>(ladj);
+    const SweepWork w = {reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
+    if (!a.ladj || !w.steps || !w.packed) throw std::invalid_argument("sweep: null data pointer");
+    py::gil_scoped_release unlocked;
+    sweep_fwd(a, w, stream_of(device, stream));
   });
 }
