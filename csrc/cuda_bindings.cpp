@@ -9,6 +9,7 @@
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
 #include "masked_linear/net_args.h"
+#include "rqs/rqs.h"
 
 namespace py = pybind11;
 using namespace fk;
@@ -20,6 +21,19 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("archs") = FK_CUDA_ARCHS;
   m.def("device_count", &device_count);
 
+  py::class_<RqsSpec>(m, "RqsSpec", py::module_local()).def(py::init(&rqs_spec));
+  const auto rqs = [](bool backward) {
+    return [backward](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
+                      int64_t x_stride, int64_t params_stride, int x_type, int params_type,
+                      const std::array<uintptr_t, 8>& tensors, int device, uintptr_t stream) {
+      const RqsArgs a = rqs_args(backward, dims, features, x_stride, params_stride, x_type, params_type, tensors);
+      py::gil_scoped_release unlocked;
+      const CudaStream on = stream_of(device, stream);
+      backward ? rqs_bwd(s, a, on) : rqs_fwd(s, a, on);
+    };
+  };
+  m.def("rqs_fwd", rqs(false));
+  m.def("rqs_bwd", rqs(true));
   py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
   const auto affine = [](bool backward) {
     return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
