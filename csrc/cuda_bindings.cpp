@@ -86,9 +86,9 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<NetLayers>(m, "Net", py::module_local())
       .def(py::init<const std::vector<LayerNumbers>&, bool, int, int>())
       .def("packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
-  py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local()).def(py::init([](const AffineSpec& s) {
-    return UnivariateMap{true, s, {}};
-  }));
+  py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local())
+      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
+      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   m.def("sweep_fits", &sweep_fits);
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,

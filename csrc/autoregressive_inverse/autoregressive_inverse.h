@@ -44,8 +44,8 @@ struct SweepWork {
 };
 
 int64_t sweep_packed(const NetSpec&);
-// Whether 32 rows of what enters the layers, so many units in all, find room in shared memory.
-bool sweep_fits(int64_t units, int params, int type, int device);
+// Whether 32 rows of what enters the layers, so many units in all, find room in shared memory; bins: 0 for affine maps.
+bool sweep_fits(int64_t units, int params, int bins, int type, int device);
 void sweep_fwd(const SweepArgs&, const SweepWork&, const CudaStream&);
 
 }  // namespace fk

@@ -2,11 +2,14 @@
 // order. A block owns 32 rows from the first feature to the last; what enters every layer waits in shared memory,
 // [unit][row], and weights come through the caches, 16 bytes for a whole warp. What is due when depends on the plan of
 // the masks alone: it arrives as a list of steps.
+#include <type_traits>
+
 #include "../common/launch.cuh"
 #include "../common/storage.cuh"
 
 #include "../affine/affine_math.h"
 #include "../masked_linear/activation.h"
+#include "../rqs/rqs_find.cuh"
 #include "autoregressive_inverse.h"
 
 namespace fk {
@@ -27,7 +30,7 @@ struct Layer {
 };
 
 struct Net {
-  int n, params, units;  // layers; of a feature; rows of shared memory
+  int n, params, sums, units;  // layers; numbers of a feature, and what its map needs beside; rows of shared memory
   bool residual;
   Layer layer[kMaxSweepLayers];
 };
@@ -39,9 +42,10 @@ inline __host__ __device__ int64_t padded(int64_t n) {
 
 // How shared memory and `packed` are laid out; returns the numbers of the latter.
 template <class S>
-int64_t lay_out(const NetSpec& spec, int params, Net& net) {
+int64_t lay_out(const NetSpec& spec, const UnivariateMap& map, Net& net) {
   net.n = spec.n;
-  net.params = params;
+  net.params = map.params();
+  net.sums = map.is_affine ? 0 : 2 * map.rqs.bins;
   net.residual = spec.residual;
   int64_t at = 0;
   int units = 0, stream = -1;
@@ -103,17 +107,39 @@ struct LadjSum {
   }
 };
 
+// The map of a feature, by one thread, from the row of its parameters, which it may overwrite.
+template <class S>
+struct AffineMap : Affine<S> {
+  explicit AffineMap(const UnivariateMap& m) : Affine<S>(m.affine) {}
+
+  __device__ __forceinline__ void operator()(S* params, S*, S v, S* out, S* ladj) const {
+    const bool additive = this->scale == AffineScale::additive;
+    this->eval(additive ? S(0) : params[0], params[additive ? 0 : 1], v, out, ladj);
+  }
+};
+template <class S, bool Clip>
+struct SplineMap : Constants<S, Clip> {
+  explicit SplineMap(const UnivariateMap& m) : Constants<S, Clip>(m.rqs) {}
+
+  __device__ __forceinline__ void operator()(S* params, S* sums, S v, S* out, S* ladj) const {
+    const Constants<S, Clip>& c = *this;
+    S top[2];
+    eval_found(c, find(c, params, sums, kRowsOfTile, 1, v, top), true, v, out, ladj);
+  }
+};
+
 template <class S>
 struct Shared {
-  S *units, *partial, *params;
+  S *units, *partial, *params, *sums;
 
-  static size_t bytes(int64_t units, int params) {
-    return sizeof(S) * size_t(kRowsOfTile) * size_t(units + kSweepUnits + (params | 1));
+  static size_t bytes(int64_t units, int params, int sums) {
+    return sizeof(S) * size_t(kRowsOfTile) * size_t(units + kSweepUnits + (params | 1) + sums);
   }
   __device__ Shared(unsigned char* at, const Net& net) {
     units = reinterpret_cast<S*>(at);
     partial = units + net.units * kRowsOfTile;
     params = partial + kSweepUnits * kRowsOfTile;
+    sums = params + (net.params | 1) * kRowsOfTile;
   }
 };
 
@@ -159,10 +185,10 @@ __device__ __forceinline__ int products(const Layer& l, const SweepStep& step, c
   return parts;
 }
 
-template <class S>
+template <class S, class Map>
 __global__ void __launch_bounds__(kThreads, 2)
     sweep_kernel(const __grid_constant__ Net net, const __grid_constant__ SweepArgs a,
-                 const __grid_constant__ SweepWork w, const __grid_constant__ Affine<S> map) {
+                 const __grid_constant__ SweepWork w, const __grid_constant__ Map map) {
   FK_DYNAMIC_SHARED(bytes);
   const Shared<S> shared(bytes, net);
   const S* const packed = static_cast<const S*>(w.packed);
@@ -176,9 +202,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (step.layer == net.n) {
         if (warp == 0) {
           const S z = valid ? static_cast<const S*>(a.z)[row * a.z_stride + step.count] : S(0);
-          const S* const params = shared.params + lane * pitch;
           S out, term;
-          map.eval(net.params == 2 ? params[0] : S(0), params[net.params - 1], z, &out, &term);
+          map(shared.params + lane * pitch, shared.sums + lane, z, &out, &term);
           if (valid) static_cast<S*>(a.x)[row * a.features + step.count] = out;
           shared.units[(net.layer[0].in + step.first) * kRowsOfTile + lane] = out;
           ladj.add(term);
@@ -216,37 +241,43 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class S>
 void run(const SweepArgs& a, const SweepWork& w, const CudaStream& on) {
   Net net = {};
-  lay_out<S>(a.net, a.map.params(), net);
+  lay_out<S>(a.net, a.map, net);
   int64_t units = 0;
   for (int i = 0; i < net.n; ++i) units += net.layer[i].given.n_out;
   launch(on, unsigned(units), kThreads, 0, pack_kernel<S>, net, static_cast<S*>(w.packed));
-  const size_t shared = Shared<S>::bytes(net.units, net.params);
-  const int64_t resident = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, on.device) / int64_t(shared + 1024);
+  const size_t shared = Shared<S>::bytes(net.units, net.params, net.sums);
+  const int64_t room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, on.device) / int64_t(shared + 1024);
+  const int64_t resident = room < 1 ? 1 : room < 8 ? room : 8;
+  const int64_t most = attribute(cudaDevAttrMultiProcessorCount, on.device) * resident;
   const int64_t tiles = (a.rows + kRowsOfTile - 1) / kRowsOfTile;
-  const int64_t most = attribute(cudaDevAttrMultiProcessorCount, on.device) * (resident < 1   ? 1
-                                                                               : resident < 8 ? resident
-                                                                                              : 8);
-  launch(on, unsigned(tiles < most ? tiles : most), kThreads, shared, sweep_kernel<S>, net, a, w,
-         Affine<S>(a.map.affine));
+  const auto sweep = [&](const auto& map) {
+    using Map = std::decay_t<decltype(map)>;
+    launch(on, unsigned(tiles < most ? tiles : most), kThreads, shared, sweep_kernel<S, Map>, net, a, w, map);
+  };
+  if (a.map.is_affine)
+    sweep(AffineMap<S>(a.map));
+  else if (a.map.rqs.clip_size != 0)
+    sweep(SplineMap<S, true>(a.map));
+  else
+    sweep(SplineMap<S, false>(a.map));
 }
 
 }  // namespace
 }  // namespace cuda
 
 int64_t sweep_packed(const NetSpec& spec) {
-  // Room for either type: vectors of float are the longer ones.
   cuda::Net net = {};
-  return cuda::lay_out<float>(spec, 1, net);
+  return cuda::lay_out<float>(spec, {}, net);  // of double it is no more: its vectors are shorter
 }
 
-bool sweep_fits(int64_t units, int params, int type, int device) {
-  const size_t bytes = DType(type) == DType::f64 ? cuda::Shared<double>::bytes(units, params)
-                                                 : cuda::Shared<float>::bytes(units, params);
+bool sweep_fits(int64_t units, int params, int bins, int type, int device) {
+  const size_t bytes = DType(type) == DType::f64 ? cuda::Shared<double>::bytes(units, params, 2 * bins)
+                                                 : cuda::Shared<float>::bytes(units, params, 2 * bins);
   return int64_t(bytes) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
 void sweep_fwd(const SweepArgs& a, const SweepWork& w, const CudaStream& on) {
-  if (a.net.n > kMaxSweepLayers || !a.map.is_affine) throw std::invalid_argument("sweep: not on a GPU");
+  if (a.net.n > kMaxSweepLayers) throw std::invalid_argument("sweep: a GPU's has at most 16 layers");
   cuda::by_arithmetic(a.type, [&](auto s) { cuda::run<decltype(s)>(a, w, on); });
 }
 

@@ -30,13 +30,12 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return reason
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return "its sweep back has no CUDA kernel yet"
-    if not isinstance(spec.univariate, AffineSpec):
-        return "its CUDA kernel maps by affine maps only, yet"
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
-    if not on.module.sweep_fits(units, P, DTYPES[dtype], x.device.index or 0):
+    bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+    if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
 
