@@ -16,10 +16,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret check bench clean
+.PHONY: help build demo test lint types interpret check bench gpu-check clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(INSTALLED): requirements/torch.txt requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -60,6 +60,9 @@ check: build  ## pytest: tests and doctests
 
 bench: build  ## benchmarks against the peers
 	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) bench/compare.py run.json
+
+gpu-check:  ## builds, tests and times the CUDA kernels on this machine's GPU, python and torch; no network, no .venv
+	$(PYTHON) bench/gpu_check.py
 
 clean:  ## removes what was built; keeps .venv
 	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis .benchmarks $(BUILT) flowkernels/*.so

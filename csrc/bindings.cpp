@@ -12,6 +12,7 @@
 #include "common/parallel.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
+#include "masked_linear/net_args.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -29,39 +30,10 @@ static void advise_huge(uintptr_t p, size_t bytes) {
 #endif
 }
 
-// A layer as Python lists it: weight, its row stride, bias, n_in, n_out, in_order, out_order, limit, add, its row
-// stride, gate, its row stride, kept input, gradients of weight, bias, add, gate.
-using LayerNumbers = std::array<int64_t, 17>;
-
-// A network as Python lists it: layers, residual, activation between layers and after the last.
-struct PyNet {
-  std::vector<MaskedLayer> layers;
-  NetSpec spec;
-
-  PyNet(const std::vector<LayerNumbers>& numbers, bool residual, int activation, int last) {
-    if (numbers.empty() || numbers.size() > kMaxLayers) throw std::invalid_argument("a net has 1 to 64 layers");
-    if (residual && numbers.size() % 2) throw std::invalid_argument("a residual net has an even number of layers");
-    const auto at = [](int64_t p) { return ptr(uintptr_t(p)); };
-    const auto ints = [&](int64_t p) { return static_cast<const int32_t*>(at(p)); };
-    for (const auto& n : numbers) {
-      if (!n[0] || n[3] < 1 || n[4] < 1) throw std::invalid_argument("net: null weight or empty layer");
-      if (!layers.empty() && layers.back().n_out != n[3]) throw std::invalid_argument("net: layers do not fit");
-      layers.push_back({at(n[0]), n[1], at(n[2]), n[3], n[4], ints(n[5]), ints(n[6]), ints(n[7]), at(n[8]), n[9],
-                        at(n[10]), n[11], at(n[12]), at(n[13]), at(n[14]), at(n[15]), at(n[16])});
-    }
-    spec = {layers.data(), int(layers.size()), residual, Activation(activation), Activation(last)};
-  }
-};
-
 static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
   if (rows < 1) throw std::invalid_argument("rows must be at least 1");  // tiles divide by their number
   for (uintptr_t p : pointers)
     if (!p) throw std::invalid_argument("null data pointer");
-}
-
-static void require_sweep(const PyNet& net, const UnivariateMap& map, int64_t features) {
-  if (net.layers[0].n_in != features || net.spec.n_out() != features * map.params())
-    throw std::invalid_argument("sweep: the net does not fit");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -125,14 +97,14 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     actnorm_bwd(a, threads);
   });
-  py::class_<PyNet>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
+  py::class_<NetLayers>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
   m.def("net_fwd",
-        [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
+        [](const NetLayers& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
           require_rows(rows, {x, y});
           py::gil_scoped_release unlocked;
           net_fwd({net.spec, DType(type), rows, ptr(x), x_stride, ptr(y), nullptr, nullptr}, threads);
         });
-  m.def("net_bwd", [](const PyNet& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y,
+  m.def("net_bwd", [](const NetLayers& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y,
                       uintptr_t grad_y, uintptr_t grad_x, int threads) {
     require_rows(rows, {x, grad_y});
     py::gil_scoped_release unlocked;
@@ -143,9 +115,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
       .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   const auto flow_layer = [](bool backward) {
-    return [backward](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t x,
-                      int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns, uintptr_t y,
-                      uintptr_t ladj, uintptr_t grad_x, int threads) {
+    return [backward](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                      uintptr_t x, int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns,
+                      uintptr_t y, uintptr_t ladj, uintptr_t grad_x, int threads) {
       if (net.spec.n_out() != n_columns * map.params()) throw std::invalid_argument("flow_layer: the net does not fit");
       require_rows(rows, {x, in_columns, columns});
       if (!backward) require_rows(rows, {y, ladj});
@@ -174,22 +146,19 @@ PYBIND11_MODULE(_C, m) {
   };
   m.def("flow_layer_fwd", flow_layer(false));
   m.def("flow_layer_bwd", flow_layer(true));
-  m.def("sweep_fwd", [](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, int threads) {
-    require_sweep(net, map, features);
-    require_rows(rows, {z, x, ladj});
-    const SweepArgs a = {net.spec, map,    DType(type), rows,    features, ptr(z),
-                         z_stride, ptr(x), ptr(ladj),   nullptr, nullptr,  nullptr};
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    require_rows(rows, {ladj});
+    a.ladj = ptr(ladj);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, threads);
   });
   m.def("sweep_bwd",
-        [](const PyNet& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t z,
+        [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t z,
            int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj, uintptr_t grad_z, int threads) {
-          require_sweep(net, map, features);
-          require_rows(rows, {z, x});
-          const SweepArgs a = {net.spec, map,    DType(type), rows,        features,       ptr(z),
-                               z_stride, ptr(x), nullptr,     ptr(grad_x), ptr(grad_ladj), ptr(grad_z)};
+          SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+          a.grad_x = ptr(grad_x), a.grad_ladj = ptr(grad_ladj), a.grad_z = ptr(grad_z);
           py::gil_scoped_release unlocked;
           sweep_bwd(a, threads);
         });

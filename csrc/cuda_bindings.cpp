@@ -5,8 +5,11 @@
 
 #include "actnorm/actnorm.h"
 #include "affine/affine.h"
+#include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
+#include "masked_linear/net_args.h"
+#include "rqs/rqs.h"
 
 namespace py = pybind11;
 using namespace fk;
@@ -18,6 +21,19 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("archs") = FK_CUDA_ARCHS;
   m.def("device_count", &device_count);
 
+  py::class_<RqsSpec>(m, "RqsSpec", py::module_local()).def(py::init(&rqs_spec));
+  const auto rqs = [](bool backward) {
+    return [backward](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
+                      int64_t x_stride, int64_t params_stride, int x_type, int params_type,
+                      const std::array<uintptr_t, 8>& tensors, int device, uintptr_t stream) {
+      const RqsArgs a = rqs_args(backward, dims, features, x_stride, params_stride, x_type, params_type, tensors);
+      py::gil_scoped_release unlocked;
+      const CudaStream on = stream_of(device, stream);
+      backward ? rqs_bwd(s, a, on) : rqs_fwd(s, a, on);
+    };
+  };
+  m.def("rqs_fwd", rqs(false));
+  m.def("rqs_bwd", rqs(true));
   py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
   const auto affine = [](bool backward) {
     return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
@@ -65,5 +81,23 @@ PYBIND11_MODULE(_cuda, m) {
                       reinterpret_cast<void*>(work[2])};
     py::gil_scoped_release unlocked;
     lu_bwd(a, w, stream_of(device, stream));
+  });
+
+  py::class_<NetLayers>(m, "Net", py::module_local())
+      .def(py::init<const std::vector<LayerNumbers>&, bool, int, int>())
+      .def("packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
+  py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local())
+      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
+      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
+  m.def("sweep_fits", &sweep_fits);
+  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
+                        uintptr_t packed, int device, uintptr_t stream) {
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    a.ladj = reinterpret_cast<void*>(ladj);
+    const SweepWork w = {reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
+    if (!a.ladj || !w.steps || !w.packed) throw std::invalid_argument("sweep: null data pointer");
+    py::gil_scoped_release unlocked;
+    sweep_fwd(a, w, stream_of(device, stream));
   });
 }

@@ -84,12 +84,15 @@ class Backend:
         self,
         machine: Cpu | Cuda,
         fwd: Callable[..., Any],
-        bwd: Callable[..., Any],
+        bwd: Callable[..., Any] | None,
         why_not: Callable[..., str | None],
         fwd_saving: Callable[..., Any] | None = None,
     ) -> None:
-        self.fwd, self.bwd, self.why_not = (functools.partial(f, machine) for f in (fwd, bwd, why_not))
-        if fwd_saving is not None:  # the router asks whether it is there
+        self.fwd, self.why_not = functools.partial(fwd, machine), functools.partial(why_not, machine)
+        # The router asks whether these are there.
+        if bwd is not None:
+            self.bwd = functools.partial(bwd, machine)
+        if fwd_saving is not None:
             self.fwd_saving = functools.partial(fwd_saving, machine)
 
 

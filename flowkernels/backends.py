@@ -19,7 +19,10 @@ NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 _PLAIN = (
     "rqs", "affine", "actnorm", "lu_linear", "masked_linear", "made", "autoregressive_inverse", "flow_layer"
 )  # fmt: skip
-MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN}
+MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
+    (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
+    for op in ("masked_linear", "made")
+}
 
 
 # A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -30,11 +31,12 @@ def _skipped(dtype: str) -> pytest.MarkDecorator | None:
     return None
 
 
-def _isas(config: pytest.Config) -> list[str]:
-    """Every instruction set this processor has; one dummy where the CPU kernels do not run."""
+def _isas(config: pytest.Config, module: object) -> list[str]:
+    """Every instruction set this processor has; one dummy where the CPU kernels do not run. And "emulated", CUDA's
+    kernels on CPU tensors, in modules of tests that say EMULATED."""
     if _C is None or config.getoption("--device") != "cpu" or backends.default() not in ("auto", "cpu"):
         return ["default"]
-    return list(_C.isas())
+    return list(_C.isas()) + ["emulated"] * getattr(module, "EMULATED", False)
 
 
 def _machines(config: pytest.Config) -> list[str]:
@@ -45,7 +47,7 @@ def _machines(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    isas = [(isa,) for isa in _isas(metafunc.config)] if "isa" in metafunc.fixturenames else [()]
+    isas = [(isa,) for isa in _isas(metafunc.config, metafunc.module)] if "isa" in metafunc.fixturenames else [()]
     machines = _machines(metafunc.config) if "machine" in metafunc.fixturenames else []
     if machines:
         names = ["machine", "isa"][: 1 + len(isas[0])]
@@ -77,6 +79,20 @@ def machine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+@contextlib.contextmanager
+def _running(isa: str) -> Iterator[None]:
+    if isa == "emulated":
+        with emulator.running():
+            yield
+    elif isa == "default":
+        yield
+    else:
+        before = _C.isa()
+        _C.use_isa(isa)
+        yield
+        _C.use_isa(before)
+
+
 @pytest.fixture
 def cuda_on_cpu() -> Iterator[emulator.Emulated]:
     """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
@@ -87,13 +103,8 @@ def cuda_on_cpu() -> Iterator[emulator.Emulated]:
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set."""
-    if request.param == "default":
+    with _running(request.param):
         yield request.param
-        return
-    before = _C.isa()
-    _C.use_isa(request.param)
-    yield request.param
-    _C.use_isa(before)
 
 
 @pytest.fixture
@@ -101,18 +112,16 @@ def all_isas(request: pytest.FixtureRequest) -> Iterator[object]:
     """An iterable of instruction sets, each in use while the loop is on it: for tests whose
     float64 truth is dear and the same for all."""
     machine = request.getfixturevalue("machine") if "machine" in request.fixturenames else "cpu"
-    names = _isas(request.config) if machine == "cpu" else ["default"]
-    before = _C.isa() if names != ["default"] else None
+    names = _isas(request.config, request.module) if machine == "cpu" else ["default"]
 
-    def each() -> Iterator[str]:
+    def each() -> Generator[str, None, None]:
         for name in names:
-            if before is not None:
-                _C.use_isa(name)
-            yield name
+            with _running(name):
+                yield name
 
-    yield each()
-    if before is not None:
-        _C.use_isa(before)
+    found = each()
+    yield found
+    found.close()  # a test that failed half way
 
 
 @pytest.fixture

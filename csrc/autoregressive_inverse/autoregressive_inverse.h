@@ -1,5 +1,6 @@
 // Launchers of the inverse of an autoregressive layer, on raw pointers. No torch, no Python.
 #pragma once
+#include "../common/cuda_stream.h"
 #include "../flow_layer/flow_layer.h"
 
 namespace fk {
@@ -20,7 +21,31 @@ struct SweepArgs {
   void* grad_z;
 };
 
+// Without ladj and gradients.
+SweepArgs sweep_args(const NetSpec&, const UnivariateMap&, int type, int64_t rows, int64_t features, uintptr_t z,
+                     int64_t z_stride, uintptr_t x);
+
 void sweep_fwd(const SweepArgs&, int threads);
 void sweep_bwd(const SweepArgs&, int threads);
+
+// What a sweep does, one after the other, as flowkernels/ops/autoregressive_inverse/schedule.py lists it: computes the
+// units [first, first + count) of a layer, in degree order, from its first `inputs` inputs; or, where `layer` is the
+// number of layers, maps the first-th feature in that order, column `count`.
+struct SweepStep {
+  int32_t layer, first, count, inputs;
+};
+constexpr int kSweepUnits = 32;      // of a step
+constexpr int kMaxSweepLayers = 16;  // of a net that a GPU sweeps
+
+struct SweepWork {
+  const SweepStep* steps;  // on the device
+  int64_t n_steps;
+  void* packed;  // of sweep_packed() numbers, to be overwritten
+};
+
+int64_t sweep_packed(const NetSpec&);
+// Whether 32 rows of what enters the layers, so many units in all, find room in shared memory; bins: 0 for affine maps.
+bool sweep_fits(int64_t units, int params, int bins, int type, int device);
+void sweep_fwd(const SweepArgs&, const SweepWork&, const CudaStream&);
 
 }  // namespace fk

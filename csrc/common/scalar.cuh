@@ -10,6 +10,14 @@
 namespace fk::cuda {
 
 template <class T>
+struct ScalarOf {
+  using S = T;
+};
+template <class T>
+FK_INLINE T splat(T v) {
+  return v;
+}
+template <class T>
 FK_INLINE T select(bool on, T a, T b) {
   return on ? a : b;
 }
@@ -35,6 +43,9 @@ FK_INLINE float log1p_unit(float a) { return log1pf(a); }
 FK_INLINE double log1p_unit(double a) { return log1p(a); }
 FK_INLINE float tanh_(float a) { return tanhf(a); }
 FK_INLINE double tanh_(double a) { return tanh(a); }
+// The normal distribution function.
+FK_INLINE float normal_cdf(float a) { return 0.5f * erfcf(a * -0.70710678f); }
+FK_INLINE double normal_cdf(double a) { return 0.5 * erfc(a * -0.70710678118654752); }
 // 2^t for t <= 0, not below the smallest normal number.
 FK_INLINE float exp2_nonpositive(float t) { return exp2f(max_(t, -126.f)); }
 FK_INLINE double exp2_nonpositive(double t) { return exp2(max_(t, -1022.)); }

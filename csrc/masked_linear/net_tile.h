@@ -2,6 +2,8 @@
 // nothing between input and output leaves the cache, and backward computes it again instead of reading it back.
 #pragma once
 #include "../common/parallel.h"
+#include "normal_cdf.h"
+
 #include "activation.h"
 #include "few_rows.h"
 #include "net.h"

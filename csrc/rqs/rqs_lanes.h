@@ -3,12 +3,10 @@
 #pragma once
 #include "../common/pair.h"
 #include "../common/simd.h"
-#include "rqs.h"
-#include "rqs_math.h"
+#include "rqs_bin.h"
 
 namespace fk::FK_ISA {
 
-constexpr int kMaxBins = 128;
 // Bins from which the binary search is no slower than selecting while the knots are summed: a
 // search is log2 K + 7 gathers over lanes, the scan 7 blends a knot, at half a cycle each, beside
 // exponentials that are computed anyway (K = 8: 11 against 23 ns an element, K = 64: a tie).
@@ -31,35 +29,18 @@ struct Rows {
   FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
 };
 
-// RqsSpec in the arithmetic type.
-//
-// kLeast: the smallest bin, as a fraction of the box, where the setting allows none: far below the
-// spacing of x, and large enough that h / w and its square stay finite.
+// A spline's constants, and where its params lie in a block.
 template <class Scalar, bool Clip>
-struct Consts : Rows {
+struct Consts : Constants<Scalar, Clip>, Rows {
   using S = Scalar;
   using V = typename Simd<S>::V;
-  static constexpr bool kClipped = Clip;
-  static constexpr double kLeast = sizeof(S) == 4 ? 1e-12 : 1e-24;
-  S min_size[2], free_size[2], low[2], high[2];  // [0] widths / x, [1] heights / y
-  S min_slope, logit_scale, exp2_scale, clip_size, clip_slope, edge_logit;
+  using Constants<S, Clip>::bins;
+  using Constants<S, Clip>::tails;
   S offset[2][kMaxBins];  // of knot k without the softmax part
 
-  explicit Consts(const RqsSpec& s) : Rows{s.bins, s.params(), s.tails} {
-    const double lo[2] = {s.left, s.bottom}, hi[2] = {s.right, s.top}, mn[2] = {s.min_width, s.min_height};
-    for (int i = 0; i < 2; ++i) {
-      low[i] = S(lo[i]);
-      high[i] = S(hi[i]);
-      min_size[i] = S((hi[i] - lo[i]) * (mn[i] > kLeast ? mn[i] : kLeast));
-      free_size[i] = S((hi[i] - lo[i]) * (1 - mn[i] * s.bins));
-      for (int k = 0; k < s.bins; ++k) offset[i][k] = S(lo[i]) + min_size[i] * S(k);
-    }
-    min_slope = S(s.min_slope);
-    logit_scale = S(s.logit_scale);
-    exp2_scale = S((Clip ? 1 : s.logit_scale) * 1.4426950408889634);
-    clip_size = S(s.clip_size);
-    clip_slope = S(s.clip_slope);
-    edge_logit = S(s.edge_logit);
+  explicit Consts(const RqsSpec& s) : Constants<S, Clip>(s), Rows{s.bins, s.params(), s.tails} {
+    for (int i = 0; i < 2; ++i)
+      for (int k = 0; k < s.bins; ++k) offset[i][k] = this->low[i] + this->min_size[i] * S(k);
   }
 };
 
@@ -73,50 +54,6 @@ FK_INLINE void set_edges(const C& c, Block<S>& b) {
 }
 
 // ---- from logits to the bin ----
-
-// Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
-// and in the bin; slope logits at its two knots.
-template <class T>
-struct Found {
-  T k, before[2], in[2], u0, u1, inv_sum[2];
-};
-
-template <class V>
-FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
-  const V inv = 1 / (sum_x * sum_y);  // one division for both; each sum is between 1 and K
-  Found<V> f = {};
-  f.inv_sum[0] = sum_y * inv;
-  f.inv_sum[1] = sum_x * inv;
-  return f;
-}
-
-// Soft-clips the K logits in place where the parametrisation says so; returns their maximum.
-template <class C, class V = typename C::V>
-FK_INLINE V clip_and_max(const C& c, V* u) {
-  if constexpr (C::kClipped) {
-    for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(u[k] * c.logit_scale, c.clip_size);
-  }
-  V top = u[0];
-  for (int k = 1; k < c.bins; ++k) top = max_(top, u[k]);
-  return top;
-}
-
-// The sum of rows 0 .. k in two levels, eight rows at a time, what the upper level rounds away
-// starting the next eight: its error is that of a few additions for any K. (A knot is such a sum, and
-// a thin bin magnifies a knot's error by up to 1000.)
-template <class V>
-struct RunningSum {
-  V done = {}, part = {};
-  FK_INLINE V add(int k, V e) {
-    part += e;
-    const V total = done + part;
-    if ((k & 7) == 7) {
-      part -= total - done;
-      done = total;
-    }
-    return total;
-  }
-};
 
 // e[k] = exp(u[k] - max u); returns their sum.
 template <class C, class V = typename C::V>
@@ -242,52 +179,17 @@ FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
   return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
 }
 
-template <class C, class T, class M>
-FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
-  T corner[2], size[2];
-  for (int i = 0; i < 2; ++i) {
-    const T unit_size = f.inv_sum[i] * c.free_size[i];
-    size[i] = unit_size * f.in[i] + c.min_size[i];
-    corner[i] = f.k * c.min_size[i] + f.before[i] * unit_size + c.low[i];
-    corner[i] = select(last, c.high[i] - size[i], corner[i]);  // the outer knot is the box's corner, exactly
-  }
-  Bin<T> r;
-  r.x0 = corner[0];
-  r.w = size[0];
-  r.inv_w = 1 / size[0];
-  r.y0 = corner[1];
-  r.h = size[1];
-  r.d0 = slope_value<C::kClipped>(f.u0, c.min_slope, c.clip_slope);
-  r.d1 = slope_value<C::kClipped>(f.u1, c.min_slope, c.clip_slope);
-  return r;
-}
-
 // ---- two blocks of lanes ----
 
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
   set_edges(c, b[0]);
   set_edges(c, b[1]);
-  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
-  const auto last = f.k == S(c.bins - 1);
-  const Bin<T> bin = bin_of(c, f, last);
-  T y, l;
-  if (inverse) {
-    const Shape<T> p = shape_at(bin, theta_of_y(bin, v, last, c.high[1]));
-    y = bin.x0 + bin.w * p.theta;
-    l = -log_(slope_of(p));
-  } else {
-    const Shape<T> p = shape_at(bin, theta_of_x(bin, v, last, c.high[0]));
-    y = bin.y0 + bin.h * (p.num * p.inv_den);
-    l = log_(slope_of(p));
-  }
-  y = min_(max_(y, T{} + c.low[!inverse]), T{} + c.high[!inverse]);
-  *out = select(inside, y, v);
-  *ladj = select(inside, l, T{});
+  eval_found(c, f, inverse, v, out, ladj);
 }
 
-// Softmax backward of a_j = corner for j < k, size for j = k, 0 after: rows of one block.
+// Softmax backward: rows of one block.
 template <class C, class S = typename C::S, class V = typename C::V>
 FK_INLINE void size_grads(const C& c, Block<S>& b, int i, V k, V a_before, V a_in, V a_after) {
   const int K = c.bins;
@@ -318,39 +220,15 @@ template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
   set_edges(c, b[0]);
   set_edges(c, b[1]);
-  const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
-  const auto last = f.k == S(c.bins - 1);
-  const Bin<T> bin = bin_of(c, f, last);
-  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v, last, c.high[1]) : theta_of_x(bin, v, last, c.high[0]));
-  T gy = g_out, gl = g_ladj, g_v;
-  if (inverse) {  // implicit function theorem: see the derivation
-    g_v = (g_out - g_ladj * ladj_slope(bin, p)) / slope_of(p);
-    gy = -g_v;
-    gl = -g_ladj;
-  }
-  const BinGrad<T> g = grad_of(bin, p, gy, gl);
-  if (!inverse) g_v = g.x;
-
-  const T zero = {};
-  const T g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
-  const T g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
+  const FoundGrad<T> g = grad_found(c, f, inverse, v, g_out, g_ladj);
   for (int i = 0; i < 2; ++i) {
-    const T scale = f.inv_sum[i] * (c.logit_scale * c.free_size[i]);
-    // a_j minus its mean, with the masses after and in the bin rather than before it: in the last bin
-    // the one is 0, and what cancels in exact arithmetic is never formed.
-    const T after_mass = select(last, zero, 1 - (f.before[i] + f.in[i]) * f.inv_sum[i]);
-    const T excess = g_corner[i] - g_size[i];
-    const T low = g_corner[i] * after_mass + excess * (f.in[i] * f.inv_sum[i]);
-    const T before = low * scale, in = (low - excess) * scale, after = (low - g_corner[i]) * scale;
-    size_grads(c, b[0], i, f.k.a, before.a, in.a, after.a);
-    size_grads(c, b[1], i, f.k.b, before.b, in.b, after.b);
+    size_grads(c, b[0], i, f.k.a, g.before[i].a, g.in[i].a, g.after[i].a);
+    size_grads(c, b[1], i, f.k.b, g.before[i].b, g.in[i].b, g.after[i].b);
   }
-  const T g0 = select(inside, g.d0 * slope_grad<C::kClipped>(bin.d0, f.u0, c.clip_slope), zero);
-  const T g1 = select(inside, g.d1 * slope_grad<C::kClipped>(bin.d1, f.u1, c.clip_slope), zero);
-  slope_grads(c, b[0], f.k.a, g0.a, g1.a);
-  slope_grads(c, b[1], f.k.b, g0.b, g1.b);
-  return select(inside, g_v, g_out);
+  slope_grads(c, b[0], f.k.a, g.u0.a, g.u1.a);
+  slope_grads(c, b[1], f.k.b, g.u0.b, g.u1.b);
+  return g.v;
 }
 
 // Compiled in rqs_cpu.cpp, once for every op that maps through splines.

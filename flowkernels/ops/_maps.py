@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from flowkernels import _native
 from flowkernels.ops.affine import native as affine
@@ -12,7 +13,7 @@ from flowkernels.ops.rqs.spec import RqsSpec
 
 
 @functools.lru_cache(maxsize=1024)
-def univariate_map(spec: RqsSpec | AffineSpec):
-    """A handle of the map, in the direction that the spec says."""
-    handle = affine.handle(_native.C, spec) if isinstance(spec, AffineSpec) else rqs.handle(_native.C, spec)
-    return _native.C.UnivariateMap(handle)
+def univariate_map(spec: RqsSpec | AffineSpec, module: Any = _native.C) -> Any:
+    """A handle of the map, in the direction that the spec says, as this compiled module takes it."""
+    handle = affine.handle(module, spec) if isinstance(spec, AffineSpec) else rqs.handle(module, spec)
+    return module.UnivariateMap(handle)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._machine import CPU, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops.made.plan import LayerPlan
 
@@ -20,10 +21,11 @@ _SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _MAX_LAYERS = 64  # kMaxLayers of csrc/masked_linear/net.h
 
 
-def why_not(tensors: Sequence[Tensor]) -> str | None:
+def why_not(tensors: Sequence[Tensor], on: Cpu | Cuda = CPU) -> str | None:
     """Why these tensors (x first, all of one dtype) cannot run on the compiled kernels, or None."""
-    if _native.C is None:
-        return _native.why_missing
+    reason = on.why_not(tensors)
+    if reason is not None:
+        return reason
     dtype = tensors[0].dtype
     if dtype not in DTYPES:
         return f"no kernel for {dtype}"
@@ -31,12 +33,9 @@ def why_not(tensors: Sequence[Tensor]) -> str | None:
         return "x has no features"
     if len(tensors) > 1 + 2 * _MAX_LAYERS:
         return f"the net may have more than {_MAX_LAYERS} layers"
-    for t in tensors:
-        if not t.is_cpu:
-            return f"a tensor is on {t.device}"
-        if t.dtype is not dtype:
-            return "the inputs have several dtypes"
-    if torch.is_autocast_enabled("cpu"):
+    if any(t.dtype is not dtype for t in tensors):
+        return "the inputs have several dtypes"
+    if torch.is_autocast_enabled(tensors[0].device.type):
         return "autocast chooses the dtype of every product"
     return None
 
@@ -101,11 +100,11 @@ class Net:
     activation: str
     last: str = "identity"
 
-    def handle(self):
-        """The network as the compiled module takes it."""
+    def handle(self, module: Any = _native.C) -> Any:
+        """The network as this compiled module takes it."""
         numbers = [layer.numbers() for layer in self.layers]
         act, last = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.last)
-        return _native.C.Net(numbers, self.residual, act, last)
+        return module.Net(numbers, self.residual, act, last)
 
     def keep(self, rows: int) -> list[Tensor]:
         """Makes the forward pass leave what enters hidden layers, for `reuse` in the backward pass.

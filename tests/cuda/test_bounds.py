@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowkernels import ops
 from tests import emulator
+from tests.cases import n_params
 
 pytestmark = pytest.mark.usefixtures("poison")
 ORDERS = ("forward",) if emulator.ASAN else tuple(emulator.ORDERS)
@@ -24,14 +25,23 @@ def affine(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple
     return ops.affine, [torch.randn(shape).to(dtype), params.to(dtype)]
 
 
+def rqs(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Callable[..., Any], list[Tensor]]:
+    params = torch.randn(*shape, n_params(settings["bins"], settings.get("tails", "linear")))
+    return ops.rqs, [torch.randn(shape).to(dtype), params.to(dtype)]
+
+
 CASES = {
     "affine": affine,
+    "rqs": rqs,
 }  # name: shape, dtype, settings -> op and its tensors
 SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (3, 1031), (65, 4))
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "affine": (
         {"scale": "sigmoid"}, {"scale": "additive", "inverse": True}, {"scale": "exp", "mask": True},
         {"scale": "tanh", "part": slice(None, None, 2)}, {"scale": "softplus", "part": slice(0, 1)},
+    ),
+    "rqs": (
+        {"bins": 8}, {"bins": 3, "tails": "circular", "inverse": True}, {"bins": 32, "parametrization": "soft_clip"},
     ),
 }  # fmt: skip
 

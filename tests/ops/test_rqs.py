@@ -15,6 +15,7 @@ from tests.cases import BINS, PARAMETRIZATIONS, SHAPES, TAILS, n_params
 from tests.numbers import assert_within_rule
 from tests.ops.spline import BOUND, Result, condition, draw, reference, run, truth, weights
 
+EMULATED = True  # the CUDA kernels are one more instruction set
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 BOX = (-1.0, 2.0, -3.0, 0.5)

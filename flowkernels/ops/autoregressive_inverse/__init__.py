@@ -22,7 +22,7 @@ _op = Op(
     "autoregressive_inverse",
     spec_type=SweepSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "reference": reference},
 )
 
 

@@ -24,7 +24,7 @@ op = Op(
     "rqs",
     spec_type=RqsSpec,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "triton": triton, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_fake,

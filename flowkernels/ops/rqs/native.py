@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels._machine import CPU, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 
 from .spec import TAILS, RqsSpec
@@ -107,4 +107,4 @@ def bwd(
     )
 
 
-cpu = Backend(CPU, fwd, bwd, why_not)
+cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

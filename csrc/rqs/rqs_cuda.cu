@@ -1,0 +1,269 @@
+// The rational-quadratic spline on a GPU: one thread per element. Params are rows of P numbers, so a warp fetches those
+// of its elements together, in whole sectors, into shared memory, and every thread works on its own row there; backward
+// leaves the row's gradient in its place and the warp stores them together. A block takes whole rows of features, so
+// that ladj is summed in shared memory, in an order that the number of features alone decides.
+#include "../common/divide.cuh"
+#include "../common/launch.cuh"
+#include "../common/reduce.cuh"
+#include "../common/storage.cuh"
+#include "rqs_find.cuh"
+
+namespace fk {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 128, kWarps = kThreads / 32;
+// Elements whose ladj a block keeps; longer rows are summed on the way.
+constexpr int kGroup = 512, kSmallGroup = 128;
+constexpr int64_t kManyElements = int64_t(1) << 18;  // from which blocks take large groups
+constexpr size_t kDynamicBytes = 43 << 10;           // with ladjs, within the 48 KiB that every GPU gives unasked
+
+struct Call {
+  int ndim;
+  Divisor size[Rows::kMaxDims];
+  int64_t x_row[Rows::kMaxDims], params_row[Rows::kMaxDims];
+  int64_t rows, rows_per_block, x_stride, params_stride;
+  Divisor features;
+  int64_t D;
+  int P, pitch, lanes, warp_words;  // params, the distance of rows in shared memory, elements and memory of a warp
+  bool inverse, even, flat_in, flat_out;
+  DType x_type, params_type;
+  RqsArgs a;
+};
+
+struct Place {
+  int64_t row, x, params;  // row of ladj, offsets of x and of the params
+};
+
+__device__ __forceinline__ Place place(const Call& c, int64_t element) {
+  int64_t d = element, row = c.features.split(d);
+  Place p = {row, element, element * c.params_stride};
+  if (c.even) return p;
+  p.x = d * c.x_stride;
+  p.params = d * c.params_stride;
+  int64_t rest = row;
+  for (int i = c.ndim - 1; i >= 0; --i) {
+    int64_t index = rest;
+    rest = i > 0 ? c.size[i].split(index) : 0;
+    p.x += index * c.x_row[i];
+    p.params += index * c.params_row[i];
+  }
+  return p;
+}
+
+// ---- params between memory and the warp's rows in shared memory ----
+
+// Rows that lie without gaps on both sides: 16 bytes' worth of S at a time. In shared memory they begin where they do
+// in memory, within a vector.
+template <class S>
+__device__ __forceinline__ void fetch_flat(const Call& c, int64_t first, int n, S* rows, int lane) {
+  constexpr int V = kVector<S>;
+  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
+  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
+    if (i >= begin && i + V <= end) {
+      S v[V];
+      load_vector(c.params_type, c.a.params, i, v);
+      store_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
+    } else {
+      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
+        rows[j - base] = load<S>(c.params_type, c.a.params, j);
+    }
+  }
+}
+template <class S>
+__device__ __forceinline__ void put_flat(const Call& c, int64_t first, int n, const S* rows, int lane) {
+  constexpr int V = kVector<S>;
+  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
+  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
+    if (i >= begin && i + V <= end) {
+      S v[V];
+      load_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
+      store_vector(c.params_type, c.a.grad_params, i, v);
+    } else {
+      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
+        store(c.params_type, c.a.grad_params, j, rows[j - base]);
+    }
+  }
+}
+
+// Row after row, which may lie anywhere: `at`, of the lane's own row.
+template <class S>
+__device__ __forceinline__ void fetch_rows(const Call& c, int64_t at, int n, S* rows, int lane) {
+  for (int r = 0; r < n; ++r) {
+    const int64_t from = __shfl_sync(0xffffffffu, at, r);
+    for (int p = lane; p < c.P; p += 32) rows[r * c.pitch + p] = load<S>(c.params_type, c.a.params, from + p);
+  }
+}
+template <class S>
+__device__ __forceinline__ void put_rows(const Call& c, int64_t first, int n, const S* rows, int lane) {
+  for (int r = 0; r < n; ++r)
+    for (int p = lane; p < c.P; p += 32)
+      store(c.params_type, c.a.grad_params, (first + r) * c.P + p, rows[r * c.pitch + p]);
+}
+
+// ---- one element, on its row ----
+
+// Replaces the row by its gradient.
+template <class C, class S = typename C::S>
+__device__ __forceinline__ void gradients(const C& c, S* row, const Found<S>& f, const FoundGrad<S>& g,
+                                          const S (&top)[2]) {
+  const int K = c.bins, found = int(f.k);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    S* u = row + i * K;
+    for (int j = 0; j < K; ++j) {
+      const S a = j == found ? g.in[i] : j < found ? g.before[i] : g.after[i];
+      S out = exp2_nonpositive((u[j] - top[i]) * c.exp2_scale) * a;
+      if constexpr (C::kClipped) {
+        const S q = 1 - c.clip_size * abs_(u[j]);
+        out *= q * q;
+      }
+      u[j] = out;
+    }
+  }
+  const auto of_knot = [&](int knot) { return knot == found ? g.u0 : knot == found + 1 ? g.u1 : S(0); };
+  S* slopes = row + 2 * K;
+  const bool linear = c.tails == Tails::linear;
+  const int n = K + (linear ? -1 : c.tails == Tails::none ? 1 : 0);
+  for (int j = 0; j < n; ++j) slopes[j] = of_knot(j + (linear ? 1 : 0));
+  if (c.tails == Tails::circular) slopes[0] += of_knot(K);
+}
+
+// ---- a block ----
+
+template <class S, bool Clip, bool Backward>
+__global__ void __launch_bounds__(kThreads, 4)
+    rqs_kernel(const __grid_constant__ Constants<S, Clip> c, const __grid_constant__ Call call) {
+  FK_DYNAMIC_SHARED(bytes);
+  __shared__ S ladjs[kGroup];
+  __shared__ double partial[kWarps];
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  S* const rows = reinterpret_cast<S*>(bytes) + warp * call.warp_words;
+  S* const sums = rows + call.warp_words - 2 * c.bins * call.lanes + lane;
+  const RqsArgs& a = call.a;
+  const int64_t D = call.D;
+  const bool long_row = D > kGroup;
+
+  for (int64_t r0 = int64_t(blockIdx.x) * call.rows_per_block; r0 < call.rows;
+       r0 += int64_t(gridDim.x) * call.rows_per_block) {
+    const int64_t r1 = r0 + call.rows_per_block < call.rows ? r0 + call.rows_per_block : call.rows, end = r1 * D;
+    double total = 0;
+    for (int64_t e0 = r0 * D + warp * call.lanes; e0 < end; e0 += kWarps * call.lanes) {
+      const int n = end - e0 < call.lanes ? int(end - e0) : call.lanes;
+      const bool busy = lane < n;
+      const int64_t e = e0 + (busy ? lane : 0);
+      const Place at = place(call, e);
+      const S v = load<S>(call.x_type, a.x, at.x);
+      S g_out = 0, g_ladj = 0;
+      if (Backward && a.grad_y) g_out = load<S>(call.x_type, a.grad_y, e);
+      if (Backward && a.grad_ladj) g_ladj = static_cast<const S*>(a.grad_ladj)[at.row];
+      if (call.flat_in)
+        fetch_flat(call, e0, n, rows, lane);
+      else
+        fetch_rows(call, at.params, n, rows, lane);
+      __syncwarp();
+      const int64_t shift = call.flat_in ? e0 * call.P % kVector<S> : 0;
+      S* const row = rows + shift + lane * call.pitch;
+      if (busy) {
+        S top[2];
+        const Found<S> f = find(c, row, sums, call.lanes, call.inverse, v, top);
+        if constexpr (Backward) {
+          const FoundGrad<S> g = grad_found(c, f, call.inverse, v, g_out, g_ladj);
+          gradients(c, row, f, g, top);
+          store(call.x_type, a.grad_x, e, g.v);
+        } else {
+          S out, ladj;
+          eval_found(c, f, call.inverse, v, &out, &ladj);
+          store(call.x_type, a.y, e, out);
+          if (long_row)
+            total += ladj;
+          else
+            ladjs[e - r0 * D] = ladj;
+        }
+      }
+      __syncwarp();
+      if constexpr (Backward) {
+        if (call.flat_out)
+          put_flat(call, e0, n, rows, lane);
+        else
+          put_rows(call, e0, n, rows + shift, lane);
+        __syncwarp();  // before the next rows
+      }
+    }
+    if constexpr (!Backward) {
+      S* const ladj = static_cast<S*>(a.ladj);
+      if (long_row) {
+        total = sum_block(total, partial);
+        if (threadIdx.x == 0) ladj[r0] = S(total);
+        continue;
+      }
+      __syncthreads();
+      int group = 1;  // lanes of a row
+      while (group < 32 && group < D) group *= 2;
+      for (int64_t first = r0; first < r1; first += kThreads / group) {
+        const int64_t row = first + int(threadIdx.x) / group;
+        double sum = 0;
+        if (row < r1)
+          for (int64_t d = lane % group; d < D; d += group) sum += ladjs[(row - r0) * D + d];
+        sum = sum_lanes(sum, group);
+        if (row < r1 && lane % group == 0) ladj[row] = S(sum);
+      }
+      __syncthreads();  // before the next ladjs
+    }
+  }
+}
+
+// ---- on the host ----
+
+template <class S, bool Clip>
+void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {
+  Call c = {};
+  c.a = a;
+  c.ndim = a.rows.ndim;
+  for (int i = 0; i < c.ndim; ++i) {
+    c.size[i] = Divisor(a.rows.size[i]);
+    c.x_row[i] = a.rows.stride_a[i];
+    c.params_row[i] = a.rows.stride_b[i];
+  }
+  c.rows = a.rows.count();
+  c.D = a.features;
+  c.features = Divisor(a.features);
+  c.x_stride = a.x_stride, c.params_stride = a.params_stride;
+  c.x_type = a.x_type, c.params_type = a.params_type;
+  c.P = spec.params();
+  c.pitch = c.P | 1;  // rows begin in different banks
+  c.inverse = spec.inverse;
+  c.even = a.evenly_spaced();
+  const uintptr_t vector = uintptr_t(kVector<S> * bytes_of(a.params_type));
+  const bool odd = c.P % 2 == 1;
+  c.flat_in = odd && c.even && c.params_stride == c.P && uintptr_t(a.params) % vector == 0;
+  c.flat_out = c.flat_in && uintptr_t(a.grad_params) % vector == 0;
+  const int group = c.rows * c.D < kManyElements ? kSmallGroup : kGroup;
+  c.rows_per_block = c.D < group ? group / c.D : 1;
+  // Room for the rows, wherever in a vector they begin, and for 2K sums of each. At least 2 lanes: whole vectors.
+  constexpr int V = kVector<S>;
+  const auto words = [&](int lanes) { return (lanes * c.pitch + 2 * V - 2) / V * V + 2 * spec.bins * lanes; };
+  const auto bytes = [&](int lanes) { return sizeof(S) * size_t(kWarps * words(lanes)); };
+  c.lanes = 32;
+  while (c.lanes > 2 && bytes(c.lanes) > kDynamicBytes) c.lanes /= 2;
+  c.warp_words = words(c.lanes);
+  const auto kernel = backward ? rqs_kernel<S, Clip, true> : rqs_kernel<S, Clip, false>;
+  launch(on, grid_of((c.rows + c.rows_per_block - 1) / c.rows_per_block), kThreads, bytes(c.lanes), kernel,
+         Constants<S, Clip>(spec), c);
+}
+
+void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {
+  if (a.empty()) return;
+  by_arithmetic(a.x_type, [&](auto s) {
+    using S = decltype(s);
+    spec.clip_size != 0 ? run<S, true>(spec, a, on, backward) : run<S, false>(spec, a, on, backward);
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+
+void rqs_fwd(const RqsSpec& spec, const RqsArgs& args, const CudaStream& on) { cuda::run(spec, args, on, false); }
+void rqs_bwd(const RqsSpec& spec, const RqsArgs& args, const CudaStream& on) { cuda::run(spec, args, on, true); }
+
+}  // namespace fk
