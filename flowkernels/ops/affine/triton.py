@@ -92,8 +92,8 @@ def _constants(spec: AffineSpec, sizes: Sequence[int]) -> tuple[int, dict[str, A
     blocks = -(-sizes[0] // R)
     parts = max(1, min(-(-event // BE), _PROGRAMS // blocks))
     return blocks * parts, {
-        "SCALE": spec.scale, "MIN": spec.min_scale, "CLAMP": spec.clamp, "INVERSE": spec.inverse, "PARTS": parts,
-        "R": R, "BE": BE,
+        "SCALE": spec.scale, "MIN": spec.min_scale, "CLAMP": spec.clamp, "LOW": spec.low, "HIGH": spec.high,
+        "INVERSE": spec.inverse, "PARTS": parts, "R": R, "BE": BE,
     }  # fmt: skip
 
 

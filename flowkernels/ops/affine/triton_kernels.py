@@ -23,7 +23,10 @@ def _exponential(log_s, slope, INVERSE: tl.constexpr):
 
 
 @triton.jit
-def _at(u, SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, INVERSE: tl.constexpr):
+def _at(
+    u, SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    INVERSE: tl.constexpr,
+):  # fmt: skip
     """At logit u: s or 1/s, log s, d log s/du, and the slope that the factor has."""
     bound: tl.constexpr = 708.0 if u.dtype == tl.float64 else 87.0
     if SCALE == "exp":
@@ -31,6 +34,12 @@ def _at(u, SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, INVERSE:
     elif SCALE == "tanh":
         h = tanh(u / CLAMP)
         factor, log_s, slope, of_factor = _exponential(CLAMP * h, 1.0 - h * h, INVERSE)
+    elif SCALE == "soft_clip":
+        q = 1.0 / (1.0 + tl.abs(u / CLAMP))
+        factor, log_s, slope, of_factor = _exponential(u * q, q * q, INVERSE)
+    elif SCALE == "clip":  # not tl.minimum, which drops NaN
+        clipped = tl.where(u < LOW, LOW, tl.where(u > HIGH, HIGH, u))
+        factor, log_s, slope, of_factor = _exponential(clipped, tl.zeros_like(u) + 1.0, INVERSE)
     else:
         z = u if SCALE == "softplus" else u + 2.0
         c = tl.where(z < -bound, -bound, z)
@@ -71,7 +80,8 @@ def _place(first, rows, n0, n1, n2, R: tl.constexpr, BE: tl.constexpr, PARTS: tl
 def affine_fwd(
     x_ptr, u_ptr, t_ptr, mask_ptr, y_ptr, ladj_ptr, rows, n0, n1, n2, x_r, x_0, x_1, x_2, u_r, u_0, u_1, u_2, t_r, t_0,
     t_1, t_2, m_0, m_1, m_2, y_r, y_0, y_1, y_2,
-    SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, INVERSE: tl.constexpr, MASK: tl.constexpr,
+    SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    INVERSE: tl.constexpr, MASK: tl.constexpr,
     PARTS: tl.constexpr, R: tl.constexpr, BE: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """y, and ladj [rows, PARTS]: each the sum of one share of the event."""
@@ -88,7 +98,7 @@ def affine_fwd(
             y = v - t if INVERSE else v + t
         else:
             u = tl.load(u_ptr + row * u_r + i * u_0 + j * u_1 + k * u_2, mask=mapped, other=0.0).to(dtype)
-            factor, log_s, _slope, _of_factor = _at(u, SCALE, MIN, CLAMP, INVERSE)
+            factor, log_s, _slope, _of_factor = _at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
             y = (v - t) * factor if INVERSE else v * factor + t
             total += tl.sum(tl.reshape(tl.where(mapped, log_s, 0.0).to(tl.float64), [R, BE]), 1)
         y = tl.where(mapped, y, v).to(y_ptr.dtype.element_ty)
@@ -104,7 +114,8 @@ def affine_bwd(
     x_ptr, u_ptr, t_ptr, mask_ptr, gy_ptr, gl_ptr, gx_ptr, gu_ptr, gt_ptr, rows, n0, n1, n2, x_r, x_0, x_1, x_2, u_r,
     u_0, u_1, u_2, t_r, t_0, t_1, t_2, m_0, m_1, m_2, gy_r, gy_0, gy_1, gy_2, gx_r, gx_0, gx_1, gx_2, gu_r, gu_0, gu_1,
     gu_2, gt_r, gt_0, gt_1, gt_2,
-    SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, INVERSE: tl.constexpr, MASK: tl.constexpr,
+    SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    INVERSE: tl.constexpr, MASK: tl.constexpr,
     PARTS: tl.constexpr, R: tl.constexpr, BE: tl.constexpr, HAS_Y: tl.constexpr, HAS_LADJ: tl.constexpr,
     NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +135,7 @@ def affine_bwd(
             if HAS_LADJ:
                 gl = tl.load(gl_ptr + row, mask=ok, other=0.0).to(dtype)
             u = tl.load(u_ptr + row * u_r + i * u_0 + j * u_1 + k * u_2, mask=mapped, other=0.0).to(dtype)
-            factor, _log_s, slope, of_factor = _at(u, SCALE, MIN, CLAMP, INVERSE)
+            factor, _log_s, slope, of_factor = _at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
             gx = tl.where(mapped, gy * factor, gy)
             if NEED_PARAMS:
                 v = tl.load(x_ptr + row * x_r + i * x_0 + j * x_1 + k * x_2, mask=mapped, other=0.0).to(dtype)
