@@ -79,9 +79,10 @@ def test_samples(name):
 
 @pytest.mark.parametrize("method", ["NPE", "NLE"])
 @pytest.mark.parametrize("name", ["build_nsf", "build_zuko_nsf"])
-def test_inference(name, method):
+def test_inference(name, method, tmp_path, monkeypatch):
     """The builder handed to sbi's trainer, with one more call in it: the losses of what it trains on real data."""
     inference = pytest.importorskip("sbi.inference")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     theta, x = data()
     losses, estimators = [], []
     for accelerated in (False, True):
