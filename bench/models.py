@@ -73,7 +73,7 @@ def build(name: str, features: int) -> Model:
     model = _wrap(name, _nflows(features))
     if name == "nflows accelerated":
         report = accelerate(model.module)
-        assert len(report.accelerated) == LAYERS, f"{LAYERS} layers must be accelerated, got {report}"
+        assert len(report.accelerated) == 2 * LAYERS, f"{LAYERS} layers with networks must be accelerated, got {report}"
     if model.compiled:
         log_prob, sample, inverse = (peers.fresh_compile(f) for f in (model.log_prob, model.sample, model.inverse))
         return model._replace(log_prob=log_prob, sample=sample, inverse=inverse)

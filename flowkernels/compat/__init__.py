@@ -93,9 +93,10 @@ def accelerate(model: nn.Module) -> Report:
         ...     tail_bound=3.0,
         ... )
         >>> compat.accelerate(layer)
-        flowkernels: 1 of 1 modules accelerated
-        module       class                                        status
-        (the model)  PiecewiseRationalQuadraticCouplingTransform  accelerated
+        flowkernels: 2 of 2 modules accelerated
+        module         class                                        status
+        (the model)    PiecewiseRationalQuadraticCouplingTransform  accelerated
+        transform_net  ResidualNet                                  accelerated
         >>> compat.restore(layer)
     """
     return _accelerate(model)[0]

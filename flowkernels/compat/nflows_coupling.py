@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowkernels.ops import residual_net
 from flowkernels.ops._routing import _jit_tracing, _opaque, _transforms_active
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
@@ -24,6 +23,7 @@ from flowkernels.ops.flow_layer import try_flow_layer
 from flowkernels.ops.residual_net import layers_of
 from flowkernels.ops.rqs.spec import RqsSpec
 
+from . import nflows_residual
 from .columns import Columns, Indexed, columns_of
 from .nflows_classes import kind
 from .nflows_settings import n_params, spline_spec
@@ -43,14 +43,9 @@ class Univariate(NamedTuple):
 
 
 def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
-    """The conditioner's output; a plain ResidualNet runs as one op on its own weights."""
-    if not torch.compiler.is_compiling() and kind(type(net)) == "ResidualNet":
-        layers = layers_of(net, context)
-        if layers is not None:
-            preprocessing = getattr(net, "preprocessing", None)  # of normflows
-            x = x if preprocessing is None else preprocessing(x)
-            return residual_net(x, layers, blocks=len(net.blocks), context=context)
-    return net(x, context)
+    """The conditioner's output; a plain ResidualNet runs as one op on its own weights, accelerated itself or not."""
+    outputs = nflows_residual.run(net, x, context) if kind(type(net)) == "ResidualNet" else None
+    return net(x, context) if outputs is None else outputs
 
 
 class _Split(NamedTuple):

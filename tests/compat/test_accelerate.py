@@ -55,7 +55,9 @@ def test_state_and_repr_do_not_change():
     before = copy.deepcopy(flow)
     parameters, buffers = dict(flow.named_parameters()), dict(flow.named_buffers())
     report = compat.accelerate(flow)
-    assert report.accelerated == fast_modules(flow) == [f"_transform._transforms.{i}" for i in (1, 2, 4, 5, 7, 8)]
+    parts = ("{}", "{}", "{}.transform_net")
+    expected = [part.format(i + j) for i in (0, 3, 6) for part, j in zip(parts, (1, 2, 2), strict=True)]
+    assert report.accelerated == fast_modules(flow) == [f"_transform._transforms.{name}" for name in expected]
     flow.log_prob(models.normal(6).float(), models.normal(3).float())
     assert repr(flow) == repr(before)
     assert list(flow.state_dict()) == list(before.state_dict())
@@ -100,9 +102,9 @@ def test_context_manager_undoes_only_what_it_did():
     part = flow._transform._transforms[2]
     compat.accelerate(part)
     with pytest.raises(ZeroDivisionError), compat.accelerated(flow) as report:
-        assert len(report.accelerated) == len(fast_modules(flow)) == 6
+        assert len(report.accelerated) == len(fast_modules(flow)) == 9
         raise ZeroDivisionError
-    assert fast_modules(flow) == ["_transform._transforms.2"]
+    assert fast_modules(flow) == ["_transform._transforms.2", "_transform._transforms.2.transform_net"]
 
 
 def test_hooks_fire():
@@ -224,7 +226,8 @@ def test_nested_containers_and_shared_children():
     x = models.normal(6)
     theirs = model[0](x)
     report = compat.accelerate(model)
-    assert report.accelerated == ["0._transform._transforms.0", "0._transform._transforms.2"]
+    first = "0._transform._transforms.0"
+    assert report.accelerated == [first, f"{first}.transform_net", "0._transform._transforms.2"]
     assert not report.left_alone
     torch.testing.assert_close(model[0](x), theirs)
     compat.restore(model)
@@ -263,7 +266,7 @@ def test_distributed_data_parallel(process_group):
     wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
     report = compat.accelerate(wrapped)
     assert all(path.startswith("module.flow.") for path in report.accelerated)
-    assert len(report.accelerated) == 6
+    assert len(report.accelerated) == 9
     x = models.normal(6)
     for _ in range(2):  # buffers are broadcast, so written to, on every call
         theirs, ours = plain(x), wrapped(x)
@@ -394,7 +397,7 @@ def test_a_subclass_that_overrides_nothing_relevant_is_accelerated():
     module = coupling_subclass(extra_repr=lambda self: "mine", helper=lambda self: 7).double()
     x = models.normal(6)
     theirs, shown = module(x), repr(module)
-    assert compat.accelerate(module).accelerated == [""]
+    assert compat.accelerate(module).accelerated == ["", "transform_net"]
     assert module.helper() == 7
     assert repr(module) == shown
     torch.testing.assert_close(module(x), theirs)
@@ -414,7 +417,7 @@ def test_a_class_that_cannot_be_extended():
     module = nn.Sequential(Final(models.MASKS["alternating"], models.dense(), tails="linear"), models.coupling())
     report = compat.accelerate(module)
     assert report.left_alone == {"0": "its class cannot be extended: this class is final"}
-    assert report.accelerated == ["1"]
+    assert report.accelerated == ["0.transform_net", "1", "1.transform_net"]
 
 
 @pytest.mark.parametrize(
@@ -463,12 +466,13 @@ def test_not_a_module(function):
 def test_report_is_a_table():
     flow = models.flow(layers=1)
     assert repr(compat.accelerate(flow)) == (
-        "flowkernels: 2 of 3 modules accelerated\n"
-        "module                    class                                        status\n"
-        "_transform._transforms.0  RandomPermutation                            "
+        "flowkernels: 3 of 4 modules accelerated\n"
+        "module                                  class                                        status\n"
+        "_transform._transforms.0                RandomPermutation                            "
         "left alone: a permutation is one copy, and nothing is gained on it\n"
-        "_transform._transforms.1  LULinear                                     accelerated\n"
-        "_transform._transforms.2  PiecewiseRationalQuadraticCouplingTransform  accelerated"
+        "_transform._transforms.1                LULinear                                     accelerated\n"
+        "_transform._transforms.2                PiecewiseRationalQuadraticCouplingTransform  accelerated\n"
+        "_transform._transforms.2.transform_net  ResidualNet                                  accelerated"
     )
 
 

@@ -9,6 +9,8 @@ import pickle
 import sys
 from pathlib import Path
 
+import glasflow.nflows.nn.nets as glasflow_nets
+import nflows.nn.nets as nflows_nets
 import normflows as nf
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import pays, swap, table
+from flowkernels.compat import nflows_residual, pays, swap, table
 from tests.compat import glasflow_models, nflows_models, normflows_models
 from tests.compat.nflows_models import assert_numbers, normal
 
@@ -226,6 +228,44 @@ def test_glasflow_left_alone():
     flow = glasflow_models.flow("maf, scale of nflows")
     reasons = compat.accelerate(flow).left_alone.values()
     assert sum("scale_activation is not the default" in reason for reason in reasons) == 2
+
+
+# ---- networks alone ----
+
+NETWORKS = {"nflows": nflows_nets.ResidualNet, "glasflow": glasflow_nets.ResidualNet, "normflows": nf.nets.ResidualNet}
+
+
+@pytest.mark.parametrize("library", NETWORKS)
+def test_a_residual_network_alone(library):
+    x, context = normal(5), normal(3)
+    for settings, shape in (({}, (64, 5)), ({"context_features": 3}, (64, 5)), ({"num_blocks": 0}, (64, 5)),
+                            ({}, (4, 16, 5)), ({"dropout_probability": 0.5}, (64, 5))):  # fmt: skip
+        torch.manual_seed(0)
+        net = NETWORKS[library](5, 4, hidden_features=16, **settings).double()
+        inputs = (x.view(shape), context) if "context_features" in settings else (x.view(shape),)
+        runs = []
+        for module in (net, copy.deepcopy(net)):
+            if module is not net:
+                assert compat.accelerate(module).accelerated == [""]
+            torch.manual_seed(1)
+            y = module(*inputs)
+            y.square().sum().backward()
+            runs.append([y, *(p.grad for p in module.parameters())])
+        torch.testing.assert_close(*runs)
+    net = NETWORKS[library](5, 4, hidden_features=16, activation=torch.tanh)
+    assert refused(net) == "its activation is tanh, not relu"
+    assert refused(NETWORKS[library](5, 4, hidden_features=16, use_batch_norm=True)) == "it has batch norm"
+
+
+def test_a_residual_network_is_one_op(monkeypatch):
+    called = []
+    monkeypatch.setattr(nflows_residual, "residual_net", lambda x, *args, **kwargs: called.append(1) or x)
+    for library, cls in NETWORKS.items():
+        net = cls(5, 4, hidden_features=16)
+        compat.accelerate(net)
+        net(normal(5).float())
+        assert called, library
+        called.clear()
 
 
 # ---- what differs by design ----

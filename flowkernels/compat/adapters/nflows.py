@@ -9,6 +9,7 @@ from flowkernels.compat.nflows_coupling import Coupling
 from flowkernels.compat.nflows_elementwise import ElementwiseSpline
 from flowkernels.compat.nflows_linear import LU, Conv1x1, Norm
 from flowkernels.compat.nflows_made import Made, made_refusal
+from flowkernels.compat.nflows_residual import Residual, residual_refusal
 from flowkernels.compat.nflows_settings import spline_refusal
 
 _BOTH = frozenset({"forward", "inverse"})
@@ -58,6 +59,9 @@ ENTRIES = {
         affine_refusal,
     ),
     "transforms.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op", made_refusal),
+    "nn.nets.resnet.ResidualNet": Entry(
+        Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
+    ),
     "transforms.conv.OneByOneConvolution": Entry(
         Conv1x1, LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"
     ),

@@ -13,6 +13,7 @@ from flowkernels.compat.nflows_coupling import Coupling
 from flowkernels.compat.nflows_elementwise import ElementwiseSpline
 from flowkernels.compat.nflows_linear import LU
 from flowkernels.compat.nflows_made import Made, made_refusal
+from flowkernels.compat.nflows_residual import Residual, residual_refusal
 from flowkernels.compat.nflows_spline import spline_refusal
 
 from .nflows import AFFINE_AUTOREGRESSIVE, LU_LINEAR, SPLINE_AUTOREGRESSIVE, SPLINE_COUPLING
@@ -45,6 +46,9 @@ LIBRARY = Library(
             AFFINE_AUTOREGRESSIVE,
             "affine map and network as one op, inverse in one sweep, without a context",
             affine_refusal,
+        ),
+        "nets.resnet.ResidualNet": Entry(
+            Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
         ),
         "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op, without a context", made_refusal),
         "flows.affine.coupling.AffineCoupling": Entry(

@@ -1,0 +1,47 @@
+"""nflows' ResidualNet, and its copies, as one op on its own weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.ops import residual_net
+from flowkernels.ops.residual_net import layers_of
+
+from .nflows_classes import kind
+from .swap import PureLayer, original_class
+
+_RELU = (nn.functional.relu, torch.relu, nn.functional.relu_)
+
+
+def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
+    """The network's output; None where it must be called."""
+    layers = None if torch.compiler.is_compiling() or x.dim() != 2 else layers_of(net, context)
+    if layers is None:
+        return None
+    preprocessing = getattr(net, "preprocessing", None)  # of normflows
+    x = x if preprocessing is None else preprocessing(x)
+    return residual_net(x, layers, blocks=len(net.blocks), context=context)
+
+
+def residual_refusal(net: Any) -> str | None:
+    """Why a network would run as before on every call, or None. Hooks and dropout may come and go."""
+    for block in net.blocks:
+        if kind(type(block)) != "ResidualBlock":
+            return f"a block is a {type(block).__name__}, not a ResidualBlock"
+        if block.use_batch_norm:
+            return "it has batch norm"
+        if block.activation not in _RELU and type(block.activation) is not nn.ReLU:
+            activation = block.activation
+            return f"its activation is {getattr(activation, '__name__', repr(activation))}, not relu"
+    return None
+
+
+class Residual(PureLayer):
+    """The methods of an accelerated ResidualNet."""
+
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        outputs = run(self, inputs, context)
+        return original_class(self).forward(self, inputs, context) if outputs is None else outputs
