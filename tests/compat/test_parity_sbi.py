@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import flowkernels
 from flowkernels import compat
 from tests.compat.nflows_models import assert_numbers
 from tests.compat.parity import B, accelerated_copy, table
@@ -79,9 +80,10 @@ def test_samples(name):
 
 @pytest.mark.parametrize("method", ["NPE", "NLE"])
 @pytest.mark.parametrize("name", ["build_nsf", "build_zuko_nsf"])
-def test_inference(name, method):
+def test_inference(name, method, tmp_path, monkeypatch):
     """The builder handed to sbi's trainer, with one more call in it: the losses of what it trains on real data."""
     inference = pytest.importorskip("sbi.inference")
+    monkeypatch.chdir(tmp_path)  # where sbi writes its logs
     theta, x = data()
     losses, estimators = [], []
     for accelerated in (False, True):
@@ -100,3 +102,15 @@ def test_inference(name, method):
         losses.append(torch.tensor(trainer.summary["training_loss"]))
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
     assert [*estimators[0].state_dict()] == [*estimators[1].state_dict()]
+
+
+@pytest.mark.parametrize("name", ["build_nsf", "build_maf", "build_maf_rqs", "build_zuko_nsf", "build_zuko_maf"])
+def test_convert(name):
+    """The net of an estimator as a native flow; zuko's has its embedding outside."""
+    (theta, x), estimator = data(), build(name, *data()).eval()
+    ours = flowkernels.convert(estimator.net)
+    context = estimator._embedding_net(x) if "zuko" in name else x
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.log_prob(theta, context), estimator.log_prob(theta[None], x)[0], rtol=1e-4, atol=1e-4
+        )
