@@ -174,8 +174,9 @@ def test_small_inputs_stay_with_the_library(monkeypatch, large):
 
 def test_compile_without_a_graph_break(monkeypatch):
     monkeypatch.setattr(pays, "LU", 0)
-    layer, x, _ = nflows_models.other_cases()["affine, mask alternating"]
-    for module in (layer, nflows_models.other_cases()["LU"][0]):
+    theirs, x = nflows_models.other_cases(), normal(6)
+    circular = normflows_models.cases()["spline circular coupling, bounds"][0]
+    for module in (theirs["affine, mask alternating"][0], theirs["LU"][0], circular):
         module = copy.deepcopy(module).double()
         compat.accelerate(module)
         expected = module(x)
