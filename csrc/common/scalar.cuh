@@ -35,8 +35,17 @@ FK_INLINE float log1p_unit(float a) { return log1pf(a); }
 FK_INLINE double log1p_unit(double a) { return log1p(a); }
 FK_INLINE float tanh_(float a) { return tanhf(a); }
 FK_INLINE double tanh_(double a) { return tanh(a); }
-// 2^t for t <= 0, not below the smallest normal number.
-FK_INLINE float exp2_nonpositive(float t) { return exp2f(max_(t, -126.f)); }
+// 2^t for t <= 0, not below the smallest normal number: so the instruction alone will do, without exp2f's care for
+// denormals.
+FK_INLINE float exp2_nonpositive(float t) {
+#ifdef __CUDA_ARCH__
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(max_(t, -126.f)));
+  return r;
+#else
+  return exp2f(max_(t, -126.f));
+#endif
+}
 FK_INLINE double exp2_nonpositive(double t) { return exp2(max_(t, -1022.)); }
 
 }  // namespace fk::cuda
