@@ -145,4 +145,4 @@ def writable(like: Tensor, channel_dim: int) -> tuple[Tensor, tuple[int, int, in
     """Where a kernel writes in place of `like`: itself, or a contiguous tensor."""
     if like.is_contiguous() or _strides(like, channel_dim) is not None:
         return walkable(like, channel_dim)
-    return walkable(torch.empty(like.shape, dtype=like.dtype), channel_dim)
+    return walkable(torch.empty(like.shape, dtype=like.dtype, device=like.device), channel_dim)
