@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t C = a.channels, c = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (c >= C) return;
   double g = 0, gx = 0, of_ladj = 0;
+#pragma unroll 1  // at most 16 turns; unrolled, ptxas spills
   for (int64_t s = threadIdx.x % 32; s < slices; s += 32) {
     const double* const from = sums + s * (2 * C + 1);
     g += from[c];
