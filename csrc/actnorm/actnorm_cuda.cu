@@ -123,7 +123,7 @@ __device__ __forceinline__ void backward_step(const ActNormArgs& a, const Walk& 
   for (int k = 0; k < N; ++k) {
     const Map<S>& map = maps[Rows ? k : 0];
     grad_x[k] = g[k] * map.scale;
-    if (k < n) sums[Rows ? k : 0].add(g[k], x[k] - map.before);
+    sums[Rows ? k : 0].add(g[k], x[k] - map.before);  // past the end of a line g is 0
   }
   if (a.grad_x.data) write<S, N>(w, a.type, a.grad_x.data, w.offset(a.grad_x, image, line, at), n, grad_x);
 }
