@@ -58,10 +58,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def machine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per machine that has kernels: "cpu", "emulated" (CUDA's, on CPU tensors), "cuda"."""
-    if request.param != "emulated":
+    if request.param == "emulated":
+        with emulator.running():
+            yield request.param
+    elif request.param == "cuda":
+        torch.set_default_device("cuda")
         yield request.param
-        return
-    with emulator.running():
+        torch.set_default_device(None)
+    else:
         yield request.param
 
 
