@@ -5,7 +5,7 @@ under nine minutes and without a network.
     python bench/gpu_check.py --dry-run  # what each phase would run
     python bench/gpu_check.py --fetch    # with a network, beforehand: the wheels it needs, into wheels/
 
-Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, and a log for every phase. A phase that runs out of time
+Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, and a log of every phase. A phase that runs out of its time
 is stopped, and the next one begins.
 """
 

@@ -72,10 +72,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def machine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per machine that has kernels: "cpu", "emulated" (CUDA's, on CPU tensors), "cuda"."""
     name = getattr(request, "param", backends.default())
-    if name != "emulated":
+    if name == "emulated":
+        with emulator.running():
+            yield name
+    elif name == "cuda":
+        torch.set_default_device("cuda")
         yield name
-        return
-    with emulator.running():
+        torch.set_default_device(None)
+    else:
         yield name
 
 

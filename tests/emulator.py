@@ -1,6 +1,6 @@
 """The CUDA kernels' own source on the CPU: csrc/**/*_cuda.cu compiled against tests/cuda_emulator, in place of _cuda.
 
-Built once for a state of the sources, into a folder of build/; `FLOWKERNELS_EMULATOR_ASAN=1` builds it with
+Built once for a state of the sources, into a folder of build/. `FLOWKERNELS_EMULATOR_ASAN=1` builds it with
 AddressSanitizer, for a process that has libasan loaded before everything else.
 """
 
@@ -14,6 +14,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +30,19 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "tests" / "cuda_emulator"
 ORDERS = {"forward": (0, 0), "reverse": (1, 0), "shuffled": (2, 1), "shuffled again": (2, 2)}
 ASAN = os.environ.get("FLOWKERNELS_EMULATOR_ASAN") == "1"
-_FLAGS = (
-    "-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-    "-fsanitize=alignment", "-fsanitize-recover=alignment",  # reported by emulator.cpp, without libubsan
-)  # fmt: skip
-
+_FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+# Misalignment is reported by emulator.cpp, without libubsan.
+_OF_KERNELS = ("-fsanitize=alignment", "-fsanitize-recover=alignment")
 # nvcc contracts products and sums; so does the emulator where the processor can.
 _CONTRACTS = Path("/proc/cpuinfo").exists() and " fma " in Path("/proc/cpuinfo").read_text()
-FLAGS = (*_FLAGS, *(("-mfma", "-ffp-contract=fast") if _CONTRACTS else ()))
+
+
+def _flags(source: Path) -> tuple[str, ...]:
+    if source.suffix != ".cu":
+        return (*_FLAGS, "-O2" if source.name == "emulator.cpp" else "-O0")
+    if ASAN:
+        return (*_FLAGS, *_OF_KERNELS, "-O1", "-fsanitize=address")
+    return (*_FLAGS, *_OF_KERNELS, "-O2", *(("-mfma", "-ffp-contract=fast") if _CONTRACTS else ()))
 
 
 def sources() -> list[Path]:
@@ -46,37 +52,41 @@ def sources() -> list[Path]:
     return [*cuda, *args, ROOT / "csrc" / "cuda_bindings.cpp"]
 
 
-def compile_module(files: Sequence[Path], folder: Path) -> Path:
-    """The shared library of these sources and the emulator in `folder`, if it is not there yet."""
+def compile_module(name: str, files: Sequence[Path]) -> Path:
+    """The shared library of these sources and the emulator, if it is not there yet for this state of the sources."""
     import pybind11
 
-    text = b"".join(f.read_bytes() for f in [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(HERE.iterdir()), *files])
-    key = hashlib.sha256(text + " ".join(map(str, (*FLAGS, ASAN, *files))).encode()).hexdigest()[:16]
-    out = folder / f"{key}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if out.exists():
-        return out
+    text = b"".join(f.read_bytes() for f in [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(HERE.iterdir())])
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
+    state = hashlib.sha256(text + repr((compiler, sys.version, _FLAGS, _CONTRACTS)).encode()).hexdigest()[:16]
+    folder = ROOT / "build" / "cuda_emulator" / state
+    out = folder / f"{name}{'_asan' * ASAN}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if out.exists():
+        return out
+    for old in folder.parent.glob("*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        old.unlink()
     include = [f"-I{p}" for p in (HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_paths()["include"])]
 
     def one(source: Path) -> Path:
-        to = folder / f"{source.parent.name}_{source.name}.o"
-        kernels = source.name != "emulator.cpp"
-        flags = [*FLAGS, *(["-fsanitize=address"] if ASAN and kernels else [])]
-        command = [compiler, *flags, *include, '-DFK_CUDA_ARCHS="emulated"', "-x", "c++", "-c", str(source), "-o", to]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        flags = _flags(source)
+        key = hashlib.sha256(repr(flags).encode()).hexdigest()[:8]
+        to = folder / f"{source.parent.name}_{source.name}_{key}.o"
+        if not to.exists():  # what holds no kernel is the same with AddressSanitizer
+            command = [compiler, *flags, *include, '-DFK_CUDA_ARCHS="emulated"', "-x", "c++", "-c", str(source)]
+            done = subprocess.run([*command, "-o", f"{to}.new"], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            os.replace(f"{to}.new", to)
         return to
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(one, [*files, HERE / "emulator.cpp"]))
-    link = [compiler, "-shared", *(["-fsanitize=address"] if ASAN else []), *objects, "-o", str(out) + ".new"]
+    link = [compiler, "-shared", *(["-fsanitize=address"] if ASAN else []), *objects, "-o", f"{out}.new"]
     subprocess.run(link, check=True)
-    os.replace(str(out) + ".new", out)
+    os.replace(f"{out}.new", out)
     return out
 
 
@@ -106,11 +116,7 @@ class Emulated:
 @functools.cache
 def emulated() -> Emulated:
     """Every kernel of the package."""
-    return Emulated(compile_module(sources(), folder("all")))
-
-
-def folder(name: str) -> Path:
-    return ROOT / "build" / "cuda_emulator" / (name + ("_asan" if ASAN else ""))
+    return Emulated(compile_module("all", sources()))
 
 
 @contextlib.contextmanager

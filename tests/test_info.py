@@ -52,3 +52,16 @@ def test_an_instruction_set_that_is_not_there_is_said(monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "FLOWKERNELS_ISA must be one of" in done.stderr and "got 'mmx'" in done.stderr
+
+
+def test_it_says_what_the_cuda_module_is_built_for_or_why_it_is_absent():
+    code = "import sys; sys.modules['flowkernels._cuda'] = None; from flowkernels import info; info.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "CUDA module: absent, flowkernels._cuda did not load" in done.stdout, done.stderr
+    assert "affine on cuda: flowkernels._cuda did not load" in done.stdout
+    if _native.CUDA is None:
+        pytest.skip(f"no CUDA module: {_native.why_cuda_missing}")
+    text = "\n".join(info.lines())
+    assert f"CUDA module: built for {_native.CUDA.archs}; " in text
+    if _native.CUDA.device_count() == 0:
+        assert "; no CUDA device\n" in text and "affine on cuda: no CUDA device" in text

@@ -123,7 +123,7 @@ __device__ __forceinline__ void backward_step(const ActNormArgs& a, const Walk& 
   for (int k = 0; k < N; ++k) {
     const Map<S>& map = maps[Rows ? k : 0];
     grad_x[k] = g[k] * map.scale;
-    if (k < n) sums[Rows ? k : 0].add(g[k], x[k] - map.before);
+    sums[Rows ? k : 0].add(g[k], x[k] - map.before);  // past the end of a line g is 0
   }
   if (a.grad_x.data) write<S, N>(w, a.type, a.grad_x.data, w.offset(a.grad_x, image, line, at), n, grad_x);
 }
@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t C = a.channels, c = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (c >= C) return;
   double g = 0, gx = 0, of_ladj = 0;
+#pragma unroll 1  // at most 16 turns; unrolled, ptxas spills
   for (int64_t s = threadIdx.x % 32; s < slices; s += 32) {
     const double* const from = sums + s * (2 * C + 1);
     g += from[c];

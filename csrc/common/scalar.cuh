@@ -46,8 +46,17 @@ FK_INLINE double tanh_(double a) { return tanh(a); }
 // The normal distribution function.
 FK_INLINE float normal_cdf(float a) { return 0.5f * erfcf(a * -0.70710678f); }
 FK_INLINE double normal_cdf(double a) { return 0.5 * erfc(a * -0.70710678118654752); }
-// 2^t for t <= 0, not below the smallest normal number.
-FK_INLINE float exp2_nonpositive(float t) { return exp2f(max_(t, -126.f)); }
+// 2^t for t <= 0, not below the smallest normal number: so the instruction alone will do, without exp2f's care for
+// denormals.
+FK_INLINE float exp2_nonpositive(float t) {
+#ifdef __CUDA_ARCH__
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(max_(t, -126.f)));
+  return r;
+#else
+  return exp2f(max_(t, -126.f));
+#endif
+}
 FK_INLINE double exp2_nonpositive(double t) { return exp2(max_(t, -1022.)); }
 
 }  // namespace fk::cuda

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from flowkernels._machine import CUDA
 from tests.cuda.test_bounds import CASES, SETTINGS
+from tests.cuda.test_channels import OPS, SHAPES
+from tests.ops import test_autoregressive_inverse as sweep
+from tests.ops.channels import cast
 
 pytestmark = pytest.mark.skipif(
     CUDA.module is None or CUDA.devices == 0,
@@ -93,3 +96,65 @@ def test_memory_is_that_of_the_results(op, settings) -> None:
     before = torch.cuda.memory_allocated()
     kept = run()
     assert torch.cuda.max_memory_allocated() - before <= results, len(kept)
+
+
+# ---- ops on channels, which take more launches than one and room beside their results; the sweep ----
+
+
+def channels(
+    op: str, shape: tuple[int, ...], dim: int, inverse: bool
+) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    f, draw = OPS[op]
+
+    def run(tensors: list[Tensor], backend: str) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+        y, ladj = f(*leaves, channel_dim=dim, inverse=inverse, backend=backend)
+        wanted = [t for t in leaves if t.requires_grad]
+        grads = torch.autograd.grad([y, ladj], wanted, [torch.ones_like(y), torch.ones_like(ladj)])
+        return [y.detach(), ladj.detach(), *grads]
+
+    return run, draw(shape, dim)
+
+
+def sampling(shape: str, name: str) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    univariate = sweep.UNIVARIATES[name]
+    problem = sweep.make(sweep.SHAPES[shape], univariate)
+
+    def run(tensors: list[Tensor], backend: str) -> list[Tensor]:
+        with torch.no_grad():
+            return list(sweep.solve(problem, univariate, backend, tensors))
+
+    return run, problem.tensors
+
+
+OTHERS = {
+    **{f"{op} {shape} {'inverse' if inverse else 'forward'}": (channels, (op, shape, dim, inverse))
+       for op in OPS for shape, dim in SHAPES for inverse in (False, True)},
+    **{f"{name} {shape}": (sampling, (shape, name))
+       for name in ("softplus", "spline") for shape in ("three features", "residual", "blocks")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "arguments"), OTHERS.values(), ids=OTHERS)
+def test_the_others_are_right_wait_for_nothing_and_can_be_captured(make, arguments) -> None:
+    run, tensors = make(*arguments)
+    given = [t.cuda() for t in cast(tensors, torch.float32)]
+    exact = run([t.double() if t.is_floating_point() else t for t in given], "reference")
+    found, eager = run(given, "cuda"), run(given, "reference")
+    for mine, its, right in zip(found, eager, exact, strict=True):
+        ulps = 4 * torch.finfo(mine.dtype).eps * right.abs().max()
+        error, of_eager = ((t.double() - right).abs().flatten() for t in (mine, its))
+        # The largest errors of a chain of features are a lottery; the tests of the op hold them against several draws.
+        for n in (-(-right.numel() // 2), -(-99 * right.numel() // 100)):
+            assert error.kthvalue(n).values <= 2 * of_eager.kthvalue(n).values + ulps
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run(given, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(given, "cuda")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, found, strict=True))

@@ -23,7 +23,7 @@ FAULTS = (
 @functools.cache
 def broken() -> ctypes.CDLL:
     source = emulator.HERE / "broken.cu"
-    library = ctypes.CDLL(str(emulator.compile_module([source], emulator.folder("broken"))))
+    library = ctypes.CDLL(str(emulator.compile_module("broken", [source])))
     library.run.restype = ctypes.c_char_p
     return library
 

@@ -15,6 +15,7 @@
 #define __launch_bounds__(...)
 // Filled with canaries before every block: emulator.cpp knows the section by its name.
 #define __shared__ static __attribute__((section("fk_shared")))
+#define FK_MOST_BLOCKS 3
 #define FK_DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
 
 struct uint3 {

@@ -1,4 +1,5 @@
 // The scheduler: a fiber per thread, resumed in a chosen order, each until it meets others or ends.
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,7 @@ enum class State { ready, at_warp, at_block, ended };
 struct Fiber {
   void* stack = malloc(kStack);
   ucontext_t first;
-  void* at[5];  // of __builtin_setjmp: libc's costs a sanitizer a walk over the stack
+  jmp_buf at;
   bool started = false;
   State state;
   unsigned mask;
@@ -45,7 +46,7 @@ long launches = 0;
 
 std::vector<Fiber*> fibers;  // kept from launch to launch
 Fiber* running = nullptr;
-void* scheduler[5];
+jmp_buf scheduler;
 void (*body)(void*);
 void* argument;
 std::vector<unsigned char> shared;
@@ -56,7 +57,7 @@ std::mutex one_launch;
 int index_of_running() { return int(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)); }
 
 void to_scheduler() {
-  if (!__builtin_setjmp(running->at)) __builtin_longjmp(scheduler, 1);
+  if (!_setjmp(running->at)) _longjmp(scheduler, 1);
 }
 
 void run_fiber() {
@@ -71,8 +72,8 @@ void resume(int t) {
   running = fibers[t];
   const unsigned x = blockDim.x, y = blockDim.y;
   threadIdx = {unsigned(t) % x, unsigned(t) / x % y, unsigned(t) / (x * y)};
-  if (__builtin_setjmp(scheduler)) return;
-  if (running->started) __builtin_longjmp(running->at, 1);
+  if (_setjmp(scheduler)) return;
+  if (running->started) _longjmp(running->at, 1);
   running->started = true;
   getcontext(&running->first);
   running->first.uc_stack.ss_sp = running->stack;
@@ -148,7 +149,7 @@ void fail(const char* format, ...) {
   vsnprintf(message, sizeof message, format, list);
   va_end(list);
   failed = true;
-  __builtin_longjmp(scheduler, 1);
+  _longjmp(scheduler, 1);
 }
 
 const Lanes& meet(unsigned mask, int kind, uint64_t value) {

@@ -22,11 +22,15 @@ SCALES = [
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
 
+def randn(shape: tuple[int, ...], g: torch.Generator) -> torch.Tensor:
+    """The same numbers on every device; the tests of a GPU make it the default device."""
+    return torch.randn(shape, generator=g, dtype=torch.float64, device="cpu").to(torch.get_default_device())
+
+
 def draw(lead: tuple[int, ...], scale: str, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
     n = 1 if scale == "additive" else 2
-    return (torch.randn(lead, generator=g, dtype=torch.float64).to(dtype),
-            torch.randn(*lead, n, generator=g, dtype=torch.float64).to(dtype))  # fmt: skip
+    return (randn(lead, g).to(dtype), randn((*lead, n), g).to(dtype))
 
 
 @EVERY
@@ -301,7 +305,7 @@ def test_compiled_with_views_and_masks() -> None:
         y, ladj = ops.affine(x, h.unflatten(1, (2, -1)).movedim(1, -1), scale="sigmoid", mask=mask, event_dims=3)
         return y.sin().sum() + ladj.square().sum()
 
-    for mask in (None, MASKS["checkerboard"]):
+    for mask in (None, mask_of("checkerboard")):
         torch._dynamo.reset()
         expected = torch.autograd.grad(step(x, h, mask), (x, u, t), retain_graph=True)
         compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
@@ -345,7 +349,7 @@ X_LAYOUTS = {
 
 def image(dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4, 5, 6)) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(3))
+    return tuple(randn(shape, g).to(dtype) for _ in range(3))
 
 
 @pytest.mark.parametrize("x_layout", X_LAYOUTS)
@@ -426,7 +430,7 @@ def test_part(part, inverse, layout, backend) -> None:
 
 def test_part_and_mask_and_packed_params() -> None:
     x, u, t = (v[:, :4].requires_grad_() for v in image())
-    mask = MASKS["checkerboard"]
+    mask = mask_of("checkerboard")
 
     def f(x, u, t):
         params = torch.stack([u, t], -1)[:, 1::2]
@@ -454,16 +458,20 @@ MASKS = {
 }
 
 
+def mask_of(name: str) -> torch.Tensor:
+    return MASKS[name].to(torch.get_default_device())
+
+
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("layout", ["blocks", "channels last", "chunk"])
 @EVERY
 def test_masks(scale, floor, name, layout) -> None:
     for inverse in (False, True):
-        assert_masked(MASKS[name], layout, torch.float64, scale=scale, min_scale=floor, inverse=inverse)
+        assert_masked(mask_of(name), layout, torch.float64, scale=scale, min_scale=floor, inverse=inverse)
 
 
 def test_masks_of_dtype(dtype) -> None:
-    assert_masked(MASKS["checkerboard"], "blocks", dtype, scale="sigmoid", inverse=False)
+    assert_masked(mask_of("checkerboard"), "blocks", dtype, scale="sigmoid", inverse=False)
 
 
 def gradients(y, ladj, leaves) -> list[torch.Tensor | None]:
@@ -501,7 +509,7 @@ def test_derivatives_with_a_mask() -> None:
     x, u, t = (v[:1, :1, :2, :3].requires_grad_() for v in image())
 
     def f(x, u, t):
-        return ops.affine(x, (u, t), scale="sigmoid", mask=MASKS["checkerboard"][:, :2, :3], event_dims=3)
+        return ops.affine(x, (u, t), scale="sigmoid", mask=mask_of("checkerboard")[:, :2, :3], event_dims=3)
 
     check = {"check_forward_ad": True, "check_batched_grad": True}
     assert torch.autograd.gradcheck(f, (x, u, t), **check) and torch.autograd.gradgradcheck(f, (x, u, t))
