@@ -45,7 +45,8 @@ def launch(kernel: Any, programs: int | Callable[[dict[str, Any]], int], *argume
     t = arguments[0]
     grid = (lambda given: (programs(given),)) if callable(programs) else (programs,)
     with contextlib.nullcontext() if t.is_cpu else getattr(torch, t.device.type).device(t.device):
-        kernel[grid](*arguments, **constants)
+        # Products and sums in one rounding, as the formulas count on; the default changes with the version of Triton.
+        kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
 def power_of_2(n: int) -> int:
