@@ -16,15 +16,6 @@ from tests.gpu_resources import triton as resources
 FEW = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fusion() -> None:
-    """As `main` of the script has it: the default changes with the version of Triton."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    yield
-    patch.undo()
-
-
 def table() -> dict[tuple[str, str], dict]:
     return {(row["kernel"], row["arch"]): row for row in json.loads(resources.TABLE.read_text())}
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,11 +37,16 @@ def why_not(tensors: Sequence[Tensor | None]) -> str | None:
     return None
 
 
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Runs `programs` of the kernel on the device of the first argument: Triton itself takes the current one."""
+def launch(kernel: Any, programs: int | Callable[[dict[str, Any]], int], *arguments: Any, **constants: Any) -> None:
+    """Runs the kernel on the device of the first argument, where Triton by itself takes the current one.
+
+    ``programs``: how many, or a function of the constants, where tuning decides some of them.
+    """
     t = arguments[0]
+    grid = (lambda given: (programs(given),)) if callable(programs) else (programs,)
     with contextlib.nullcontext() if t.is_cpu else getattr(torch, t.device.type).device(t.device):
-        kernel[(programs,)](*arguments, **constants)
+        # Products and sums in one rounding, as the formulas count on; the default changes with the version of Triton.
+        kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
 def power_of_2(n: int) -> int:

@@ -32,6 +32,9 @@ from flowkernels.ops.affine import triton as affine
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
 from flowkernels.ops.lu_linear.reference import LuSpec
+from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.masked_linear import triton as masked_linear
+from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
 from flowkernels.ops.rqs import triton as rqs
 from flowkernels.ops.rqs.spec import cached_spec
 
@@ -46,7 +49,7 @@ _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }  # fmt: skip
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 # ---- the calls ----
@@ -83,6 +86,24 @@ def _lu(fwd: bool, inverse: bool, channels: int) -> Callable[[], object]:
     return lambda: lu_linear.bwd(spec, (x, x[:, 0, 0, 0]), tensors, [True] * 5 + [False, True])
 
 
+def _masked(fwd: bool, dtype: torch.dtype, precision: str = "highest") -> Callable[[], object]:
+    degrees = range(1, 1025)
+    spec = MaskedLinearSpec(layer_plan(degrees, degrees), "relu", True, False)
+    x, weight, bias = torch.zeros(4096, 1024, dtype=dtype), torch.zeros(1024, 1024, dtype=dtype), torch.zeros(1024)
+
+    def call() -> object:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            if fwd:
+                return masked_linear.fwd(spec, x, weight, bias.to(dtype))
+            return masked_linear.bwd(spec, (x,), (x, weight, bias.to(dtype)), (True, True, True), (x,))
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return call
+
+
 CASES = {
     "rqs fwd, K=8": _spline(True, 8),
     "rqs fwd, K=8, inverse": _spline(True, 8, True),
@@ -97,6 +118,11 @@ CASES = {
     "lu_linear fwd, C=128, inverse": _lu(True, True, 128),
     "lu_linear bwd, C=48": _lu(False, False, 48),
     "lu_linear bwd, C=48, inverse": _lu(False, True, 48),
+    "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
+    "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
+    "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),
+    "masked_linear fwd, float32": _masked(True, torch.float32),
+    "masked_linear bwd, float32": _masked(False, torch.float32),
 }
 
 
@@ -185,5 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     main()

@@ -122,7 +122,7 @@ def _outer(a: _Walk, b: _Walk, order: Tensor | None, sizes: Sequence[int], dtype
     _triton.launch(
         lu_outer, programs * tiles, a.t, b.t, a.t if order is None else order, outer, sums, images, pixels, C,
         *a.strides, *b.strides, ORDER=order is not None, PROGRAMS=programs, BP=BP, BC=BC,
-        PRECISION=_triton.precision(dtype), dtype=_triton.language_dtype(dtype),
+        PRECISION=_triton.precision(dtype), dtype=_triton.language_dtype(dtype), num_warps=8,
     )  # fmt: skip
     return outer.double().sum(0), sums.double().sum(0)
 

@@ -11,14 +11,17 @@ from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_broadcasts, check_shape, check_tensor
 from flowkernels.ops.made.plan import LayerPlan, layer_plan
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import MaskedLinearSpec
 
 __all__ = ["masked_linear"]
 
 _NAME = "ops.masked_linear"
 _op = Op(
-    "masked_linear", spec_type=MaskedLinearSpec, reference=reference.fwd, table={"cpu": native, "reference": reference}
+    "masked_linear",
+    spec_type=MaskedLinearSpec,
+    reference=reference.fwd,
+    table={"cpu": native, "triton": triton, "reference": reference},
 )
 
 

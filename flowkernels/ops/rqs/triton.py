@@ -29,12 +29,11 @@ def settings(spec: RqsSpec, D: int, wide: bool) -> dict[str, Any]:
     BD = min(_triton.power_of_2(D), _ELEMENTS)
     least = 1e-24 if wide else 1e-12  # far below the spacing of x, and large enough that (h/w)^2 stays finite
 
-    def side(low: float, high: float, minimum: float) -> tuple[float, float, float]:
-        return low, (high - low) * (1 - minimum * K), (high - low) * max(minimum, least)
-
+    width, height = spec.right - spec.left, spec.top - spec.bottom
     return {
-        "K": K, "TAILS": spec.tails, "W": side(spec.left, spec.right, spec.min_bin_width),
-        "H": side(spec.bottom, spec.top, spec.min_bin_height), "RIGHT": spec.right, "TOP": spec.top,
+        "K": K, "TAILS": spec.tails, "LEFT": spec.left, "RIGHT": spec.right, "BOTTOM": spec.bottom, "TOP": spec.top,
+        "FREE_X": width * (1 - spec.min_bin_width * K), "LEAST_X": width * max(spec.min_bin_width, least),
+        "FREE_Y": height * (1 - spec.min_bin_height * K), "LEAST_Y": height * max(spec.min_bin_height, least),
         "MIN_SLOPE": spec.min_derivative, "SCALE": spec.logit_scale,
         "CLIP": 1 / -math.log(spec.slope) if spec.clipped else 0.0, "EDGE": spec.edge_logit, "INVERSE": spec.inverse,
         "R": _ELEMENTS // BD, "BD": BD, "num_warps": 4,

@@ -16,10 +16,19 @@ from flowkernels.ops._triton_math import exp, exp_nonpositive, sigmoid, softplus
 
 @triton.jit
 def _clipped(u, SCALE: tl.constexpr, CLIP: tl.constexpr):
-    u = u * SCALE
+    """Scaled and clipped. What is not clipped is scaled as a difference, which cannot overflow to inf - inf."""
     if CLIP > 0:
+        u = u * SCALE
         u = u / (1.0 + CLIP * tl.abs(u))
     return u
+
+
+@triton.jit
+def _mass(u, top, SCALE: tl.constexpr, CLIP: tl.constexpr):
+    z = u - top
+    if CLIP == 0:
+        z = z * SCALE
+    return exp_nonpositive(z)
 
 
 @triton.jit
@@ -45,10 +54,11 @@ def _eight(t):
 
 
 @triton.jit
-def _masses(u0, u1, u2, u3, u4, u5, u6, u7, top):
+def _masses(u0, u1, u2, u3, u4, u5, u6, u7, top, SCALE: tl.constexpr, CLIP: tl.constexpr):
     return (
-        exp_nonpositive(u0 - top), exp_nonpositive(u1 - top), exp_nonpositive(u2 - top), exp_nonpositive(u3 - top),
-        exp_nonpositive(u4 - top), exp_nonpositive(u5 - top), exp_nonpositive(u6 - top), exp_nonpositive(u7 - top),
+        _mass(u0, top, SCALE, CLIP), _mass(u1, top, SCALE, CLIP), _mass(u2, top, SCALE, CLIP),
+        _mass(u3, top, SCALE, CLIP), _mass(u4, top, SCALE, CLIP), _mass(u5, top, SCALE, CLIP),
+        _mass(u6, top, SCALE, CLIP), _mass(u7, top, SCALE, CLIP),
     )  # fmt: skip
 
 
@@ -77,17 +87,17 @@ def _softmax(at, ok, stride, end, K: tl.constexpr, SCALE: tl.constexpr, CLIP: tl
         top = tl.maximum(top, _largest(u0, u1, u2, u3, u4, u5, u6, u7))
     for first in range(0, end, 8):
         u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at, first, ok, stride, K, SCALE, CLIP, dtype))
-        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top)
+        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top, SCALE, CLIP)
         total += _sum(e0, e1, e2, e3, e4, e5, e6, e7)
     return top, 1.0 / total
 
 
 @triton.jit
 def _step(n, ea, eb, v, scale, sum_a, sum_b, a, b, k, before_a, in_a, before_b, in_b, K: tl.constexpr,
-          A: tl.constexpr):  # fmt: skip
+          LOW: tl.constexpr, FREE: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """Passes knot n, between bins n - 1 and n, if v is not below it. a is searched, b follows."""
     # n as v is: an integer times a number would be float32
-    past = (v >= (A[0] + A[2] * (tl.zeros_like(v) + n)) + (sum_a + a) * scale) & (n < K) & (n > 0)
+    past = (v >= (LOW + LEAST * (tl.zeros_like(v) + n)) + (sum_a + a) * scale) & (n < K) & (n > 0)
     first = n == 0
     k = tl.where(past, n, k)
     before_a = tl.where(past, sum_a + a, before_a)
@@ -105,14 +115,15 @@ def _carry(total, part):
 
 
 @triton.jit
-def _find(v, at_a, at_b, top_a, r_a, top_b, ok, stride, end, K: tl.constexpr, A: tl.constexpr, SCALE: tl.constexpr,
+def _find(v, at_a, at_b, top_a, r_a, top_b, ok, stride, end, K: tl.constexpr, LOW: tl.constexpr,
+          FREE: tl.constexpr, LEAST: tl.constexpr, SCALE: tl.constexpr,
           CLIP: tl.constexpr):  # fmt: skip
     """The bin of v and the masses before and in it: of the side that is searched, of the other.
 
-    A: (low, free size, least size) of the former.
+    LOW, FREE, LEAST: the box's lower end, what its softmax shares out and what every bin has, of the former.
     """
     dtype: tl.constexpr = v.dtype
-    scale = r_a * A[1]
+    scale = r_a * FREE
     k = tl.zeros(v.shape, tl.int32)
     sum_a = tl.zeros_like(v)
     sum_b = tl.zeros_like(v)
@@ -124,17 +135,31 @@ def _find(v, at_a, at_b, top_a, r_a, top_b, ok, stride, end, K: tl.constexpr, A:
     ib = tl.zeros_like(v)
     for n in range(0, end, 8):
         u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at_a, n, ok, stride, K, SCALE, CLIP, dtype))
-        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_a)
+        e0, e1, e2, e3, e4, e5, e6, e7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_a, SCALE, CLIP)
         u0, u1, u2, u3, u4, u5, u6, u7 = _eight(_tile(at_b, n, ok, stride, K, SCALE, CLIP, dtype))
-        f0, f1, f2, f3, f4, f5, f6, f7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_b)
-        a, b, k, ba, ia, bb, ib = _step(n, e0, f0, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 1, e1, f1, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 2, e2, f2, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 3, e3, f3, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 4, e4, f4, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 5, e5, f5, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 6, e6, f6, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
-        a, b, k, ba, ia, bb, ib = _step(n + 7, e7, f7, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, A)
+        f0, f1, f2, f3, f4, f5, f6, f7 = _masses(u0, u1, u2, u3, u4, u5, u6, u7, top_b, SCALE, CLIP)
+        a, b, k, ba, ia, bb, ib = _step(n, e0, f0, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST)
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 1, e1, f1, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 2, e2, f2, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 3, e3, f3, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 4, e4, f4, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 5, e5, f5, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 6, e6, f6, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
+        a, b, k, ba, ia, bb, ib = _step(
+            n + 7, e7, f7, v, scale, sum_a, sum_b, a, b, k, ba, ia, bb, ib, K, LOW, FREE, LEAST
+        )
         sum_a, a = _carry(sum_a, a)
         sum_b, b = _carry(sum_b, b)
     return k, ba, ia, bb, ib
@@ -170,10 +195,12 @@ def _slope_grad(d, u, CLIP: tl.constexpr):
 
 
 @triton.jit
-def _side(k, before, mass, r, K: tl.constexpr, HIGH: tl.constexpr, S: tl.constexpr):
+def _side(
+    k, before, mass, r, K: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr, FREE: tl.constexpr, LEAST: tl.constexpr
+):
     """Corner and size of the bin. The last one hangs from the box's corner, the outer knot, exactly."""
-    size = mass * (r * S[1]) + S[2]
-    corner = (S[0] + k.to(r.dtype) * S[2]) + before * (r * S[1])  # as the search had it
+    size = mass * (r * FREE) + LEAST
+    corner = (LOW + k.to(r.dtype) * LEAST) + before * (r * FREE)  # as the search had it
     return tl.where(k == K - 1, HIGH - size, corner), size
 
 
@@ -226,7 +253,8 @@ def _shape(theta, w, h, d0, d1):
 
 
 @triton.jit
-def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr,
+def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr,
+         LEAST_X: tl.constexpr, BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr,
          RIGHT: tl.constexpr, TOP: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
          INVERSE: tl.constexpr):  # fmt: skip
     """The bin of v: its number, corners, sizes, slope logits; and of both softmaxes what backward needs."""
@@ -235,14 +263,14 @@ def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, W: tl.con
     top_h, r_h = _softmax(at + K * stride, ok, stride, end, K, SCALE, 2.0 * CLIP, dtype)
     if INVERSE:
         k, before_h, in_h, before_w, in_w = _find(
-            v, at + K * stride, at, top_h, r_h, top_w, ok, stride, end, K, H, SCALE, 2.0 * CLIP
+            v, at + K * stride, at, top_h, r_h, top_w, ok, stride, end, K, BOTTOM, FREE_Y, LEAST_Y, SCALE, 2.0 * CLIP
         )
     else:
         k, before_w, in_w, before_h, in_h = _find(
-            v, at, at + K * stride, top_w, r_w, top_h, ok, stride, end, K, W, SCALE, 2.0 * CLIP
+            v, at, at + K * stride, top_w, r_w, top_h, ok, stride, end, K, LEFT, FREE_X, LEAST_X, SCALE, 2.0 * CLIP
         )
-    x0, w = _side(k, before_w, in_w, r_w, K, RIGHT, W)
-    y0, h = _side(k, before_h, in_h, r_h, K, TOP, H)
+    x0, w = _side(k, before_w, in_w, r_w, K, RIGHT, LEFT, FREE_X, LEAST_X)
+    y0, h = _side(k, before_h, in_h, r_h, K, TOP, BOTTOM, FREE_Y, LEAST_Y)
     u0 = _slope(at + 2 * K * stride, k, ok, stride, K, TAILS, EDGE, dtype)
     u1 = _slope(at + 2 * K * stride, k + 1, ok, stride, K, TAILS, EDGE, dtype)
     return k, x0, w, y0, h, u0, u1, before_w, in_w, r_w, top_w, before_h, in_h, r_h, top_h
@@ -251,7 +279,8 @@ def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, W: tl.con
 @triton.jit
 def rqs_fwd(
     x_ptr, params_ptr, y_ptr, ladj_ptr, rows, D, bins, x_row, x_feature, p_row, p_feature, p_param,
-    K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
+    K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr, LEAST_X: tl.constexpr,
+    BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
     MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr, INVERSE: tl.constexpr,
     R: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -268,7 +297,25 @@ def rqs_fwd(
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
         k, x0, w, y0, h, u0, u1, _bw, _iw, _rw, _tw, _bh, _ih, _rh, _th = _bin(
-            v, at, ok, p_param, end, K, TAILS, W, H, RIGHT, TOP, SCALE, CLIP, EDGE, INVERSE
+            v,
+            at,
+            ok,
+            p_param,
+            end,
+            K,
+            TAILS,
+            LEFT,
+            FREE_X,
+            LEAST_X,
+            BOTTOM,
+            FREE_Y,
+            LEAST_Y,
+            RIGHT,
+            TOP,
+            SCALE,
+            CLIP,
+            EDGE,
+            INVERSE,
         )
         d0 = _slope_value(u0, MIN_SLOPE, CLIP)
         d1 = _slope_value(u1, MIN_SLOPE, CLIP)
@@ -277,12 +324,12 @@ def rqs_fwd(
         q = s * inv_den
         log_slope = tl.log(q * (q * slope_num))  # in this order: q^2 underflows where a slope is 1e30
         if INVERSE:
-            inside = (v >= H[0]) & (v <= TOP)
-            out = _clamped(x0 + w * theta, W[0], RIGHT)
+            inside = (v >= BOTTOM) & (v <= TOP)
+            out = _clamped(x0 + w * theta, LEFT, RIGHT)
             log_slope = -log_slope
         else:
-            inside = (v >= W[0]) & (v <= RIGHT)
-            out = _clamped(y0 + h * (num * inv_den), H[0], TOP)
+            inside = (v >= LEFT) & (v <= RIGHT)
+            out = _clamped(y0 + h * (num * inv_den), BOTTOM, TOP)
         tl.store(y_ptr + row * D + feature, tl.where(inside, out, v).to(y_ptr.dtype.element_ty), mask=ok)
         total += tl.sum(tl.reshape(tl.where(inside & ok, log_slope, 0.0).to(tl.float64), [R, BD]), 1)
     r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -310,7 +357,7 @@ def _store_sizes(to_ptr, at, ok, stride, end, k, top, before, here, after, K: tl
         u = _clipped(tl.load(at[:, None] + bins * stride, mask=wanted, other=0.0).to(top.dtype), SCALE, CLIP)
         n = k[:, None]
         g = tl.where(bins == n, here[:, None], tl.where(bins < n, before[:, None], after[:, None]))
-        g = exp_nonpositive(u - top[:, None]) * g
+        g = _mass(u, top[:, None], SCALE, CLIP) * g
         if CLIP > 0:
             q = 1.0 - CLIP * tl.abs(u)
             g = g * q * q
@@ -335,7 +382,8 @@ def _store_slopes(to_ptr, ok, end, k, g0, g1, K: tl.constexpr, TAILS: tl.constex
 def rqs_bwd(
     x_ptr, params_ptr, grad_y_ptr, grad_ladj_ptr, grad_x_ptr, grad_params_ptr, rows, D, bins, x_row, x_feature, p_row,
     p_feature, p_param,
-    K: tl.constexpr, TAILS: tl.constexpr, W: tl.constexpr, H: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
+    K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr, LEAST_X: tl.constexpr,
+    BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr, RIGHT: tl.constexpr, TOP: tl.constexpr,
     MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr, INVERSE: tl.constexpr,
     R: tl.constexpr, BD: tl.constexpr, HAS_Y: tl.constexpr, HAS_LADJ: tl.constexpr, NEED_X: tl.constexpr,
     NEED_PARAMS: tl.constexpr, dtype: tl.constexpr,
@@ -351,7 +399,25 @@ def rqs_bwd(
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
         k, x0, w, y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h = _bin(
-            v, at, ok, p_param, end, K, TAILS, W, H, RIGHT, TOP, SCALE, CLIP, EDGE, INVERSE
+            v,
+            at,
+            ok,
+            p_param,
+            end,
+            K,
+            TAILS,
+            LEFT,
+            FREE_X,
+            LEAST_X,
+            BOTTOM,
+            FREE_Y,
+            LEAST_Y,
+            RIGHT,
+            TOP,
+            SCALE,
+            CLIP,
+            EDGE,
+            INVERSE,
         )
         d0 = _slope_value(u0, MIN_SLOPE, CLIP)
         d1 = _slope_value(u1, MIN_SLOPE, CLIP)
@@ -373,12 +439,12 @@ def rqs_bwd(
             gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0).to(dtype)
         gy = given
         if INVERSE:  # implicit function theorem: see the derivation
-            inside = (v >= H[0]) & (v <= TOP)
+            inside = (v >= BOTTOM) & (v <= TOP)
             g_v = (given - gl * ladj_theta / w) / slope
             gy = -g_v
             gl = -gl
         else:
-            inside = (v >= W[0]) & (v <= RIGHT)
+            inside = (v >= LEFT) & (v <= RIGHT)
         # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
         r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
         gyh = gy * h * inv_den
@@ -399,9 +465,9 @@ def rqs_bwd(
             g_y0 = tl.where(inside, gy, 0.0)
             P: tl.constexpr = 3 * K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
             to = grad_params_ptr + (row * D + feature) * P
-            before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, W[1], SCALE)
+            before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, FREE_X, SCALE)
             _store_sizes(to, at, ok, p_param, end, k, top_w, before, here, after, K, SCALE, 2.0 * CLIP)
-            before, here, after = _size_coefficients(k, mh, bh, rh, g_y0, g_h, K, H[1], SCALE)
+            before, here, after = _size_coefficients(k, mh, bh, rh, g_y0, g_h, K, FREE_Y, SCALE)
             _store_sizes(
                 to + K, at + K * p_param, ok, p_param, end, k, top_h, before, here, after, K, SCALE, 2.0 * CLIP
             )

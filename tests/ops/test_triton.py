@@ -1,0 +1,110 @@
+"""Triton's kernels where they can run: `--device cuda`, or the interpreter on the CPU. Every op by the numbers rule,
+equal bits, and under torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import ops
+from flowkernels.ops import _triton
+from flowkernels.ops.made.plan import layer_plan
+from tests.numbers import assert_within_rule
+from tests.ops import spline, test_actnorm, test_affine, test_lu_linear, test_masked_linear
+
+Call = Callable[..., Any]
+PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
+
+
+def _masked(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, **settings: Any) -> Tensor:
+    return ops.masked_linear(x, weight, bias, PLAN, activation="silu", residual=residual, **settings)
+
+
+def _rqs(inverse: bool) -> tuple[Call, list[Tensor]]:
+    x, params = spline.draw((130, 5), torch.float64, bins=8, inverse=inverse)
+    return (lambda x, params, **settings: ops.rqs(x, params, bins=8, inverse=inverse, **settings)), [x, params]
+
+
+def _on_channels(op: Call, tensors: list[Tensor], inverse: bool) -> tuple[Call, list[Tensor]]:
+    return (lambda *tensors, **settings: op(*tensors, channel_dim=1, inverse=inverse, **settings)), tensors
+
+
+def _affine(inverse: bool) -> tuple[Call, list[Tensor]]:
+    def f(x: Tensor, params: Tensor, **settings: Any) -> Any:
+        return ops.affine(x, params, scale="sigmoid", min_scale=1e-3, inverse=inverse, **settings)
+
+    return f, list(test_affine.draw((130, 7), "sigmoid"))
+
+
+PROBLEMS = {
+    **{f"rqs, inverse={i}": _rqs(i) for i in (False, True)},
+    **{f"affine, inverse={i}": _affine(i) for i in (False, True)},
+    **{
+        f"actnorm, inverse={i}": _on_channels(ops.actnorm, test_actnorm.draw((3, 13, 5, 7), 1), i)
+        for i in (False, True)
+    },
+    **{
+        f"lu_linear, inverse={i}": _on_channels(ops.lu_linear, test_lu_linear.draw((3, 13, 5, 7), 1), i)
+        for i in (False, True)
+    },
+    "masked_linear": (_masked, test_masked_linear.draw((70,), 77, 45)),
+}
+EVERY = pytest.mark.parametrize("problem", PROBLEMS)
+
+
+@pytest.fixture(autouse=True)
+def can_run(device: torch.device) -> None:
+    reason = _triton.why_not((torch.empty(1, device=device),))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def results(f: Call, tensors: list[Tensor], backend: str | None = None) -> list[Tensor]:
+    """Values and gradients, for fixed weights of the values."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    found = f(*leaves) if backend is None else f(*leaves, backend=backend)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    wanted = [t for t in leaves if t.requires_grad]
+    grads = torch.autograd.grad(outputs, wanted, [spline.weights(o) for o in outputs])
+    return [*(o.detach() for o in outputs), *grads]
+
+
+def cast(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    return [t.to(device, dtype if t.is_floating_point() else t.dtype) for t in tensors]
+
+
+@EVERY
+def test_numbers(problem, dtype, device) -> None:
+    f, tensors = PROBLEMS[problem]
+    given = cast(tensors, dtype, device)
+    if dtype == torch.float64:  # eager is the truth
+        torch.testing.assert_close(results(f, given, "triton"), results(f, given, "reference"), rtol=1e-8, atol=1e-8)
+        return
+    if problem.startswith("rqs"):
+        pytest.skip("a spline's errors want its condition: tests/ops/test_rqs.py, which takes --device")
+    truth = results(f, [t.double() if t.is_floating_point() else t for t in given], "reference")
+    found, eager = results(f, given, "triton"), results(f, given, "reference")
+    for i, (mine, its, right) in enumerate(zip(found, eager, truth, strict=True)):
+        assert mine.dtype == its.dtype
+        assert_within_rule(mine, its, right, f"result {i}")
+
+
+@EVERY
+def test_the_same_bits_twice(problem, device) -> None:
+    f, tensors = PROBLEMS[problem]
+    given = cast(tensors, torch.float32, device)
+    for a, b in zip(results(f, given, "triton"), results(f, given, "triton"), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if "True" not in p])
+def test_compile(problem, device) -> None:
+    f, tensors = PROBLEMS[problem]
+    given = cast(tensors, torch.float32, device)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *t: f(*t, backend="triton"), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
