@@ -34,7 +34,7 @@ CASES = {
     "affine": affine,
     "rqs": rqs,
 }  # name: shape, dtype, settings -> op and its tensors
-SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (5, 1031), (201, 4))
+SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (5, 1031), (201, 3), (65, 4))
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "affine": (
         {"scale": "sigmoid"}, {"scale": "additive", "inverse": True}, {"scale": "exp", "mask": True},
