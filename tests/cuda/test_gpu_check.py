@@ -15,6 +15,7 @@ from tests.emulator import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 import gpu_bench
 import gpu_check
+import gpu_layers
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path) -> None:
@@ -70,3 +71,9 @@ def test_a_row_that_is_wrong_fails_the_benchmark(monkeypatch) -> None:
     )  # fmt: skip
     monkeypatch.setattr(gpu_bench, "operations", lambda: {"affine": wrong})
     assert gpu_bench.main(["--device", "cpu", "--quick"]) == 1
+
+
+def test_the_benchmark_of_layers_runs_its_rows(capsys) -> None:
+    assert gpu_layers.main(["--device", "cpu", "--quick"]) == 0
+    text = capsys.readouterr().out
+    assert "| lu_linear inverse, backward, C = 12 |" in text and "× log_prob |" in text
