@@ -53,10 +53,10 @@ types: $(INSTALLED)  ## pyright on the package
 	$(BIN)/pyright --pythonpath $(PY)
 
 interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' own tests
-	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q @tests/interpreted.txt
+	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q -n 2 @tests/interpreted.txt
 
 check: build  ## pytest: tests and doctests
-	$(PY) -m pytest --doctest-modules flowkernels tests
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests
 
 bench: build  ## benchmarks against the peers
 	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) bench/compare.py run.json

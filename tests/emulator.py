@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -54,8 +55,6 @@ def sources() -> list[Path]:
 
 def compile_module(name: str, files: Sequence[Path]) -> Path:
     """The shared library of these sources and the emulator, if it is not there yet for this state of the sources."""
-    import pybind11
-
     text = b"".join(f.read_bytes() for f in [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(HERE.iterdir())])
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
@@ -63,9 +62,18 @@ def compile_module(name: str, files: Sequence[Path]) -> Path:
     state = hashlib.sha256(text + repr((compiler, sys.version, _FLAGS, _CONTRACTS)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_emulator" / state
     out = folder / f"{name}{'_asan' * ASAN}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if out.exists():
-        return out
-    for old in folder.parent.glob("*"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:  # another process of tests may be at it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            _compile(compiler, files, folder, out)
+    return out
+
+
+def _compile(compiler: str, files: Sequence[Path], folder: Path, out: Path) -> None:
+    import pybind11
+
+    for old in folder.parent.glob("*/"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,6 @@ def compile_module(name: str, files: Sequence[Path]) -> Path:
     link = [compiler, "-shared", *(["-fsanitize=address"] if ASAN else []), *objects, "-o", f"{out}.new"]
     subprocess.run(link, check=True)
     os.replace(f"{out}.new", out)
-    return out
 
 
 class Emulated:
