@@ -34,7 +34,7 @@ CASES = {
     "affine": affine,
     "rqs": rqs,
 }  # name: shape, dtype, settings -> op and its tensors
-SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (5, 1031), (201, 4))
+SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (5, 1031), (201, 3), (65, 4))
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "affine": (
         {"scale": "sigmoid"}, {"scale": "additive", "inverse": True}, {"scale": "exp", "mask": True},
@@ -69,3 +69,15 @@ def test_every_order_of_threads_gives_the_same_bits(op, settings, shape, dtype) 
             assert not any(t.isnan().any() for t in found)
             first = first or found
             assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True)), order
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_tensors_may_begin_anywhere(op) -> None:
+    """Dense, but not at a multiple of 16 bytes: nothing may be read or written 16 bytes at a time."""
+    torch.manual_seed(0)
+    f, tensors = CASES[op]((6, 8), torch.float32, **SETTINGS[op][0])
+    moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
+    assert all(t.is_contiguous() and t.data_ptr() % 16 for t in moved)
+    with emulator.running():
+        for mine, its in zip(f(*moved, **SETTINGS[op][0]), f(*tensors, **SETTINGS[op][0]), strict=True):
+            assert torch.equal(mine, its)

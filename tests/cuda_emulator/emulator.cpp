@@ -113,16 +113,32 @@ void run_block(int threads, std::mt19937& random) {
     fibers[t]->state = State::ready;
   }
   for (int ended = 0; ended < threads;) {
-    if (order == shuffled) std::shuffle(turns.begin(), turns.end(), random);
     bool moved = false;
-    for (int t : turns) {
-      if (fibers[t]->state != State::ready) continue;
-      moved = true;
-      if (order == shuffled && random() % 4 == 0) continue;  // lags behind
-      resume(t);
-      if (failed) return;
-      ended += fibers[t]->state == State::ended;
+    const auto pass = [&](int begin, int end) {  // over some of the turns; false where none was ready
+      bool any = false;
+      for (int i = begin; i < end && !failed; ++i) {
+        const int t = turns[i];
+        if (fibers[t]->state != State::ready) continue;
+        any = moved = true;
+        resume(t);
+        ended += fibers[t]->state == State::ended;
+      }
+      return any && !failed;
+    };
+    if (order == shuffled) {  // warp after warp, each as far as it comes without the others
+      std::vector<int> warps((threads + 31) / 32);
+      for (size_t w = 0; w < warps.size(); ++w) warps[w] = int(w);
+      std::shuffle(warps.begin(), warps.end(), random);
+      for (int t = 0; t < threads; ++t) turns[t] = t;
+      for (int w : warps) {
+        const int begin = 32 * w, end = begin + 32 < threads ? begin + 32 : threads;
+        std::shuffle(turns.begin() + begin, turns.begin() + end, random);
+        while (pass(begin, end)) {}
+      }
+    } else {
+      pass(0, threads);
     }
+    if (failed) return;
     if (moved) continue;
     int waiting = 0;
     for (int t = 0; t < threads; ++t) waiting += fibers[t]->state == State::at_block;
