@@ -86,8 +86,8 @@ class ActNorm(Transform):
         for parameter, value in ((self.log_scale, log_scale), (self.shift, shift)):
             parameter.copy_(torch.where(keep, parameter, value.to(parameter.dtype)))
         self.initialised.logical_or_(count > 0)
-        # Whether to come here again is not read from the buffer where a compiler runs: there all ranks must agree on it,
-        # whichever of them had rows.
+        # Whether to come here again is not read from the buffer where a compiler runs: there all ranks must agree on
+        # it, whichever of them had rows.
         self._seen = x.numel() > 0 or (torch.compiler.is_compiling() and _several_ranks())
 
     def _load_from_state_dict(self, *args) -> None:
