@@ -398,7 +398,7 @@ def test_other_activations(activation, ran):
     [torch.relu, torch.tanh, nn.functional.relu, nn.functional.leaky_relu, nn.functional.elu, nn.functional.gelu,
      nn.functional.silu, nn.functional.tanh, nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.GELU(), nn.SiLU(), nn.Tanh(),
      nn.Identity()],
-    ids=str,
+    ids=lambda f: getattr(f, "__name__", str(f)),
 )  # fmt: skip
 @pytest.mark.parametrize("residual", [True, False])
 def test_known_activations(activation, residual, ran):
