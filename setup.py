@@ -19,6 +19,8 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        for before in target.parent.glob("_cuda.*"):  # of a build that had nvcc: this one may not
+            before.unlink()
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         configure = [
             "cmake", str(ROOT), *generator,
@@ -30,6 +32,12 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, cwd=build, check=True)
         subprocess.run(["cmake", "--build", ".", "--parallel"], cwd=build, check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """The CUDA module too, which is no extension of its own: it may be absent."""
+        super().copy_extensions_to_source()
+        for module in Path(self.build_lib, "flowkernels").glob("_cuda.*"):
+            shutil.copy2(module, ROOT / "flowkernels")
 
 
 setup(ext_modules=[Extension("flowkernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
