@@ -1,5 +1,5 @@
-"""`make gpu-check`: builds, tests, sanitizes and times the CUDA kernels on this machine's GPU, python and torch, in
-under nine minutes and without a network.
+"""`make gpu-check`: builds, tests, sanitizes and times the CUDA and Triton kernels on this machine's GPU, python and
+torch, in under nine minutes and without a network.
 
     python bench/gpu_check.py            # exits with 1, in one line, where there is no GPU
     python bench/gpu_check.py --dry-run  # what each phase would run
@@ -12,6 +12,7 @@ is stopped, and the next one begins.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -23,10 +24,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # for the tables of the benchmarks
 WHEELS = ROOT / "wheels"
-PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "pytest-benchmark", "hypothesis", "nflows")
+PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "pytest-benchmark", "hypothesis", "nflows", "zuko")
 TOTAL_SECONDS = 530
-TESTS = ("tests/cuda/test_device.py", *(f"tests/ops/test_{name}.py" for name in ("affine", "rqs", "rqs_edges")))
+ON_DEVICE = tuple(f"tests/ops/test_{name}.py" for name in ("affine", "rqs", "rqs_edges"))  # draw their inputs there
+TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE)
+BENCHMARKS = {"gpu_bench": 75, "gpu_layers": 30, "gpu_masked": 25}  # seconds of measuring
+STARTUP_SECONDS = 10  # of a benchmark: torch, the device, and the row that the deadline finds running
 
 
 class Phase(NamedTuple):
@@ -36,23 +41,39 @@ class Phase(NamedTuple):
     needs: str | None = None  # a tool, without which the phase is left out
 
 
+def triton_tests() -> list[str]:
+    """All of tests/ops/test_triton.py, and of Triton's list what draws its inputs on the device: few settings of each
+    kind, as every one is a compilation."""
+    listed = (ROOT / "tests" / "interpreted.txt").read_text().splitlines()
+    return ["tests/ops/test_triton.py", "tests/ops/test_masked_linear.py::test_dtypes",
+            *(line for line in listed if line.startswith(ON_DEVICE))]  # fmt: skip
+
+
 def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     """What runs, in order. `site` holds what the wheels install."""
-    sanitize = ["-m", "pytest", "-q", "-x", "tests/cuda/test_device.py", "-k", "waits and float32"]
+    pytest = [python, "-m", "pytest", "-q", "--device", "cuda"]
+    sanitizers = [
+        Phase(tool, 40, ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest, "-x",
+                         "tests/cuda/test_small.py"], "compute-sanitizer")
+        for tool in ("memcheck", "racecheck")
+    ]  # fmt: skip
+    benchmarks = [
+        Phase(name, seconds + STARTUP_SECONDS,
+              [python, f"bench/{name}.py", "--json", str(out / f"{name}.json"), "--seconds", str(seconds)])
+        for name, seconds in BENCHMARKS.items()
+    ]  # fmt: skip
     return [
         Phase(
-            "install", 30,
+            "install", 25,
             [python, "-m", "pip", "install", "--quiet", "--no-index", f"--find-links={WHEELS}", f"--target={site}",
              "--no-deps", *sorted(str(w) for w in WHEELS.glob("*.whl"))],
         ),
-        Phase("build", 150, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
-        Phase("info", 20, [python, "-m", "flowkernels.info"]),
-        Phase("tests", 110, [python, "-m", "pytest", "-q", "--device", "cuda", *TESTS]),
-        Phase("memcheck", 50, ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", python, *sanitize],
-              "compute-sanitizer"),
-        Phase("racecheck", 50, ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", python, *sanitize],
-              "compute-sanitizer"),
-        Phase("bench", 120, [python, "bench/gpu_bench.py", "--json", str(out / "bench.json"), "--seconds", "95"]),
+        Phase("build", 100, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
+        Phase("info", 15, [python, "-m", "flowkernels.info"]),
+        Phase("tests", 75, [*pytest, *TESTS]),
+        Phase("triton", 75, ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
+        *sanitizers,
+        *benchmarks,
     ]  # fmt: skip
 
 
@@ -84,6 +105,13 @@ def run(phase: Phase, seconds: float, env: dict[str, str], log: Path) -> dict[st
         "phase": phase.name, "status": status, "seconds": round(time.monotonic() - start, 1),
         "last": lines[-1][:100] if lines else "",
     }  # fmt: skip
+
+
+def print_tables(out: Path) -> None:
+    """Of every benchmark that came to its first row."""
+    for name in BENCHMARKS:
+        if (measured := out / f"{name}.json").exists():
+            print(importlib.import_module(name).table(json.loads(measured.read_text())))
 
 
 def fetch() -> int:
@@ -118,6 +146,8 @@ def main() -> int:
         print(f"gpu-check: torch {torch.__version__} sees no CUDA device")
         return 1
     out.mkdir(parents=True, exist_ok=True)
+    for name in BENCHMARKS:  # what an earlier run left is not this one's
+        (out / f"{name}.json").unlink(missing_ok=True)
     begin, rows = time.monotonic(), []
     for phase in todo:
         left = TOTAL_SECONDS - (time.monotonic() - begin)
@@ -125,10 +155,7 @@ def main() -> int:
         print(f"{rows[-1]['phase']:10} {rows[-1]['status']}, {rows[-1]['seconds']} s", flush=True)
     report = {"gpu": gpu, "torch": torch.__version__, "seconds": round(time.monotonic() - begin, 1), "phases": rows}
     (out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
-    if (bench := out / "bench.json").exists():
-        import gpu_bench
-
-        print(gpu_bench.table(json.loads(bench.read_text())))
+    print_tables(out)
     for row in rows:
         print(f"| {row['phase']:9} | {row['seconds']:6} s | {row['status']} | {row['last']} |")
     return int(any(str(row["status"]) != "ok" and not str(row["status"]).startswith("left out") for row in rows))

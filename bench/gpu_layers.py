@@ -6,91 +6,95 @@ python bench/gpu_layers.py --device cpu --quick     # does it still run?
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import gpu_timing
 import torch
-from gpu_bench import FLUSH_BYTES, copy_gbps, median_seconds
+from gpu_timing import Call, Rows
 from torch import Tensor
 
 from flowkernels import flows, ops
 
-CHANNELS, FEATURES, HIDDEN = (12, 24, 48, 96), 64, (256, 256)
+CHANNELS, FEATURES, HIDDEN = (48, 12, 96, 24), 64, (256, 256)
 
 
-def channel_calls(C: int, images: int, side: int, device: str) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """Name, bytes that any implementation has to move, and call, of ops on images of C channels."""
+def tensors_of(C: int, images: int, side: int, device: str) -> dict[str, list[Tensor]]:
+    """What each op takes, on images of C channels: matrices near a rotation, as learned ones are."""
     g = torch.Generator(device).manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device=device)
 
-    x = randn(images, C, side, side)
-    factors = [randn(C, C) / C**0.5, randn(C, C) / C**0.5, 0.3 * randn(C), randn(C).sign()]
+    x, log_s, shift = randn(images, C, side, side), 0.3 * randn(C), randn(C)
+    lower, upper = (0.3 * randn(C, C) / C**0.5 for _ in range(2))
     permutation = torch.randperm(C, generator=g, device=device)
-    for name, f in (
-        ("actnorm", lambda x, *p, inverse: ops.actnorm(x, p[2], p[3], channel_dim=1, inverse=inverse)),
-        ("lu_linear", lambda x, *p, inverse: ops.lu_linear(x, *p, permutation, p[3], channel_dim=1, inverse=inverse)),
-    ):
+    return {"actnorm": [x, log_s, shift], "lu_linear": [x, lower, upper, log_s, shift.sign(), permutation, shift]}
+
+
+def bind(op: str, tensors: Sequence[Tensor], inverse: bool, backward: bool, backend: str) -> Call:
+    """→ (y, ladj), or the gradients behind them."""
+    f = functools.partial(getattr(ops, op), channel_dim=1, inverse=inverse, backend=backend)
+    if not backward:
+        return functools.partial(f, *tensors)
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    outputs, wanted = f(*leaves), [t for t in leaves if t.requires_grad]
+    grads = [torch.ones_like(t) for t in outputs]
+    return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
+
+
+def channels(rows: Rows, C: int) -> None:
+    images, side = (2, 4) if rows.quick else (64, 32)
+    for op, tensors in tensors_of(C, images, side, rows.device).items():
         for inverse in (False, True):
-            which = "inverse" if inverse else "forward"
-            leaves = [t.detach().requires_grad_() for t in (x, *factors)]
-            outputs = f(*leaves, inverse=inverse)
-            grads = [torch.ones_like(t) for t in outputs]
-            yield f"{name} {which}", 2 * x.nbytes, lambda f=f, i=inverse: f(x, *factors, inverse=i)
-            yield (
-                f"{name} {which}, backward", 3 * x.nbytes,
-                lambda o=outputs, v=leaves, w=grads: torch.autograd.grad(o, v, w, retain_graph=True, allow_unused=True),
-            )  # fmt: skip
+            for backward in (False, True):
+                for backend in gpu_timing.ours(rows.device):
+                    ready = functools.partial(bind, op, inverse=inverse, backward=backward, backend=backend)
+
+                    def checked(
+                        ready: Any = ready, tensors: Sequence[Tensor] = tensors, backend: str = backend
+                    ) -> Call:
+                        few = [tensors[0][:2], *tensors[1:]]
+                        wide = [t.double() if t.is_floating_point() else t for t in few]
+                        eager, exact = (ready(t, backend="reference")() for t in (few, wide))
+                        gpu_timing.assert_close(ready(few)(), eager, exact)
+                        return ready(tensors)
+
+                    what = f"{op} {'inverse' if inverse else 'forward'}{', backward' * backward}, C = {C}"
+                    rows.add(checked, (3 if backward else 2) * tensors[0].nbytes, op=what, row=f"ours, {backend}")
 
 
-def measure(device: str, quick: bool) -> dict[str, Any]:
-    repeats, flush = 3 if quick else 30, torch.empty((1 << 20 if quick else FLUSH_BYTES) // 4, device=device)
-    bandwidth = copy_gbps(device, 1 << 20 if quick else 1 << 30, repeats, flush)
-    rows: list[dict[str, Any]] = []
-    for C in CHANNELS[:1] if quick else CHANNELS:
-        for name, n_bytes, call in channel_calls(C, 2 if quick else 64, 4 if quick else 32, device):
-            with torch.set_grad_enabled("backward" in name):
-                took = median_seconds(call, device, repeats, flush)
-            rows.append({"op": f"{name}, C = {C}", "us": took * 1e6, "share": n_bytes / took / 1e9 / bandwidth})
-    flow = flows.MAF(FEATURES, transforms=1, hidden=HIDDEN).to(device)
-    n = 64 if quick else 65536
-    x = torch.randn(n, FEATURES, device=device)
+def samples(rows: Rows) -> None:
+    flow = flows.MAF(FEATURES, transforms=1, hidden=HIDDEN).to(rows.device)
+    n = 64 if rows.quick else 65536
+    x = torch.randn(n, FEATURES, device=rows.device)
     with torch.no_grad():
-        density = median_seconds(lambda: flow.log_prob(x), device, repeats, flush)
-        samples = median_seconds(lambda: flow.sample(n), device, repeats, flush)
-    rows.append({"op": f"MAF, D = {FEATURES}, log_prob", "us": density * 1e6})
-    rows.append({"op": f"MAF, D = {FEATURES}, sample", "us": samples * 1e6, "times_log_prob": samples / density})
-    return {"torch": torch.__version__, "device": device, "copy_gbps": bandwidth, "rows": rows}
+        density = rows.add(lambda: lambda: flow.log_prob(x), op=f"MAF, D = {FEATURES}, log_prob", row="ours")
+        drawn = rows.add(lambda: lambda: flow.sample(n), op=f"MAF, D = {FEATURES}, sample", row="ours")
+    if density and drawn:
+        rows.report["rows"][-1]["times_log_prob"] = drawn / density
+
+
+def measure(rows: Rows) -> None:
+    samples(rows)
+    for C in CHANNELS[:1] if rows.quick else CHANNELS:
+        channels(rows, C)
+
+
+def _last(row: dict[str, Any]) -> str:
+    if "share" in row:
+        return f"{100 * row['share']:.0f} %"
+    return f"{row['times_log_prob']:.1f} × log_prob" if "times_log_prob" in row else ""
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = ["| op | µs | share of copy |", "|---|---|---|"]
-    for r in report["rows"]:
-        last = f"{100 * r['share']:.0f} %" if "share" in r else f"{r['times_log_prob']:.1f} × log_prob" \
-            if "times_log_prob" in r else ""  # fmt: skip
-        lines.append(f"| {r['op']} | {r['us']:.1f} | {last} |")
-    return "\n".join(lines)
+    return gpu_timing.table(report, ("op", "row"), _last, "share of copy")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print(f"gpu-layers: torch {torch.__version__} sees no CUDA device")
-        return 1
-    report = measure(options.device, options.quick)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))
-    return 0
+    return gpu_timing.main("gpu-layers", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

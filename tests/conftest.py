@@ -75,8 +75,8 @@ def machine(request: pytest.FixtureRequest) -> Iterator[str]:
     if name == "emulated":
         with emulator.running():
             yield name
-    elif name == "cuda":
-        torch.set_default_device("cuda")
+    elif (device := request.config.getoption("--device")) != "cpu":  # CUDA's kernels, or Triton's
+        torch.set_default_device(device)
         yield name
         torch.set_default_device(None)
     else:

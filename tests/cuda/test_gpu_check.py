@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu_bench
 import gpu_check
 import gpu_layers
+import gpu_masked
+import gpu_timing
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path) -> None:
@@ -35,8 +38,12 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
     assert sum(p.seconds for p in phases) <= gpu_check.TOTAL_SECONDS < 9 * 60
     for phase in phases:
         for word in phase.command:
-            if word.endswith(".py") and not word.startswith("/"):
-                assert (ROOT / word).exists(), word
+            if (file := word.partition("::")[0]).endswith(".py") and not file.startswith("/"):
+                assert (ROOT / file).exists(), word
+    of = {p.name: p.command for p in phases}
+    assert all("tests/cuda/test_small.py" in of[tool] for tool in ("memcheck", "racecheck"))
+    assert of["triton"][:2] == ["env", "FLOWKERNELS_BACKEND=triton"] and "tests/ops/test_triton.py" in of["triton"]
+    assert {word.partition("::")[0] for word in of["triton"]} >= set(gpu_check.ON_DEVICE)
 
 
 def test_a_phase_is_stopped_and_its_last_line_kept(tmp_path) -> None:
@@ -52,28 +59,126 @@ def test_a_phase_is_stopped_and_its_last_line_kept(tmp_path) -> None:
     assert str(gpu_check.run(missing, 60.0, env, tmp_path / "log")["status"]).startswith("left out")
 
 
-def test_the_benchmark_runs_its_rows_and_counts_their_bytes(tmp_path, capsys) -> None:
+@pytest.fixture
+def quick(one_thread) -> list[str]:
+    """The options of a run that ends soon."""
+    return ["--device", "cpu", "--quick"]
+
+
+NO_TRITON = "ours, triton: BackendUnavailableError"  # outside of its interpreter
+
+
+def test_the_benchmark_runs_its_rows_and_counts_their_bytes(tmp_path, capsys, quick) -> None:
     out = Path(tmp_path) / "bench.json"
-    assert gpu_bench.main(["--device", "cpu", "--quick", "--json", str(out)]) == 0
-    text = capsys.readouterr().out
-    assert out.exists() and "| rqs | 64 | inverse | ours eager |" in text and "| affine | 64 | backward |" in text
+    assert gpu_bench.main([*quick, "--json", str(out)]) == 0
+    text, report = capsys.readouterr().out, json.loads(out.read_text())
+    assert f"affine 64 backward {NO_TRITON}" in text and text.strip() == gpu_bench.table(report)
+    found = {(r["op"], r["direction"], r["row"]) for r in report["rows"]}
+    rows = [("rqs", row) for row in ("ours, cpu", "nflows eager", "zuko eager")]
+    rows += [("affine", row) for row in ("ours, cpu", "nflows eager")]
+    assert found == {(op, direction, row) for op, row in rows for direction in gpu_bench.DIRECTIONS}
     rqs = gpu_bench.operations()["rqs"]
     assert rqs.bytes_of(65536, "forward") == 65536 * (64 * 25 * 4 + 4)
     assert rqs.bytes_of(65536, "backward") == 65536 * (64 * 49 * 4 + 4)
 
 
-def test_a_row_that_is_wrong_fails_the_benchmark(monkeypatch) -> None:
-    right = gpu_bench.operations()
-    wrong = right["affine"]._replace(
-        function=lambda x, p, backend, inverse=False: (
-            x if backend is None else right["affine"].function(x, p, backend, inverse)[0], x.sum(-1)
-        )
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_affine_map_of_nflows_is_ours_in_its_order_of_params(inverse) -> None:
+    affine = gpu_bench.operations()["affine"]
+    x, params = affine.tensors(5, "cpu")
+    found = affine.peers["nflows"](x, torch.stack([params[..., 1], params[..., 0]], 1), inverse=inverse)
+    torch.testing.assert_close(found, affine.function(x, params, "reference", inverse))
+
+
+def test_compiled_rows_are_made_anew_for_every_pass(monkeypatch, one_thread) -> None:
+    """torch.compile, without asking for its minutes: what it is given, and in which modes."""
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: given.append((mode, dynamic)) or f)
+    rows = gpu_timing.Rows("cpu", True, 60.0)
+    gpu_bench.compiled(rows, 4, "rqs", gpu_bench.operations()["rqs"])
+    names = [r["row"] for r in rows.report["rows"]]
+    assert names == [f"{who} {how}" for how in gpu_bench.MODES for who in ("torch", "zuko") for _ in range(3)]
+    assert given == [(mode, False) for mode in gpu_bench.MODES.values() for _ in range(6)]
+
+
+@pytest.mark.parametrize("wrong", ["y", "backward"])
+def test_a_row_that_is_wrong_fails_the_benchmark(wrong, monkeypatch, quick) -> None:
+    right = gpu_bench.operations()["affine"]
+
+    def function(x, params, backend, inverse=False):
+        y, ladj = right.function(x, params, backend, inverse)
+        if backend == "cpu":
+            y = y * 1.001 if wrong == "y" else y.detach() + 1.001 * (y - y.detach())
+        return y, ladj
+
+    monkeypatch.setattr(gpu_bench, "operations", lambda: {"affine": right._replace(function=function, peers={})})
+    assert gpu_bench.main(quick) == 1
+
+
+def test_tables_are_printed_by_a_python_that_has_no_flowkernels_installed(tmp_path) -> None:
+    """As `make gpu-check` starts it."""
+    for name in gpu_check.BENCHMARKS:
+        report = {"gpu": name, "torch": "2", "copy_gbps": 1.0, "rows": [], "left_out": ["late"]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    program = f"import gpu_check, pathlib; gpu_check.print_tables(pathlib.Path({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT / "bench", capture_output=True, text=True, timeout=120,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )  # fmt: skip
-    monkeypatch.setattr(gpu_bench, "operations", lambda: {"affine": wrong})
-    assert gpu_bench.main(["--device", "cpu", "--quick"]) == 1
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if ", torch 2, copy 1 GB/s" in line] == [
+        f"{name}, torch 2, copy 1 GB/s" for name in gpu_check.BENCHMARKS
+    ]
 
 
-def test_the_benchmark_of_layers_runs_its_rows(capsys) -> None:
-    assert gpu_layers.main(["--device", "cpu", "--quick"]) == 0
+def test_what_comes_too_late_or_fails_is_left_out_and_the_rest_kept(tmp_path) -> None:
+    out = Path(tmp_path) / "rows.json"
+    rows = gpu_timing.Rows("cpu", True, 60.0, out)
+    assert rows.add(lambda: lambda: None, 1000, op="a", row="b")
+    assert rows.add(lambda: 1 / 0, op="a", row="c") is None  # type: ignore[arg-type, return-value]
+    rows._deadline = 0.0
+    assert rows.add(lambda: lambda: None, op="a", row="d") is None
+    kept = json.loads(out.read_text())
+    assert [r["row"] for r in kept["rows"]] == ["b"]
+    assert kept["left_out"] == ["a c: ZeroDivisionError division by zero", "a d: no time left"]
+
+
+def test_the_benchmark_of_layers_runs_its_rows(capsys, quick) -> None:
+    assert gpu_layers.main(quick) == 0
     text = capsys.readouterr().out
-    assert "| lu_linear inverse, backward, C = 12 |" in text and "× log_prob |" in text
+    assert "| lu_linear inverse, backward, C = 48 | ours, cpu |" in text and "× log_prob |" in text
+    assert f"actnorm forward, C = 48 {NO_TRITON}" in text
+
+
+def test_the_benchmark_of_masked_layers_runs_its_rows(tmp_path, capsys, quick) -> None:
+    before, out = torch.get_float32_matmul_precision(), Path(tmp_path) / "masked.json"
+    assert gpu_masked.main([*quick, "--json", str(out)]) == 0
+    assert torch.get_float32_matmul_precision() == before
+    report = json.loads(out.read_text())
+    found = [(r["dtype"], r["what"], r["row"]) for r in report["rows"]]
+    names = (gpu_masked.MASKED, gpu_masked.BEFORE, "ours, cpu")
+    assert found == [(d, what, name) for d in gpu_masked.DTYPES for what in gpu_masked.PASSES for name in names]
+    assert len(report["left_out"]) == 6 and NO_TRITON in report["left_out"][0]
+    row = report["rows"][1]
+    assert row["tflops"] == pytest.approx(2 * 32 * 40 * 40 / row["us"] / 1e6)
+    assert row["speedup"] == pytest.approx(report["rows"][0]["us"] / row["us"])
+
+
+def test_masked_beforehand_is_masked_in_the_call() -> None:
+    tensors = gpu_masked.draw(3, 12, torch.float64, "cpu")
+    plan_mask = gpu_masked.layer_plan(range(1, 13), range(1, 13)).mask(tensors[1])
+    assert torch.equal(gpu_masked.beforehand(tensors)[1], tensors[1] * plan_mask)
+
+
+def test_rows_of_triton_run_in_its_interpreter() -> None:
+    """bfloat16 is wrong there."""
+    program = (
+        "import gpu_masked, torch; torch.set_num_threads(1); del gpu_masked.DTYPES['bfloat16'];"
+        " raise SystemExit(gpu_masked.main(['--device', 'cpu', '--quick']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'bench'}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert all(f"| tf32 | {what} | ours, triton |" in done.stdout for what in gpu_masked.PASSES)

@@ -1,0 +1,122 @@
+"""Times a masked layer, act(x (W∘M)ᵀ + b), on Triton beside the library's dense product, in bfloat16 and in tf32, with
+the weight masked in every call (what MADE does) and beforehand (what a frozen model may do).
+
+    python bench/gpu_masked.py --json masked.json
+    python bench/gpu_masked.py --device cpu --quick     # does it still run?
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gpu_timing
+import torch
+import torch.nn.functional as F
+from gpu_timing import Call, Rows
+from torch import Tensor
+
+from flowkernels import ops
+from flowkernels.ops.made import layer_plan
+
+UNITS, BATCHES, QUICK = 1024, (4096, 65536), (32, 40)  # (batch, units)
+DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32}
+PASSES = {"forward": "identity", "forward, relu": "relu", "backward": "identity"}
+MASKED, BEFORE = "F.linear(x, W * mask)", "F.linear, masked before"
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def layers(units: int, activation: str, like: Tensor, device: str) -> dict[str, Layer]:
+    """Every row's layer; degrees 1, 2, …, units on both sides."""
+    plan = layer_plan(range(1, units + 1), range(1, units + 1))
+    mask, act = plan.mask(like), F.relu if activation == "relu" else lambda z: z
+
+    def ours(backend: str) -> Layer:
+        return lambda x, weight, bias: ops.masked_linear(x, weight, bias, plan, activation=activation, backend=backend)
+
+    return {
+        MASKED: lambda x, weight, bias: act(F.linear(x, weight * mask, bias)),
+        BEFORE: lambda x, weight, bias: act(F.linear(x, weight, bias)),
+        **{f"ours, {backend}": ours(backend) for backend in gpu_timing.ours(device) if backend != "cuda"},
+    }
+
+
+def bind(layer: Layer, tensors: list[Tensor], backward: bool) -> Call:
+    """→ (y,), or the gradients of x, weight and bias."""
+    if not backward:
+        return lambda: (layer(*tensors),)
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    y = layer(*leaves)
+    grad = torch.ones_like(y)
+    return lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True)
+
+
+def draw(batch: int, units: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    g = torch.Generator(device).manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=g, device=device) for s in ((batch, units), (units, units), (units,)))
+    return [t.to(dtype) for t in (x, weight / units**0.5, bias)]
+
+
+def beforehand(tensors: list[Tensor]) -> list[Tensor]:
+    """Degrees that count up on both sides hide what lies above the diagonal."""
+    x, weight, bias = tensors
+    return [x, weight.tril(), bias]
+
+
+def one(rows: Rows, batch: int, units: int, dtype: str, what: str) -> None:
+    tensors = draw(batch, units, DTYPES[dtype], rows.device)
+    backward = what == "backward"
+    every = layers(units, PASSES[what], tensors[1], rows.device)
+    add = functools.partial(rows.add, batch=batch, dtype=dtype, what=what)
+    baseline = None
+    for name, layer in every.items():
+        given = beforehand(tensors) if name == BEFORE else tensors
+
+        def checked(name: str = name, layer: Layer = layer, given: list[Tensor] = given) -> Call:
+            if name.startswith("ours"):
+                few = [tensors[0][:512], *tensors[1:]]
+                exact = bind(every[MASKED], [t.double() for t in few], backward)()
+                gpu_timing.assert_close(bind(layer, few, backward)(), bind(every[MASKED], few, backward)(), exact)
+            return bind(layer, given, backward)
+
+        calls: dict[str, Callable[[], Call]] = {name: checked}
+        if rows.device == "cuda" and not backward:  # 4096 rows do not hide what a launch costs the host
+            calls[f"{name}, graph"] = lambda layer=layer, given=given: gpu_timing.captured(bind(layer, given, False))
+        for row, prepare in calls.items():
+            took = add(prepare, row=row)
+            baseline = took if row == MASKED else baseline
+            if took is not None:
+                rows.report["rows"][-1] |= {"tflops": (4 if backward else 2) * batch * units**2 / took / 1e12}
+                if baseline is not None:
+                    rows.report["rows"][-1]["speedup"] = baseline / took
+
+
+def measure(rows: Rows) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # tf32, of the library's product and of ours
+    try:
+        for dtype in DTYPES:
+            for batch, units in (QUICK,) if rows.quick else [(b, UNITS) for b in BATCHES]:
+                for what in PASSES:
+                    one(rows, batch, units, dtype, what)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _last(row: dict[str, Any]) -> str:
+    speedup = f", {row['speedup']:.2f} × as fast as {MASKED}" if "speedup" in row else ""
+    return f"{row['tflops']:.1f}{speedup}"
+
+
+def table(report: dict[str, Any]) -> str:
+    return gpu_timing.table(report, ("batch", "dtype", "what", "row"), _last, "TFLOP/s of a dense product")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return gpu_timing.main("gpu-masked", __doc__, measure, table, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
