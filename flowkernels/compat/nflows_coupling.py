@@ -20,7 +20,6 @@ from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
 from flowkernels.ops.flow_layer import columns as fused_columns
 from flowkernels.ops.flow_layer import try_flow_layer
-from flowkernels.ops.residual_net import layers_of
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import nflows_residual
@@ -98,7 +97,7 @@ def _fused(
     split = _split_of(layer)
     if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
-    layers = layers_of(net, context)
+    layers = nflows_residual.layers(net, context)
     if layers is None or getattr(net, "preprocessing", None) is not None:
         return None
     spec = univariate.spec(layer, net, inverse)

@@ -115,7 +115,7 @@ def _shown(activation: Any) -> str:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling the module does nothing but its class's forward."""
-    return not hooked(module) and "forward" not in module.__dict__
+    return not hooked(module)
 
 
 def _preprocessing(net: Any) -> nn.Module | None:

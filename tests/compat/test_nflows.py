@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from nflows.transforms import AffineCouplingTransform, PiecewiseRationalQuadraticCouplingTransform
 from nflows.transforms.base import InputOutsideDomain
 from torch import nn
 
@@ -305,3 +307,59 @@ def test_bfloat16_conditioner_under_autocast():
         y, ladj = fast(x)
     assert y.dtype == ladj.dtype == torch.float32
     torch.testing.assert_close(y, fast(x)[0], rtol=0.05, atol=0.05)
+
+
+# ---- networks that were edited ----
+
+
+class Doubles(nn.Module):
+    """In a dropout's place; `training` means nothing to it."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def edited(net, how):
+    """Changes a ResidualNet in a way that its layers' weights do not show."""
+    block, linear = net.blocks[0], net.blocks[0].linear_layers[0]
+    if how.startswith("own forward"):
+        module = {"net": net, "block": block, "linear": linear}[how.rpartition(" ")[2]]
+        theirs = module.forward
+        module.forward = lambda *args, **kwargs: theirs(*args, **kwargs) + 1
+    elif how == "block of a subclass":
+        block.__class__ = type("Block", (type(block),), {"forward": lambda self, x, context=None: 2 * x})
+    elif how == "hook on the dropout":
+        block.dropout.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    else:
+        block.dropout = {"identity": nn.Identity, "doubles": Doubles}[how]()
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine"])
+@pytest.mark.parametrize(
+    "how",
+    ["own forward of net", "own forward of block", "own forward of linear", "block of a subclass",
+     "hook on the dropout", "identity", "doubles"],
+)  # fmt: skip
+def test_an_edited_network_is_called(kind, how):
+    torch.manual_seed(0)
+    cls = {"spline": PiecewiseRationalQuadraticCouplingTransform, "affine": AffineCouplingTransform}[kind]
+    layer = models.stretch(cls([0, 1, 0, 1, 1], models.dense())).double()
+    for p in layer.transform_net.blocks[0].parameters():
+        nn.init.normal_(p, std=0.5)
+    fast, x = accelerated_copy(layer), models.normal(5).sigmoid()
+    unedited = layer(x)[0]
+    for model in (layer, fast):
+        edited(model.transform_net, how)
+        model.train(how == "identity")
+    torch.testing.assert_close(fast(x), layer(x))
+    assert torch.equal(layer(x)[0], unedited) == (how == "identity")
+
+
+@pytest.mark.parametrize("activation", [F.relu_, nn.ReLU(inplace=True)])
+def test_a_relu_in_place_changes_what_the_block_adds_to(activation):
+    layer = models.coupling(net=models.dense(activation=activation)).double()
+    fast = copy.deepcopy(layer)
+    assert "not relu" in compat.accelerate(fast).left_alone["transform_net"]
+    x = models.normal(6)
+    torch.testing.assert_close(fast(x), layer(x))
+    torch.testing.assert_close(fast.transform_net(x[:, :3]), layer.transform_net(x[:, :3]))
