@@ -270,7 +270,7 @@ def test_a_conditioner_that_writes_into_its_input(mask):
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "replace"])
+@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "replace", "data"])
 def test_another_mask_in_the_same_layer(how):
     """Random masks differ per model: loading weights also loads which columns are transformed."""
     source, target = models.coupling("irregular").double(), models.coupling("first half").double()
@@ -286,6 +286,8 @@ def test_another_mask_in_the_same_layer(how):
             if how == "copy_" or leaf not in owner._buffers:
                 with torch.no_grad():
                     getattr(owner, leaf).copy_(value)
+            elif how == "data":
+                getattr(owner, leaf).data = value.clone()
             else:
                 setattr(owner, leaf, value.clone())
     torch.testing.assert_close(fast(x), source(x))
