@@ -105,6 +105,9 @@ def accelerate(model: nn.Module) -> Report:
 def restore(model: nn.Module) -> None:
     """Undoes `accelerate`: every submodule gets its original class back; an untouched model stays as it is.
 
+    A module whose own parameters were parametrised since, so that torch derived a class from the accelerated one, stays
+    accelerated; remove the parametrisation first.
+
     Raises:
         TypeError: `model` is not a `torch.nn.Module`.
 

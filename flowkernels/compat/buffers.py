@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -16,7 +17,8 @@ T = TypeVar("T")
 
 class _Known(NamedTuple):
     buffers: tuple[Tensor, ...]
-    versions: tuple[int, ...]
+    pointers: list[int]  # assigning to `data`, as `to` does for parameters, changes neither the object nor its version
+    versions: list[int]
     said: Any
 
 
@@ -35,17 +37,21 @@ class Reading(Generic[T]):
         if torch.compiler.is_compiling():
             return None
         known = self._known.get(module)
-        if known is not None and len(known.buffers) == len(buffers) and all(map(_same, known.buffers, buffers)):
-            if known.versions == tuple(b._version for b in buffers):
+        if known is not None and _are_the_same(known, buffers):
+            if known.versions == [b._version for b in buffers]:
                 return known.said
             if not buffers[0].is_cpu:
                 return None
         if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
             return None
         said = self._read(*buffers, *arguments)
-        self._known[module] = _Known(tuple(buffers), tuple(b._version for b in buffers), said)
+        self._known[module] = _Known(
+            tuple(buffers), [b.data_ptr() for b in buffers], [b._version for b in buffers], said
+        )
         return said
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b
+def _are_the_same(known: _Known, buffers: Sequence[Tensor]) -> bool:
+    if len(known.buffers) != len(buffers) or not all(map(operator.is_, known.buffers, buffers)):
+        return False
+    return known.pointers == [b.data_ptr() for b in buffers]

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowkernels.ops._routing import _jit_tracing, _opaque, _transforms_active
+from flowkernels.ops._routing import _transforms_active
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
 from flowkernels.ops.flow_layer import columns as fused_columns
 from flowkernels.ops.flow_layer import try_flow_layer
-from flowkernels.ops.residual_net import layers_of
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import nflows_residual
+from .buffers import Reading
 from .columns import Columns, Indexed, columns_of
 from .nflows_classes import kind
 from .nflows_settings import n_params, spline_spec
@@ -49,38 +48,27 @@ def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
 
 
 class _Split(NamedTuple):
-    """How a layer parts its features; decided once, until its index buffers are replaced or written to."""
+    """How a layer parts its features."""
 
-    identity: Tensor
-    identity_version: int
-    transformed: Tensor
-    transformed_version: int
     columns: Columns
     fused: FusedColumns | None  # None where the features are not a partition of all
 
 
-_splits: weakref.WeakKeyDictionary[nn.Module, _Split] = weakref.WeakKeyDictionary()
+def _read_split(identity: Tensor, transformed: Tensor, features: int) -> _Split:
+    first, second = identity.tolist(), transformed.tolist()
+    partition = sorted(first + second) == list(range(features)) and bool(first and second)
+    fused = fused_columns(features, tuple(first), tuple(second)) if partition else None
+    return _Split(columns_of(identity, transformed), fused)
+
+
+_split = Reading[_Split](_read_split)
 
 
 def _split_of(layer: Any) -> _Split | None:
-    """The layer's split, or None where its buffers' values cannot be read now."""
-    identity, transformed = layer.identity_features, layer.transform_features
-    if torch.compiler.is_compiling() or _transforms_active():  # values cannot be read, and may differ per model
+    """The layer's split, or None where its buffers' values cannot be read now, or may differ per model."""
+    if torch.compiler.is_compiling() or _transforms_active():
         return None
-    known = _splits.get(layer)
-    if known is not None and known.identity is identity and known.transformed is transformed:
-        if known.identity_version == identity._version and known.transformed_version == transformed._version:
-            return known
-        if not identity.is_cpu:  # something writes to the buffers on every call, as DDP does: stop reading a GPU's
-            return None
-    if _opaque((identity, transformed)) or _jit_tracing() or identity.is_inference() or transformed.is_inference():
-        return None
-    columns, first, second = columns_of(identity, transformed), identity.tolist(), transformed.tolist()
-    partition = sorted(first + second) == list(range(layer.features)) and bool(first and second)
-    fused = fused_columns(layer.features, tuple(first), tuple(second)) if partition else None
-    split = _Split(identity, identity._version, transformed, transformed._version, columns, fused)
-    _splits[layer] = split
-    return split
+    return _split(layer, (layer.identity_features, layer.transform_features), layer.features)
 
 
 def _columns_of(layer: Any) -> Columns:
@@ -98,7 +86,7 @@ def _fused(
     split = _split_of(layer)
     if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
-    layers = layers_of(net, context)
+    layers = nflows_residual.layers(net, context)
     if layers is None or getattr(net, "preprocessing", None) is not None:
         return None
     spec = univariate.spec(layer, net, inverse)

@@ -8,8 +8,6 @@ which chooses the dtype of every product; and under compilers and torch.func, wh
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
 from flowkernels.ops.residual_net.modules import hooked
 
+from .buffers import Reading
 from .nflows_classes import kind
 from .swap import PureLayer, original_class
 
@@ -115,7 +114,7 @@ def _shown(activation: Any) -> str:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling the module does nothing but its class's forward."""
-    return not hooked(module) and "forward" not in module.__dict__
+    return not hooked(module)
 
 
 def _preprocessing(net: Any) -> nn.Module | None:
@@ -127,51 +126,31 @@ def _preprocessing(net: Any) -> nn.Module | None:
 # ---- its plan ----
 
 
-class _Known(NamedTuple):
-    """What the masks say; read once, until the buffers are replaced or written to."""
-
-    buffers: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    plan: MadePlan | str
-
-
-_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
-
-
-def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
-    """The plan; why the masks have none; or None where their values cannot be read now."""
-    linears = parts.linears
-    buffers = tuple(layer._buffers[name] for layer in linears for name in ("degrees", "mask"))
-    known = _known.get(net)
-    if known is not None and all(map(_same, known.buffers, buffers)) and len(buffers) == len(known.buffers):
-        if known.versions == tuple(b._version for b in buffers):
-            return known.plan
-        if not buffers[0].is_cpu:  # something writes to the buffers on every call, as DDP does: stop reading a GPU's
-            return None
-    if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
-        return None
-    plan = _read_plan(linears, residual=parts.residual)
-    _known[net] = _Known(buffers, tuple(b._version for b in buffers), plan)
-    return plan
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b
-
-
-def _read_plan(linears: Sequence[Any], *, residual: bool) -> MadePlan | str:
-    rows = [layer.degrees.tolist() for layer in linears]
-    rows.insert(0, rows[-1][:: max(1, len(rows[-1]) // linears[0].in_features)])  # those of the features' first output
+def _read_plan(*buffers_and_residual: Any) -> MadePlan | str:
+    """The plan of the degrees and the mask of every layer; why there is none."""
+    *buffers, residual = buffers_and_residual
+    degrees, masks = buffers[::2], buffers[1::2]
+    rows, features = [d.tolist() for d in degrees], masks[0].shape[1]
+    rows.insert(0, rows[-1][:: max(1, len(rows[-1]) // features)])  # those of the features' first output
     try:
         plan = MadePlan(rows, residual=residual)
     except ValueError as error:
         return str(error)
-    for i, (layer, by_degrees) in enumerate(zip(linears, plan.layers, strict=True)):
+    for i, (given, by_degrees) in enumerate(zip(masks, plan.layers, strict=True)):
         ins, outs = by_degrees.degrees_in, by_degrees.degrees_out[:, None]
         mask = outs > ins if by_degrees.strict else outs >= ins
-        if not torch.equal(layer.mask, mask.to(layer.mask)):
+        if not torch.equal(given, mask.to(given)):
             return f"the mask of layer {i} is not the one of its degrees"
     return plan
+
+
+_plan = Reading[MadePlan | str](_read_plan)
+
+
+def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
+    """The plan; why the masks have none; or None where their values cannot be read now."""
+    buffers = [layer._buffers[name] for layer in parts.linears for name in ("degrees", "mask")]
+    return _plan(net, buffers, parts.residual)
 
 
 # ---- the network as one op ----

@@ -13,17 +13,23 @@ from flowkernels.ops.residual_net import layers_of
 from .nflows_classes import kind
 from .swap import PureLayer, original_class
 
-_RELU = (nn.functional.relu, torch.relu, nn.functional.relu_)
+_RELU = (nn.functional.relu, torch.relu)
+
+
+def layers(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
+    """The network's layers for one op; None where it, or a block that was put in, must be called."""
+    blocks = net._modules["blocks"]._modules.values()
+    return layers_of(net, context) if all(kind(type(block)) == "ResidualBlock" for block in blocks) else None
 
 
 def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     """The network's output; None where it must be called."""
-    layers = None if torch.compiler.is_compiling() or x.dim() != 2 else layers_of(net, context)
-    if layers is None:
+    found = None if torch.compiler.is_compiling() or x.dim() != 2 else layers(net, context)
+    if found is None:
         return None
     preprocessing = getattr(net, "preprocessing", None)  # of normflows
     x = x if preprocessing is None else preprocessing(x)
-    return residual_net(x, layers, blocks=len(net.blocks), context=context)
+    return residual_net(x, found, blocks=len(net.blocks), context=context)
 
 
 def residual_refusal(net: Any) -> str | None:
@@ -33,8 +39,8 @@ def residual_refusal(net: Any) -> str | None:
             return f"a block is a {type(block).__name__}, not a ResidualBlock"
         if block.use_batch_norm:
             return "it has batch norm"
-        if block.activation not in _RELU and type(block.activation) is not nn.ReLU:
-            activation = block.activation
+        activation = block.activation  # one that works in place changes the stream that the block adds to
+        if activation not in _RELU and not (type(activation) is nn.ReLU and not activation.inplace):
             return f"its activation is {getattr(activation, '__name__', repr(activation))}, not relu"
     return None
 

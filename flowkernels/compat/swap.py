@@ -40,7 +40,14 @@ class PureLayer:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         own: Any = getattr(original_class(self), "__deepcopy__", None)
-        return own(self, memo) if own else _duplicate(self, memo, lambda state: copy.deepcopy(state, memo))
+        if own:
+            return own(self, memo)
+        if _swapped(self) is not type(self):  # parametrised, which gives out no state; torch too copies the dict then
+            duplicate: Any = type(self).__new__(type(self))
+            memo[id(self)] = duplicate
+            duplicate.__dict__ = copy.deepcopy(self.__dict__, memo)
+            return duplicate
+        return _duplicate(self, memo, lambda state: copy.deepcopy(state, memo))
 
     def __copy__(self) -> Any:
         own: Any = getattr(original_class(self), "__copy__", None)
@@ -57,20 +64,26 @@ def _duplicate(module: Any, memo: dict[int, Any], copy_state: Callable[[Any], An
     return duplicate
 
 
+def _swapped(module: Any) -> type | None:
+    """The class that `swap` gave to a module: its own, or one that a parametrisation or FSDP has derived from since."""
+    return next((cls for cls in type(module).__mro__ if "_flowkernels_layer" in cls.__dict__), None)
+
+
 def original_class(module: Any) -> Any:
     """The class the module had before `swap`; its class where it was never swapped."""
-    cls = type(module)
-    return cls.__bases__[0] if is_fast(module) else cls
+    fast = _swapped(module)
+    return type(module) if fast is None else fast.__bases__[0]
 
 
 def is_fast(module: Any) -> bool:
     """True for an instance of a class that `swap` made."""
-    return "_flowkernels_layer" in type(module).__dict__
+    return _swapped(module) is not None
 
 
 def layer_of(module: Any) -> type[PureLayer] | None:
     """The layer that `swap` gave to a module, or None."""
-    return type(module).__dict__.get("_flowkernels_layer")
+    fast = _swapped(module)
+    return None if fast is None else fast.__dict__["_flowkernels_layer"]
 
 
 def _fast_class(plain: type, layer: type[PureLayer]) -> type:
@@ -93,8 +106,8 @@ def swap(module: nn.Module, layer: type[PureLayer]) -> None:
 
 
 def unswap(module: nn.Module) -> None:
-    """Gives the module its original class back; does nothing where it has it."""
-    if is_fast(module):
+    """Gives the module its original class back; does nothing where it has it, or where another class was derived."""
+    if _swapped(module) is type(module):
         module.__class__ = original_class(module)
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules import module as _module
 
 from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
 from flowkernels.ops.masked_linear import masked_linear
-from flowkernels.ops.residual_net.modules import hooked
+from flowkernels.ops.residual_net.modules import hooked, passes
 
 from .common import Activation, check_context, start_at
 from .degrees import Seed, as_generator, hidden_degrees, input_degrees, output_degrees
@@ -256,8 +256,7 @@ class MADE(nn.Module):
         if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):
             return None
         for block in self.blocks:
-            dropout: Any = block.dropout
-            if hooked(block) or (dropout is not None and dropout.training and dropout.p > 0):
+            if hooked(block) or not passes(block.dropout):
                 return None
         adds: list[Tensor | None] | None = None
         if context is not None:

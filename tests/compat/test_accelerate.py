@@ -15,6 +15,7 @@ import torch
 from nflows.transforms import (
     CompositeTransform,
     InverseTransform,
+    LULinear,
     MaskedPiecewiseQuadraticAutoregressiveTransform,
     MultiscaleCompositeTransform,
     PiecewiseRationalQuadraticCDF,
@@ -129,6 +130,40 @@ def test_to_float64_and_training_mode_after_accelerate():
     x = models.normal(6)
     torch.testing.assert_close(flow.log_prob(x), reference.log_prob(x), rtol=1e-10, atol=1e-10)
     assert all(m.training for m in flow.train().modules())
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_parametrised_after_accelerate():
+    """Torch then derives a class from the module's."""
+    torch.manual_seed(0)
+    layer = LULinear(5, identity_init=False).double()
+    fast = copy.deepcopy(layer)
+    compat.accelerate(fast)
+    for module in (layer, fast):
+        nn.utils.parametrize.register_parametrization(module, "lower_entries", Twice())
+    assert compat.accelerate(fast).accelerated == [""]
+    for x in (models.normal(5), models.normal(5).repeat(20, 1)):  # nflows' own product, and the kernel
+        for module in (fast, copy.deepcopy(fast)):
+            torch.testing.assert_close(module(x), layer(x))
+            torch.testing.assert_close(module.inverse(x), layer.inverse(x))
+    compat.restore(fast)
+    torch.testing.assert_close(fast(x), layer(x))
+    nn.utils.parametrize.remove_parametrizations(fast, "lower_entries")
+    compat.restore(fast)
+    assert type(fast) is LULinear
+
+
+def test_lu_of_more_dims_has_their_ladj():
+    torch.manual_seed(0)
+    layer = LULinear(5, identity_init=False).double()
+    fast, x = copy.deepcopy(layer), models.normal(5).view(4, 16, 5)
+    compat.accelerate(fast)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), layer(x))
 
 
 def test_load_state_dict_both_ways():

@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from nflows.transforms import AffineCouplingTransform, PiecewiseRationalQuadraticCouplingTransform
 from nflows.transforms.base import InputOutsideDomain
 from torch import nn
 
@@ -268,7 +270,7 @@ def test_a_conditioner_that_writes_into_its_input(mask):
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "replace"])
+@pytest.mark.parametrize("how", ["load_state_dict", "copy_", "replace", "data"])
 def test_another_mask_in_the_same_layer(how):
     """Random masks differ per model: loading weights also loads which columns are transformed."""
     source, target = models.coupling("irregular").double(), models.coupling("first half").double()
@@ -284,6 +286,8 @@ def test_another_mask_in_the_same_layer(how):
             if how == "copy_" or leaf not in owner._buffers:
                 with torch.no_grad():
                     getattr(owner, leaf).copy_(value)
+            elif how == "data":
+                getattr(owner, leaf).data = value.clone()
             else:
                 setattr(owner, leaf, value.clone())
     torch.testing.assert_close(fast(x), source(x))
@@ -305,3 +309,59 @@ def test_bfloat16_conditioner_under_autocast():
         y, ladj = fast(x)
     assert y.dtype == ladj.dtype == torch.float32
     torch.testing.assert_close(y, fast(x)[0], rtol=0.05, atol=0.05)
+
+
+# ---- networks that were edited ----
+
+
+class Doubles(nn.Module):
+    """In a dropout's place; `training` means nothing to it."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def edited(net, how):
+    """Changes a ResidualNet in a way that its layers' weights do not show."""
+    block, linear = net.blocks[0], net.blocks[0].linear_layers[0]
+    if how.startswith("own forward"):
+        module = {"net": net, "block": block, "linear": linear}[how.rpartition(" ")[2]]
+        theirs = module.forward
+        module.forward = lambda *args, **kwargs: theirs(*args, **kwargs) + 1
+    elif how == "block of a subclass":
+        block.__class__ = type("Block", (type(block),), {"forward": lambda self, x, context=None: 2 * x})
+    elif how == "hook on the dropout":
+        block.dropout.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    else:
+        block.dropout = {"identity": nn.Identity, "doubles": Doubles}[how]()
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine"])
+@pytest.mark.parametrize(
+    "how",
+    ["own forward of net", "own forward of block", "own forward of linear", "block of a subclass",
+     "hook on the dropout", "identity", "doubles"],
+)  # fmt: skip
+def test_an_edited_network_is_called(kind, how):
+    torch.manual_seed(0)
+    cls = {"spline": PiecewiseRationalQuadraticCouplingTransform, "affine": AffineCouplingTransform}[kind]
+    layer = models.stretch(cls([0, 1, 0, 1, 1], models.dense())).double()
+    for p in layer.transform_net.blocks[0].parameters():
+        nn.init.normal_(p, std=0.5)
+    fast, x = accelerated_copy(layer), models.normal(5).sigmoid()
+    unedited = layer(x)[0]
+    for model in (layer, fast):
+        edited(model.transform_net, how)
+        model.train(how == "identity")
+    torch.testing.assert_close(fast(x), layer(x))
+    assert torch.equal(layer(x)[0], unedited) == (how == "identity")
+
+
+@pytest.mark.parametrize("activation", [F.relu_, nn.ReLU(inplace=True)])
+def test_a_relu_in_place_changes_what_the_block_adds_to(activation):
+    layer = models.coupling(net=models.dense(activation=activation)).double()
+    fast = copy.deepcopy(layer)
+    assert "not relu" in compat.accelerate(fast).left_alone["transform_net"]
+    x = models.normal(6)
+    torch.testing.assert_close(fast(x), layer(x))
+    torch.testing.assert_close(fast.transform_net(x[:, :3]), layer.transform_net(x[:, :3]))

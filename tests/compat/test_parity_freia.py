@@ -87,7 +87,8 @@ def test_the_matrix_is_not_used(monkeypatch):
     run(block, draw("image")[0], True)
 
 
-def test_another_permutation_in_the_same_block():
+@pytest.mark.parametrize("how", ["load_state_dict", "data"])  # the second is how `to(device)` moves a parameter
+def test_another_permutation_in_the_same_block(how):
     block, fast = make("all in one, image").double(), accelerated_copy(make("all in one, image").double())
     x = draw("image", 7)[0].double()
     run(fast, x, False)
@@ -95,7 +96,10 @@ def test_another_permutation_in_the_same_block():
     state = {**block.state_dict(), "w_perm": torch.eye(4)[order].view(4, 4, 1, 1)}
     state["w_perm_inv"] = state["w_perm"].transpose(0, 1)
     for b in (block, fast):
-        b.load_state_dict(state)
+        if how == "load_state_dict":
+            b.load_state_dict(state)
+        else:
+            b.w_perm.data, b.w_perm_inv.data = state["w_perm"].double(), state["w_perm_inv"].double()
     for rev in (False, True):
         torch.testing.assert_close(run(fast, x, rev), run(block, x, rev))
 

@@ -9,14 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-_RELU = (F.relu, torch.relu, F.relu_)
+# Not those that work in place: they change the stream that a block adds to.
+_RELU = (F.relu, torch.relu)
 
 
 # Read through __dict__: this runs on every call of every layer, and nn.Module's attributes cost a microsecond each.
 def hooked(m: nn.Module) -> bool:
-    """Whether calling this module does more than its forward."""
+    """Whether calling this module does more than its class's forward, or runs a forward of its own."""
     d = m.__dict__
-    return bool(d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"] or d["_backward_pre_hooks"])
+    return bool(
+        d["_forward_hooks"]
+        or d["_forward_pre_hooks"]
+        or d["_backward_hooks"]
+        or d["_backward_pre_hooks"]
+        or "forward" in d
+    )
+
+
+def _is_relu(activation: Any) -> bool:
+    if isinstance(activation, nn.Module):
+        return type(activation) is nn.ReLU and not activation.inplace and not hooked(activation)
+    return activation in _RELU
+
+
+def passes(dropout: Any) -> bool:
+    """Whether a dropout, or what was put in its place, returns its input now."""
+    if dropout is None:
+        return True
+    if hooked(dropout):
+        return False
+    return type(dropout) is nn.Identity or (type(dropout) is nn.Dropout and (not dropout.training or dropout.p == 0))
 
 
 def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
@@ -33,7 +55,7 @@ def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
 
 def plain_layers_of(linears: list[nn.Module], dropout: nn.Module | None, net: nn.Module) -> list | None:
     """The layers of a net of linear layers with an activation between them; None where it must be called."""
-    if _module._has_any_global_hook() or hooked(net) or (dropout is not None and dropout.training):
+    if _module._has_any_global_hook() or hooked(net) or not passes(dropout):
         return None
     layers: list[tuple[Tensor, Tensor]] = []
     return layers if all(_add(layers, m) for m in linears) else None
@@ -43,7 +65,7 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
     """The layers of a net built like nflows' ResidualNet, for `ops.residual_net`; None where it must be called.
 
     It must be called where it has hooks, another activation than relu, batch norm, active dropout, replaced layers,
-    or a context it was not built for (or the other way round).
+    a forward of an instance's own, or a context it was not built for (or the other way round).
     """
     if _module._has_any_global_hook() or hooked(net):
         return None
@@ -59,9 +81,9 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
             plain
             and len(linears) == 2
             and not hooked(block)
-            and (act in _RELU or (type(act) is nn.ReLU and not hooked(act)))
+            and _is_relu(act)
             and inner.get("batch_norm_layers") is None
-            and (dropout is None or not dropout.training or dropout.p == 0)
+            and passes(dropout)
             and _add(layers, linears[0])
             and _add(layers, linears[1])
             and ((gate is None) == (context is None))
