@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from models import Model, Truth, gradients
+from models import Model, Truth, gradients_by_block
 from torch import Tensor, nn
 
 from flowkernels.compat import accelerate
@@ -222,6 +222,6 @@ def build(name: str, row: str, features: int, hidden: int = 128, layers: int = 4
 def float64_truth(name: str, x: Tensor, z: Tensor, hidden: int = 128, layers: int = 4) -> Truth:
     """What the library itself computes in float64."""
     model = wrap(name, "float64", copy.deepcopy(build(name, "before", x.shape[1], hidden, layers).module).double())
-    grads = gradients(model, x.double())
+    grads = gradients_by_block(model, x.double())
     with torch.no_grad():
         return Truth(model.log_prob(x.double()), model.inverse(z.double())[0], grads)

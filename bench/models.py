@@ -85,7 +85,7 @@ class Truth(NamedTuple):
 
     log_prob: Tensor
     latent_to_data: Tensor
-    grads: tuple[Tensor, ...]
+    grads: Tensor  # [blocks of rows, all parameters]
 
 
 def gradients(model: Model, x: Tensor) -> tuple[Tensor, ...]:
@@ -93,17 +93,28 @@ def gradients(model: Model, x: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(-model.log_prob(x).mean(), tuple(model.module.parameters()))
 
 
+def gradients_by_block(model: Model, x: Tensor) -> Tensor:
+    """`gradients` of each of at most eight blocks of rows, all parameters of it as one row of float64.
+
+    A gradient jumps where a value crosses the edge of a spline's box, and rounding may carry one row of thousands over
+    it, in any implementation: that spoils one block, and not the median.
+    """
+    blocks = (gradients(model, rows) for rows in x.chunk(8))
+    return torch.stack([torch.cat([g.double().flatten() for g in block]) for block in blocks])
+
+
 def float64_truth(name: str, x: Tensor, z: Tensor) -> Truth:
     """The truth of a row: the plain model of the same library with the same weights, in float64."""
     plain = build(name if name == "flowkernels NSF" else "nflows eager", x.shape[1])
     model = _wrap(name, copy.deepcopy(plain.module).double())
     with use_backend("reference"):
-        grads = gradients(model, x.double())
+        grads = gradients_by_block(model, x.double())
         with torch.no_grad():
             return Truth(model.log_prob(x.double()), model.inverse(z.double())[0], grads)
 
 
-# As fractions: of the largest |log_prob|, of the largest |x|, and of the gradient's 2-norm over all parameters.
+# As fractions: of the largest |log_prob|, of the largest |x|, and, the median over blocks of rows, of the gradient's
+# 2-norm over all parameters.
 BOUNDS = {"log_prob": 1e-5, "inverse": 1e-4, "gradient": 1e-3}
 
 
@@ -114,9 +125,8 @@ def worst_error(model: Model, op: str, x: Tensor, z: Tensor, truth: Truth) -> fl
         AssertionError: the row is wrong, so its time means nothing.
     """
     if op == OPS[2]:
-        pairs = list(zip(gradients(model, x), truth.grads, strict=True))
-        difference = torch.stack([(g.double() - t).norm() for g, t in pairs]).norm()
-        quantity, error = "gradient", (difference / torch.stack([t.norm() for _, t in pairs]).norm()).item()
+        errors = (gradients_by_block(model, x) - truth.grads).norm(dim=1) / truth.grads.norm(dim=1)
+        quantity, error = "gradient", (errors.median() if errors.isfinite().all() else errors.sum()).item()
     else:
         quantity = "inverse" if op == OPS[1] else "log_prob"
         with torch.no_grad():
