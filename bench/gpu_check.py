@@ -5,8 +5,8 @@ torch, in under nine minutes and without a network.
     python bench/gpu_check.py --dry-run  # what each phase would run
     python bench/gpu_check.py --fetch    # with a network, beforehand: the wheels it needs, into wheels/
 
-Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, and a log of every phase. A phase that runs out of its time
-is stopped, and the next one begins.
+Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, and a log of every phase. A phase that runs out of its
+time, which is its own and what the phases before it left, is stopped, and the next one begins.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,11 @@ def run(phase: Phase, seconds: float, env: dict[str, str], log: Path) -> dict[st
     }  # fmt: skip
 
 
+def allowance(todo: Sequence[Phase], i: int, spent: float) -> float:
+    """Seconds of the i-th phase: its own, and what the phases before it did not need."""
+    return TOTAL_SECONDS - spent - sum(phase.seconds for phase in todo[i + 1 :])
+
+
 def print_tables(out: Path) -> None:
     """Of every benchmark that came to its first row."""
     for name in BENCHMARKS:
@@ -149,9 +155,9 @@ def main() -> int:
     for name in BENCHMARKS:  # what an earlier run left is not this one's
         (out / f"{name}.json").unlink(missing_ok=True)
     begin, rows = time.monotonic(), []
-    for phase in todo:
-        left = TOTAL_SECONDS - (time.monotonic() - begin)
-        rows.append(run(phase, min(phase.seconds, left), environment(site), out / f"{phase.name}.log"))
+    for i, phase in enumerate(todo):
+        seconds = allowance(todo, i, time.monotonic() - begin)
+        rows.append(run(phase, seconds, environment(site), out / f"{phase.name}.log"))
         print(f"{rows[-1]['phase']:10} {rows[-1]['status']}, {rows[-1]['seconds']} s", flush=True)
     report = {"gpu": gpu, "torch": torch.__version__, "seconds": round(time.monotonic() - begin, 1), "phases": rows}
     (out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -46,6 +46,12 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
     assert {word.partition("::")[0] for word in of["triton"]} >= set(gpu_check.ON_DEVICE)
 
 
+def test_a_phase_may_take_what_those_before_it_left() -> None:
+    todo = [gpu_check.Phase(name, seconds, []) for name, seconds in (("a", 100), ("b", 200), ("c", 230))]
+    assert gpu_check.TOTAL_SECONDS == 530
+    assert [gpu_check.allowance(todo, i, spent) for i, spent in ((0, 0.0), (1, 40.0), (2, 300.0))] == [100, 260, 230]
+
+
 def test_a_phase_is_stopped_and_its_last_line_kept(tmp_path) -> None:
     env = gpu_check.environment(tmp_path)
     sleeps = gpu_check.Phase(
