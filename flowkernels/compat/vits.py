@@ -8,6 +8,7 @@ raises, and an inverse never asserts.
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import types
@@ -107,6 +108,7 @@ def unconstrained_rational_quadratic_spline(
     )  # fmt: skip
 
 
+_PREFIX = "_flowkernels_"  # of the names that the fused functions have in the modules of a model
 _FUSED = {f.__name__: f for f in (piecewise_rational_quadratic_transform, unconstrained_rational_quadratic_spline)}
 
 
@@ -143,10 +145,16 @@ def _layer(cls: type) -> tuple[type[PureLayer] | None, str | None]:
             if reason is not None:
                 return None, reason
         if called:
-            fused = {**method.__globals__, **{n: _FUSED[n] for n in called}}
+            code = method.__code__
+            if any(i.argval in called and i.opname != "LOAD_GLOBAL" for i in dis.get_instructions(code)):
+                return None, "a method uses the name of its spline function for something else too"
+            # In the method's own globals, not a copy: what else it reads there may change.
+            method.__globals__.update({_PREFIX + n: _FUSED[n] for n in called})
+            names = tuple(_PREFIX + n if n in called else n for n in code.co_names)
             body[name] = types.FunctionType(
-                method.__code__, fused, method.__name__, method.__defaults__, method.__closure__
-            )
+                code.replace(co_names=names), method.__globals__, method.__name__, method.__defaults__,
+                method.__closure__,
+            )  # fmt: skip
             body[name].__kwdefaults__ = method.__kwdefaults__
     if not body:
         return None, None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -106,6 +108,14 @@ def test_the_fused_function_is_reached(monkeypatch):
     layer = accelerated_copy(ConvFlow())
     layer(*frames())
     assert calls == [1]
+
+
+def test_globals_that_change_are_seen(monkeypatch):
+    layer = ConvFlow()
+    fast, before = accelerated_copy(layer), layer(*frames())[0]
+    monkeypatch.setattr(sys.modules[__name__], "math", types.SimpleNamespace(sqrt=lambda n: 0.1))
+    assert not torch.allclose(layer(*frames())[0], before)
+    torch.testing.assert_close(fast(*frames())[0], layer(*frames())[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["parameters", "values"])
