@@ -7,37 +7,10 @@ import threading
 from types import TracebackType
 from typing import Any
 
-import torch
 from nflows.transforms.splines import rational_quadratic as _theirs
 from torch import Tensor
 
-from flowkernels.ops import rqs
-from flowkernels.ops._routing import _jit_tracing, _opaque, _transforms_active
-
-
-def _adjacent(parts: tuple[Tensor, Tensor, Tensor]) -> bool:
-    """True where the three tensors are neighbouring slices of the last dim of one tensor, as nflows makes them."""
-    first = parts[0]
-    if torch.compiler.is_compiling() or _transforms_active() or _jit_tracing() or _opaque(parts):
-        return False
-    end, storage = first.storage_offset(), first.untyped_storage().data_ptr()
-    for t in parts:
-        if t.shape[:-1] != first.shape[:-1] or t.stride()[:-1] != first.stride()[:-1] or t.dtype != first.dtype:
-            return False
-        if t.stride(-1) != 1 or t.storage_offset() != end or t.untyped_storage().data_ptr() != storage:
-            return False
-        end += t.shape[-1]
-    return True
-
-
-def _joined(widths: Tensor, heights: Tensor, slopes: Tensor) -> Tensor:
-    """widths | heights | slopes as [..., 1, P]; without a copy where no gradient is wanted and they are neighbours."""
-    parts = (widths, heights, slopes)
-    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
-    if not wants_grad and _adjacent(parts):
-        P = sum(t.shape[-1] for t in parts)
-        return widths.as_strided((*widths.shape[:-1], P), widths.stride()).unsqueeze(-2)
-    return torch.cat(parts, dim=-1).unsqueeze(-2)
+from .spline_of_parts import spline_of_parts
 
 
 def unconstrained_rational_quadratic_spline(
@@ -86,12 +59,11 @@ def unconstrained_rational_quadratic_spline(
     """
     if tails != "linear":
         raise RuntimeError(f"{tails} tails are not implemented.")
-    y, ladj = rqs(
-        inputs.unsqueeze(-1), _joined(unnormalized_widths, unnormalized_heights, unnormalized_derivatives),
-        bins=unnormalized_widths.shape[-1], tails=tails, tail_bound=tail_bound, min_bin_width=min_bin_width,
-        min_bin_height=min_bin_height, min_derivative=min_derivative, inverse=inverse,
+    parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+    return spline_of_parts(
+        inputs, parts, tails=tails, tail_bound=tail_bound, min_bin_width=min_bin_width, min_bin_height=min_bin_height,
+        min_derivative=min_derivative, inverse=inverse,
     )  # fmt: skip
-    return y.squeeze(-1), ladj
 
 
 def rational_quadratic_spline(
@@ -139,12 +111,11 @@ def rational_quadratic_spline(
         >>> rational_quadratic_spline(x, w, h, d)[0]
         tensor([0.5000, 0.5000])
     """
-    y, ladj = rqs(
-        inputs.unsqueeze(-1), _joined(unnormalized_widths, unnormalized_heights, unnormalized_derivatives),
-        bins=unnormalized_widths.shape[-1], tails=None, box=(left, right, bottom, top), min_bin_width=min_bin_width,
+    parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+    return spline_of_parts(
+        inputs, parts, tails=None, box=(left, right, bottom, top), min_bin_width=min_bin_width,
         min_bin_height=min_bin_height, min_derivative=min_derivative, inverse=inverse,
     )  # fmt: skip
-    return y.squeeze(-1), ladj
 
 
 # ---- putting them in nflows' place ----

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkernels.ops import rqs
-
+from .spline_of_parts import spline_of_parts
 from .swap import PureLayer, overridden
 
 
@@ -71,12 +70,11 @@ def piecewise_rational_quadratic_transform(
     if tails not in (None, "linear"):
         raise RuntimeError(f"{tails} tails are not implemented.")
     parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
-    y, ladj = rqs(
-        inputs.unsqueeze(-1), torch.cat(parts, dim=-1).unsqueeze(-2), bins=unnormalized_widths.shape[-1], tails=tails,
-        tail_bound=tail_bound, box=(0.0, 1.0, 0.0, 1.0) if tails is None else None, min_bin_width=min_bin_width,
+    box = (0.0, 1.0, 0.0, 1.0) if tails is None else None
+    return spline_of_parts(
+        inputs, parts, tails=tails, tail_bound=tail_bound, box=box, min_bin_width=min_bin_width,
         min_bin_height=min_bin_height, min_derivative=min_derivative, inverse=inverse,
     )  # fmt: skip
-    return y.squeeze(-1), ladj
 
 
 def unconstrained_rational_quadratic_spline(

@@ -15,7 +15,7 @@ from tests.compat.nflows_models import B, assert_numbers
 
 Run = Callable[..., tuple[Tensor, Tensor]]
 
-__all__ = ["B", "accelerated_copy", "assert_parity", "assert_same_training", "table", "values_and_gradients"]
+__all__ = ["B", "accelerated_copy", "assert_parity", "assert_same_training", "table", "values_and_gradients", "watch"]
 
 
 def accelerated_copy(module: nn.Module, expected: int | None = None) -> Any:
@@ -49,6 +49,19 @@ def assert_parity(run: Run, module: nn.Module, *tensors: Tensor, accelerated: in
         return theirs(accelerated_copy(module, accelerated), *rest)
 
     assert_numbers(theirs, ours, module, *(t.float() for t in tensors))
+
+
+def watch(monkeypatch: Any, names: list[str], module: Any, op: str, called: str | None = None) -> None:
+    """Appends `called`, or else the op's own name, to `names` when a function of a module does the work."""
+    plain = getattr(module, op)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        found = plain(*args, **kwargs)
+        if found is not None:  # None: it left the work to others
+            names.append(called or op)
+        return found
+
+    monkeypatch.setattr(module, op, watched)
 
 
 @functools.cache

@@ -14,15 +14,9 @@ from torch import nn
 from flowkernels import compat
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers, results
+from tests.compat.parity import accelerated_copy
 
 CASES = models.layer_cases()
-
-
-def accelerated_copy(module):
-    module = copy.deepcopy(module)
-    report = compat.accelerate(module)
-    assert report.accelerated
-    return module
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])

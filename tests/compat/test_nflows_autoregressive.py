@@ -18,6 +18,7 @@ from flowkernels import compat
 from flowkernels.compat import nflows, nflows_autoregressive, nflows_made, swap
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers, results
+from tests.compat.parity import accelerated_copy, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,31 +27,13 @@ EVERY_MAP = pytest.mark.parametrize("make", models.AUTOREGRESSIVE.values(), ids=
 DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "inverse"])
 
 
-def accelerated_copy(module):
-    module = copy.deepcopy(module)
-    assert compat.accelerate(module).accelerated
-    return module
-
-
 @pytest.fixture
 def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     names = []
-
-    def watch(module, name, called):
-        op = getattr(module, name)
-
-        def watched(*args, **kwargs):
-            found = op(*args, **kwargs)
-            if found is not None:  # None: it left the work to others
-                names.append(called)
-            return found
-
-        monkeypatch.setattr(module, name, watched)
-
-    watch(nflows_made, "made", "made")
-    watch(nflows_autoregressive, "autoregressive_inverse", "autoregressive_inverse")
-    watch(nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
+    watch(monkeypatch, names, nflows_made, "made")
+    watch(monkeypatch, names, nflows_autoregressive, "autoregressive_inverse")
+    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
     return names
 
 

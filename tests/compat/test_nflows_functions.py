@@ -12,7 +12,7 @@ from nflows.transforms.base import InputOutsideDomain
 from nflows.transforms.splines import rational_quadratic as theirs
 
 from flowkernels.compat import nflows as ours
-from flowkernels.compat.nflows_functions import _joined
+from flowkernels.compat.spline_of_parts import joined
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers
 
@@ -67,11 +67,11 @@ def test_any_leading_shape(shape):
 def test_neighbouring_logits_are_not_copied():
     params = logits(K - 1).float()
     parts = params.tensor_split((K, 2 * K), dim=-1)
-    joined = _joined(*parts)
-    assert joined.data_ptr() == params.data_ptr()
-    assert torch.equal(joined.squeeze(-2), params)
+    together = joined(*parts)
+    assert together.data_ptr() == params.data_ptr()
+    assert torch.equal(together.squeeze(-2), params)
     image = logits(K - 1, (4, 5)).float().transpose(0, 1)
-    assert torch.equal(_joined(*image.tensor_split((K, 2 * K), dim=-1)).squeeze(-2), image)
+    assert torch.equal(joined(*image.tensor_split((K, 2 * K), dim=-1)).squeeze(-2), image)
 
 
 def test_logits_that_are_no_neighbours_are_copied():
@@ -85,9 +85,9 @@ def test_logits_that_are_no_neighbours_are_copied():
         (w[:1], h[1:2], d[1:2]),
         logits(4 * K).float()[..., ::2].tensor_split(cut, dim=-1),
     ):
-        assert torch.equal(_joined(*parts).squeeze(-2), torch.cat(parts, -1))
+        assert torch.equal(joined(*parts).squeeze(-2), torch.cat(parts, -1))
     wanting = w.clone().requires_grad_()
-    assert _joined(wanting, h, d).requires_grad
+    assert joined(wanting, h, d).requires_grad
 
 
 def test_domain_and_tails():

@@ -6,14 +6,12 @@ autoregressive layers have files of their own.
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 
-from flowkernels import compat
 from flowkernels.compat import pays
 from tests.compat import glasflow_models, nflows_models, normflows_models
 from tests.compat.nflows_models import assert_numbers, results
+from tests.compat.parity import accelerated_copy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = {
@@ -39,8 +37,6 @@ def test_numbers(case, direction):
         return results(layer, x, context, direction, dtype)
 
     def ours(layer, x, dtype):
-        layer = copy.deepcopy(layer)
-        assert compat.accelerate(layer).accelerated
-        return theirs(layer, x, dtype)
+        return theirs(accelerated_copy(layer), x, dtype)
 
     assert_numbers(theirs, ours, layer, inputs.float())

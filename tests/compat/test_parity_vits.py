@@ -13,7 +13,7 @@ from nflows.transforms.splines import rational_quadratic
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import vits
+from flowkernels.compat import spline_of_parts, vits
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +104,7 @@ def test_state_restore_and_subclasses():
 
 def test_the_fused_function_is_reached(monkeypatch):
     calls = []
-    monkeypatch.setattr(vits, "rqs", lambda *a, **k: calls.append(1) or (a[0], a[0].squeeze(-1)))
+    monkeypatch.setattr(spline_of_parts, "rqs", lambda *a, **k: calls.append(1) or (a[0], a[0].squeeze(-1)))
     layer = accelerated_copy(ConvFlow())
     layer(*frames())
     assert calls == [1]

@@ -14,7 +14,7 @@ from torch import nn
 from flowkernels import compat
 from flowkernels.compat import zuko_transforms
 from tests.compat import published
-from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table
+from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,20 +96,8 @@ def test_every_other_way_to_call(name):
 def ran(monkeypatch):
     """The names of the ops that did the work, in order."""
     names = []
-
-    def watch(name):
-        op = getattr(zuko_transforms, name)
-
-        def watched(*args, **kwargs):
-            found = op(*args, **kwargs)
-            if found is not None:  # None: it left the work to others
-                names.append(name)
-            return found
-
-        monkeypatch.setattr(zuko_transforms, name, watched)
-
     for name in ("try_autoregressive_layer", "try_flow_layer", "autoregressive_inverse", "made"):
-        watch(name)
+        watch(monkeypatch, names, zuko_transforms, name)
     return names
 
 
