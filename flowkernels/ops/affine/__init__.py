@@ -114,7 +114,8 @@ def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:
     if not isinstance(x, Tensor) or not isinstance(event_dims, int) or not 1 <= event_dims <= x.dim():
         return 0, 0, 1  # said by the checks that follow
     n = x.shape[-event_dims]
-    start, stop, step = part.indices(n)
+    chosen = range(n)[part]  # not part.indices(n), which torch 2.11 does not trace
+    start, stop, step = chosen.start, chosen.stop, chosen.step
     if step < 1 or start >= stop:
         raise ValueError(f"ops.affine: part must select some of {n} features, forwards, got {part}")
     return start, stop, step
