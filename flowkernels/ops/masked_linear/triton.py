@@ -117,6 +117,10 @@ def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor],
     return (y,), saved
 
 
+def saved_of(spec: MaskedLinearSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return outputs
+
+
 def _gradient_of_z(spec: MaskedLinearSpec, g: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     """g act'(z) [rows, n_out], and its sums over the rows."""
     from .triton_kernels import masked_slope
@@ -169,6 +173,8 @@ def bwd(
     plan = spec.plan
     if g.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
+    if not saved and spec.activation != "identity":  # the library op keeps outputs alone
+        saved = _fwd(spec, tensors, keep=True)[1]
     g = _rows(g, plan.n_out).contiguous()
     gz, sums = _gradient_of_z(spec, g, saved[0].view(-1, plan.n_out) if saved else None)
     s = _stairs(plan, x.device)
