@@ -23,9 +23,6 @@ MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
     (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
     for op in ("masked_linear", "made")
 }
-MISSING["autoregressive_inverse", "triton"] = (
-    "a sweep over hidden units in one launch needs activations that are indexed at run time, which registers are not"
-)
 
 
 # A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowkernels import ops
+from flowkernels import backends, ops
 from flowkernels.ops import _triton
+from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.made.plan import layer_plan
 from tests.numbers import assert_within_rule
-from tests.ops import spline, test_actnorm, test_affine, test_lu_linear, test_masked_linear
+from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
+from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers
 
 Call = Callable[..., Any]
 PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
@@ -108,3 +110,85 @@ def test_compile(problem, device) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda *t: f(*t, backend="triton"), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
+
+
+# ---- the sweep of the autoregressive inverse: values alone ----
+
+SWEEPS = {
+    **{
+        name: (name, Shape((5,), 5, (9, 7), 0, order="random", adds="first"))
+        for name in test_autoregressive_inverse.UNIVARIATES
+    },
+    "residual": ("softplus", Shape((3, 5), 6, (11, 11), 0, True, "reversed", "random", "all")),
+    "few units": ("spline", Shape((5,), 3, (4,), 0)),
+    "one feature": ("spline", Shape((5,), 1, (3,), 0)),
+    "steps of many units": ("additive", Shape((5,), 3, (50,), 0, adds="one row")),
+}
+
+
+def sweep(name: str) -> tuple[Call, Any]:
+    """f(backend, tensors, activation) and its problem."""
+    of, shape = SWEEPS[name]
+    univariate = test_autoregressive_inverse.UNIVARIATES[of]
+    problem = test_autoregressive_inverse.make(shape, univariate)
+
+    def f(backend: str, tensors: list[Tensor], activation: str = "tanh") -> Any:
+        with torch.no_grad():
+            return test_autoregressive_inverse.solve(problem, univariate, backend, tensors, activation)
+
+    return f, problem
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep(name, device) -> None:
+    f, problem = sweep(name)
+    activation = ACTIVATIONS[list(SWEEPS).index(name) % len(ACTIVATIONS)]
+    tensors = [t.to(device) for t in problem.tensors]
+    found, wanted = (f(backend, tensors, activation) for backend in ("triton", "reference"))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "few units"])
+def test_numbers_of_a_sweep(name, device) -> None:
+    f, problem = sweep(name)
+    tensors = [t.to(device) for t in problem.tensors]
+    op = "autoregressive_inverse"
+    assert_numbers(f, tensors, op, torch.float32, ["triton"], only="triton", gradients=False)
+
+
+def test_a_program_takes_several_tiles_of_rows(device, monkeypatch) -> None:
+    """And what it has left in its room from the tile before does no harm; one launch, whatever the rows."""
+    f, problem = sweep("residual")
+    z, *rest = (t.to(device) for t in problem.tensors)
+    many = [t.repeat(4, 1, 1)[:10] if t.dim() == 3 else t for t in (z, *rest)]
+    wanted, bits, launches = f("reference", many), f("triton", many), []
+    monkeypatch.setattr(autoregressive_inverse, "_ROWS", 16)
+    monkeypatch.setattr(autoregressive_inverse, "_PROGRAMS", 2)
+    launch = _triton.launch
+    monkeypatch.setattr(_triton, "launch", lambda *args, **kwargs: launches.append(args) or launch(*args, **kwargs))
+    found = f("triton", many)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(a, b) for a, b in zip(found, bits, strict=True)) and len(launches) == 1
+
+
+def test_a_sweep_ignores_what_is_masked_and_keeps_rows_apart(device) -> None:
+    f, problem = sweep("residual")
+    tensors = [t.to(device) for t in problem.tensors]
+    wanted, changed = f("triton", tensors), list(tensors)
+    for i, layer in enumerate(problem.plan.layers):
+        hidden = layer.mask(tensors[0]) == 0
+        changed[1 + 2 * i] = torch.where(hidden, float("nan"), tensors[1 + 2 * i])
+    changed[0] = tensors[0].clone()
+    changed[0][1, 2, 3] = float("nan")
+    others = [i for i in range(15) if i != 7]
+    for a, b in zip(f("triton", changed), wanted, strict=True):
+        a, b = a.reshape(15, -1), b.reshape(15, -1)
+        assert torch.equal(a[others], b[others]) and a[7].isnan().any()
+
+
+def test_a_sweep_with_gradients_says_why_not(device) -> None:
+    _, problem = sweep("exp")
+    univariate = test_autoregressive_inverse.UNIVARIATES["exp"]
+    tensors = [t.to(device).requires_grad_() for t in problem.tensors]
+    with pytest.raises(backends.BackendUnavailableError, match="its sweep back has no Triton kernel yet"):
+        test_autoregressive_inverse.solve(problem, univariate, "triton", tensors)
