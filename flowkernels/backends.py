@@ -23,6 +23,9 @@ MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
     (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
     for op in ("masked_linear", "made")
 }
+for _gpu in ("cuda", "triton"):
+    MISSING["residual_net", _gpu] = "nothing in it is masked: backend eager, on the GPU library's products"
+    MISSING["flow_layer", _gpu] = "its callers run the net, then ops.rqs or ops.affine: a batch's products fill a GPU"
 
 
 # A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.

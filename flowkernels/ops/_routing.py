@@ -90,7 +90,7 @@ class Op:
     gradient of t is laid out. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and
     a backend's `saved_of(spec, outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and
     `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts (matrix
-    products) a compiler already runs well.
+    products) a compiler already runs well, or a backend that IS_COMPOSED of ops which are in the library.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Op:
         return module.fwd(spec, *tensors)
 
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
-        if self._library is None:
-            return self.reference(spec, *tensors)
         module = backends.pick(self.name, backend, spec, tensors)
+        if self._library is None:
+            return module.fwd(spec, *tensors) if hasattr(module, "IS_COMPOSED") else self.reference(spec, *tensors)
         if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
             return module.fwd(spec, *tensors)
         out = self._library(*self._as_list(tensors), *self._packed(spec), backend or backends.default())

@@ -14,9 +14,10 @@ from flowkernels import backends, ops
 from flowkernels.ops import _triton
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.masked_linear import triton as masked_linear
 from tests.numbers import assert_within_rule
 from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
-from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers
+from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw
 
 Call = Callable[..., Any]
 PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
@@ -42,6 +43,16 @@ def _affine(inverse: bool) -> tuple[Call, list[Tensor]]:
     return f, list(test_affine.draw((130, 7), "sigmoid"))
 
 
+def _made(residual: bool) -> tuple[Call, list[Tensor]]:
+    problem = draw(Shape((3, 5), 7, (23, 23), 2, residual, "random", "random", "all"))
+
+    def f(*tensors: Tensor, **settings: Any) -> Tensor:
+        x, layers, adds = problem.split(tensors)
+        return ops.made(x, layers, problem.plan, activation="silu", adds=adds, **settings)
+
+    return f, problem.tensors
+
+
 PROBLEMS = {
     **{f"rqs, inverse={i}": _rqs(i) for i in (False, True)},
     **{f"affine, inverse={i}": _affine(i) for i in (False, True)},
@@ -53,6 +64,7 @@ PROBLEMS = {
         f"lu_linear, inverse={i}": _on_channels(ops.lu_linear, test_lu_linear.draw((3, 13, 5, 7), 1), i)
         for i in (False, True)
     },
+    **{f"made, residual={r}": _made(r) for r in (False, True)},
     "masked_linear": (_masked, test_masked_linear.draw((70,), 77, 45)),
 }
 EVERY = pytest.mark.parametrize("problem", PROBLEMS)
@@ -104,11 +116,15 @@ def test_the_same_bits_twice(problem, device) -> None:
 
 
 @pytest.mark.parametrize("problem", [p for p in PROBLEMS if "True" not in p])
-def test_compile(problem, device) -> None:
+def test_compile(problem, device, monkeypatch) -> None:
     f, tensors = PROBLEMS[problem]
     given = cast(tensors, torch.float32, device)
     torch._dynamo.reset()
     compiled = torch.compile(lambda *t: f(*t, backend="triton"), backend="aot_eager", fullgraph=True)
+    launches, launch = [], _triton.launch
+    monkeypatch.setattr(_triton, "launch", lambda *args, **kwargs: launches.append(args) or launch(*args, **kwargs))
+    results(compiled, given)
+    assert launches  # the kernels, not the definition
     torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
 
 
@@ -192,3 +208,36 @@ def test_a_sweep_with_gradients_says_why_not(device) -> None:
     tensors = [t.to(device).requires_grad_() for t in problem.tensors]
     with pytest.raises(backends.BackendUnavailableError, match="its sweep back has no Triton kernel yet"):
         test_autoregressive_inverse.solve(problem, univariate, "triton", tensors)
+
+
+# ---- a whole MADE ----
+
+
+def test_hidden_units_of_a_made_are_never_gathered(device, monkeypatch) -> None:
+    """They stay in the order of their degrees: forward and backward, what is put in order is as large as a weight."""
+    problem = draw(Shape((37,), 7, (23, 23), 2, True, degrees="random"))
+    gathered = []
+    in_order = masked_linear._sorted
+    monkeypatch.setattr(masked_linear, "_sorted", lambda t, *by: gathered.append((t, by[0])) or in_order(t, *by))
+
+    def batches(f: Call) -> int:
+        gathered.clear()
+        results(f, [t.to(device) for t in problem.tensors])
+        return sum(order is not None and t.shape[0] == 37 for t, order in gathered)
+
+    def layers_alone(x: Tensor, *rest: Tensor) -> Tensor:
+        def layer(i: int, h: Tensor, **settings: Any) -> Tensor:
+            return ops.masked_linear(h, *rest[2 * i : 2 * i + 2], problem.plan.layers[i], backend="triton", **settings)
+
+        h = layer(0, x)
+        for i in (1, 3):
+            h = layer(i + 1, layer(i, h.relu(), activation="relu"), residual=h)
+        return layer(5, h)
+
+    def whole(x: Tensor, *rest: Tensor) -> Tensor:
+        pairs = list(zip(rest[::2], rest[1::2], strict=True))
+        return ops.made(x, pairs, problem.plan, activation="relu", backend="triton")
+
+    tensors = [t.to(device) for t in problem.tensors]
+    torch.testing.assert_close(results(whole, tensors), results(layers_alone, tensors))
+    assert batches(whole) == 0 < batches(layers_alone)
