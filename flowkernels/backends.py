@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 _PACKAGE = os.path.dirname(__file__)
+# In the order that `auto` tries them, of every op. Compiled kernels come first: a launch of Triton's is expected to take
+# the host some 20 µs, theirs 5, which decides on tensors as small as a coupling layer's. No GPU has timed them side by
+# side yet (`make gpu-check` does): an op where Triton's win gets its own order here, from that table.
 NAMES = ("cpu", "cuda", "triton", "eager", "reference")
-
 
 # Cells of the op × backend table that stay empty by design, with the reason `flowkernels.info` prints.
 _PLAIN = (
@@ -23,9 +25,9 @@ MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
     (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
     for op in ("masked_linear", "made")
 }
-MISSING["autoregressive_inverse", "triton"] = (
-    "a sweep over hidden units in one launch needs activations that are indexed at run time, which registers are not"
-)
+for _gpu in ("cuda", "triton"):
+    MISSING["residual_net", _gpu] = "nothing in it is masked: backend eager, on the GPU library's products"
+    MISSING["flow_layer", _gpu] = "its callers run the net, then ops.rqs or ops.affine: a batch's products fill a GPU"
 
 
 # A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.
@@ -55,8 +57,8 @@ _check_name(_default)
 
 
 def register(op: str, table: dict[str, Implementation]) -> None:
-    """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`."""
-    _tables[op] = table
+    """Declares an op's backends, each a module with `fwd`, `bwd` and `why_not`; `auto` tries them as NAMES has them."""
+    _tables[op] = {name: table[name] for name in sorted(table, key=NAMES.index)}
 
 
 def table() -> dict[str, dict[str, Implementation]]:

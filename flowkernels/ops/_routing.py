@@ -85,9 +85,12 @@ class Op:
     backend.fwd_saving(spec, *tensors) -> outputs, saved        optional: `saved` comes back to bwd as a keyword
     fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
-    An input whose name ends in ? may be None. `grad_like(t)` is an empty tensor as the backends' gradient of t is laid
-    out. Without `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an
-    op whose parts (matrix products) a compiler already runs well.
+    An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. A setting whose type
+    has `from_text` is text in the library op: its own `.text`. `grad_like(t)` is an empty tensor as the backends'
+    gradient of t is laid out. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and
+    a backend's `saved_of(spec, outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and
+    `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts (matrix
+    products) a compiler already runs well, or a backend that IS_COMPOSED of ops which are in the library.
     """
 
     def __init__(
@@ -100,8 +103,11 @@ class Op:
         n_outputs: int = 0,
         fake: Callable[..., Tensors] | None = None,
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
+        keeps_outputs: Callable[[Any], bool] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
+        self.listed = [n.endswith("[]") for n in inputs] == [True]
+        self.keeps_outputs = keeps_outputs
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
@@ -128,12 +134,13 @@ class Op:
         return module.fwd(spec, *tensors)
 
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
-        if self._library is None:
-            return self.reference(spec, *tensors)
         module = backends.pick(self.name, backend, spec, tensors)
+        if self._library is None:
+            return module.fwd(spec, *tensors) if hasattr(module, "IS_COMPOSED") else self.reference(spec, *tensors)
         if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
             return module.fwd(spec, *tensors)
-        return self._library(*tensors, *spec, backend or backends.default())
+        out = self._library(*self._as_list(tensors), *self._packed(spec), backend or backends.default())
+        return (out,) if self.n_outputs == 1 else out
 
     def backward(
         self,
@@ -149,7 +156,8 @@ class Op:
         if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
             if self._library_bwd is None:
                 return self.reference_grad(spec, grads, tensors, needs)
-            out = self._library_bwd(list(grads), list(tensors), list(needs), *spec, backends.default())
+            rest = (*self._packed(spec), backends.default())
+            out = self._library_bwd(list(grads), list(tensors), list(needs), *rest)
             return [g if n else None for g, n in zip(out, needs, strict=True)]
         return module.bwd(spec, grads, tensors, needs, **({"saved": saved} if saved else {}))
 
@@ -189,8 +197,13 @@ class Op:
     # ---- the torch.library op ----
 
     def _define(self, inputs: Sequence[str]) -> None:
-        fields = [f"{t.__name__} {f}" for f, t in get_type_hints(self.spec_type).items()]
-        tensors = [f"Tensor? {n[:-1]}" if n.endswith("?") else f"Tensor {n}" for n in inputs]
+        types = get_type_hints(self.spec_type)
+        self._from_text = [getattr(t, "from_text", None) for t in types.values()]
+        fields = [
+            f"{'str' if text else t.__name__} {f}" for (f, t), text in zip(types.items(), self._from_text, strict=True)
+        ]
+        kinds = [("[]", "Tensor[]"), ("?", "Tensor?"), ("", "Tensor")]
+        tensors = [next(f"{kind} {n.removesuffix(end)}" for end, kind in kinds if n.endswith(end)) for n in inputs]
         results = "(" + ", ".join(["Tensor"] * self.n_outputs) + ")"
         extra = [*fields, "str backend"]
         fwd, bwd = f"flowkernels::{self.name}", f"flowkernels::{self.name}_bwd"
@@ -206,41 +219,65 @@ class Op:
         self._library = getattr(torch.ops.flowkernels, self.name).default
         self._library_bwd = getattr(torch.ops.flowkernels, f"{self.name}_bwd").default
 
+    # Between the op's own tensors, settings and outputs, and those that a schema can say.
+
+    def _as_list(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        return (list(tensors),) if self.listed else tensors
+
+    def _packed(self, spec: Any) -> list[Any]:
+        return [s.text if text else s for s, text in zip(spec, self._from_text, strict=True)]
+
+    def _spec(self, packed: Sequence[Any]) -> Any:
+        return self.spec_type(*[text(s) if text else s for s, text in zip(packed, self._from_text, strict=True)])
+
     def _unpack(self, args: Sequence[Any]) -> tuple[Tensors, Any, str]:
-        return tuple(args[: self.n_inputs]), self.spec_type(*args[self.n_inputs : -1]), args[-1]
+        tensors = args[0] if self.listed else args[: self.n_inputs]
+        return tuple(tensors), self._spec(args[self.n_inputs : -1]), args[-1]
 
-    def _library_fwd_impl(self, *args: Any) -> Tensors:
+    def _results(self, outputs: Tensors) -> Any:
+        return outputs[0] if self.n_outputs == 1 else outputs
+
+    # What the dispatcher calls.
+
+    def _library_fwd_impl(self, *args: Any) -> Any:
         tensors, spec, backend = self._unpack(args)
-        return backends.pick(self.name, backend, spec, tensors).fwd(spec, *tensors)
+        return self._results(backends.pick(self.name, backend, spec, tensors).fwd(spec, *tensors))
 
-    def _library_fwd_fake(self, *args: Any) -> Tensors:
+    def _library_fwd_fake(self, *args: Any) -> Any:
         tensors, spec, _ = self._unpack(args)
         assert self.fake is not None
-        return self.fake(spec, *tensors)
+        return self._results(self.fake(spec, *tensors))
 
     def _library_bwd_impl(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
-        spec, backend = self.spec_type(*rest[:-1]), rest[-1]
+        spec, backend = self._spec(rest[:-1]), rest[-1]
+        tensors, outputs = tensors[: len(needs)], tensors[len(needs) :]  # the outputs that were kept, if any
         module = backends.pick(self.name, backend, spec, tuple(tensors))
         run = getattr(module, "bwd", self.reference_grad)
-        out = run(spec, grads, tuple(tensors), needs)
+        saved = {"saved": module.saved_of(spec, outputs)} if outputs and hasattr(module, "saved_of") else {}
+        out = run(spec, grads, tuple(tensors), needs, **saved)
         contiguous = self.grad_like is contiguous_like  # the reference's gradients lie as its operations leave them
-        return [tensors[0].new_empty(0) if g is None else g.contiguous() if contiguous else g for g in out]
+        out = [tensors[0].new_empty(0) if g is None else g.contiguous() if contiguous else g for g in out]
+        # A sum passes its gradient on; a library op must not return what it was given.
+        given = {t.untyped_storage().data_ptr() for t in grads if t is not None}
+        return [g.clone() if g.untyped_storage().data_ptr() in given and g.numel() > 0 else g for g in out]
 
     def _library_bwd_fake(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
-        return [self.grad_like(t) if n else tensors[0].new_empty(0) for t, n in zip(tensors, needs, strict=True)]
+        return [self.grad_like(t) if n else tensors[0].new_empty(0) for t, n in zip(tensors, needs, strict=False)]
 
     def _autograd_setup(self, ctx: Any, inputs: Any, output: Any) -> None:
         tensors, ctx.spec, ctx.backend = self._unpack(inputs)
-        ctx.save_for_backward(*tensors)
+        kept = () if self.keeps_outputs is None or not self.keeps_outputs(ctx.spec) else output
+        ctx.save_for_backward(*tensors, *((kept,) if isinstance(kept, Tensor) else kept))
         ctx.set_materialize_grads(False)
 
     def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        needs, tensors = list(ctx.needs_input_grad[: self.n_inputs]), ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[0] if self.listed else ctx.needs_input_grad[: self.n_inputs])
+        saved = ctx.saved_tensors
         rest = (None,) * (len(ctx.spec) + 1)
         if not torch.compiler.is_compiling() and _needs_reference(grads):
-            return (*self.reference_grad(ctx.spec, grads, tensors, needs), *rest)
-        out = self._library_bwd(list(grads), list(tensors), needs, *ctx.spec, ctx.backend)
-        return (*[g if n else None for g, n in zip(out, needs, strict=True)], *rest)
+            return (*self._as_list(self.reference_grad(ctx.spec, grads, saved[: len(needs)], needs)), *rest)
+        out = self._library_bwd(list(grads), list(saved), needs, *self._packed(ctx.spec), ctx.backend)
+        return (*self._as_list([g if n else None for g, n in zip(out, needs, strict=True)]), *rest)
 
 
 class _Fused(torch.autograd.Function):

@@ -30,9 +30,11 @@ from flowkernels.ops.actnorm import triton as actnorm
 from flowkernels.ops.actnorm.reference import ActNormSpec
 from flowkernels.ops.affine import triton as affine
 from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
 from flowkernels.ops.lu_linear.reference import LuSpec
-from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.made.plan import MadePlan, layer_plan
 from flowkernels.ops.masked_linear import triton as masked_linear
 from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
 from flowkernels.ops.rqs import triton as rqs
@@ -104,6 +106,19 @@ def _masked(fwd: bool, dtype: torch.dtype, precision: str = "highest") -> Callab
     return call
 
 
+def _sweep(univariate: Any, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """64 features, a residual net of 256, something added in its first layer."""
+    D, hidden = 64, [1 + i % 63 for i in range(256)]
+    features = range(1, D + 1)
+    outputs = [d for d in features for _ in range(univariate.n_params)]
+    plan = MadePlan([features, hidden, hidden, hidden, outputs], residual=True)
+    layers = [t for p in plan.layers for t in (torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out))]
+    tensors = [t.to(dtype) for t in (torch.zeros(4096, D), *layers, torch.zeros(4096, 256))]
+    spec = SweepSpec(plan, "relu", (True, False, False, False), univariate)
+    return lambda: autoregressive_inverse.fwd(spec, *tensors)
+
+
+_SPLINE = cached_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
 CASES = {
     "rqs fwd, K=8": _spline(True, 8),
     "rqs fwd, K=8, inverse": _spline(True, 8, True),
@@ -118,6 +133,9 @@ CASES = {
     "lu_linear fwd, C=128, inverse": _lu(True, True, 128),
     "lu_linear bwd, C=48": _lu(False, False, 48),
     "lu_linear bwd, C=48, inverse": _lu(False, True, 48),
+    "autoregressive_inverse fwd, sigmoid": _sweep(AffineSpec("sigmoid", 1e-3, False)),
+    "autoregressive_inverse fwd, K=8": _sweep(_SPLINE),
+    "autoregressive_inverse fwd, K=8, float64": _sweep(_SPLINE, torch.float64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),
@@ -153,7 +171,7 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
     options = {k: given.pop(k) for k in _OPTIONS if k in given}
     signature, constants, attrs = {}, {}, {}
     for i, name in enumerate(fn.arg_names):
-        value = given[name]
+        value = given[name] if name in given else fn.params[i].default
         if fn.params[i].is_constexpr or (isinstance(value, int) and value == 1):
             signature[name], constants[(i,)] = "constexpr", value
             continue

@@ -126,8 +126,9 @@ def assert_numbers(
     *,
     shared: bool = False,
     only: str | None = None,
+    gradients: bool = True,
 ) -> None:
-    """Every backend's (or the `only` one's) values and gradients of f(backend, tensors), by the numbers rule.
+    """Every backend's (or the `only` one's) values and `gradients` of f(backend, tensors), by the numbers rule.
 
     In a chain of features one ill-conditioned element decides the errors of many, so that one run tells little: two
     equally good implementations then differ by more than 2 every third time. So there are a few draws of inputs that
@@ -141,7 +142,9 @@ def assert_numbers(
     """
 
     def run(backend: str, tensors: Sequence[Tensor]) -> Tensors:
-        return values_and_gradients(lambda t: f(backend, t), tensors)
+        if gradients:
+            return values_and_gradients(lambda t: f(backend, t), tensors)
+        return list(f(backend, list(tensors)))
 
     def perturbed(dtype: torch.dtype, by: float, n: int) -> list[Tensors]:
         g = torch.Generator().manual_seed(1)

@@ -211,6 +211,44 @@ def test_compile_with_degrees() -> None:
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+def test_library_op(activation) -> None:
+    """One node of a compiler's graph, its gradients those of the eager call; and what the dispatcher is promised."""
+    ins, outs = degrees(7, 11)
+    leaves = [t.requires_grad_() for t in draw((3, 5), 7, 11)]
+    plan, graphs = LayerPlan(ins, outs, strict=True), []
+
+    def f(x, w, b, r):
+        return ops.masked_linear(x, w, b, plan, activation=activation, residual=r, backend=backend)
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph
+
+    for backend in backends_of("masked_linear"):
+        if backend == "reference":
+            continue  # a compiler sees through it
+        torch._dynamo.reset()
+        graphs.clear()
+        wanted = values_and_gradients(lambda t: f(*t), leaves)
+        found = values_and_gradients(lambda t: torch.compile(f, backend=keep, fullgraph=True)(*t), leaves)
+        torch.testing.assert_close(found, wanted)
+        targets = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+        assert targets.count(torch.ops.flowkernels.masked_linear.default) == 1
+        assert not {torch.where, torch.nn.functional.linear} & set(targets)
+        found = values_and_gradients(lambda t: torch.compile(f, backend="aot_eager", fullgraph=True)(*t), leaves)
+        torch.testing.assert_close(found, wanted)
+        settings = (plan.text, activation, True, True, backend)
+        torch.library.opcheck(torch.ops.flowkernels.masked_linear.default, (leaves, *settings))
+        y = f(*leaves).detach()
+        kept = [y] if activation == "relu" else []
+        given = ([y], [*(t.detach() for t in leaves), *kept], [True, False, True, True], *settings)
+        utils = ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.flowkernels.masked_linear_bwd.default, given, test_utils=utils)
+        for g in torch.ops.flowkernels.masked_linear_bwd.default(*given):
+            assert g.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+
+
 def test_dtypes(dtype, device) -> None:
     ins, outs = degrees(7, 11)
     x, w, b, r = (t.to(device, dtype) for t in draw((5,), 7, 11))
@@ -238,6 +276,16 @@ class TestLayerPlan:
                 assert order.tolist() == sorted(range(len(values)), key=values.__getitem__)
                 assert order.dtype == plan.limit.dtype == torch.int32 and order.is_contiguous()
             assert plan.degrees_in.tolist() == ins and plan.degrees_out.dtype == torch.int64
+
+    def test_from_text(self) -> None:
+        for strict in (False, True):
+            plan = LayerPlan([3, 1, 10], [2, 0], strict=strict)
+            again = LayerPlan.from_text(plan.text)
+            assert torch.equal(again.mask(torch.empty(0)), plan.mask(torch.empty(0))) and again.strict == strict
+            assert again is LayerPlan.from_text(plan.text) is layer_plan([3, 1, 10], [2, 0], strict)
+            with FakeTensorMode():
+                assert LayerPlan.from_text(plan.text) is not again
+        assert LayerPlan([1], [1], strict=False).text != LayerPlan([1], [1], strict=True).text
 
     def test_equal_degrees_share_a_plan(self) -> None:
         one = layer_plan([1, 2], (1, 1, 2))

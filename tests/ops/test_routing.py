@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import flowkernels
-from flowkernels import BackendUnavailableError, ops, use_backend
+from flowkernels import BackendUnavailableError, backends, ops, use_backend
 
 func = torch.func
 OP = torch.ops.flowkernels.rqs.default
@@ -627,6 +627,23 @@ def test_autocast_inside_compile() -> None:
 
 
 # ---- backends ----
+
+
+def test_auto_tries_backends_in_one_order_for_every_op(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "_tables", {})
+
+    class Can:
+        why_not = staticmethod(lambda spec, *tensors: None)
+
+    class Cannot:
+        why_not = staticmethod(lambda spec, *tensors: "no")
+
+    reference, cuda, triton = Can(), Cannot(), Can()
+    backends.register("op", {"reference": reference, "triton": triton, "cuda": cuda})
+    assert list(backends.table()["op"]) == ["cuda", "triton", "reference"]
+    assert backends.pick("op", "auto", None, ()) is triton
+    with pytest.raises(ValueError):
+        backends.register("op", {"gpu": reference})
 
 
 def test_use_backend_nests_and_is_undone_by_an_error() -> None:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowkernels import ops
+from flowkernels import backends, ops
 from flowkernels.ops import _triton
+from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.masked_linear import triton as masked_linear
 from tests.numbers import assert_within_rule
-from tests.ops import spline, test_actnorm, test_affine, test_lu_linear, test_masked_linear
+from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
+from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw
 
 Call = Callable[..., Any]
 PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
@@ -40,6 +43,16 @@ def _affine(inverse: bool) -> tuple[Call, list[Tensor]]:
     return f, list(test_affine.draw((130, 7), "sigmoid"))
 
 
+def _made(residual: bool) -> tuple[Call, list[Tensor]]:
+    problem = draw(Shape((3, 5), 7, (23, 23), 2, residual, "random", "random", "all"))
+
+    def f(*tensors: Tensor, **settings: Any) -> Tensor:
+        x, layers, adds = problem.split(tensors)
+        return ops.made(x, layers, problem.plan, activation="silu", adds=adds, **settings)
+
+    return f, problem.tensors
+
+
 PROBLEMS = {
     **{f"rqs, inverse={i}": _rqs(i) for i in (False, True)},
     **{f"affine, inverse={i}": _affine(i) for i in (False, True)},
@@ -51,6 +64,7 @@ PROBLEMS = {
         f"lu_linear, inverse={i}": _on_channels(ops.lu_linear, test_lu_linear.draw((3, 13, 5, 7), 1), i)
         for i in (False, True)
     },
+    **{f"made, residual={r}": _made(r) for r in (False, True)},
     "masked_linear": (_masked, test_masked_linear.draw((70,), 77, 45)),
 }
 EVERY = pytest.mark.parametrize("problem", PROBLEMS)
@@ -102,9 +116,128 @@ def test_the_same_bits_twice(problem, device) -> None:
 
 
 @pytest.mark.parametrize("problem", [p for p in PROBLEMS if "True" not in p])
-def test_compile(problem, device) -> None:
+def test_compile(problem, device, monkeypatch) -> None:
     f, tensors = PROBLEMS[problem]
     given = cast(tensors, torch.float32, device)
     torch._dynamo.reset()
     compiled = torch.compile(lambda *t: f(*t, backend="triton"), backend="aot_eager", fullgraph=True)
+    launches, launch = [], _triton.launch
+    monkeypatch.setattr(_triton, "launch", lambda *args, **kwargs: launches.append(args) or launch(*args, **kwargs))
+    results(compiled, given)
+    assert launches  # the kernels, not the definition
     torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
+
+
+# ---- the sweep of the autoregressive inverse: values alone ----
+
+SWEEPS = {
+    **{
+        name: (name, Shape((5,), 5, (9, 7), 0, order="random", adds="first"))
+        for name in test_autoregressive_inverse.UNIVARIATES
+    },
+    "residual": ("softplus", Shape((3, 5), 6, (11, 11), 0, True, "reversed", "random", "all")),
+    "few units": ("spline", Shape((5,), 3, (4,), 0)),
+    "one feature": ("spline", Shape((5,), 1, (3,), 0)),
+    "steps of many units": ("additive", Shape((5,), 3, (50,), 0, adds="one row")),
+}
+
+
+def sweep(name: str) -> tuple[Call, Any]:
+    """f(backend, tensors, activation) and its problem."""
+    of, shape = SWEEPS[name]
+    univariate = test_autoregressive_inverse.UNIVARIATES[of]
+    problem = test_autoregressive_inverse.make(shape, univariate)
+
+    def f(backend: str, tensors: list[Tensor], activation: str = "tanh") -> Any:
+        with torch.no_grad():
+            return test_autoregressive_inverse.solve(problem, univariate, backend, tensors, activation)
+
+    return f, problem
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep(name, device) -> None:
+    f, problem = sweep(name)
+    activation = ACTIVATIONS[list(SWEEPS).index(name) % len(ACTIVATIONS)]
+    tensors = [t.to(device) for t in problem.tensors]
+    found, wanted = (f(backend, tensors, activation) for backend in ("triton", "reference"))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "few units"])
+def test_numbers_of_a_sweep(name, device) -> None:
+    f, problem = sweep(name)
+    tensors = [t.to(device) for t in problem.tensors]
+    op = "autoregressive_inverse"
+    assert_numbers(f, tensors, op, torch.float32, ["triton"], only="triton", gradients=False)
+
+
+def test_a_program_takes_several_tiles_of_rows(device, monkeypatch) -> None:
+    """And what it has left in its room from the tile before does no harm; one launch, whatever the rows."""
+    f, problem = sweep("residual")
+    z, *rest = (t.to(device) for t in problem.tensors)
+    many = [t.repeat(4, 1, 1)[:10] if t.dim() == 3 else t for t in (z, *rest)]
+    wanted, bits, launches = f("reference", many), f("triton", many), []
+    monkeypatch.setattr(autoregressive_inverse, "_ROWS", 16)
+    monkeypatch.setattr(autoregressive_inverse, "_PROGRAMS", 2)
+    launch = _triton.launch
+    monkeypatch.setattr(_triton, "launch", lambda *args, **kwargs: launches.append(args) or launch(*args, **kwargs))
+    found = f("triton", many)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(a, b) for a, b in zip(found, bits, strict=True)) and len(launches) == 1
+
+
+def test_a_sweep_ignores_what_is_masked_and_keeps_rows_apart(device) -> None:
+    f, problem = sweep("residual")
+    tensors = [t.to(device) for t in problem.tensors]
+    wanted, changed = f("triton", tensors), list(tensors)
+    for i, layer in enumerate(problem.plan.layers):
+        hidden = layer.mask(tensors[0]) == 0
+        changed[1 + 2 * i] = torch.where(hidden, float("nan"), tensors[1 + 2 * i])
+    changed[0] = tensors[0].clone()
+    changed[0][1, 2, 3] = float("nan")
+    others = [i for i in range(15) if i != 7]
+    for a, b in zip(f("triton", changed), wanted, strict=True):
+        a, b = a.reshape(15, -1), b.reshape(15, -1)
+        assert torch.equal(a[others], b[others]) and a[7].isnan().any()
+
+
+def test_a_sweep_with_gradients_says_why_not(device) -> None:
+    _, problem = sweep("exp")
+    univariate = test_autoregressive_inverse.UNIVARIATES["exp"]
+    tensors = [t.to(device).requires_grad_() for t in problem.tensors]
+    with pytest.raises(backends.BackendUnavailableError, match="its sweep back has no Triton kernel yet"):
+        test_autoregressive_inverse.solve(problem, univariate, "triton", tensors)
+
+
+# ---- a whole MADE ----
+
+
+def test_hidden_units_of_a_made_are_never_gathered(device, monkeypatch) -> None:
+    """They stay in the order of their degrees: forward and backward, what is put in order is as large as a weight."""
+    problem = draw(Shape((37,), 7, (23, 23), 2, True, degrees="random"))
+    gathered = []
+    in_order = masked_linear._sorted
+    monkeypatch.setattr(masked_linear, "_sorted", lambda t, *by: gathered.append((t, by[0])) or in_order(t, *by))
+
+    def batches(f: Call) -> int:
+        gathered.clear()
+        results(f, [t.to(device) for t in problem.tensors])
+        return sum(order is not None and t.shape[0] == 37 for t, order in gathered)
+
+    def layers_alone(x: Tensor, *rest: Tensor) -> Tensor:
+        def layer(i: int, h: Tensor, **settings: Any) -> Tensor:
+            return ops.masked_linear(h, *rest[2 * i : 2 * i + 2], problem.plan.layers[i], backend="triton", **settings)
+
+        h = layer(0, x)
+        for i in (1, 3):
+            h = layer(i + 1, layer(i, h.relu(), activation="relu"), residual=h)
+        return layer(5, h)
+
+    def whole(x: Tensor, *rest: Tensor) -> Tensor:
+        pairs = list(zip(rest[::2], rest[1::2], strict=True))
+        return ops.made(x, pairs, problem.plan, activation="relu", backend="triton")
+
+    tensors = [t.to(device) for t in problem.tensors]
+    torch.testing.assert_close(results(whole, tensors), results(layers_alone, tensors))
+    assert batches(whole) == 0 < batches(layers_alone)

@@ -23,7 +23,7 @@ def _exponential(log_s, slope, INVERSE: tl.constexpr):
 
 
 @triton.jit
-def _at(
+def scale_at(
     u, SCALE: tl.constexpr, MIN: tl.constexpr, CLAMP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
     INVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +98,7 @@ def affine_fwd(
             y = v - t if INVERSE else v + t
         else:
             u = tl.load(u_ptr + row * u_r + i * u_0 + j * u_1 + k * u_2, mask=mapped, other=0.0).to(dtype)
-            factor, log_s, _slope, _of_factor = _at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
+            factor, log_s, _slope, _of_factor = scale_at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
             y = (v - t) * factor if INVERSE else v * factor + t
             total += tl.sum(tl.reshape(tl.where(mapped, log_s, 0.0).to(tl.float64), [R, BE]), 1)
         y = tl.where(mapped, y, v).to(y_ptr.dtype.element_ty)
@@ -135,7 +135,7 @@ def affine_bwd(
             if HAS_LADJ:
                 gl = tl.load(gl_ptr + row, mask=ok, other=0.0).to(dtype)
             u = tl.load(u_ptr + row * u_r + i * u_0 + j * u_1 + k * u_2, mask=mapped, other=0.0).to(dtype)
-            factor, _log_s, slope, of_factor = _at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
+            factor, _log_s, slope, of_factor = scale_at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
             gx = tl.where(mapped, gy * factor, gy)
             if NEED_PARAMS:
                 v = tl.load(x_ptr + row * x_r + i * x_0 + j * x_1 + k * x_2, mask=mapped, other=0.0).to(dtype)

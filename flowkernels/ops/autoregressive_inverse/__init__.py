@@ -12,7 +12,7 @@ from flowkernels.ops.made.checks import check_net
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import SweepSpec
 
 __all__ = ["autoregressive_inverse"]
@@ -22,7 +22,7 @@ _op = Op(
     "autoregressive_inverse",
     spec_type=SweepSpec,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "cuda": native.cuda, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
 )
 
 

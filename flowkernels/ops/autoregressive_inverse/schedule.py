@@ -15,12 +15,12 @@ from flowkernels.ops.made.plan import LayerPlan, MadePlan
 _UNITS = 32  # kSweepUnits of csrc/autoregressive_inverse/autoregressive_inverse.h
 
 
-def steps(plan: MadePlan) -> list[tuple[int, int, int, int]]:
+def steps(plan: MadePlan, units: int = _UNITS) -> list[tuple[int, int, int, int]]:
     """The steps of a sweep, in order; units, inputs and features stand in degree order.
 
-    ``(layer, first, count, inputs)``: the units ``first`` to ``first + count`` of that layer, at most 32, from its
-    first ``inputs`` inputs, which are all that they see. ``(number of layers, i, column, 0)``: feature i, which is this
-    column of x, by the parameters that the last layer has just returned.
+    ``(layer, first, count, inputs)``: the units ``first`` to ``first + count`` of that layer, at most ``units``, from
+    its first ``inputs`` inputs, which are all that they see. ``(number of layers, i, column, 0)``: feature i, which is
+    this column of x, by the parameters that the last layer has just returned.
 
     Example:
         >>> from flowkernels.ops import MadePlan
@@ -43,7 +43,7 @@ def steps(plan: MadePlan) -> list[tuple[int, int, int, int]]:
         limit = limits[layer]
         while front[layer] < end and limit[front[layer]] <= inputs:
             first = last = front[layer]
-            while last < min(end, first + _UNITS) and limit[last] == limit[first]:
+            while last < min(end, first + units) and limit[last] == limit[first]:
                 last += 1
             found.append((layer, first, last - first, limit[first]))
             front[layer] = last

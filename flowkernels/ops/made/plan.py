@@ -54,6 +54,7 @@ class LayerPlan:
         in_order, out_order: int32, the stable argsort of the degrees.
         in_sorted, out_sorted: whether those change nothing.
         limit: int32 ``[n_out]``, in the order of ``out_order``.
+        text: the degrees in words, for graphs that hold no Python objects; `from_text` reads it.
 
     Raises:
         ValueError: the degrees are not one row of integers from 0 on, each.
@@ -69,6 +70,8 @@ class LayerPlan:
                 [1., 0., 0.]])
         >>> plan.out_order.tolist(), plan.limit.tolist()
         ([1, 3, 0, 2], [1, 1, 2, 2])
+        >>> plan.text
+        '1,2,3 <= 2,1,2,1'
     """
 
     def __init__(self, degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> None:
@@ -88,7 +91,15 @@ class LayerPlan:
             limit.append(seen)
         self.limit = torch.tensor(limit, dtype=torch.int32, **cpu)
         self._degrees = (tuple(ins), tuple(outs))
+        self.text = ",".join(map(str, ins)) + (" < " if strict else " <= ") + ",".join(map(str, outs))
         self._masks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    @staticmethod
+    def from_text(text: str) -> LayerPlan:
+        """The plan that has this `text`."""
+        if _dispatch_modes() > 0:  # its tensors may be fake
+            return _parsed(text)
+        return _by_text(text)
 
     def mask(self, like: Tensor) -> Tensor:
         """M, ``[n_out, n_in]`` of 0 and 1, in the dtype and on the device of ``like``."""
@@ -121,6 +132,14 @@ class LayerPlan:
 
     def __repr__(self) -> str:
         return f"LayerPlan({self.n_in} -> {self.n_out}{', strict' if self.strict else ''})"
+
+
+def _parsed(text: str) -> LayerPlan:
+    ins, sign, outs = text.split(" ")
+    return _from_values(*([int(d) for d in side.split(",")] for side in (ins, outs)), strict=sign == "<")
+
+
+_by_text = functools.lru_cache(maxsize=1024)(_parsed)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -17,11 +17,22 @@ from .reference import MaskedLinearSpec
 __all__ = ["masked_linear"]
 
 _NAME = "ops.masked_linear"
+_SLOPE_IS_OF_INPUT = ("identity", "gelu", "silu")
+
+
+def _fake(spec: MaskedLinearSpec, x: Tensor, *rest: Tensor) -> tuple[Tensor]:
+    return (x.new_empty((*x.shape[:-1], spec.plan.n_out)),)
+
+
 _op = Op(
     "masked_linear",
     spec_type=MaskedLinearSpec,
     reference=reference.fwd,
     table={"cpu": native, "triton": triton, "reference": reference},
+    inputs=("tensors[]",),
+    n_outputs=1,
+    fake=_fake,
+    keeps_outputs=lambda spec: spec.activation not in _SLOPE_IS_OF_INPUT,
 )
 
 

@@ -39,6 +39,10 @@ def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor],
     return (y.to(tensors[0].dtype),), [y]
 
 
+def saved_of(spec: MaskedLinearSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return _net.widen(*outputs)
+
+
 def bwd(
     spec: MaskedLinearSpec,
     grads: Sequence[Tensor | None],

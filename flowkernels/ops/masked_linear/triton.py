@@ -18,7 +18,7 @@ _SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _PROGRAMS = 256  # that share a sum over rows
 
 
-def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
+def why_not(spec: Any, *tensors: Tensor) -> str | None:
     if any(t.dtype is not tensors[0].dtype for t in tensors):
         return "the inputs have several dtypes"
     if torch.is_autocast_enabled(tensors[0].device.type):
@@ -35,12 +35,19 @@ class _Stairs(NamedTuple):
     first: Tensor  # [n_in]: of the j-th input, the first unit that sees it
 
 
-@functools.lru_cache(maxsize=1024)
 def _stairs(plan: LayerPlan, device: torch.device) -> _Stairs:
     first = torch.searchsorted(plan.limit, torch.arange(plan.n_in, dtype=torch.int32), right=True, out_int32=True)
     in_order = None if plan.in_sorted else plan.in_order.to(device)
     out_order = None if plan.out_sorted else plan.out_order.to(device)
     return _Stairs(in_order, out_order, plan.limit.to(device), first.to(device))
+
+
+_kept_stairs = functools.lru_cache(maxsize=1024)(_stairs)
+
+
+def stairs(plan: LayerPlan, device: torch.device) -> _Stairs:
+    """Made once; in a compiler's graph with every call, as what is made there must not stay."""
+    return (_stairs if torch.compiler.is_compiling() else _kept_stairs)(plan, device)
 
 
 def _sorted(t: Tensor, order: Tensor | None, dim: int) -> Tensor:
@@ -96,7 +103,7 @@ def _fwd(spec: MaskedLinearSpec, tensors: Sequence[Tensor], keep: bool) -> tuple
     y = torch.empty((*x.shape[:-1], plan.n_out), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if keep and spec.activation in _SLOPE_NEEDS_INPUT else None
     if y.numel() > 0:
-        s = _stairs(plan, x.device)
+        s = stairs(plan, x.device)
         W = _sorted(_sorted(weight.resolve_neg(), s.out_order, 0), s.in_order, 1)
         _product(
             _sorted(_rows(x, plan.n_in), s.in_order, 1), W, s.limit, s.out_order, y.view(-1, plan.n_out),
@@ -115,6 +122,10 @@ def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor],
     """Keeps what the slope follows from: of most activations the output, which whatever comes next keeps anyway."""
     y, saved = _fwd(spec, tensors, keep=True)
     return (y,), saved
+
+
+def saved_of(spec: MaskedLinearSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return outputs
 
 
 def _gradient_of_z(spec: MaskedLinearSpec, g: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,9 +180,11 @@ def bwd(
     plan = spec.plan
     if g.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
+    if not saved and spec.activation != "identity":  # the library op keeps outputs alone
+        saved = _fwd(spec, tensors, keep=True)[1]
     g = _rows(g, plan.n_out).contiguous()
     gz, sums = _gradient_of_z(spec, g, saved[0].view(-1, plan.n_out) if saved else None)
-    s = _stairs(plan, x.device)
+    s = stairs(plan, x.device)
     sorted_gz = _sorted(gz, s.out_order, 1)
     found: list[Tensor | None] = [None, None]
     if need_x:

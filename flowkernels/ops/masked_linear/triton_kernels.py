@@ -32,7 +32,7 @@ def _tuned(kernel: triton.JITFunction) -> dict[str, triton.JITFunction]:
 
 
 @triton.jit
-def _activated(z, ACTIVATION: tl.constexpr):
+def activated(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         z = tl.where(z < 0.0, 0.0, z)  # keeps a NaN
     elif ACTIVATION == "leaky_relu":
@@ -132,7 +132,7 @@ def masked_product(
     at = m[:, None] * y_row + to[None, :]
     if KEEP:
         tl.store(z_ptr + at, total.to(z_ptr.dtype.element_ty), mask=ok)
-    tl.store(y_ptr + at, _activated(total, ACTIVATION).to(y_ptr.dtype.element_ty), mask=ok)
+    tl.store(y_ptr + at, activated(total, ACTIVATION).to(y_ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit

@@ -253,19 +253,24 @@ def _shape(theta, w, h, d0, d1):
 
 
 @triton.jit
-def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr,
-         LEAST_X: tl.constexpr, BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr,
-         RIGHT: tl.constexpr, TOP: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
-         INVERSE: tl.constexpr):  # fmt: skip
-    """The bin of v: its number, corners, sizes, slope logits; and of both softmaxes what backward needs."""
+def _in_bin(
+    v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr,
+    LEAST_X: tl.constexpr, BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr, RIGHT: tl.constexpr,
+    TOP: tl.constexpr, MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
+    INVERSE: tl.constexpr,
+):  # fmt: skip
+    """How every pass begins: the bin of v, its number, corners, sizes, slope logits; of both softmaxes what backward
+    needs; the slopes, the position in the bin, and whether v is in the box."""
     dtype: tl.constexpr = v.dtype
     top_w, r_w = _softmax(at, ok, stride, end, K, SCALE, 2.0 * CLIP, dtype)
     top_h, r_h = _softmax(at + K * stride, ok, stride, end, K, SCALE, 2.0 * CLIP, dtype)
     if INVERSE:
+        inside = (v >= BOTTOM) & (v <= TOP)
         k, before_h, in_h, before_w, in_w = _find(
             v, at + K * stride, at, top_h, r_h, top_w, ok, stride, end, K, BOTTOM, FREE_Y, LEAST_Y, SCALE, 2.0 * CLIP
         )
     else:
+        inside = (v >= LEFT) & (v <= RIGHT)
         k, before_w, in_w, before_h, in_h = _find(
             v, at, at + K * stride, top_w, r_w, top_h, ok, stride, end, K, LEFT, FREE_X, LEAST_X, SCALE, 2.0 * CLIP
         )
@@ -273,7 +278,33 @@ def _bin(v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.
     y0, h = _side(k, before_h, in_h, r_h, K, TOP, BOTTOM, FREE_Y, LEAST_Y)
     u0 = _slope(at + 2 * K * stride, k, ok, stride, K, TAILS, EDGE, dtype)
     u1 = _slope(at + 2 * K * stride, k + 1, ok, stride, K, TAILS, EDGE, dtype)
-    return k, x0, w, y0, h, u0, u1, before_w, in_w, r_w, top_w, before_h, in_h, r_h, top_h
+    d0 = _slope_value(u0, MIN_SLOPE, CLIP)
+    d1 = _slope_value(u1, MIN_SLOPE, CLIP)
+    theta = _theta(v, k, x0, w, y0, h, d0, d1, K, RIGHT, TOP, INVERSE)
+    return k, x0, w, y0, h, u0, u1, before_w, in_w, r_w, top_w, before_h, in_h, r_h, top_h, d0, d1, theta, inside
+
+
+@triton.jit
+def mapped(
+    v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr,
+    LEAST_X: tl.constexpr, BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr, RIGHT: tl.constexpr,
+    TOP: tl.constexpr, MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
+    INVERSE: tl.constexpr,
+):  # fmt: skip
+    """v [E] mapped, and the log of the slope. The parameters of an element stand `stride` apart from `at` [E] on."""
+    _k, x0, w, y0, h, _u0, _u1, _bw, _mw, _rw, _tw, _bh, _mh, _rh, _th, d0, d1, theta, inside = _in_bin(
+        v, at, ok, stride, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE, SCALE,
+        CLIP, EDGE, INVERSE,
+    )  # fmt: skip
+    s, _t, _beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
+    q = s * inv_den
+    log_slope = tl.log(q * (q * slope_num))  # in this order: q^2 underflows where a slope is 1e30
+    if INVERSE:
+        out = _clamped(x0 + w * theta, LEFT, RIGHT)
+        log_slope = -log_slope
+    else:
+        out = _clamped(y0 + h * (num * inv_den), BOTTOM, TOP)
+    return tl.where(inside, out, v), tl.where(inside, log_slope, 0.0)
 
 
 @triton.jit
@@ -296,42 +327,12 @@ def rqs_fwd(
         ok = (row < rows) & (feature < D)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
-        k, x0, w, y0, h, u0, u1, _bw, _iw, _rw, _tw, _bh, _ih, _rh, _th = _bin(
-            v,
-            at,
-            ok,
-            p_param,
-            end,
-            K,
-            TAILS,
-            LEFT,
-            FREE_X,
-            LEAST_X,
-            BOTTOM,
-            FREE_Y,
-            LEAST_Y,
-            RIGHT,
-            TOP,
-            SCALE,
-            CLIP,
-            EDGE,
-            INVERSE,
-        )
-        d0 = _slope_value(u0, MIN_SLOPE, CLIP)
-        d1 = _slope_value(u1, MIN_SLOPE, CLIP)
-        theta = _theta(v, k, x0, w, y0, h, d0, d1, K, RIGHT, TOP, INVERSE)
-        s, _t, _beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
-        q = s * inv_den
-        log_slope = tl.log(q * (q * slope_num))  # in this order: q^2 underflows where a slope is 1e30
-        if INVERSE:
-            inside = (v >= BOTTOM) & (v <= TOP)
-            out = _clamped(x0 + w * theta, LEFT, RIGHT)
-            log_slope = -log_slope
-        else:
-            inside = (v >= LEFT) & (v <= RIGHT)
-            out = _clamped(y0 + h * (num * inv_den), BOTTOM, TOP)
-        tl.store(y_ptr + row * D + feature, tl.where(inside, out, v).to(y_ptr.dtype.element_ty), mask=ok)
-        total += tl.sum(tl.reshape(tl.where(inside & ok, log_slope, 0.0).to(tl.float64), [R, BD]), 1)
+        y, log_slope = mapped(
+            v, at, ok, p_param, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE,
+            SCALE, CLIP, EDGE, INVERSE,
+        )  # fmt: skip
+        tl.store(y_ptr + row * D + feature, y.to(y_ptr.dtype.element_ty), mask=ok)
+        total += tl.sum(tl.reshape(tl.where(ok, log_slope, 0.0).to(tl.float64), [R, BD]), 1)
     r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     tl.store(ladj_ptr + r, total.to(dtype), mask=r < rows)
 
@@ -398,30 +399,10 @@ def rqs_bwd(
         ok = (row < rows) & (feature < D)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
-        k, x0, w, y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h = _bin(
-            v,
-            at,
-            ok,
-            p_param,
-            end,
-            K,
-            TAILS,
-            LEFT,
-            FREE_X,
-            LEAST_X,
-            BOTTOM,
-            FREE_Y,
-            LEAST_Y,
-            RIGHT,
-            TOP,
-            SCALE,
-            CLIP,
-            EDGE,
-            INVERSE,
-        )
-        d0 = _slope_value(u0, MIN_SLOPE, CLIP)
-        d1 = _slope_value(u1, MIN_SLOPE, CLIP)
-        theta = _theta(v, k, x0, w, y0, h, d0, d1, K, RIGHT, TOP, INVERSE)
+        k, _x0, w, _y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside = _in_bin(
+            v, at, ok, p_param, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE,
+            SCALE, CLIP, EDGE, INVERSE,
+        )  # fmt: skip
         s, t, beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
         inv_num = 1.0 / slope_num
         rest = 1.0 - theta
@@ -439,12 +420,9 @@ def rqs_bwd(
             gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0).to(dtype)
         gy = given
         if INVERSE:  # implicit function theorem: see the derivation
-            inside = (v >= BOTTOM) & (v <= TOP)
             g_v = (given - gl * ladj_theta / w) / slope
             gy = -g_v
             gl = -gl
-        else:
-            inside = (v >= LEFT) & (v <= RIGHT)
         # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
         r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
         gyh = gy * h * inv_den

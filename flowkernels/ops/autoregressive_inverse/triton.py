@@ -1,0 +1,149 @@
+"""The autoregressive inverse on Triton: one launch after two that put the weights in the order of the degrees."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops import _net, _triton
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.plan import MadePlan
+from flowkernels.ops.made.reference import unpack
+from flowkernels.ops.rqs import triton as rqs
+
+from . import schedule
+from .reference import SweepSpec
+
+_ROWS = 256 if _triton.INTERPRETING else 32  # of a program at a time; the interpreter's time goes by steps
+_UNITS = 16  # of a step: the fewest that a product takes
+_PROGRAMS = 256  # whose rooms stay in the cache together; each takes more rows when it is done
+_COLUMNS = 10  # of a step
+
+
+def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "its sweep back has no Triton kernel yet"
+    if any(t.dtype is not tensors[0].dtype for t in tensors):
+        return "the inputs have several dtypes"
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        return "autocast chooses the dtype of every product"
+    return _triton.why_not(tensors)
+
+
+class _Sweep(NamedTuple):
+    """A plan as the kernel takes it."""
+
+    steps: Tensor  # int32 [steps, _COLUMNS]
+    packed: Tensor  # int64: where each number of the packed weights and biases is, these one after the other
+    room: int  # units that a program keeps
+    params: int  # the first of a feature's parameters there
+
+
+def _layers(plan: MadePlan) -> tuple[list[list[int]], int, int]:
+    """Of each layer where in the room its inputs are, what its outputs are added to, and where they go, as they are
+    and activated (-1: nowhere); the size of the room, and where the last layer's outputs are."""
+    n, room = len(plan.layers), 0
+    places = []
+    for i, layer in enumerate(plan.layers):
+        if not (plan.residual and i == n - 1):  # which sees the stream, at 0 where a block begins it
+            places.append(room)
+            room += layer.n_in
+    stream, params = room, room + (plan.layers[0].n_out if plan.residual else 0)
+    if plan.residual:
+        places.append(stream)
+    found = []
+    for i in range(n):
+        on_stream = plan.residual and i % 2 == 0 and i < n - 1
+        activated = places[i + 1] if i < n - 1 and places[i + 1] != stream else -1
+        plain = params if i == n - 1 else stream if on_stream else -1
+        found.append([places[i], stream if on_stream and i > 0 else -1, plain, activated])
+    return found, params + plan.params_per_feature, params
+
+
+@functools.lru_cache(maxsize=256)
+def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Sweep:
+    n, P, at, add = len(plan.layers), plan.params_per_feature, 0, 0
+    weights, biases, terms, packed = [], [], [], []
+    for layer, has in zip(plan.layers, adds, strict=True):
+        weights.append(at)
+        rows, columns = layer.out_order.long(), layer.in_order.long()
+        packed.append(at + (rows[:, None] * layer.n_in + columns).flatten())
+        at += layer.n_out * layer.n_in
+        biases.append(at)
+        packed.append(at + rows)
+        at += layer.n_out
+        terms.append(add if has else -1)
+        add += layer.n_out if has else 0
+    places, room, params = _layers(plan)
+    steps = []
+    for i, first, count, inputs in schedule.steps(plan, _UNITS):
+        if i == n:  # a feature
+            steps.append([0, places[0][0] + first, count] + [0] * (_COLUMNS - 3))
+            continue
+        n_in = plan.layers[i].n_in
+        unit = first % P if i == n - 1 else first
+        of_term = terms[i] + first if terms[i] >= 0 else -1
+        entry, stream, plain, activated = places[i]
+        moved = [p + unit if p >= 0 else -1 for p in (activated, stream, plain)]
+        steps.append(
+            [count, moved[0], inputs, n_in, weights[i] + first * n_in, entry, biases[i] + first, of_term, *moved[1:]]
+        )
+    table = torch.tensor(steps, dtype=torch.int32, device="cpu").to(device)
+    return _Sweep(table, torch.cat(packed).to(device), room, params)
+
+
+def _map(spec: SweepSpec, wide: bool) -> dict[str, Any]:
+    """The kernel's constants of the univariate map, from z to x."""
+    f = spec.univariate
+    if isinstance(f, AffineSpec):
+        return {
+            "SPLINE": False, "INVERSE": True, "SCALE": f.scale, "MIN": f.min_scale, "CLAMP": f.clamp, "LOW": f.low,
+            "HIGH": f.high, "SHIFT_FIRST": f.shift_first,
+        }  # fmt: skip
+    constants = rqs.settings(f._replace(inverse=True), 1, wide)
+    return {"SPLINE": True} | {k: v for k, v in constants.items() if k not in ("R", "BD", "num_warps")}
+
+
+def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) -> Tensor | None:
+    """What is added in layers that have something, [rows, units], by degree."""
+    found = []
+    for layer, add in zip(spec.plan.layers, adds, strict=True):
+        if add is not None:
+            rows = add.resolve_neg().expand(*lead, layer.n_out).reshape(-1, layer.n_out)
+            order = schedule.layer_on_device(layer, rows.device)[1]
+            found.append(rows if order is None else rows.index_select(1, order))
+    return torch.cat(found, 1).contiguous() if found else None
+
+
+def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _net.widen(*tensors)
+    z, layers, terms = unpack(spec.adds, tuple(wide))
+    x, ladj, rows = (
+        torch.empty(z.shape, dtype=z.dtype, device=z.device),
+        z.new_empty(z.shape[:-1]),
+        z.shape[:-1].numel(),
+    )
+    if rows > 0:
+        from .triton_kernels import sweep
+
+        plan = _sweep(spec.plan, spec.adds, z.device)
+        flat = torch.cat([t.reshape(-1) for layer in layers for t in layer])
+        packed, adds, given = flat.index_select(0, plan.packed), _in_order(spec, terms, z.shape[:-1]), _net.flat(z)
+        R = min(_ROWS, max(16, _triton.power_of_2(rows)))
+        programs = min(-(-rows // R), _PROGRAMS)
+        bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+        is_double = z.dtype is torch.float64
+        _triton.launch(
+            sweep, programs,
+            given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
+            ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
+            0 if adds is None else adds.stride(0), bins, ADDS=adds is not None, ACTIVATION=spec.activation, R=R,
+            U=_UNITS, BK=16 if is_double else 32, COLUMNS=_COLUMNS, dtype=_triton.language_dtype(z.dtype),
+            num_warps=2 if is_double else 8, num_stages=3,  # with others ptxas spills two registers of a spline
+            **_map(spec, is_double),
+        )  # fmt: skip
+    return x.to(tensors[0].dtype), ladj

@@ -1,0 +1,108 @@
+"""The sweep of the autoregressive inverse in Triton: all steps in one launch.
+
+Registers cannot be indexed at run time, so what a step needs of the steps before waits in `room`, memory of the
+program's own that stays in the GPU's cache: [unit][row], R rows at a time. A barrier after every step lets all threads
+of the program see what each has written.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flowkernels.ops.affine.triton_kernels import scale_at
+from flowkernels.ops.masked_linear.triton_kernels import activated
+from flowkernels.ops.rqs.triton_kernels import mapped
+
+
+@triton.jit
+def _product(
+    w_ptr, w_row, a_ptr, count, depth, R: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, dtype: tl.constexpr
+):
+    """[U, R]: `count` rows of weights by what `depth` units hold of R rows."""
+    u = tl.arange(0, U)
+    r = tl.arange(0, R)
+    total = tl.zeros([U, R], dtype)
+    for first in range(0, depth, BK):
+        k = first + tl.arange(0, BK)
+        ok = (u < count)[:, None] & (k < depth)[None, :]
+        w = tl.load(w_ptr + u[:, None] * w_row + k[None, :], mask=ok, other=0.0)
+        a = tl.load(a_ptr + k[:, None] * R + r[None, :], mask=(k < depth)[:, None], other=0.0)
+        total += tl.dot(w, a, input_precision="ieee", out_dtype=dtype)
+    return total
+
+
+@triton.jit(do_not_specialize=["rows", "z_row", "add_row"])
+def sweep(
+    z_ptr, packed_ptr, adds_ptr, steps_ptr, room_ptr, x_ptr, ladj_ptr, rows, n_steps, room, params, z_row, x_row,
+    add_row, bins,
+    ADDS: tl.constexpr, ACTIVATION: tl.constexpr, SPLINE: tl.constexpr, INVERSE: tl.constexpr, SCALE: tl.constexpr,
+    R: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, COLUMNS: tl.constexpr, dtype: tl.constexpr,
+    MIN: tl.constexpr = 0.0, CLAMP: tl.constexpr = 0.0, LOW: tl.constexpr = 0.0, HIGH: tl.constexpr = 0.0,
+    SHIFT_FIRST: tl.constexpr = False,
+    K: tl.constexpr = 0, TAILS: tl.constexpr = "", LEFT: tl.constexpr = 0.0, FREE_X: tl.constexpr = 0.0,
+    LEAST_X: tl.constexpr = 0.0, BOTTOM: tl.constexpr = 0.0, FREE_Y: tl.constexpr = 0.0, LEAST_Y: tl.constexpr = 0.0,
+    RIGHT: tl.constexpr = 0.0, TOP: tl.constexpr = 0.0, MIN_SLOPE: tl.constexpr = 0.0, CLIP: tl.constexpr = 0.0,
+    EDGE: tl.constexpr = 0.0,
+):  # fmt: skip
+    """x [rows, D] and ladj [rows] from z, the weights in order of the degrees, and the steps of `triton.schedule`.
+
+    `room`: units that a program keeps, with the parameters of one feature from `params` on.
+    """
+    own = room_ptr + tl.program_id(0).to(tl.int64) * room * R
+    r = tl.arange(0, R)
+    u = tl.arange(0, U)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        row = (tl.zeros([R], tl.int64) + tile) * R + r
+        ok = row < rows
+        total = tl.zeros([R], tl.float64)  # terms of both signs
+        for i in range(n_steps):
+            step = steps_ptr + i * COLUMNS
+            count = tl.load(step)
+            to = tl.load(step + 1)
+            if count == 0:  # the feature in this column of z and x, which is unit `to` of what enters the first layer
+                column = tl.load(step + 2)
+                v = tl.load(z_ptr + row * z_row + column, mask=ok, other=0.0)
+                at = own + params * R + r
+                if SPLINE:
+                    end = K if K <= 8 else bins
+                    x, term = mapped(
+                        v, at, r < R, R, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP,
+                        MIN_SLOPE, SCALE, CLIP, EDGE, INVERSE,
+                    )  # fmt: skip
+                elif SCALE == "additive":
+                    shift = tl.load(at)
+                    x = v - shift if INVERSE else v + shift
+                    term = tl.zeros_like(x)
+                else:
+                    logit = tl.load(at + R if SHIFT_FIRST else at)
+                    shift = tl.load(at if SHIFT_FIRST else at + R)
+                    factor, term, _slope, _of_factor = scale_at(logit, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
+                    x = (v - shift) * factor if INVERSE else v * factor + shift
+                    term = -term if INVERSE else term
+                tl.store(x_ptr + row * x_row + column, x, mask=ok)
+                tl.store(own + to * R + r, x)
+                total += term.to(tl.float64)
+            else:  # `count` units of a layer
+                depth = tl.load(step + 2)
+                w_row = tl.load(step + 3)
+                weights = packed_ptr + tl.load(step + 4)
+                z = _product(weights, w_row, own + tl.load(step + 5) * R, count, depth, R, U, BK, dtype)
+                some = (u < count)[:, None]
+                z += tl.load(packed_ptr + tl.load(step + 6) + u, mask=u < count, other=0.0)[:, None]
+                if ADDS:
+                    add = tl.load(step + 7)
+                    if add >= 0:
+                        at = adds_ptr + row[None, :] * add_row + (add + u)[:, None]
+                        z += tl.load(at, mask=some & ok[None, :], other=0.0)
+                stream = tl.load(step + 8)
+                plain = tl.load(step + 9)
+                place = own + u[:, None] * R + r[None, :]
+                if stream >= 0:
+                    z += tl.load(place + stream * R, mask=some, other=0.0)
+                if plain >= 0:
+                    tl.store(place + plain * R, z, mask=some)
+                if to >= 0:
+                    tl.store(place + to * R, activated(z, ACTIVATION), mask=some)
+            tl.debug_barrier()
+        tl.store(ladj_ptr + row, total.to(dtype), mask=ok)
