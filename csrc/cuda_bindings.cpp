@@ -90,14 +90,33 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
       .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   m.def("sweep_fits", &sweep_fits);
-  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
-                        uintptr_t packed, int device, uintptr_t stream) {
+  const auto sweep_work = [](uintptr_t steps, int64_t n_steps, uintptr_t packed) {
+    if (!steps || !packed) throw std::invalid_argument("sweep: null data pointer");
+    return SweepWork{reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
+  };
+  m.def("sweep_fwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
+                         uintptr_t packed, int device, uintptr_t stream) {
     SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
     a.ladj = reinterpret_cast<void*>(ladj);
-    const SweepWork w = {reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
-    if (!a.ladj || !w.steps || !w.packed) throw std::invalid_argument("sweep: null data pointer");
+    if (!a.ladj) throw std::invalid_argument("sweep: null data pointer");
+    const SweepWork w = sweep_work(steps, n_steps, packed);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, w, stream_of(device, stream));
+  });
+  m.def("sweep_bwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj,
+                         uintptr_t grad_z, uintptr_t steps, int64_t n_steps, uintptr_t packed,
+                         const std::vector<std::array<uintptr_t, 2>>& units, int device, uintptr_t stream) {
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    a.grad_x = reinterpret_cast<void*>(grad_x);
+    a.grad_ladj = reinterpret_cast<void*>(grad_ladj);
+    a.grad_z = reinterpret_cast<void*>(grad_z);
+    const SweepWork w = sweep_work(steps, n_steps, packed);
+    if (units.size() != net.layers.size() || !units.back()[0]) throw std::invalid_argument("sweep: no parameters");
+    std::vector<LayerUnits> of_layers;
+    for (const auto& u : units) of_layers.push_back({reinterpret_cast<void*>(u[0]), reinterpret_cast<void*>(u[1])});
+    py::gil_scoped_release unlocked;
+    sweep_bwd(a, w, of_layers.data(), stream_of(device, stream));
   });
 }

@@ -97,11 +97,13 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 
 def backends_of(op: str) -> list[str]:
-    """The kernels under test: those that give values and gradients, or the backend that FLOWKERNELS_BACKEND names."""
+    """The kernels under test: those of the machine and the definition, or the backend that FLOWKERNELS_BACKEND or the
+    fixture `machine` names."""
     table = backends.table()[op]
     if backends.default() != "auto":
         return [backends.default()] if backends.default() in table else []
-    return [b for b in ("cpu", "cuda", "reference") if b == "reference" or hasattr(table.get(b), "bwd")]
+    kernels = torch.get_default_device().type
+    return [b for b in (kernels, "reference") if b in table]
 
 
 def values_and_gradients(f: Callable[[Tensors], Any], tensors: Sequence[Tensor]) -> Tensors:
