@@ -15,8 +15,8 @@ import torch
 from tests import emulator
 
 FAULTS = (
-    "none", "no_barrier", "no_warp_barrier", "half_waits", "other_function", "ended_lane", "misaligned", "beyond",
-    "beyond_shared", "unwritten",
+    "none", "no_barrier", "no_warp_barrier", "no_wait", "misaligned_copy", "half_waits", "other_function", "ended_lane",
+    "misaligned", "beyond", "beyond_shared", "unwritten",
 )  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def test_a_missing_barrier_changes_the_result(fault, order) -> None:
     assert not torch.equal(turn(fault, order)[0], expected())
 
 
+@pytest.mark.parametrize("order", ["forward", "shuffled"])  # in the other order copies arrive at once
+def test_copies_arrive_when_they_are_waited_for(order) -> None:
+    assert turn("no_wait", order)[0].isnan().all()
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -62,6 +67,8 @@ def test_a_missing_barrier_changes_the_result(fault, order) -> None:
         ("other_function", "lanes of one warp meet in different functions"),
         ("ended_lane", "names lane 3, which has ended"),
         ("misaligned", "broken.cu:.*: misaligned access"),
+        ("no_wait", "ends with copies on their way"),
+        ("misaligned_copy", "misaligned asynchronous copy"),
     ],
 )
 def test_a_launch_fails_and_says_why(fault, message) -> None:
