@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,13 @@ NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 _PLAIN = (
     "rqs", "affine", "actnorm", "lu_linear", "masked_linear", "made", "autoregressive_inverse", "flow_layer"
 )  # fmt: skip
-MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
-    (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
-    for op in ("masked_linear", "made")
-}
+MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN}
+MISSING["residual_net", "cuda"] = (
+    "its products are dense, so they are the GPU library's, which backend eager calls with little between them"
+)
+MISSING["flow_layer", "cuda"] = (
+    "on a GPU the parts run one after the other: residual_net or made, then rqs or affine, each on a backend of its own"
+)
 MISSING["autoregressive_inverse", "triton"] = (
     "a sweep over hidden units in one launch needs activations that are indexed at run time, which registers are not"
 )
@@ -41,6 +44,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 _tables: dict[str, dict[str, Implementation]] = {}
+_firsts: dict[str, Callable[[Sequence[Any]], str]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
@@ -54,9 +58,14 @@ def _check_name(name: str) -> str:
 _check_name(_default)
 
 
-def register(op: str, table: dict[str, Implementation]) -> None:
-    """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`."""
+def register(op: str, table: dict[str, Implementation], first: Callable[[Sequence[Any]], str] | None = None) -> None:
+    """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`.
+
+    ``first``: the name that `auto` tries before the others, where that depends on the tensors.
+    """
     _tables[op] = table
+    if first is not None:
+        _firsts[op] = first
 
 
 def table() -> dict[str, dict[str, Implementation]]:
@@ -96,6 +105,9 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
         if reason is not None:
             raise BackendUnavailableError(f"flowkernels: op {op} cannot run on backend {name!r}: {reason}")
         return candidates[name]
+    if op in _firsts:
+        best = _firsts[op](tensors)
+        candidates = {best: candidates[best], **candidates}
     reasons: dict[str, str] = {}
     for key, module in candidates.items():
         reason = module.why_not(spec, *tensors)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import cuda, native, reference
 from .activations import FUNCTIONS
 from .checks import check_net
 from .plan import LayerPlan, MadePlan, layer_plan
@@ -16,7 +16,9 @@ from .reference import MadeSpec
 
 __all__ = ["FUNCTIONS", "LayerPlan", "MadePlan", "layer_plan", "made"]
 
-_op = Op("made", spec_type=MadeSpec, reference=reference.fwd, table={"cpu": native, "reference": reference})
+_op = Op(
+    "made", spec_type=MadeSpec, reference=reference.fwd, table={"cpu": native, "cuda": cuda, "reference": reference}
+)
 
 
 def made(
