@@ -44,7 +44,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 _tables: dict[str, dict[str, Implementation]] = {}
-_firsts: dict[str, Callable[[Sequence[Any]], str]] = {}
+_firsts: dict[str, Callable[[Any, Sequence[Any]], str]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
@@ -58,10 +58,12 @@ def _check_name(name: str) -> str:
 _check_name(_default)
 
 
-def register(op: str, table: dict[str, Implementation], first: Callable[[Sequence[Any]], str] | None = None) -> None:
+def register(
+    op: str, table: dict[str, Implementation], first: Callable[[Any, Sequence[Any]], str] | None = None
+) -> None:
     """Declares an op's backends, in order of preference; each is a module with `fwd`, `bwd` and `why_not`.
 
-    ``first``: the name that `auto` tries before the others, where that depends on the tensors.
+    ``first``: of a spec and tensors, the name that `auto` tries before the others.
     """
     _tables[op] = table
     if first is not None:
@@ -106,7 +108,7 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
             raise BackendUnavailableError(f"flowkernels: op {op} cannot run on backend {name!r}: {reason}")
         return candidates[name]
     if op in _firsts:
-        best = _firsts[op](tensors)
+        best = _firsts[op](spec, tensors)
         candidates = {best: candidates[best], **candidates}
     reasons: dict[str, str] = {}
     for key, module in candidates.items():

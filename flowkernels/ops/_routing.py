@@ -86,9 +86,9 @@ class Op:
     fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
     An input whose name ends in ? may be None. `grad_like(t)` is an empty tensor as the backends' gradient of t is laid
-    out. `first(tensors)` names the backend that `auto` tries first. Without `inputs` and `fake` there is no library op:
-    compilers then trace the reference, which is right for an op whose parts (matrix products) a compiler already runs
-    well.
+    out. `first(spec, tensors)` names the backend that `auto` tries first. Without `inputs` and `fake` there is no
+    library op: compilers then trace the reference, which is right for an op whose parts (matrix products) a compiler
+    already runs well.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Op:
         n_outputs: int = 0,
         fake: Callable[..., Tensors] | None = None,
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
-        first: Callable[[Sequence[Tensor]], str] | None = None,
+        first: Callable[[Any, Sequence[Tensor]], str] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like

@@ -17,13 +17,14 @@ from torch import Tensor
 from flowkernels._machine import CUDA
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
-from flowkernels.ops.made.plan import LayerPlan
-from flowkernels.ops.made.strips import Strip, layout, orders, outer, product, product_back, strips
+from flowkernels.ops.made.plan import LayerPlan, MadePlan
+from flowkernels.ops.made.strips import frame, outer, product, product_back
 
 _SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _BLOCKS = 1024  # of a launch that sums over rows
 _WARPS, _STEPS = 8, 32  # of csrc/masked_linear/masked_linear_cuda.cu: rows of a block at a time, and vectors of columns
 _NO_MATRIX = (0, 0, 0)
+_ACTIVATIONS = {name: i for i, name in enumerate(_net.ACTIVATIONS)}
 
 
 def why_not(tensors: Sequence[Tensor]) -> str | None:
@@ -35,6 +36,13 @@ def _matrix(t: Tensor | None, at: Tensor | None = None) -> tuple[int, int, int]:
     if t is None:
         return _NO_MATRIX
     return t.data_ptr(), t.stride(0) if t.dim() == 2 and t.shape[0] > 1 else 0, _net.pointer(at)
+
+
+def _rows_aligned(like: Tensor, rows: int, n: int) -> Tensor:
+    """Room for [rows, n], each row at a multiple of 16 bytes."""
+    if n % 8 == 0:
+        return like.new_empty((rows, n))
+    return like.new_empty((rows, -(-n // 8) * 8))[:, :n]
 
 
 def _term(t: Tensor, lead: Sequence[int], n: int) -> Tensor:
@@ -54,28 +62,22 @@ class Net:
     def __init__(
         self,
         x: Tensor,
-        plans: Sequence[LayerPlan],
+        plan: LayerPlan | MadePlan,
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
         adds: Sequence[Tensor | None],
-        *,
-        residual: bool,
         activation: str,
         last: str = "identity",
     ) -> None:
-        self.lead, self.x, self.plans, self.n = x.shape[:-1], _net.flat(x), plans, len(plans)
-        self.rows, self.residual, self.activation, self.last = self.x.shape[0], residual, activation, last
+        made = isinstance(plan, MadePlan)
+        self.plans, self.residual = plan.layers if made else (plan,), made and plan.residual
+        self.lead, self.x, self.n = x.shape[:-1], _net.flat(x), len(self.plans)
+        self.rows, self.activation, self.last = self.x.shape[0], activation, last
         self.weights = [_net.flat(w) for w in weights]
         self.biases = [None if b is None else _term(b, (), b.numel()) for b in biases]
-        self.adds = [None if a is None else _term(a, self.lead, p.n_out) for a, p in zip(adds, plans, strict=True)]
-        self.strips: list[tuple[Strip, ...]] = [strips(p, self.rows) for p in plans]
-        cut = [len(s) > 1 for s in self.strips]
-        self.sorted = [cut[0], *[any(cut)] * (self.n - 1), cut[-1]]  # of what enters each layer, and of the output
-        self.layouts = [
-            layout(p, s, self.sorted[i], self.sorted[i + 1], x.device)
-            for i, (p, s) in enumerate(zip(plans, self.strips, strict=True))
-        ]
-        self.orders = [orders(p, x.device) for p in plans]
+        self.adds = [None if a is None else _term(a, self.lead, p.n_out) for a, p in zip(adds, self.plans, strict=True)]
+        self.strips, self.sorted, self.layouts, self.orders = frame(plan, self.rows, x.device)
+        self.dtype, self.where = DTYPES[x.dtype], CUDA.where(x)
 
     # ---- the shape of the network ----
 
@@ -98,12 +100,10 @@ class Net:
         return self.x.new_empty((*self.lead, self.plans[-1].n_out))
 
     def room(self, n: int) -> Tensor:
-        """[rows, n], its rows at multiples of 16 bytes."""
-        return self.x.new_empty((self.rows, -(-n // 8) * 8))[:, :n]
+        return _rows_aligned(self.x, self.rows, n)
 
-    def _call(self, entry: Any, activation: str, n: int, matrices: Sequence[Any], *more: int) -> None:
-        x, which = self.x, _net.ACTIVATIONS.index(activation)
-        entry(DTYPES[x.dtype], which, self.rows, n, list(matrices), *more, *CUDA.where(x))
+    def call(self, entry: Any, activation: str, n: int, matrices: Sequence[Any], *more: int) -> None:
+        entry(self.dtype, _ACTIVATIONS[activation], self.rows, n, matrices, *more, *self.where)
 
     def _pack(self, weights: Sequence[Tensor], packed: Sequence[Tensor], which: Sequence[int], unpack: bool) -> None:
         """Weights into packed ones, or gradients of these into those of weights; of the layers `which`."""
@@ -112,10 +112,10 @@ class Net:
             numbers.append((
                 w.data_ptr(), w.stride(0), p.data_ptr(), p.stride(0), *w.shape, *map(_net.pointer, self.layouts[i])
             ))  # fmt: skip
-        CUDA.module.masked_pack(self.x.element_size(), unpack, numbers, *CUDA.where(self.x))
+        CUDA.module.masked_pack(self.x.element_size(), unpack, numbers, *self.where)
 
     def pack(self) -> list[Tensor]:
-        packed = [w.new_empty((w.shape[0], -(-w.shape[1] // 8) * 8))[:, : w.shape[1]] for w in self.weights]
+        packed = [_rows_aligned(w, *w.shape) for w in self.weights]
         self._pack(self.weights, packed, range(self.n), unpack=False)
         return packed
 
@@ -159,14 +159,14 @@ class Net:
             p = product(a, packed, self.strips[i], y if rank is None else self.room(n))
             if rank is not None or bias is not None or self.adds[i] is not None or self.last != "identity":
                 operands = [_matrix(p, rank), _matrix(bias), _matrix(self.adds[i]), _NO_MATRIX]
-                self._call(CUDA.module.epilogue_fwd, self.last, n, [*operands, _matrix(z), _matrix(y)])
+                self.call(CUDA.module.epilogue_fwd, self.last, n, [*operands, _matrix(z), _matrix(y)])
         return y.view(*self.lead, n), z
 
     def _epilogue(self, i: int, z: Tensor, stream: Tensor | None, activation: str, to: Sequence[Tensor | None]) -> None:
         """Behind a hidden layer's product: to = z, act(z)."""
         at = self.orders[i].out_order if self.sorted[i + 1] else None
         given = [_matrix(z), _matrix(self.biases[i], at), _matrix(self.adds[i], at), _matrix(stream)]
-        self._call(CUDA.module.epilogue_fwd, activation, z.shape[1], [*given, *map(_matrix, to)])
+        self.call(CUDA.module.epilogue_fwd, activation, z.shape[1], [*given, *map(_matrix, to)])
 
     # ---- backward ----
 
@@ -281,7 +281,7 @@ class _Sums:
         at = net.orders[i].out_order if net.sorted[i + 1] else None
         sums = self.sums.data_ptr() + 8 * self.first[i] if self.needs[i] else 0
         matrices = [_matrix(g, columns), _matrix(kept, columns), _matrix(stream), _NO_MATRIX, _matrix(out), _NO_MATRIX]
-        net._call(
+        net.call(
             CUDA.module.epilogue_bwd, activation, g.shape[1], matrices, sums, self.columns, _net.pointer(at),
             self.slices,
         )  # fmt: skip
@@ -293,7 +293,7 @@ class _Sums:
             return [None] * net.n
         out = net.x.new_empty(self.columns)
         CUDA.module.epilogue_sums(
-            DTYPES[out.dtype], self.sums.data_ptr(), self.slices, self.columns, out.data_ptr(), *CUDA.where(net.x)
+            net.dtype, self.sums.data_ptr(), self.slices, self.columns, out.data_ptr(), *net.where
         )
         return [
             out[first : first + plan.n_out] if need else None

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from flowkernels import backends, ops
 from flowkernels.ops import _strip_net
-from flowkernels.ops.made import strips
+from flowkernels.ops.made import MadePlan, strips
 from flowkernels.ops.made.plan import LayerPlan, layer_plan
+from flowkernels.ops.made.reference import MadeSpec
+from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
 from tests import emulator
 from tests.emulator import Emulated
 from tests.numbers import assert_within_rule
@@ -253,16 +255,36 @@ def test_its_reason_is_said(cuda: Emulated) -> None:
 # ---- which backend auto tries first ----
 
 
-def test_triton_first_where_tensor_cores_multiply() -> None:
-    """By what is asked for, with no GPU: a rule of dtypes."""
-    first = backends._firsts["masked_linear"]
+def test_which_backend_is_first_on_a_gpu() -> None:
+    """A rule of dtypes and sizes, which needs no GPU to be asked."""
+    layer_first, net_first = (backends._firsts[op] for op in ("masked_linear", "made"))
+    layer_spec = MaskedLinearSpec(COUNTING, "relu", True, False)
+    net_spec = MadeSpec(MadePlan([range(1, 65), [i % 64 for i in range(1024)], range(1, 65)]), "relu", (False, False))
+
+    def asked(first: Any, spec: Any, rows: int, features: int, dtype: torch.dtype = torch.float32) -> str:
+        return first(spec, [torch.empty(rows, features, dtype=dtype, device="meta")])
+
     before = torch.get_float32_matmul_precision()
     try:
-        for asked, wanted in (("highest", "cuda"), ("high", "triton")):
-            torch.set_float32_matmul_precision(asked)
-            found = {d: first([torch.empty(1, dtype=d, device="meta")]) for d in (torch.float32, torch.float64)}
-            assert found == {torch.float32: wanted, torch.float64: "cuda"}
-            assert first([torch.empty(1, dtype=torch.bfloat16, device="meta")]) == "triton"
-        assert first([torch.empty(1)]) == "cpu"
+        for precision, wanted in (("highest", "cuda"), ("high", "triton")):
+            torch.set_float32_matmul_precision(precision)
+            assert asked(layer_first, layer_spec, 8192, 1024) == wanted
+            assert asked(layer_first, layer_spec, 8192, 1024, torch.float64) == "cuda"
+            assert asked(layer_first, layer_spec, 8192, 1024, torch.bfloat16) == "triton"
     finally:
         torch.set_float32_matmul_precision(before)
+    assert asked(layer_first, layer_spec, 64, 1024, torch.float64) == "reference"
+    assert asked(net_first, net_spec, 65536, 64) == "reference"  # 64 inputs are one strip
+    deep = MadePlan([range(1, 65), *[[i % 64 for i in range(1024)]] * 2, range(1, 65)])
+    assert asked(net_first, net_spec._replace(plan=deep), 65536, 64) == "cuda"
+    assert layer_first(layer_spec, [torch.empty(1)]) == net_first(net_spec, [torch.empty(1)]) == "cpu"
+
+
+def test_auto_takes_the_first_that_can(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.ones(3, 2), torch.ones(2, 2)
+    before = cuda.launches
+    for name, launches in (("cuda", 1), ("triton", 0)):  # Triton cannot, and the CPU's comes next
+        monkeypatch.setitem(backends._firsts, "masked_linear", lambda *_, n=name: n)
+        ops.masked_linear(x, w, None, [1, 2], [1, 2], backend="auto")
+        assert cuda.launches == before + launches
+        before = cuda.launches

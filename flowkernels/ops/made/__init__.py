@@ -13,11 +13,25 @@ from .activations import FUNCTIONS
 from .checks import check_net
 from .plan import LayerPlan, MadePlan, layer_plan
 from .reference import MadeSpec
+from .strips import is_cut
 
 __all__ = ["FUNCTIONS", "LayerPlan", "MadePlan", "layer_plan", "made"]
 
+
+def _first(spec: MadeSpec, tensors: Sequence[Tensor]) -> str:
+    """On a GPU strips where any layer is cut; else plain PyTorch: the same products, and less work for the host."""
+    x = tensors[0]
+    if x.is_cpu:
+        return "cpu"
+    return "cuda" if is_cut(spec.plan.layers, x.numel() // spec.plan.features) else "reference"
+
+
 _op = Op(
-    "made", spec_type=MadeSpec, reference=reference.fwd, table={"cpu": native, "cuda": cuda, "reference": reference}
+    "made",
+    spec_type=MadeSpec,
+    reference=reference.fwd,
+    table={"cpu": native, "cuda": cuda, "reference": reference},
+    first=_first,
 )
 
 

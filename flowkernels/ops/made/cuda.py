@@ -20,10 +20,7 @@ def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
 
 def _net(spec: MadeSpec, tensors: Sequence[Tensor]) -> _strip_net.Net:
     x, layers, adds = unpack(spec.adds, tensors)
-    return _strip_net.Net(
-        x, spec.plan.layers, [w for w, _ in layers], [b for _, b in layers], adds, residual=spec.plan.residual,
-        activation=spec.activation,
-    )  # fmt: skip
+    return _strip_net.Net(x, spec.plan, [w for w, _ in layers], [b for _, b in layers], adds, spec.activation)
 
 
 def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:

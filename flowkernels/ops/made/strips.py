@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .plan import LayerPlan
+from .plan import LayerPlan, MadePlan
 
 WAVE = 2**21  # entries of a product that keep a large GPU busy: 128 tiles of 128 x 128
 WIDTH = 256  # units, from which a strip does enough with an input that it reads again
@@ -32,15 +32,18 @@ class Strip(NamedTuple):
 
 
 # What hangs on a plan goes with it.
-_kept: weakref.WeakKeyDictionary[LayerPlan, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[LayerPlan | MadePlan, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def _once(plan: LayerPlan, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    of_plan = _kept.setdefault(plan, {})
-    if key not in of_plan:
+def _once(plan: LayerPlan | MadePlan, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    of_plan = _kept.get(plan)
+    if of_plan is None:
+        of_plan = _kept.setdefault(plan, {})
+    found = of_plan.get(key)
+    if found is None:
         with torch.inference_mode(False):
-            of_plan[key] = make()
-    return of_plan[key]
+            found = of_plan[key] = make()
+    return found
 
 
 def strips(plan: LayerPlan, rows: int) -> tuple[Strip, ...]:
@@ -49,9 +52,17 @@ def strips(plan: LayerPlan, rows: int) -> tuple[Strip, ...]:
     As many as leave each of them a wave of tiles (rows x width of WAVE entries at least) and a width of WIDTH units: a
     strip reads its inputs again, which narrow ones do not pay back. One where strips would save less than a tenth.
     """
-    width = max(WIDTH, -(-WAVE // max(rows, 1)))
-    n = max(1, plan.n_out // width)
+    n = _count(plan, rows)
     return _once(plan, (n, MULTIPLE), lambda: _cut(plan, n))
+
+
+def is_cut(plans: Sequence[LayerPlan], rows: int) -> bool:
+    """Whether any of these layers has several strips."""
+    return any(len(strips(p, rows)) > 1 for p in plans)
+
+
+def _count(plan: LayerPlan, rows: int) -> int:
+    return max(1, plan.n_out // max(WIDTH, -(-WAVE // max(rows, 1))))
 
 
 def _cut(plan: LayerPlan, n: int) -> tuple[Strip, ...]:
@@ -156,3 +167,28 @@ def layout(plan: LayerPlan, of: tuple[Strip, ...], in_sorted: bool, out_sorted: 
         )  # fmt: skip
 
     return _once(plan, (of, in_sorted, out_sorted, device), make)
+
+
+class Frame(NamedTuple):
+    """What a network's masks and the number of rows say of its layers."""
+
+    strips: tuple[tuple[Strip, ...], ...]
+    sorted: tuple[bool, ...]  # of what enters each layer, and of the output: whether it is in the order of the degrees
+    layouts: tuple[Layout, ...]
+    orders: tuple[Orders, ...]
+
+
+def frame(plan: LayerPlan | MadePlan, rows: int, device: torch.device) -> Frame:
+    """Hidden units are in the order of their degrees where any layer is cut, x and the output where theirs is."""
+    layers = plan.layers if isinstance(plan, MadePlan) else (plan,)
+
+    def make() -> Frame:
+        cuts = tuple(strips(p, rows) for p in layers)
+        cut = [len(c) > 1 for c in cuts]
+        inside = (cut[0], *(any(cut),) * (len(layers) - 1), cut[-1])
+        layouts = (
+            layout(p, c, inside[i], inside[i + 1], device) for i, (p, c) in enumerate(zip(layers, cuts, strict=True))
+        )
+        return Frame(cuts, inside, tuple(layouts), tuple(orders(p, device) for p in layers))
+
+    return _once(plan, (Frame, *(_count(p, rows) for p in layers), MULTIPLE, device), make)

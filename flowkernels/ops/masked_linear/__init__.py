@@ -11,6 +11,7 @@ from flowkernels.ops._triton import precision
 from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_broadcasts, check_shape, check_tensor
 from flowkernels.ops.made.plan import LayerPlan, layer_plan
+from flowkernels.ops.made.strips import is_cut
 
 from . import cuda, native, reference, triton
 from .reference import MaskedLinearSpec
@@ -20,13 +21,15 @@ __all__ = ["masked_linear"]
 _NAME = "ops.masked_linear"
 
 
-def _first(tensors: Sequence[Tensor]) -> str:
+def _first(spec: MaskedLinearSpec, tensors: Sequence[Tensor]) -> str:
     """Of a GPU's two, Triton where tensor cores multiply, as a pass over y of its own costs as much as the product
-    there; else the library's product in strips, which Triton's falls behind. Predicted, and measured on no GPU yet."""
+    there; else the library's product, cut or as it is. Predicted, and measured on no GPU yet."""
     x = tensors[0]
     if x.is_cpu:
         return "cpu"
-    return "triton" if x.element_size() == 2 or precision(x.dtype) == "tf32" else "cuda"
+    if x.element_size() == 2 or precision(x.dtype) == "tf32":
+        return "triton"
+    return "cuda" if is_cut((spec.plan,), x.numel() // spec.plan.n_in) else "reference"
 
 
 _op = Op(

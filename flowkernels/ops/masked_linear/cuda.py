@@ -21,10 +21,8 @@ def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
 def _net(spec: MaskedLinearSpec, tensors: Sequence[Tensor]) -> _strip_net.Net:
     x, weight, *rest = tensors
     bias = rest.pop(0) if spec.has_bias else None
-    return _strip_net.Net(
-        x, (spec.plan,), (weight,), (bias,), (rest[0] if spec.has_residual else None,), residual=False,
-        activation="identity", last=spec.activation,
-    )  # fmt: skip
+    residual = rest[0] if spec.has_residual else None
+    return _strip_net.Net(x, spec.plan, (weight,), (bias,), (residual,), "identity", last=spec.activation)
 
 
 def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
