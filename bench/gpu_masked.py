@@ -1,5 +1,5 @@
-"""Times a masked layer, act(x (W∘M)ᵀ + b), on Triton beside the library's dense product, in bfloat16 and in tf32, with
-the weight masked in every call (what MADE does) and beforehand (what a frozen model may do).
+"""Times a masked layer, act(x (W∘M)ᵀ + b), in strips on CUDA and on Triton, beside the library's dense product; the
+weight is masked in every call (what MADE does) and beforehand (what a frozen model may do). bfloat16, tf32, float32.
 
     python bench/gpu_masked.py --json masked.json
     python bench/gpu_masked.py --device cpu --quick     # does it still run?
@@ -21,8 +21,8 @@ from torch import Tensor
 from flowkernels import ops
 from flowkernels.ops.made import layer_plan
 
-UNITS, BATCHES, QUICK = 1024, (4096, 65536), (32, 40)  # (batch, units)
-DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32}
+SIZES, QUICK = ((4096, 1024), (65536, 1024), (512, 128)), (32, 40)  # (batch, units)
+DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 PASSES = {"forward": "identity", "forward, relu": "relu", "backward": "identity"}
 MASKED, BEFORE = "F.linear(x, W * mask)", "F.linear, masked before"
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,7 +39,7 @@ def layers(units: int, activation: str, like: Tensor, device: str) -> dict[str, 
     return {
         MASKED: lambda x, weight, bias: act(F.linear(x, weight * mask, bias)),
         BEFORE: lambda x, weight, bias: act(F.linear(x, weight, bias)),
-        **{f"ours, {backend}": ours(backend) for backend in gpu_timing.ours(device) if backend != "cuda"},
+        **{f"ours, {backend}": ours(backend) for backend in gpu_timing.ours(device)},
     }
 
 
@@ -69,7 +69,7 @@ def one(rows: Rows, batch: int, units: int, dtype: str, what: str) -> None:
     tensors = draw(batch, units, DTYPES[dtype], rows.device)
     backward = what == "backward"
     every = layers(units, PASSES[what], tensors[1], rows.device)
-    add = functools.partial(rows.add, batch=batch, dtype=dtype, what=what)
+    add = functools.partial(rows.add, batch=batch, units=units, dtype=dtype, what=what)
     baseline = None
     for name, layer in every.items():
         given = beforehand(tensors) if name == BEFORE else tensors
@@ -95,10 +95,10 @@ def one(rows: Rows, batch: int, units: int, dtype: str, what: str) -> None:
 
 def measure(rows: Rows) -> None:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # tf32, of the library's product and of ours
     try:
         for dtype in DTYPES:
-            for batch, units in (QUICK,) if rows.quick else [(b, UNITS) for b in BATCHES]:
+            torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")  # of the library's and of ours
+            for batch, units in (QUICK,) if rows.quick else SIZES:
                 for what in PASSES:
                     one(rows, batch, units, dtype, what)
     finally:
@@ -111,7 +111,7 @@ def _last(row: dict[str, Any]) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    return gpu_timing.table(report, ("batch", "dtype", "what", "row"), _last, "TFLOP/s of a dense product")
+    return gpu_timing.table(report, ("batch", "units", "dtype", "what", "row"), _last, "TFLOP/s of a dense product")
 
 
 def main(arguments: list[str] | None = None) -> int:

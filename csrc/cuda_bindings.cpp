@@ -8,6 +8,7 @@
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
+#include "masked_linear/epilogue.h"
 #include "masked_linear/net_args.h"
 #include "rqs/rqs.h"
 
@@ -81,6 +82,34 @@ PYBIND11_MODULE(_cuda, m) {
                       reinterpret_cast<void*>(work[2])};
     py::gil_scoped_release unlocked;
     lu_bwd(a, w, stream_of(device, stream));
+  });
+
+  m.def("epilogue_fwd", [](int type, int activation, int64_t rows, int64_t columns,
+                           const std::array<MatrixNumbers, 6>& matrices, int device, uintptr_t stream) {
+    const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
+    py::gil_scoped_release unlocked;
+    epilogue_fwd(a, stream_of(device, stream));
+  });
+  m.def("epilogue_bwd",
+        [](int type, int activation, int64_t rows, int64_t columns, const std::array<MatrixNumbers, 6>& matrices,
+           uintptr_t sums, int64_t sums_columns, uintptr_t sums_at, int64_t slices, int device, uintptr_t stream) {
+          const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
+          py::gil_scoped_release unlocked;
+          epilogue_bwd(a, reinterpret_cast<double*>(sums), sums_columns, reinterpret_cast<const int32_t*>(sums_at),
+                       slices, stream_of(device, stream));
+        });
+  m.def("epilogue_sums",
+        [](int type, uintptr_t sums, int64_t slices, int64_t columns, uintptr_t out, int device, uintptr_t stream) {
+          if (!sums || !out) throw std::invalid_argument("epilogue: null data pointer");
+          py::gil_scoped_release unlocked;
+          epilogue_sums(DType(type), reinterpret_cast<const double*>(sums), slices, columns,
+                        reinterpret_cast<void*>(out), stream_of(device, stream));
+        });
+  m.def("masked_pack", [](int64_t bytes_of_number, bool unpack, const std::vector<PackingNumbers>& numbers, int device,
+                          uintptr_t stream) {
+    const std::vector<Packing> layers = packings_of(numbers);
+    py::gil_scoped_release unlocked;
+    masked_pack(bytes_of_number, unpack, layers, stream_of(device, stream));
   });
 
   py::class_<NetLayers>(m, "Net", py::module_local())

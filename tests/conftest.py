@@ -12,6 +12,7 @@ import torch
 
 from flowkernels import backends
 from flowkernels.ops import _triton
+from flowkernels.ops.made import strips
 from tests import emulator
 
 _C: Any = importlib.import_module("flowkernels._native").C
@@ -102,6 +103,21 @@ def cuda_on_cpu() -> Iterator[emulator.Emulated]:
     """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
     with emulator.available() as found:
         yield found
+
+
+@pytest.fixture
+def cuda_beside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As `cuda_on_cpu`, where the tests are of the CPU and of every backend; `backends_of` then names "cuda" too."""
+    here = request.config.getoption("--device") == "cpu" and backends.default() in ("auto", "cpu")
+    with emulator.available() if here else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked products on a GPU are cut into strips however small they are."""
+    for name, size in (("WAVE", 1), ("WIDTH", 8), ("MULTIPLE", 4)):
+        monkeypatch.setattr(strips, name, size)
 
 
 @pytest.fixture

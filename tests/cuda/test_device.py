@@ -12,7 +12,9 @@ from torch import Tensor
 from flowkernels._machine import CUDA
 from tests.cuda.test_bounds import CASES, SETTINGS
 from tests.cuda.test_channels import OPS, SHAPES
+from tests.ops import masked as networks
 from tests.ops import test_autoregressive_inverse as sweep
+from tests.ops import test_made as made
 from tests.ops.channels import cast
 from tests.ops.masked import values_and_gradients
 
@@ -127,14 +129,29 @@ def sampling(shape: str, name: str) -> tuple[Callable[..., list[Tensor]], list[T
     return run, problem.tensors
 
 
+def masked(shape: str, activation: str, backward: bool) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    problem = networks.draw(networks.SHAPES[shape])
+
+    def run(tensors: list[Tensor], backend: str) -> list[Tensor]:
+        if backward:
+            return networks.values_and_gradients(lambda t: made.call(problem, backend, t, activation), tensors)
+        with torch.no_grad():
+            return [made.call(problem, backend, tensors, activation)]
+
+    return run, problem.tensors
+
+
 OTHERS = {
     **{f"{op} {shape} {'inverse' if inverse else 'forward'}": (channels, (op, shape, dim, inverse))
        for op in OPS for shape, dim in SHAPES for inverse in (False, True)},
     **{f"{name} {shape}": (sampling, (shape, name))
        for name in ("softplus", "spline") for shape in ("three features", "residual", "blocks")},
+    **{f"made {shape} {activation} {'backward' if backward else 'forward'}": (masked, (shape, activation, backward))
+       for shape in ("blocks", "many features, wide") for activation in ("tanh", "gelu") for backward in (False, True)},
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("narrow_strips")
 @pytest.mark.parametrize(("make", "arguments"), OTHERS.values(), ids=OTHERS)
 def test_the_others_are_right_wait_for_nothing_and_can_be_captured(make, arguments) -> None:
     run, tensors = make(*arguments)

@@ -15,7 +15,9 @@ from tests import emulator
 from tests.cuda.test_bounds import CASES, SETTINGS
 from tests.cuda.test_channels import OPS
 from tests.ops import test_autoregressive_inverse as sweep
+from tests.ops import test_made as made
 from tests.ops.channels import cast
+from tests.ops.masked import SHAPES, draw
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 # Kernels are compiled for both; what is stored in 16 bits is converted at the edges.
@@ -66,3 +68,13 @@ def test_sweep(name, shape, precision, device) -> None:
     problem = sweep.make(sweep.SHAPES[shape], univariate)
     tensors = [t.to(device, precision) for t in problem.tensors]
     assert_written(lambda *t: sweep.solve(problem, univariate, "cuda", list(t)), tensors)
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("shape", ["two features", "three features", "residual"])
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@DTYPES
+def test_masked_layers(activation, shape, precision, device) -> None:
+    problem = draw(SHAPES[shape])
+    tensors = [t.to(device, precision) for t in problem.tensors]
+    assert_written(lambda *t: [made.call(problem, "cuda", list(t), activation)], tensors)

@@ -13,7 +13,7 @@ from flowkernels import ops
 from flowkernels.ops.made.plan import LayerPlan, _by_identity, layer_plan
 from tests.ops.masked import ACTIVATIONS, assert_numbers, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "cuda_beside", "narrow_strips")
 
 # (leading dims, K, N): features, hidden widths that are multiples of nothing, batches around blocks of rows
 SHAPES = [
@@ -158,7 +158,8 @@ def test_residual_broadcasts() -> None:
     for shape in ((11,), (1, 11), (5, 11), (3, 1, 11)):
         r = torch.randn(shape, dtype=torch.float64)
         wanted = ops.masked_linear(x, w, b, ins, outs, residual=r.expand(3, 5, 11).contiguous())
-        torch.testing.assert_close(ops.masked_linear(x, w, b, ins, outs, residual=r), wanted)
+        for backend in backends_of("masked_linear"):
+            torch.testing.assert_close(ops.masked_linear(x, w, b, ins, outs, residual=r, backend=backend), wanted)
 
 
 def test_any_layout_of_the_inputs() -> None:
@@ -166,20 +167,21 @@ def test_any_layout_of_the_inputs() -> None:
     x, w, b, r = draw((5,), 7, 11)
     wanted = ops.masked_linear(x, w, b, ins, outs, residual=r)
     strided = [torch.stack([t, t + 1], -1)[..., 0] for t in (x, w, b, r)]
-    found = ops.masked_linear(strided[0], strided[1], strided[2], ins, outs, residual=strided[3])
-    torch.testing.assert_close(found, wanted)
-    found = ops.masked_linear(x.mT.contiguous().mT, w.mT.contiguous().mT, b, ins, outs, residual=r)
-    torch.testing.assert_close(found, wanted)
+    turned = [x.mT.contiguous().mT, w.mT.contiguous().mT, b, r]
+    for backend in backends_of("masked_linear"):
+        for given in (strided, turned):
+            found = ops.masked_linear(*given[:3], ins, outs, residual=given[3], backend=backend)
+            torch.testing.assert_close(found, wanted)
 
 
 def test_bad_row_stays_in_its_row() -> None:
     ins, outs = degrees(43, 70)
     x, w, b, _ = (t.float() for t in draw((33,), 43, 70))
-    clean = ops.masked_linear(x, w, b, ins, outs, activation="relu")
-    x[4, 2] = float("nan")
-    found = ops.masked_linear(x, w, b, ins, outs, activation="relu")
-    others = [i for i in range(33) if i != 4]
-    assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
+    bad, others = x.clone(), [i for i in range(33) if i != 4]
+    bad[4, 2] = float("nan")
+    for backend in backends_of("masked_linear"):
+        clean, found = (ops.masked_linear(t, w, b, ins, outs, activation="relu", backend=backend) for t in (x, bad))
+        assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
 
 
 def test_transforms_compile_and_autocast() -> None:
@@ -252,12 +254,12 @@ def test_library_op(activation) -> None:
 def test_dtypes(dtype, device) -> None:
     ins, outs = degrees(7, 11)
     x, w, b, r = (t.to(device, dtype) for t in draw((5,), 7, 11))
-    y = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r)
-    wide = (t.double() for t in (x, w, b, r))
-    x, w, b, r = wide
-    wanted = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r)
-    assert y.dtype == dtype
-    assert (y.double() - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
+    wide = [t.double() for t in (x, w, b, r)]
+    wanted = ops.masked_linear(*wide[:3], ins, outs, activation="gelu", residual=wide[3])
+    for backend in {None, *backends_of("masked_linear")} - {"cpu", "reference"}:
+        y = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r, backend=backend)
+        assert y.dtype == dtype
+        assert (y.double() - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
 class TestLayerPlan:
