@@ -61,7 +61,7 @@ LIBRARY = Library(
         "flows.affine.coupling.AffineCoupling": Entry(
             affine.AffineCoupling,
             _BOTH,
-            "affine map of large inputs, with exp or sigmoid_inv",
+            "affine map of large inputs",
             affine.coupling_refusal,
         ),
         "flows.affine.coupling.AffineCouplingBlock": Entry(
@@ -92,7 +92,7 @@ LIBRARY = Library(
             "its MaskedPiecewiseRationalQuadraticAutoregressive"
         ),
         "flows.neural_spline.wrapper.CircularAutoregressiveRationalQuadraticSpline": "the same, circular",
-        "flows.affine.glow.GlowBlock": "its Invertible1x1Conv and ActNorm; its coupling unless of a sigmoid",
+        "flows.affine.glow.GlowBlock": "its Invertible1x1Conv, ActNorm and coupling",
         "flows.mixing.LULinearPermute": "its LU layer",
         "flows.base.Composite": "",
         "flows.base.Reverse": "",
