@@ -33,28 +33,34 @@ def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
     return None
 
 
+def _swap(module: nn.Module, swapped: list[nn.Module]) -> str | None:
+    """Accelerates a module and appends it to `swapped`: why it is left alone, "", or None: of no supported library."""
+    if swap.is_fast(module):
+        return ""
+    layer = _match(module)
+    if layer is None or isinstance(layer, str):
+        return layer
+    try:
+        swap.swap(module, layer)
+    except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
+        return f"its class cannot be extended: {error}"
+    swapped.append(module)
+    return ""
+
+
 def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     rows, notes, swapped = [], [], []
+    parts: set[nn.Module] = set()  # of modules that run them
     with swap.lock:
         for path, module in model.named_modules():
-            if swap.is_fast(module):
-                rows.append(Row(path, type(module).__name__, ""))
-                continue
-            layer = _match(module)
-            if layer is None:
-                continue
-            reason = ""
-            if isinstance(layer, str):
-                reason = layer
-            else:
-                try:
-                    swap.swap(module, layer)
-                    swapped.append(module)
-                except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
-                    reason = f"its class cannot be extended: {error}"
-            rows.append(Row(path, type(module).__name__, reason))
+            reason = _swap(module, swapped)
+            layer = swap.layer_of(module)
+            if layer is not None and layer.runs_its_parts:
+                parts.update(p for p in module.modules() if p is not module)
+            if reason is not None and module not in parts:
+                rows.append(Row(path, type(module).__name__, reason))
     if not rows:
         supported = ", ".join(sorted(_LIBRARIES))
         notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")

@@ -27,6 +27,8 @@ class PureLayer:
     Python lets an object change its class only to one of the same layout, which a second parent alters.
     """
 
+    runs_its_parts = False  # whether its modules are accelerated for the calls it cannot fuse, and appear in no report
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A file written from an accelerated model must load where flowkernels is not installed.
         fast, plain = type(self), original_class(self)

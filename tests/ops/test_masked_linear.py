@@ -174,6 +174,17 @@ def test_any_layout_of_the_inputs() -> None:
             torch.testing.assert_close(found, wanted)
 
 
+def test_an_output_without_activation_may_be_written_to() -> None:
+    """As that of a linear layer: other libraries divide and add in place."""
+    ins, outs = degrees(7, 11)
+    grads = []
+    for write in (lambda y: y.mul_(2), lambda y: y * 2):
+        leaves = [t.clone().requires_grad_() for t in draw((5,), 7, 11)[:3]]
+        write(ops.masked_linear(*leaves, ins, outs)).square().sum().backward()
+        grads.append([t.grad for t in leaves])
+    torch.testing.assert_close(*grads)
+
+
 def test_bad_row_stays_in_its_row() -> None:
     ins, outs = degrees(43, 70)
     x, w, b, _ = (t.float() for t in draw((33,), 43, 70))
