@@ -57,7 +57,7 @@ def assert_sweeps(shape: Shape, univariate: Any, precision: torch.dtype, activat
     def run(backend: str, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
         return solve(problem, univariate, backend, tensors, activation)
 
-    assert_numbers(run, problem.tensors, "autoregressive_inverse", precision, ["default"], only="cuda")
+    assert_numbers(run, problem.tensors, "autoregressive_inverse", precision, ["default"], only=["cuda"])
 
 
 @pytest.mark.parametrize("shape", MORE)
