@@ -13,6 +13,8 @@ from flowkernels import backends
 from flowkernels._machine import CUDA
 from flowkernels.nets.degrees import hidden_degrees, input_degrees, output_degrees
 from flowkernels.ops import MadePlan
+from tests import device
+from tests.device import here
 from tests.numbers import assert_within_rule
 from tests.ops.spline import weights
 
@@ -81,7 +83,7 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
     g = torch.Generator().manual_seed(seed + 1)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        return here(torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu"))
 
     tensors = [randn(*s.rows, s.D)]
     for layer in plan.layers:
@@ -98,12 +100,12 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 
 def backends_of(op: str) -> list[str]:
-    """The kernels under test: those of the machine and the definition, or the backend that FLOWKERNELS_BACKEND or the
-    fixture `machine` names."""
+    """The backends under test: kernels that give values and gradients, and the definition; or the one that
+    FLOWKERNELS_BACKEND names. With "cuda" goes the fixture `kernels`."""
     table = backends.table()[op]
     if backends.default() != "auto":
         return [backends.default()] if backends.default() in table else []
-    kernels = [torch.get_default_device().type]
+    kernels = [device.UNDER_TEST.type]
     if CUDA.device_type == "cpu":  # the emulator is here
         kernels.append("cuda")
     return [b for b in (*kernels, "reference") if b in table]
@@ -130,10 +132,10 @@ def assert_numbers(
     isas: Iterable[str],
     *,
     shared: bool = False,
-    only: str | None = None,
+    only: Sequence[str] | None = None,
     gradients: bool = True,
 ) -> None:
-    """Every backend's (or the `only` one's) values and `gradients` of f(backend, tensors), by the numbers rule.
+    """Every backend's (or the `only` ones') values and `gradients` of f(backend, tensors), by the numbers rule.
 
     In a chain of features one ill-conditioned element decides the errors of many, so that one run tells little: two
     equally good implementations then differ by more than 2 every third time. So there are a few draws of inputs that
@@ -153,7 +155,11 @@ def assert_numbers(
 
     def perturbed(dtype: torch.dtype, by: float, n: int) -> list[Tensors]:
         g = torch.Generator().manual_seed(1)
-        noises = ([by * torch.randn(t.shape, generator=g, dtype=torch.float64) for t in tensors] for _ in range(n))
+
+        def noise(t: Tensor) -> Tensor:
+            return by * here(torch.randn(t.shape, generator=g, dtype=torch.float64, device="cpu"))
+
+        noises = ([noise(t) for t in tensors] for _ in range(n))
         moved = [[(t * (1 + e)).to(dtype) for t, e in zip(tensors, noise, strict=True)] for noise in noises]
         return [[t.to(dtype) for t in tensors], *moved]
 
@@ -175,9 +181,9 @@ def assert_numbers(
     given = narrow if dtype == torch.float32 else perturbed(dtype, 1e-2, DRAWS - 1)
     right = right32 if dtype == torch.float32 else truths(given)
     for first, isa in zip(itertools.chain([True], itertools.repeat(False)), isas, strict=False):
-        for backend in [only] if only else backends_of(op):
-            if backend in ("reference", "cuda") and not first and not only:
-                continue  # they know no instruction sets
+        for backend in only or backends_of(op):
+            if backend != "cpu" and not first:
+                continue  # it knows no instruction sets
             found = [run(backend, draw) for draw in given]
             assert all(t.dtype == dtype for t in found[0])
             assert all(t.isfinite().all() for draw in found for t in draw)

@@ -11,9 +11,10 @@ from torch._subclasses import FakeTensorMode
 
 from flowkernels import ops
 from flowkernels.ops.made.plan import LayerPlan, _by_identity, layer_plan
+from tests.device import here
 from tests.ops.masked import ACTIVATIONS, assert_numbers, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread", "cuda_beside", "narrow_strips")
+pytestmark = pytest.mark.usefixtures("on_device", "poison", "one_thread", "cuda_beside", "narrow_strips")
 
 # (leading dims, K, N): features, hidden widths that are multiples of nothing, batches around blocks of rows
 SHAPES = [
@@ -41,14 +42,14 @@ BY_HAND = {
 def degrees(K: int, N: int, seed: int = 0) -> tuple[list[int], list[int]]:
     g = torch.Generator().manual_seed(seed)
     highest = max(2, min(K, N))
-    return tuple(torch.randint(0, highest, (n,), generator=g).tolist() for n in (K, N))  # type: ignore[return-value]
+    return tuple(torch.randint(0, highest, (n,), generator=g, device="cpu").tolist() for n in (K, N))  # type: ignore[return-value]
 
 
 def draw(lead: tuple[int, ...], K: int, N: int) -> list[Tensor]:
     """x, weight, bias, residual in float64."""
     g = torch.Generator().manual_seed(1)
     shapes = ((*lead, K), (N, K), (N,), (*lead, N))
-    x, w, b, r = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    x, w, b, r = (here(torch.randn(s, generator=g, dtype=torch.float64, device="cpu")) for s in shapes)
     return [x, w / K**0.5, b, r]
 
 
@@ -94,7 +95,8 @@ def test_numbers(i, activation, precision, all_isas) -> None:
 def test_long_sums_lose_no_more_than_torch(isa) -> None:
     """A sum of a thousand products in one chain errs by several times what torch's blocks do."""
     g = torch.Generator().manual_seed(0)
-    x, w, grad = (torch.randn(s, generator=g).requires_grad_() for s in ((2000, 1024), (1030, 1024), (2000, 1030)))
+    shapes = ((2000, 1024), (1030, 1024), (2000, 1030))
+    x, w, grad = (torch.randn(s, generator=g, device="cpu").requires_grad_() for s in shapes)
 
     def results(x: Tensor, w: Tensor, grad: Tensor, backend: str) -> list[Tensor]:
         y = ops.masked_linear(x, w, None, [0] * 1024, [0] * 1030, backend=backend)
@@ -208,7 +210,7 @@ def test_transforms_compile_and_autocast() -> None:
     torch.testing.assert_close(torch.func.jacfwd(f)(x[0], r[0]), jacobian)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, r), y)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         found = ops.masked_linear(x.float(), w.float(), b.float(), plan)
     assert found.dtype == torch.bfloat16
 
