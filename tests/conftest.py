@@ -88,7 +88,8 @@ def on_device() -> Iterator[None]:
 @pytest.fixture
 def kernels(on_device) -> Iterator[None]:
     """All that `backends_of` names can run: CUDA's kernels on the CPU in the emulator."""
-    with emulator.available() if place.UNDER_TEST.type == "cpu" else contextlib.nullcontext():
+    emulated = place.UNDER_TEST.type == "cpu" and backends.default() in ("auto", "cpu")
+    with emulator.available() if emulated else contextlib.nullcontext():
         yield
 
 
@@ -123,14 +124,6 @@ def cuda_on_cpu() -> Iterator[emulator.Emulated]:
     """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
     with emulator.available() as found:
         yield found
-
-
-@pytest.fixture
-def cuda_beside(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As `cuda_on_cpu`, where the tests are of the CPU and of every backend; `backends_of` then names "cuda" too."""
-    here = request.config.getoption("--device") == "cpu" and backends.default() in ("auto", "cpu")
-    with emulator.available() if here else contextlib.nullcontext():
-        yield
 
 
 @pytest.fixture

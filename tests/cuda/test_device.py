@@ -133,10 +133,9 @@ def masked(shape: str, activation: str, backward: bool) -> tuple[Callable[..., l
     problem = networks.draw(networks.SHAPES[shape])
 
     def run(tensors: list[Tensor], backend: str) -> list[Tensor]:
-        if backward:
-            return networks.values_and_gradients(lambda t: made.call(problem, backend, t, activation), tensors)
-        with torch.no_grad():
-            return [made.call(problem, backend, tensors, activation)]
+        leaves = [t.detach().requires_grad_(backward) for t in tensors]
+        y = made.call(problem, backend, leaves, activation)
+        return [y.detach(), *(torch.autograd.grad(y, leaves, torch.ones_like(y)) if backward else ())]
 
     return run, problem.tensors
 

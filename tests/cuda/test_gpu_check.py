@@ -166,7 +166,13 @@ def test_the_benchmark_of_masked_layers_runs_its_rows(tmp_path, capsys, quick) -
     report = json.loads(out.read_text())
     found = [(r["dtype"], r["what"], r["row"]) for r in report["rows"]]
     names = (gpu_masked.MASKED, gpu_masked.BEFORE, "ours, cpu")
-    assert found == [(d, what, name) for d in gpu_masked.DTYPES for what in gpu_masked.PASSES for name in names]
+    assert found == [
+        row for d in gpu_masked.DTYPES
+        for row in (
+            *((d, what, name) for what in gpu_masked.PASSES for name in names),
+            *((d, what, name) for what in ("network", "network, backward") for name in ("plain PyTorch", "ours, cpu")),
+        )
+    ]  # fmt: skip
     assert len(report["left_out"]) == 9 and NO_TRITON in report["left_out"][0]
     row = report["rows"][1]
     assert row["tflops"] == pytest.approx(2 * 32 * 40 * 40 / row["us"] / 1e6)

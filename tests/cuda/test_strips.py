@@ -3,6 +3,7 @@ tests/ops/test_masked_linear.py and test_made.py, test numbers."""
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from tests import emulator
 from tests.emulator import Emulated
 from tests.numbers import assert_within_rule
 from tests.ops.masked import SHAPES, Shape, draw, values_and_gradients
+from tests.ops.spline import weights
 from tests.ops.test_made import call
 from tests.ops.test_masked_linear import degrees
 from tests.ops.test_masked_linear import draw as draw_layer
@@ -206,15 +208,43 @@ def test_a_network_of_more_layers_than_one_launch_packs(cuda: Emulated) -> None:
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("blocks", [2, 1024])
-def test_gradient_of_a_bias_over_many_rows(blocks, cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many slices, and few of more rows than one chain adds up."""
-    monkeypatch.setattr(_strip_net, "_BLOCKS", blocks)
-    x, w, b, r = (t.float() for t in draw_layer((9000,), 3, 5))
+def gradient_of_bias(g: Tensor) -> Tensor:
+    x, w, b, r = (t.float() for t in draw_layer((g.shape[0],), 3, g.shape[1]))
+    plan = LayerPlan(*degrees(3, g.shape[1]), strict=False)
+    return torch.autograd.grad(layer([x, w, b.requires_grad_(), r], plan), b, g)[0]
+
+
+def test_gradient_of_a_bias_over_many_rows(cuda: Emulated) -> None:
     g = torch.rand(9000, 5, generator=torch.Generator().manual_seed(2))
-    plan = LayerPlan(*degrees(3, 5), strict=False)
-    found = torch.autograd.grad(layer([x, w, b.requires_grad_(), r], plan), b, g)[0]
-    assert_within_rule(found, g.sum(0), g.double().sum(0))
+    assert_within_rule(gradient_of_bias(g), g.sum(0), g.double().sum(0))
+
+
+def test_a_chain_of_float32_sums_is_short(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to 2^24 is lost, so each warp may lose the 31 ones of its first chain, and no more."""
+    monkeypatch.setattr(_strip_net, "_BLOCKS", 2)
+    g = torch.ones(9000, 5)
+    g[:16] = 2.0**24  # the first row of each of 2 x 8 warps
+    truth = g.double().sum(0)
+    assert ((truth - gradient_of_bias(g)).abs() <= 16 * 31 + torch.finfo(torch.float32).eps * truth).all()
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_numbers_of_16_bits(activation, precision, cuda: Emulated) -> None:
+    """Products are rounded once, and what follows them once more: no more often than in plain PyTorch."""
+    plan = LayerPlan(*degrees(43, 70), strict=False)
+    tensors = [t.to(precision) for t in draw_layer((130,), 43, 70)]
+
+    def results(backend: str, t: list[Tensor]) -> list[Tensor]:
+        return values_and_gradients(
+            lambda t: ops.masked_linear(*t[:3], plan, residual=t[3], activation=activation, backend=backend), t
+        )
+
+    exact = results("reference", [t.double() for t in tensors])
+    for i, parts in enumerate(zip(results("cuda", tensors), results("reference", tensors), exact, strict=True)):
+        assert parts[0].dtype == precision
+        assert_within_rule(*parts, f"result {i}")
 
 
 # ---- what is kept ----
@@ -235,6 +265,27 @@ def test_tensors_of_a_plan_are_made_once_and_go_with_it(cuda: Emulated) -> None:
     del plans[:]
     gc.collect()
     assert len(strips._kept) == others
+
+
+@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.parametrize("net", NETS)
+def test_a_call_reads_nothing_back(net, cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second one on nothing is copied to the device either: a graph can capture it."""
+    problem = draw(NETS[net])
+    run = functools.partial(values_and_gradients, lambda t: call(problem, "cuda", t, "gelu"))
+    first = run(problem.tensors)
+    wanted = weights(first[0])
+
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("a host waits for this")
+
+    leaves = [t.detach().requires_grad_() for t in problem.tensors]
+    with monkeypatch.context() as patched:
+        for name in ("item", "tolist", "numpy", "cpu", "to", "__bool__", "__int__", "__float__", "__index__"):
+            patched.setattr(Tensor, name, fails)
+        y = call(problem, "cuda", leaves, "gelu")
+        found = torch.autograd.grad(y, leaves, wanted)
+    assert all(torch.equal(a, b) for a, b in zip((y, *found), first, strict=True))
 
 
 def test_a_weight_that_changes_is_packed_again(cuda: Emulated) -> None:
