@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 _PACKAGE = os.path.dirname(__file__)
-# In the order that `auto` tries them, of every op. Compiled kernels come first: a launch of Triton's is expected to take
+# In the order that `auto` tries them, for every op. Compiled kernels first: a launch of Triton's is expected to take
 # the host some 20 µs, theirs 5, which decides on tensors as small as a coupling layer's. No GPU has timed them side by
 # side yet (`make gpu-check` does): an op where Triton's win gets its own order here, from that table.
 NAMES = ("cpu", "cuda", "triton", "eager", "reference")
