@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -35,6 +36,23 @@ def why_not(tensors: Sequence[Tensor | None]) -> str | None:
                 f"a tensor is on {t.device}, and Triton's kernels run on a GPU (TRITON_INTERPRET=1 tries them without)"
             )
     return None
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    """Of the Triton that is installed."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def why_no_product(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why an op that multiplies matrices of these tensors cannot run on Triton's kernels, or None."""
+    reason = why_not(tensors)
+    if reason is None and any(t is not None and t.dtype is torch.float64 for t in tensors) and version() < (3, 5):
+        return f"products of float64 need Triton 3.5 or newer, and this is {'.'.join(map(str, version()))}"
+    return reason
 
 
 def launch(kernel: Any, programs: int | Callable[[dict[str, Any]], int], *arguments: Any, **constants: Any) -> None:

@@ -128,6 +128,19 @@ def test_compile(problem, device, monkeypatch) -> None:
     torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
 
 
+def test_products_of_float64_want_a_triton_that_has_them(device, monkeypatch) -> None:
+    _, tensors = PROBLEMS["masked_linear"]
+    double, single = (cast(tensors, dtype, device) for dtype in (torch.float64, torch.float32))
+    made, lu = PROBLEMS["made, residual=False"], PROBLEMS["lu_linear, inverse=True"]
+    monkeypatch.setattr(_triton, "version", lambda: (3, 2))
+    for f, given in ((_masked, double), (made[0], cast(made[1], torch.float64, device)), (lu[0], lu[1])):
+        with pytest.raises(backends.BackendUnavailableError, match=r"float64 need Triton 3\.5 or newer, .* 3\.2"):
+            f(*given, backend="triton")
+    assert _masked(*single, backend="triton").dtype == torch.float32
+    monkeypatch.setattr(_triton, "version", lambda: (3, 5))
+    assert _masked(*double, backend="triton").dtype == torch.float64
+
+
 # ---- the sweep of the autoregressive inverse: values alone ----
 
 SWEEPS = {

@@ -31,7 +31,7 @@ def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
         return "the inputs have several dtypes"
     if torch.is_autocast_enabled(tensors[0].device.type):
         return "autocast chooses the dtype of every product"
-    return _triton.why_not(tensors)
+    return _triton.why_no_product(tensors)
 
 
 class _Sweep(NamedTuple):

@@ -20,7 +20,7 @@ def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
     C = tensors[3].shape[0]
     if spec.inverse and C > _MAX_SOLVE:
         return f"the inverse has kernels for up to {_MAX_SOLVE} channels, got {C}"
-    return _triton.why_not(tensors)
+    return _triton.why_no_product(tensors)
 
 
 class _Factors(NamedTuple):
@@ -115,7 +115,8 @@ def _outer(a: _Walk, b: _Walk, order: Tensor | None, sizes: Sequence[int], dtype
 
     images, pixels, C = sizes
     BC = _tile(C)
-    BP = 1024 if _triton.INTERPRETING else 32
+    # Older versions unroll a product without tensor cores, which spills from 32 pixels on.
+    BP = 1024 if _triton.INTERPRETING else 32 if _triton.version() >= (3, 9) else 16
     tiles = (-(-C // BC)) ** 2
     programs = max(1, min(_PROGRAMS // tiles, images * -(-pixels // BP)))
     outer, sums = a.t.new_empty((programs, C, C), dtype=dtype), a.t.new_empty((programs, C), dtype=dtype)
