@@ -66,6 +66,7 @@ PYBIND11_MODULE(_cuda, m) {
   });
 
   m.def("lu_fits", &lu_fits);
+  m.def("lu_fuses", &lu_fuses);
   m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
                      const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int device,
                      uintptr_t stream) {

@@ -348,15 +348,16 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
 
 // ---- on the host ----
 
-template <int K>
+template <int K, bool Clip>
 void run_fixed(const RqsSpec& spec, const Call& c, const CudaStream& on, bool backward) {
-  using C = FixedConstants<K>;
+  using C = FixedConstants<K, Clip>;
   const auto kernel = backward ? rqs_fixed_kernel<C, true> : rqs_fixed_kernel<C, false>;
   launch(on, grid_of((c.rows + c.rows_per_block - 1) / c.rows_per_block), kThreads,
          sizeof(float) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
 }
 
 // By a kernel that knows the number of bins; false where there is none.
+template <bool Clip>
 bool run_if_usual(const RqsSpec& spec, Call c, const CudaStream& on, bool backward) {
   const bool in_vectors = backward ? c.flat_out : c.flat_in;
   if (!in_vectors || spec.tails != Tails::linear || c.x_type != DType::f32 || c.params_type != DType::f32) return false;
@@ -364,9 +365,11 @@ bool run_if_usual(const RqsSpec& spec, Call c, const CudaStream& on, bool backwa
   while (c.rows_per_block * c.D % kVector<float> != 0)
     if (--c.rows_per_block == 0) return false;
   c.per_row = unsigned((int64_t(1) << 20) / c.D + 1);
-  if (spec.bins == 8) return run_fixed<8>(spec, c, on, backward), true;
-  if (spec.bins == 10) return run_fixed<10>(spec, c, on, backward), true;
-  if (spec.bins == 16) return run_fixed<16>(spec, c, on, backward), true;
+  if (spec.bins == 8) return run_fixed<8, Clip>(spec, c, on, backward), true;
+  if constexpr (!Clip) {  // zuko has 8
+    if (spec.bins == 10) return run_fixed<10, false>(spec, c, on, backward), true;
+    if (spec.bins == 16) return run_fixed<16, false>(spec, c, on, backward), true;
+  }
   return false;
 }
 
@@ -396,8 +399,8 @@ void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backw
   const int group = c.rows * c.D < kManyElements ? kSmallGroup : kGroup;
   c.rows_per_block = c.D < group ? group / c.D : 1;
   while (c.log_lanes < 5 && int64_t(1) << c.log_lanes < c.D) ++c.log_lanes;
-  if constexpr (sizeof(S) == 4 && !Clip)
-    if (run_if_usual(spec, c, on, backward)) return;
+  if constexpr (sizeof(S) == 4)
+    if (run_if_usual<Clip>(spec, c, on, backward)) return;
   // Room for the rows, wherever in a vector they begin, and for 2K sums of each. At least 2 lanes: whole vectors.
   constexpr int V = kVector<S>;
   const auto words = [&](int lanes) { return (lanes * c.pitch + 2 * V - 2) / V * V + 2 * spec.bins * lanes; };

@@ -58,16 +58,17 @@ __device__ __forceinline__ Found<S> find(const C& c, S* row, S* sums, int apart,
 }
 
 // Constants of a spline whose bins and tails the compiler knows.
-template <int K>
-struct FixedConstants : Constants<float, false> {
+template <int K, bool Clip>
+struct FixedConstants : Constants<float, Clip> {
   static constexpr int bins = K, params = 3 * K - 1;
   static constexpr Tails tails = Tails::linear;
-  using Constants<float, false>::Constants;
+  using Constants<float, Clip>::Constants;
 };
 
-// With these, exponentials and their sums stay in registers, and the value is compared with every knot.
+// With these, exponentials and their sums stay in registers, and the value is compared with every knot. Clipped widths
+// and heights are left in the row.
 template <class C, class S = typename C::S>
-__device__ __forceinline__ Found<S> find_fixed(const C& c, const S* row, int dir, S v, S (&exponentials)[2][C::bins]) {
+__device__ __forceinline__ Found<S> find_fixed(const C& c, S* row, int dir, S v, S (&exponentials)[2][C::bins]) {
   constexpr int K = C::bins;
   S top[2], sums[2][K];
 #pragma unroll
@@ -79,6 +80,7 @@ __device__ __forceinline__ Found<S> find_fixed(const C& c, const S* row, int dir
     RunningSum<S> running;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
+      if constexpr (C::kClipped) row[i * K + k] = u[k];
       exponentials[i][k] = exp2_nonpositive((u[k] - top[i]) * c.exp2_scale);
       sums[i][k] = running.add_unrolled(k, exponentials[i][k]);
     }
