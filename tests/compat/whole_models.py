@@ -82,10 +82,12 @@ def _pyro() -> nn.Module:
 
     K, half = 4, D // 2
     net = DenseNN(half, [16], [half * K, half * K, half * (K - 1)])
-    layers = nn.ModuleList([
-        pyro.SplineCoupling(D, half, net, K, order="quadratic"),
-        pyro.SplineAutoregressive(D, AutoRegressiveNN(D, [16], [K, K, K - 1]), K, order="quadratic"),
-    ])
+    layers = nn.ModuleList(
+        [
+            pyro.SplineCoupling(D, half, net, K, order="quadratic"),
+            pyro.SplineAutoregressive(D, AutoRegressiveNN(D, [16], [K, K, K - 1]), K, order="quadratic"),
+        ]
+    )
 
     def log_prob(layers: Any, x: Tensor) -> Tensor:
         ladj = x.new_zeros(len(x))
