@@ -77,8 +77,8 @@ def accelerate(model: nn.Module) -> Report:
     accelerated too, pickles of it are not (they hold the original classes). Calling it again changes nothing.
     What is changed later is noticed: weights, hooks, activations and submodules that are replaced, masks and
     permutations that are assigned or written to; a method set on a module gives it its original class back. Two things
-    are not: a buffer written to through its ``data`` (``mask.data.copy_(...)``), which torch itself does not count, and a
-    method set on a class. Call `restore` and `accelerate` after them.
+    are not: a buffer written to through its ``data`` (``mask.data.copy_(...)``), which torch itself does not count, and
+    a method set on a class. Call `restore` and `accelerate` after them.
     Where a layer's inputs lie outside its domain, see `flowkernels.compat.nflows`.
 
     Args:
