@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from . import adapters, swap
+from .buffers import forget
+from .library import Entry
 from .report import Report, Row
 
 __all__ = ["Report", "accelerate", "accelerated", "restore"]
@@ -24,8 +26,8 @@ def _libraries(module: nn.Module) -> list[str]:
     return [name for name in dict.fromkeys(packages) if name in _LIBRARIES]
 
 
-def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
-    """A layer of fast methods for `swap`, a reason to leave the module alone, or None: of no supported library."""
+def _match(module: nn.Module) -> Entry | str | None:
+    """How a module is accelerated, a reason to leave it alone, or None: of no supported library."""
     for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
         found = importlib.import_module(f"{adapters.__name__}.{name}").LIBRARY.match(module)
         if found is not None:
@@ -37,11 +39,11 @@ def _swap(module: nn.Module, swapped: list[nn.Module]) -> str | None:
     """Accelerates a module and appends it to `swapped`: why it is left alone, "", or None: of no supported library."""
     if swap.is_fast(module):
         return ""
-    layer = _match(module)
-    if layer is None or isinstance(layer, str):
-        return layer
+    found = _match(module)
+    if found is None or isinstance(found, str):
+        return found
     try:
-        swap.swap(module, layer)
+        swap.swap(module, found.layer, found.bypassed)
     except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
         return f"its class cannot be extended: {error}"
     swapped.append(module)
@@ -73,6 +75,10 @@ def accelerate(model: nn.Module) -> Report:
     The function computed is the same: outputs agree with the original's within its own rounding error. Parameters,
     buffers, `state_dict` keys, hooks, training mode, `repr` and `isinstance` do not change; copies of the model are
     accelerated too, pickles of it are not (they hold the original classes). Calling it again changes nothing.
+    What is changed later is noticed: weights, hooks, activations and submodules that are replaced, masks and
+    permutations that are assigned or written to; a method set on a module gives it its original class back. Two things
+    are not: a buffer written to through its ``data`` (``mask.data.copy_(...)``), which torch itself does not count, and
+    a method set on a class. Call `restore` and `accelerate` after them.
     Where a layer's inputs lie outside its domain, see `flowkernels.compat.nflows`.
 
     Args:
@@ -127,6 +133,7 @@ def restore(model: nn.Module) -> None:
     with swap.lock:
         for module in model.modules():
             swap.unswap(module)
+            forget(module)
 
 
 @contextlib.contextmanager

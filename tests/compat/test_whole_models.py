@@ -1,4 +1,4 @@
-"""Whole models of every library, before and after `accelerate`: copied, compiled, shared, distributed."""
+"""What is done to whole models, of every library, accelerated or not: copied, compiled, shared, distributed."""
 
 from __future__ import annotations
 
