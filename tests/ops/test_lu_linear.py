@@ -318,7 +318,7 @@ def test_same_bits_twice_and_any_layout_of_threads(threads, isa) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, runs[0][:3], strict=True))
 
 
-X, M, V = torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3)
+X, M, V, TWO = torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.arange(2)  # on the CPU
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ X, M, V = torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3)
         (lambda: ops.lu_linear(X, M, M, V, V.int()), TypeError, "sign_s must be float32, .*, got torch.int32"),
         (lambda: ops.lu_linear(X, M, M, V, V, [0, 1, 2]), TypeError, "permutation must be a tensor or None, got list"),
         (lambda: ops.lu_linear(X, M, M, V, V, V), TypeError, "permutation must be int64, got torch.float32"),
-        (lambda: ops.lu_linear(X, M, M, V, V, torch.arange(2)), ValueError, r"permutation must be \[3\], got \[2\]"),
+        (lambda: ops.lu_linear(X, M, M, V, V, TWO), ValueError, r"permutation must be \[3\], got \[2\]"),
         (lambda: ops.lu_linear(X, M, M, V, V, bias=M), ValueError, r"bias must be \[3\], got \[3, 3\]"),
     ],
 )  # fmt: skip
