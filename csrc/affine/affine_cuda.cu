@@ -273,6 +273,7 @@ void run(const AffineSpec& spec, const AffineArgs& a, const CudaStream& on, bool
   if (c.word) c.pass.row /= c.word, c.pass.begin /= c.word, c.pass.end /= c.word;
   const int64_t steps = (a.event + (vectors ? N : 1) - 1) / (vectors ? N : 1);
   while (c.log_group < 5 && int64_t(1) << c.log_group < steps) ++c.log_group;
+  if (c.log_group > 2 && steps <= 32) --c.log_group;  // two steps a thread share what a row costs it
   if (steps > 32 * kLongRow) c.log_group = 8;
   static_assert(kThreads == 1 << 8, "a group that is the block");
   const int64_t per_block = kThreads >> c.log_group;
