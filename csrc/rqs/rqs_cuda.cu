@@ -9,7 +9,7 @@
 #include "../common/launch.cuh"
 #include "../common/reduce.cuh"
 #include "../common/storage.cuh"
-#include "rqs_find.cuh"
+#include "rqs_row_grad.cuh"
 
 #include <cuda_pipeline_primitives.h>
 
@@ -109,41 +109,6 @@ __device__ __forceinline__ void put_rows(const Call& c, int64_t first, int n, co
       store(c.params_type, c.a.grad_params, (first + r) * c.P + p, rows[r * c.pitch + p]);
 }
 
-// ---- one element, on its row ----
-
-// Replaces the row by its gradient. exponential(i, j): of the width or height in bin j.
-template <class C, class F, class S = typename C::S>
-__device__ __forceinline__ void gradients(const C& c, S* row, const Found<S>& f, const FoundGrad<S>& g,
-                                          const F& exponential) {
-  const int K = c.bins, found = int(f.k);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    S* u = row + i * K;
-    const auto of_logit = [&](int j, S e, S a) {
-      if constexpr (C::kClipped) {
-        const S q = 1 - c.clip_size * abs_(u[j]);
-        a *= q * q;
-      }
-      return e * a;
-    };
-    const S in = of_logit(found, f.in[i], g.in[i]);
-    for (int j = 0; j < K; ++j) u[j] = of_logit(j, exponential(i, j), j < found ? g.before[i] : g.after[i]);
-    u[found] = in;
-  }
-  S* slopes = row + 2 * K;
-  const int n = K + (c.tails == Tails::linear ? -1 : c.tails == Tails::none ? 1 : 0);
-  for (int j = 0; j < n; ++j) slopes[j] = 0;
-  const auto add = [&](int knot, S of_knot) {
-    if (c.tails == Tails::linear) {
-      if (knot > 0 && knot < K) slopes[knot - 1] = of_knot;
-    } else {
-      slopes[c.tails == Tails::circular && knot == K ? 0 : knot] += of_knot;  // one bin: both
-    }
-  };
-  add(found, g.u0);
-  add(found + 1, g.u1);
-}
-
 // ---- a block ----
 
 // ladj of a row from what its threads have of it. The whole block takes part.
@@ -209,8 +174,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         const Found<S> f = find(c, row, sums, call.lanes, call.inverse, v, top);
         if constexpr (Backward) {
           const FoundGrad<S> g = grad_found(c, f, call.inverse, v, g_out, g_ladj);
-          gradients(c, row, f, g,
-                    [&](int i, int j) { return exp2_nonpositive((row[i * c.bins + j] - top[i]) * c.exp2_scale); });
+          replace_by_gradient(c, row, f, g, top);
           store(call.x_type, a.grad_x, e, g.v);
         } else {
           S out, ladj;
@@ -308,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
         const Found<float> f = find_fixed(c, row, call.inverse, in.v, exponentials);
         if constexpr (Backward) {
           const FoundGrad<float> g = grad_found(c, f, call.inverse, in.v, in.g_out, in.g_ladj);
-          gradients(c, row, f, g, [&](int k, int j) { return exponentials[k][j]; });
+          replace_by_gradient(c, row, f, g, [&](int k, int j) { return exponentials[k][j]; });
           static_cast<float*>(a.grad_x)[first + i + lane] = g.v;
         } else {
           float out, ladj;
