@@ -16,7 +16,7 @@ import torch
 from gpu_timing import Call, Rows
 from torch import Tensor
 
-from flowkernels import flows, ops
+from flowkernels import flows, ops, use_backend
 
 CHANNELS, FEATURES, HIDDEN = (48, 12, 96, 24), 64, (256, 256)
 
@@ -72,9 +72,15 @@ def samples(rows: Rows) -> None:
     x = torch.randn(n, FEATURES, device=rows.device)
     with torch.no_grad():
         density = rows.add(lambda: lambda: flow.log_prob(x), op=f"MAF, D = {FEATURES}, log_prob", row="ours")
-        drawn = rows.add(lambda: lambda: flow.sample(n), op=f"MAF, D = {FEATURES}, sample", row="ours")
-    if density and drawn:
-        rows.report["rows"][-1]["times_log_prob"] = drawn / density
+        for backend in gpu_timing.ours(rows.device):
+
+            def sample(backend: str = backend) -> Tensor:
+                with use_backend(backend):
+                    return flow.sample(n)
+
+            drawn = rows.add(lambda f=sample: f, op=f"MAF, D = {FEATURES}, sample", row=f"ours, {backend}")
+            if density and drawn:
+                rows.report["rows"][-1]["times_log_prob"] = drawn / density
 
 
 def measure(rows: Rows) -> None:
