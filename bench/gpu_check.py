@@ -30,7 +30,15 @@ WHEELS = ROOT / "wheels"
 PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "pytest-benchmark", "hypothesis", "nflows", "zuko")
 TOTAL_SECONDS = 530
 ON_DEVICE = tuple(f"tests/ops/test_{name}.py" for name in ("affine", "rqs", "rqs_edges"))  # draw their inputs there
-TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE)
+# Of the others that do, what a GPU alone can say: the rest asks how an op is called.
+NUMBERS = (
+    "tests/ops/test_actnorm.py::test_numbers",
+    "tests/ops/test_lu_linear.py::test_numbers",
+    "tests/ops/test_autoregressive_inverse.py::test_numbers_of_every_activation",
+    "tests/ops/test_autoregressive_inverse.py::test_gradient_is_that_of_the_implicit_function",
+    "tests/ops/test_autoregressive_inverse.py::test_bad_row_stays_in_its_row",
+)
+TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE, *NUMBERS)
 BENCHMARKS = {"gpu_bench": 75, "gpu_layers": 30, "gpu_masked": 25}  # seconds of measuring
 FIRST_CALL = "gpu_first_call"
 STARTUP_SECONDS = 10  # of a benchmark: torch, the device, and the row that the deadline finds running

@@ -70,17 +70,27 @@ def samples(rows: Rows) -> None:
     flow = flows.MAF(FEATURES, transforms=1, hidden=HIDDEN).to(rows.device)
     n = 64 if rows.quick else 65536
     x = torch.randn(n, FEATURES, device=rows.device)
-    with torch.no_grad():
-        density = rows.add(lambda: lambda: flow.log_prob(x), op=f"MAF, D = {FEATURES}, log_prob", row="ours")
-        for backend in gpu_timing.ours(rows.device):
+    parameters = list(flow.parameters())
 
-            def sample(backend: str = backend) -> Tensor:
-                with use_backend(backend):
-                    return flow.sample(n)
+    def backward(forward: Call) -> Call:
+        """The gradients of all parameters, without what is behind them."""
+        y = forward()
+        return functools.partial(torch.autograd.grad, y, parameters, torch.ones_like(y), retain_graph=True)
 
-            drawn = rows.add(lambda f=sample: f, op=f"MAF, D = {FEATURES}, sample", row=f"ours, {backend}")
-            if density and drawn:
-                rows.report["rows"][-1]["times_log_prob"] = drawn / density
+    for name, prepare in (("", torch.no_grad()), (", backward", backward)):
+        calls: dict[str, Call] = {"log_prob": lambda: flow.log_prob(x), "sample": lambda: flow.rsample(n)}
+        density, drawn = (
+            rows.add(functools.partial(prepare, call), op=f"MAF, D = {FEATURES}, {what}{name}", row="ours")
+            for what, call in calls.items()
+        )
+        if density and drawn:
+            rows.report["rows"][-1]["times_log_prob"] = drawn / density
+
+    def sample() -> Tensor:  # values alone
+        with use_backend("triton"), torch.no_grad():
+            return flow.rsample(n)
+
+    rows.add(lambda: sample, op=f"MAF, D = {FEATURES}, sample", row="ours, triton")
 
 
 def measure(rows: Rows) -> None:

@@ -20,7 +20,8 @@ set(CMAKE_CUDA_STANDARD 17)
 enable_language(CUDA)
 
 list(TRANSFORM FK_CUDA_OPS REPLACE "(.+)" "csrc/\\1/\\1_cuda.cu" OUTPUT_VARIABLE kernels)
-add_library(cuda_kernels OBJECT ${kernels} csrc/common/device_cuda.cu)
+# Of masked layers CUDA has what goes around the library's products, with arguments of its own.
+add_library(cuda_kernels OBJECT ${kernels} csrc/masked_linear/masked_linear_cuda.cu csrc/common/device_cuda.cu)
 # Not the flags of the C++ compiler: nvcc takes no -Wall.
 set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS --compress-mode=size -Xcompiler=-fPIC,-fvisibility=hidden)
 pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} $<TARGET_OBJECTS:cuda_kernels>)

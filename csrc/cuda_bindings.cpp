@@ -8,6 +8,7 @@
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
+#include "masked_linear/epilogue.h"
 #include "masked_linear/net_args.h"
 #include "rqs/rqs.h"
 
@@ -65,6 +66,7 @@ PYBIND11_MODULE(_cuda, m) {
   });
 
   m.def("lu_fits", &lu_fits);
+  m.def("lu_fuses", &lu_fuses);
   m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
                      const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int device,
                      uintptr_t stream) {
@@ -83,6 +85,34 @@ PYBIND11_MODULE(_cuda, m) {
     lu_bwd(a, w, stream_of(device, stream));
   });
 
+  m.def("epilogue_fwd", [](int type, int activation, int64_t rows, int64_t columns,
+                           const std::array<MatrixNumbers, 6>& matrices, int device, uintptr_t stream) {
+    const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
+    py::gil_scoped_release unlocked;
+    epilogue_fwd(a, stream_of(device, stream));
+  });
+  m.def("epilogue_bwd",
+        [](int type, int activation, int64_t rows, int64_t columns, const std::array<MatrixNumbers, 6>& matrices,
+           uintptr_t sums, int64_t sums_columns, uintptr_t sums_at, int64_t slices, int device, uintptr_t stream) {
+          const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
+          py::gil_scoped_release unlocked;
+          epilogue_bwd(a, reinterpret_cast<double*>(sums), sums_columns, reinterpret_cast<const int32_t*>(sums_at),
+                       slices, stream_of(device, stream));
+        });
+  m.def("epilogue_sums",
+        [](int type, uintptr_t sums, int64_t slices, int64_t columns, uintptr_t out, int device, uintptr_t stream) {
+          if (!sums || !out) throw std::invalid_argument("epilogue: null data pointer");
+          py::gil_scoped_release unlocked;
+          epilogue_sums(DType(type), reinterpret_cast<const double*>(sums), slices, columns,
+                        reinterpret_cast<void*>(out), stream_of(device, stream));
+        });
+  m.def("masked_pack", [](int64_t bytes_of_number, bool unpack, const std::vector<PackingNumbers>& numbers, int device,
+                          uintptr_t stream) {
+    const std::vector<Packing> layers = packings_of(numbers);
+    py::gil_scoped_release unlocked;
+    masked_pack(bytes_of_number, unpack, layers, stream_of(device, stream));
+  });
+
   py::class_<NetLayers>(m, "Net", py::module_local())
       .def(py::init<const std::vector<LayerNumbers>&, bool, int, int>())
       .def("packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
@@ -90,14 +120,33 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
       .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   m.def("sweep_fits", &sweep_fits);
-  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
-                        uintptr_t packed, int device, uintptr_t stream) {
+  const auto sweep_work = [](uintptr_t steps, int64_t n_steps, uintptr_t packed) {
+    if (!steps || !packed) throw std::invalid_argument("sweep: null data pointer");
+    return SweepWork{reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
+  };
+  m.def("sweep_fwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
+                         uintptr_t packed, int device, uintptr_t stream) {
     SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
     a.ladj = reinterpret_cast<void*>(ladj);
-    const SweepWork w = {reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
-    if (!a.ladj || !w.steps || !w.packed) throw std::invalid_argument("sweep: null data pointer");
+    if (!a.ladj) throw std::invalid_argument("sweep: null data pointer");
+    const SweepWork w = sweep_work(steps, n_steps, packed);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, w, stream_of(device, stream));
+  });
+  m.def("sweep_bwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj,
+                         uintptr_t grad_z, uintptr_t steps, int64_t n_steps, uintptr_t packed,
+                         const std::vector<std::array<uintptr_t, 2>>& units, int device, uintptr_t stream) {
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    a.grad_x = reinterpret_cast<void*>(grad_x);
+    a.grad_ladj = reinterpret_cast<void*>(grad_ladj);
+    a.grad_z = reinterpret_cast<void*>(grad_z);
+    const SweepWork w = sweep_work(steps, n_steps, packed);
+    if (units.size() != net.layers.size() || !units.back()[0]) throw std::invalid_argument("sweep: no parameters");
+    std::vector<LayerUnits> of_layers;
+    for (const auto& u : units) of_layers.push_back({reinterpret_cast<void*>(u[0]), reinterpret_cast<void*>(u[1])});
+    py::gil_scoped_release unlocked;
+    sweep_bwd(a, w, of_layers.data(), stream_of(device, stream));
   });
 }

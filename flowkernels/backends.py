@@ -6,25 +6,22 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 _PACKAGE = os.path.dirname(__file__)
-# In the order that `auto` tries them, for every op. Compiled kernels first: a launch of Triton's is expected to take
-# the host some 20 µs, theirs 5, which decides on tensors as small as a coupling layer's. No GPU has timed them side by
-# side yet (`make gpu-check` does): an op where Triton's win gets its own order here, from that table.
+# The order in which `auto` tries them, but for an op's own `first`. Compiled kernels come before Triton's: a launch of
+# theirs is expected to take the host 5 µs, of Triton's 20, which decides on tensors as small as a coupling layer's.
+# No GPU has timed them side by side yet (`make gpu-check` does): where Triton's win, from that table.
 NAMES = ("cpu", "cuda", "triton", "eager", "reference")
 
 # Cells of the op × backend table that stay empty by design, with the reason `flowkernels.info` prints.
 _PLAIN = (
     "rqs", "affine", "actnorm", "lu_linear", "masked_linear", "made", "autoregressive_inverse", "flow_layer"
 )  # fmt: skip
-MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN} | {
-    (op, "cuda"): "plain PyTorch: the GPU library's product on W∘M, whose zeros are half of it"
-    for op in ("masked_linear", "made")
-}
+MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN}
 for _gpu in ("cuda", "triton"):
     MISSING["residual_net", _gpu] = "nothing in it is masked: backend eager, on the GPU library's products"
     MISSING["flow_layer", _gpu] = "its callers run the net, then ops.rqs or ops.affine: a batch's products fill a GPU"
@@ -43,6 +40,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 _tables: dict[str, dict[str, Implementation]] = {}
+_firsts: dict[str, Callable[[Any, Sequence[Any]], str]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
@@ -56,9 +54,16 @@ def _check_name(name: str) -> str:
 _check_name(_default)
 
 
-def register(op: str, table: dict[str, Implementation]) -> None:
-    """Declares an op's backends, each a module with `fwd`, `bwd` and `why_not`; `auto` tries them as NAMES has them."""
+def register(
+    op: str, table: dict[str, Implementation], first: Callable[[Any, Sequence[Any]], str] | None = None
+) -> None:
+    """Declares an op's backends, each a module with `fwd`, `bwd` and `why_not`; `auto` tries them as NAMES has them.
+
+    ``first``: of a spec and tensors, the name that `auto` tries before the others.
+    """
     _tables[op] = {name: table[name] for name in sorted(table, key=NAMES.index)}
+    if first is not None:
+        _firsts[op] = first
 
 
 def table() -> dict[str, dict[str, Implementation]]:
@@ -98,6 +103,9 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
         if reason is not None:
             raise BackendUnavailableError(f"flowkernels: op {op} cannot run on backend {name!r}: {reason}")
         return candidates[name]
+    if op in _firsts and not torch.compiler.is_compiling():  # whose graph would hold for these sizes alone
+        best = _firsts[op](spec, tensors)
+        candidates = {best: candidates[best], **candidates}
     reasons: dict[str, str] = {}
     for key, module in candidates.items():
         reason = module.why_not(spec, *tensors)

@@ -12,6 +12,8 @@ import torch
 
 from flowkernels import backends
 from flowkernels.ops import _triton
+from flowkernels.ops.made import strips
+from tests import device as place
 from tests import emulator
 
 _C: Any = importlib.import_module("flowkernels._native").C
@@ -22,6 +24,10 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors under test, e.g. cuda")
     parser.addoption("--dtype", choices=DTYPES, help="test this dtype only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    place.UNDER_TEST = torch.device(str(config.getoption("--device")))
 
 
 def _skipped(dtype: str) -> pytest.MarkDecorator | None:
@@ -69,17 +75,33 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
+def on_device() -> Iterator[None]:
+    """Tensors are made on the device under test."""
+    if place.UNDER_TEST.type == "cpu":
+        yield
+    else:
+        torch.set_default_device(place.UNDER_TEST)
+        yield
+        torch.set_default_device(None)
+
+
+@pytest.fixture
+def kernels(on_device) -> Iterator[None]:
+    """All that `backends_of` names can run: CUDA's kernels on the CPU in the emulator."""
+    emulated = place.UNDER_TEST.type == "cpu" and backends.default() in ("auto", "cpu")
+    with emulator.available() if emulated else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture
 def machine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per machine that has kernels: "cpu", "emulated" (CUDA's, on CPU tensors), "cuda"."""
     name = getattr(request, "param", backends.default())
     if name == "emulated":
         with emulator.running():
             yield name
-    elif (device := request.config.getoption("--device")) != "cpu":  # CUDA's kernels, or Triton's
-        torch.set_default_device(device)
-        yield name
-        torch.set_default_device(None)
     else:
+        request.getfixturevalue("on_device")  # CUDA's kernels, or Triton's
         yield name
 
 
@@ -102,6 +124,13 @@ def cuda_on_cpu() -> Iterator[emulator.Emulated]:
     """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
     with emulator.available() as found:
         yield found
+
+
+@pytest.fixture
+def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked products on a GPU are cut into strips however small they are."""
+    for name, size in (("WAVE", 1), ("WIDTH", 8), ("MULTIPLE", 4)):
+        monkeypatch.setattr(strips, name, size)
 
 
 @pytest.fixture

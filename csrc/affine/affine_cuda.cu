@@ -32,10 +32,10 @@ struct Call {
   void* data[A::count];
   Lies lies[A::count];
   bool shift_first;  // of pairs
-  int group;         // threads of a row
+  int log_group;     // log2 of the threads of a row
   void* ladj;
-  AffinePass pass;
-  int word;  // bytes that what passes is copied by
+  AffinePass pass;  // row, begin and end in words
+  int word;         // bytes of one
 };
 
 // Where every tensor's element of this number lies.
@@ -127,17 +127,18 @@ template <class Word>
 __device__ void pass_words(const AffinePass& p, int64_t row, int lane, int lanes) {
   const Word* from = reinterpret_cast<const Word*>(p.from);
   Word* to = reinterpret_cast<Word*>(p.to);
-  const int64_t size = p.row / int64_t(sizeof(Word)), begin = p.begin / int64_t(sizeof(Word)),
-                end = p.end / int64_t(sizeof(Word)), n = begin + size - end;
+  const int64_t n = p.begin + p.row - p.end;
+#pragma unroll 1  // rather than 200 instructions that count the rounds, before every call
   for (int64_t i = lane; i < n; i += lanes) {
-    const int64_t at = row * size + (i < begin ? i : i - begin + end);
+    const int64_t at = row * p.row + (i < p.begin ? i : i - p.begin + p.end);
     to[at] = from ? from[at] : Word{};
   }
 }
 __device__ __forceinline__ void pass_row(const Call& c, int64_t row, int lane) {
-  if (c.word == 16) pass_words<uint4>(c.pass, row, lane, c.group);
-  if (c.word == 4) pass_words<unsigned>(c.pass, row, lane, c.group);
-  if (c.word == 2) pass_words<unsigned short>(c.pass, row, lane, c.group);
+  const int lanes = 1 << c.log_group;
+  if (c.word == 16) pass_words<uint4>(c.pass, row, lane, lanes);
+  if (c.word == 4) pass_words<unsigned>(c.pass, row, lane, lanes);
+  if (c.word == 2) pass_words<unsigned short>(c.pass, row, lane, lanes);
 }
 
 // N elements forward; returns their part of ladj.
@@ -181,15 +182,15 @@ __device__ __forceinline__ void backward(const Affine<S>& map, const Call& c, co
 template <class S, int N, bool Backward>
 __global__ void __launch_bounds__(kThreads, 2) affine_kernel(const Affine<S> map, const __grid_constant__ Call c) {
   __shared__ double partial[kThreads / 32];
-  const int lane = int(threadIdx.x) % c.group, per_block = kThreads / c.group;
+  const int group = 1 << c.log_group, lane = int(threadIdx.x) & (group - 1), per_block = kThreads >> c.log_group;
   S* const ladj = static_cast<S*>(c.ladj);
   // All threads of a block go round together: sums need them.
   for (int64_t first = int64_t(blockIdx.x) * per_block; first < c.rows; first += int64_t(gridDim.x) * per_block) {
-    const int64_t row = first + int(threadIdx.x) / c.group;
+    const int64_t row = first + (int(threadIdx.x) >> c.log_group);
     double total = 0;
     if (row < c.rows) {
       const S g_ladj = Backward && ladj ? ladj[row] : S(0);
-      for (int64_t e = int64_t(lane) * N; e < c.event; e += int64_t(c.group) * N) {
+      for (int64_t e = int64_t(lane) * N; e < c.event; e += int64_t(group) * N) {
         int64_t at[A::count];
         place(c, row * c.event + e, at);
         if constexpr (Backward)
@@ -197,10 +198,10 @@ __global__ void __launch_bounds__(kThreads, 2) affine_kernel(const Affine<S> map
         else
           total += forward<S, N>(map, c, at);
       }
-      pass_row(c, row, lane);
+      if (c.word) pass_row(c, row, lane);
     }
     if constexpr (!Backward) {
-      total = c.group > 32 ? sum_block(total, partial) : sum_lanes(total, c.group);
+      total = group > 32 ? sum_block(total, partial) : sum_lanes(total, group);
       if (lane == 0 && row < c.rows) ladj[row] = S(total);
     }
   }
@@ -269,11 +270,12 @@ void run(const AffineSpec& spec, const AffineArgs& a, const CudaStream& on, bool
   c.ladj = a.ladj;
   c.pass = a.pass;
   c.word = word_of(a.pass);
+  if (c.word) c.pass.row /= c.word, c.pass.begin /= c.word, c.pass.end /= c.word;
   const int64_t steps = (a.event + (vectors ? N : 1) - 1) / (vectors ? N : 1);
-  c.group = 1;
-  while (c.group < 32 && c.group < steps) c.group *= 2;
-  if (steps > 32 * kLongRow) c.group = kThreads;
-  const int64_t per_block = kThreads / c.group;
+  while (c.log_group < 5 && int64_t(1) << c.log_group < steps) ++c.log_group;
+  if (steps > 32 * kLongRow) c.log_group = 8;
+  static_assert(kThreads == 1 << 8, "a group that is the block");
+  const int64_t per_block = kThreads >> c.log_group;
   const auto kernel = backward ? (vectors ? affine_kernel<S, N, true> : affine_kernel<S, 1, true>)
                                : (vectors ? affine_kernel<S, N, false> : affine_kernel<S, 1, false>);
   launch(on, grid_of((a.rows + per_block - 1) / per_block), kThreads, 0, kernel, Affine<S>(spec), c);

@@ -43,9 +43,18 @@ struct SweepWork {
   void* packed;  // of sweep_packed() numbers, to be overwritten
 };
 
+// What the sweep back reads and leaves of the units of a layer, [units, rows] in memory's order, contiguous.
+struct LayerUnits {
+  // Of the last layer: the parameters. Of a layer before an activation: what that returned, or, where its slope does
+  // not follow from it (gelu, silu), was given; of others null.
+  const void* value;
+  void* grad;  // of what the layer computes; null: not wanted. Units that no step computes are left as they are.
+};
+
 int64_t sweep_packed(const NetSpec&);
 // Whether 32 rows of what enters the layers, so many units in all, find room in shared memory; bins: 0 for affine maps.
 bool sweep_fits(int64_t units, int params, int bins, int type, int device);
 void sweep_fwd(const SweepArgs&, const SweepWork&, const CudaStream&);
+void sweep_bwd(const SweepArgs&, const SweepWork&, const LayerUnits* of_layers, const CudaStream&);
 
 }  // namespace fk

@@ -1,100 +1,18 @@
 // The autoregressive inverse on a GPU: all steps of the sweep in one launch, after one that puts the weights in degree
 // order. A block owns 32 rows from the first feature to the last; what enters every layer waits in shared memory,
 // [unit][row], and weights come through the caches, 16 bytes for a whole warp. What is due when depends on the plan of
-// the masks alone: it arrives as a list of steps.
+// the masks alone: it arrives as a list of steps. The sweep back, in back_cuda.cuh, walks the same list the other way.
 #include <type_traits>
 
 #include "../common/launch.cuh"
-#include "../common/storage.cuh"
 
-#include "../affine/affine_math.h"
-#include "../masked_linear/activation.h"
-#include "../rqs/rqs_find.cuh"
-#include "autoregressive_inverse.h"
+#include "back_cuda.cuh"
+#include "maps_cuda.cuh"
+#include "net_cuda.cuh"
 
 namespace fk {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 256, kWarps = kThreads / 32, kRowsOfTile = 32;
-// Units that a warp computes side by side: an input comes from shared memory once for all of them.
-constexpr int kSide = kSweepUnits / kWarps;
-
-// A layer of the call. Offsets in units' rows of the block's shared memory; -1: there is none.
-struct Layer {
-  MaskedLayer given;
-  int64_t packed, packed_bias, stride;  // places in `packed`, and the distance of units there
-  int in, out, stream;  // what enters; where the output goes through `activation`; what it is added to, or put in
-  bool adds;            // to the stream
-  Activation activation;
-};
-
-struct Net {
-  int n, params, sums, units;  // layers; numbers of a feature, and what its map needs beside; rows of shared memory
-  bool residual;
-  Layer layer[kMaxSweepLayers];
-};
-
-template <class S>
-inline __host__ __device__ int64_t padded(int64_t n) {
-  return (n + kVector<S> - 1) / kVector<S> * kVector<S>;
-}
-
-// How shared memory and `packed` are laid out; returns the numbers of the latter.
-template <class S>
-int64_t lay_out(const NetSpec& spec, const UnivariateMap& map, Net& net) {
-  net.n = spec.n;
-  net.params = map.params();
-  net.sums = map.is_affine ? 0 : 2 * map.rqs.bins;
-  net.residual = spec.residual;
-  int64_t at = 0;
-  int units = 0, stream = -1;
-  const auto take = [&](int64_t n) {
-    const int first = units;
-    units += int(n);
-    return first;
-  };
-  if (spec.residual) stream = take(spec.layers[0].n_out);
-  for (int i = 0; i < spec.n; ++i) {
-    const MaskedLayer& given = spec.layers[i];
-    Layer& l = net.layer[i];
-    l.given = given;
-    l.stride = padded<S>(given.n_in);
-    l.packed = at;
-    l.packed_bias = at + l.stride * given.n_out;
-    at = l.packed_bias + padded<S>(given.n_out);
-    const bool last = i == spec.n - 1, reads_stream = spec.residual && last;
-    l.in = reads_stream ? stream : take(given.n_in);
-    l.out = l.stream = -1;
-    l.adds = spec.closes_block(i);
-    if (spec.residual && !last && i % 2 == 0) l.stream = stream;
-    l.activation = spec.input_activation(i + 1);
-  }
-  for (int i = 0; i + 1 < spec.n; ++i)
-    if (!(spec.residual && i + 1 == spec.n - 1)) net.layer[i].out = net.layer[i + 1].in;
-  net.units = units;
-  return at;
-}
-
-// ---- weights in degree order ----
-
-// A block per unit: its weights, of inputs by degree and 0 where it does not see them, and its bias.
-template <class S>
-__global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ Net net, S* packed) {
-  int64_t unit = blockIdx.x;
-  int i = 0;
-  for (; unit >= net.layer[i].given.n_out; ++i) unit -= net.layer[i].given.n_out;
-  const Layer& l = net.layer[i];
-  const int64_t from = l.given.out_order ? l.given.out_order[unit] : unit;
-  const int64_t limit = l.given.limit ? l.given.limit[unit] : l.given.n_in;
-  const S* const weight = static_cast<const S*>(l.given.weight) + from * l.given.weight_stride;
-  S* const to = packed + l.packed + unit * l.stride;
-  for (int64_t k = threadIdx.x; k < l.stride; k += kThreads)
-    to[k] = k < limit ? weight[l.given.in_order ? l.given.in_order[k] : k] : S(0);
-  if (threadIdx.x == 0) packed[l.packed_bias + unit] = l.given.bias ? static_cast<const S*>(l.given.bias)[from] : S(0);
-}
-
-// ---- the sweep ----
 
 // A compensated sum: a row's ladj may have a thousand terms.
 template <class S>
@@ -104,42 +22,6 @@ struct LadjSum {
     const S s = sum + v, b = s - sum;
     lost += (sum - (s - b)) + (v - b);
     sum = s;
-  }
-};
-
-// The map of a feature, by one thread, from the row of its parameters, which it may overwrite.
-template <class S>
-struct AffineMap : Affine<S> {
-  explicit AffineMap(const UnivariateMap& m) : Affine<S>(m.affine) {}
-
-  __device__ __forceinline__ void operator()(S* params, S*, S v, S* out, S* ladj) const {
-    const bool additive = this->scale == AffineScale::additive;
-    this->eval(additive ? S(0) : params[0], params[additive ? 0 : 1], v, out, ladj);
-  }
-};
-template <class S, bool Clip>
-struct SplineMap : Constants<S, Clip> {
-  explicit SplineMap(const UnivariateMap& m) : Constants<S, Clip>(m.rqs) {}
-
-  __device__ __forceinline__ void operator()(S* params, S* sums, S v, S* out, S* ladj) const {
-    const Constants<S, Clip>& c = *this;
-    S top[2];
-    eval_found(c, find(c, params, sums, kRowsOfTile, 1, v, top), true, v, out, ladj);
-  }
-};
-
-template <class S>
-struct Shared {
-  S *units, *partial, *params, *sums;
-
-  static size_t bytes(int64_t units, int params, int sums) {
-    return sizeof(S) * size_t(kRowsOfTile) * size_t(units + kSweepUnits + (params | 1) + sums);
-  }
-  __device__ Shared(unsigned char* at, const Net& net) {
-    units = reinterpret_cast<S*>(at);
-    partial = units + net.units * kRowsOfTile;
-    params = partial + kSweepUnits * kRowsOfTile;
-    sums = params + (net.params | 1) * kRowsOfTile;
   }
 };
 
@@ -203,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (warp == 0) {
           const S z = valid ? static_cast<const S*>(a.z)[row * a.z_stride + step.count] : S(0);
           S out, term;
-          map(shared.params + lane * pitch, shared.sums + lane, z, &out, &term);
+          map(shared.params + lane * pitch, shared.sums + lane, kRowsOfTile, z, &out, &term);
           if (valid) static_cast<S*>(a.x)[row * a.features + step.count] = out;
           shared.units[(net.layer[0].in + step.first) * kRowsOfTile + lane] = out;
           ladj.add(term);
@@ -238,12 +120,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// `back`: what the sweep back reads and leaves of every layer; null: forward.
 template <class S>
-void run(const SweepArgs& a, const SweepWork& w, const CudaStream& on) {
+void run(const SweepArgs& a, const SweepWork& w, const LayerUnits* back, const CudaStream& on) {
+  if (a.net.n > kMaxSweepLayers) throw std::invalid_argument("sweep: a GPU's has at most 16 layers");
   Net net = {};
   lay_out<S>(a.net, a.map, net);
   int64_t units = 0;
-  for (int i = 0; i < net.n; ++i) units += net.layer[i].given.n_out;
+  for (int i = 0; i < net.n; ++i) {
+    units += net.layer[i].given.n_out;
+    if (back) net.layer[i].units = back[i];
+  }
   launch(on, unsigned(units), kThreads, 0, pack_kernel<S>, net, static_cast<S*>(w.packed));
   const size_t shared = Shared<S>::bytes(net.units, net.params, net.sums);
   const int64_t room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, on.device) / int64_t(shared + 1024);
@@ -252,7 +139,8 @@ void run(const SweepArgs& a, const SweepWork& w, const CudaStream& on) {
   const int64_t tiles = (a.rows + kRowsOfTile - 1) / kRowsOfTile;
   const auto sweep = [&](const auto& map) {
     using Map = std::decay_t<decltype(map)>;
-    launch(on, unsigned(tiles < most ? tiles : most), kThreads, shared, sweep_kernel<S, Map>, net, a, w, map);
+    const auto kernel = back ? sweep_back_kernel<S, Map> : sweep_kernel<S, Map>;
+    launch(on, unsigned(tiles < most ? tiles : most), kThreads, shared, kernel, net, a, w, map);
   };
   if (a.map.is_affine)
     sweep(AffineMap<S>(a.map));
@@ -277,8 +165,10 @@ bool sweep_fits(int64_t units, int params, int bins, int type, int device) {
 }
 
 void sweep_fwd(const SweepArgs& a, const SweepWork& w, const CudaStream& on) {
-  if (a.net.n > kMaxSweepLayers) throw std::invalid_argument("sweep: a GPU's has at most 16 layers");
-  cuda::by_arithmetic(a.type, [&](auto s) { cuda::run<decltype(s)>(a, w, on); });
+  cuda::by_arithmetic(a.type, [&](auto s) { cuda::run<decltype(s)>(a, w, nullptr, on); });
+}
+void sweep_bwd(const SweepArgs& a, const SweepWork& w, const LayerUnits* units, const CudaStream& on) {
+  cuda::by_arithmetic(a.type, [&](auto s) { cuda::run<decltype(s)>(a, w, units, on); });
 }
 
 }  // namespace fk

@@ -137,6 +137,16 @@ FK_INLINE f64 sqrt_(f64 a) {
 #endif
 }
 
+// What a GPU has cheaper forms of.
+template <class V>
+FK_INLINE V reciprocal(V a) {
+  return 1 / a;
+}
+template <class V>
+FK_INLINE V quotient(V a, V b) {
+  return a / b;
+}
+
 // p * 2^n for an integral n in [-160, 130] (float) or [-1100, 1030] (double), denormals right.
 FK_INLINE f32 scale2(f32 p, f32 n) {
 #if defined(__AVX512F__)

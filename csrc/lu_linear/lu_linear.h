@@ -9,7 +9,7 @@ namespace fk {
 // y = P L (U + diag(sign_s exp(log_s))) x + bias at every pixel, or its inverse. (P v)[i] = v[permutation[i]].
 // Of every tensor of pixels the channel stride or the pixel stride is 1.
 struct LuArgs {
-  DType type;  // f32 or f64; forward on a GPU that of x and y, any
+  DType type;  // f32 or f64; on a GPU that of x and y (bwd: x, grad_y, grad_x), any, where lu_fuses or forward
   bool inverse;
   int64_t images, pixels, channels;
   const void *lower, *upper;  // [C, C], contiguous; only the strict triangles are read
@@ -43,11 +43,13 @@ void lu_bwd(const LuArgs&, int threads);
 struct LuWork {
   double* sums;  // [slices][2 C^2 + C + 1]; null: no gradient of a parameter is wanted
   int64_t slices;
-  void *h, *g_h;  // [C, images * pixels]; inverse only, and where sums is given
+  void *h, *g_h;  // [C, images * pixels]; inverse only, where sums is given and not lu_fuses
 };
 
 void lu_fwd(const LuArgs&, const CudaStream&);
 void lu_bwd(const LuArgs&, const LuWork&, const CudaStream&);
 bool lu_fits(int type, int64_t channels, int device);  // the matrix fits in a multiprocessor's shared memory
+// Two launches do all of a backward pass with gradients of parameters; y, where one is needed, is then f32.
+bool lu_fuses(int type, bool inverse, int64_t channels, int device);
 
 }  // namespace fk

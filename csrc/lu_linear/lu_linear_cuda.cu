@@ -1,6 +1,7 @@
 // The LU linear map on a GPU: one launch applies both triangles, or solves with both, to a warp's tile of pixels while
-// it stays in shared memory. Backward is the same kernel on transposed triangles; gradients of parameters are products
-// of pixels by pixels, summed slice by slice, and one small launch that adds the slices up.
+// it stays in shared memory. Gradients of parameters are products of pixels by pixels, summed slice by slice, and one
+// small launch that adds the slices up. Backward does the former on transposed triangles and the latter's products in
+// one launch, where tiles of both operands fit beside the matrix; else in one each.
 #include "../common/channel_ladj.cuh"
 #include "../common/launch.cuh"
 #include "triangle_cuda.cuh"
@@ -44,34 +45,41 @@ struct Shared {
   }
 };
 
-// The factors as apply_triangle reads them, by all threads of a block; NaN where the permutation is none. Ends with a
-// barrier.
+// Both triangles as apply_triangle reads them, or transposed, by all threads of a block.
 template <class S>
-__device__ void load_factors(const Apply<S>& c, const Shared<S>& shared) {
-  const Triangles<S>& t = shared.t;
-  const int C = t.channels, first = int(threadIdx.x), step = int(blockDim.x);
-  const bool valid = read_permutation(c.a.permutation, C, shared.rows, reinterpret_cast<int*>(shared.tiles));
-  const S *lower = static_cast<const S*>(c.a.lower), *upper = static_cast<const S*>(c.a.upper);
-  for (int e = first; e < C * t.width; e += step) {
+__device__ void load_square(const LuArgs& a, bool transposed, const Triangles<S>& t) {
+  const S *lower = static_cast<const S*>(a.lower), *upper = static_cast<const S*>(a.upper);
+  const int C = t.channels;
+  for (int e = int(threadIdx.x); e < C * t.width; e += int(blockDim.x)) {
     const int i = e / t.width, j = e % t.width;
     const S v = j >= C || i == j ? S(0) : i > j ? lower[i * C + j] : upper[i * C + j];
-    if (c.transposed || j >= C)
+    if (transposed || j >= C)
       t.matrix[e] = v;
     else
       t.matrix[j * t.width + i] = v;
   }
+}
+
+// All factors, by all threads of a block; NaN, and false, where the permutation is none. Ends with a barrier.
+template <class S>
+__device__ bool load_factors(const LuArgs& a, bool transposed, bool solve, const Shared<S>& shared) {
+  const Triangles<S>& t = shared.t;
+  const int C = t.channels;
+  const bool valid = read_permutation(a.permutation, C, shared.rows, reinterpret_cast<int*>(shared.tiles));
+  load_square(a, transposed, t);
   // Ends of columns: of the transposed matrix they were rows' ends.
-  S *const scaled = c.transposed ? t.lower_diagonal : t.upper_diagonal, *const ones = c.transposed ? t.upper_diagonal
-                                                                                                   : t.lower_diagonal;
-  const S *log_s = static_cast<const S*>(c.a.log_s), *sign = static_cast<const S*>(c.a.sign_s);
-  const S* bias = static_cast<const S*>(c.a.bias);
-  for (int i = first; i < C; i += step) {
-    const S s = c.solve ? exp_(-log_s[i]) / sign[i] : exp_(log_s[i]) * sign[i];
+  S *const scaled = transposed ? t.lower_diagonal : t.upper_diagonal, *const ones = transposed ? t.upper_diagonal
+                                                                                               : t.lower_diagonal;
+  const S *log_s = static_cast<const S*>(a.log_s), *sign = static_cast<const S*>(a.sign_s);
+  const S* bias = static_cast<const S*>(a.bias);
+  for (int i = int(threadIdx.x); i < C; i += int(blockDim.x)) {
+    const S s = solve ? exp_(-log_s[i]) / sign[i] : exp_(log_s[i]) * sign[i];
     scaled[i] = valid ? s : S(NAN);
     ones[i] = 1;
-    shared.bias[i] = c.biased ? bias[i] : S(0);
+    shared.bias[i] = bias ? bias[i] : S(0);
   }
   __syncthreads();
+  return valid;
 }
 
 template <class S, bool Solve>
@@ -80,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 && !Solve ? 3 : 2)
   FK_DYNAMIC_SHARED(bytes);
   const Shared<S> shared(bytes, int(c.a.channels));
   if (c.a.ladj) fill_ladj<S>(c.a, c.a.log_s);
-  load_factors(c, shared);
+  load_factors(c.a, c.transposed, c.solve, shared);
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
   S* const z = shared.tiles + warp * shared.t.channels * kStride<S>;
   S* const own = z + lane * kOwn<S>;
@@ -135,6 +143,116 @@ void run_apply(Apply<S> c, const CudaStream& on) {
 // A thread's sums are kCells x kCells; a block's kSide x kSide.
 constexpr int kCells = 6, kSide = 96;
 
+// Sums of `group` x `group` threads, in as many splits of the pixels as there are threads for.
+template <class S>
+struct Cells {
+  static constexpr int kPieces = kTile<S> / kVector<S>;
+  static constexpr int kAll = kCells * kCells;
+  using Sums = S[kCells][kCells];
+
+  int channels, group, pieces, splits, split, cell, first_row, first_column;
+  int row[kCells], column[kCells];  // where a thread's channels begin in a tile
+
+  __device__ __forceinline__ Cells(int channels, int group, int tiles, int first_row, int first_column)
+      : channels(channels), group(group), first_row(first_row), first_column(first_column) {
+    const int cells = group * group;
+    pieces = tiles * kPieces;
+    splits = kThreads / cells < pieces ? kThreads / cells : pieces;
+    split = int(threadIdx.x) / cells, cell = int(threadIdx.x) % cells;
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {  // those past the last are done for nothing
+      const int r = first_row + cell / group + group * i, k = first_column + cell % group + group * i;
+      row[i] = (r < channels ? r : channels - 1) * kStride<S>;
+      column[i] = (k < channels ? k : channels - 1) * kStride<S>;
+    }
+  }
+
+  // Adds what tiles give, left and right in turn.
+  __device__ __forceinline__ void add(const S* tiles, Sums& total) const {
+    constexpr int N = kVector<S>;
+    if (split >= splits) return;
+    const int64_t size = int64_t(channels) * kStride<S>;
+    Sums sum = {};
+    for (int q = split; q < pieces; q += splits) {
+      const S* const l = tiles + q / kPieces * 2 * size + q % kPieces * N;
+      const S* const r = l + size;
+      S u[kCells][N];
+#pragma unroll
+      for (int i = 0; i < kCells; ++i) load_vector(kPlain<S>, l, row[i], u[i]);
+#pragma unroll
+      for (int j = 0; j < kCells; ++j) {
+        S v[N];
+        load_vector(kPlain<S>, r, column[j], v);
+#pragma unroll
+        for (int i = 0; i < kCells; ++i)
+#pragma unroll
+          for (int k = 0; k < N; ++k) sum[i][j] += u[i][k] * v[k];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCells; ++i)
+#pragma unroll
+      for (int j = 0; j < kCells; ++j) total[i][j] += sum[i][j];
+  }
+
+  // The splits' sums, through shared memory that nobody uses any more, to `out` [C, C]; NaN where they are not `valid`.
+  // Ends with a barrier.
+  __device__ __forceinline__ void write(const Sums& total, S* parts, bool valid, double* out) const {
+    const int C = channels, cells = group * group;
+    if (split < splits)
+#pragma unroll
+      for (int i = 0; i < kAll; ++i) parts[(split * kAll + i) * cells + cell] = total[i / kCells][i % kCells];
+    __syncthreads();
+    for (int e = int(threadIdx.x); e < kAll * cells; e += kThreads) {
+      const int i = e / cells, r = first_row + e % cells / group + group * (i / kCells),
+                k = first_column + e % cells % group + group * (i % kCells);
+      if (r >= C || k >= C || r >= first_row + kSide || k >= first_column + kSide) continue;
+      double sum = 0;
+      for (int s = 0; s < splits; ++s) sum += double(parts[s * kAll * cells + e]);
+      out[r * C + k] = valid ? sum : double(NAN);
+    }
+    __syncthreads();
+  }
+
+  // Of the left operand alone: a thread's part of one channel's sum.
+  __device__ __forceinline__ void add_bias(const S* tiles, double& total) const {
+    const int rows = bias_rows(), part = int(threadIdx.x) / rows;
+    const int64_t size = int64_t(channels) * kStride<S>;
+    const S* const from = tiles + (first_row + int(threadIdx.x) % rows) * kStride<S>;
+    if (part >= kThreads / rows) return;
+    for (int q = part; q < pieces; q += kThreads / rows) {
+      S u[kVector<S>];
+      load_vector(kPlain<S>, from, q / kPieces * 2 * size + q % kPieces * kVector<S>, u);
+#pragma unroll
+      for (S v : u) total += double(v);
+    }
+  }
+  __device__ __forceinline__ void write_bias(double total, double* parts, bool valid, double* out) const {
+    const int rows = bias_rows(), row = int(threadIdx.x);
+    parts[row] = total;
+    __syncthreads();
+    if (row < rows) {
+      double sum = 0;
+      for (int part = 0; part < kThreads / rows; ++part) sum += parts[part * rows + row];
+      out[first_row + row] = valid ? sum : double(NAN);
+    }
+    __syncthreads();
+  }
+
+ private:
+  __device__ __forceinline__ int bias_rows() const {
+    return channels - first_row < kSide ? channels - first_row : kSide;
+  }
+};
+
+// Threads across a block's sums, and bytes that Cells::write takes.
+inline int group_of(int64_t C) { return int(((C < kSide ? C : kSide) + kCells - 1) / kCells); }
+template <class S>
+int64_t bytes_of_parts(int group) {
+  const int cells = group * group;
+  return int64_t(kThreads / cells) * cells * kCells * kCells * int64_t(sizeof(S));
+}
+
 template <class S>
 struct Gram {
   LuArgs a;  // permutation and the gradient of ladj
@@ -152,29 +270,18 @@ inline __host__ __device__ int64_t sums_stride(int64_t C) { return 2 * C * C + C
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1) lu_gram_kernel(const __grid_constant__ Gram<S> c) {
   FK_DYNAMIC_SHARED(bytes);
-  constexpr int N = kVector<S>, kPieces = kTile<S> / N;
-  const int C = int(c.a.channels), group = c.group, cells = group * group;
-  const int blocks = (C + kSide - 1) / kSide;
+  const int C = int(c.a.channels), blocks = (C + kSide - 1) / kSide;
   const int64_t slice = blockIdx.x % c.slices;
   const int which = int(blockIdx.x / c.slices) % c.n, pair = int(blockIdx.x / c.slices) / c.n;
-  const int first_row = pair / blocks * kSide, first_column = pair % blocks * kSide;
   int* const rows = reinterpret_cast<int*>(bytes);
   S* const tiles = reinterpret_cast<S*>(rows + 2 * round_rows(C));
   const bool valid = read_permutation(c.a.permutation, C, rows, rows + round_rows(C));
 
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const int pieces = c.tiles * kPieces, splits = kThreads / cells < pieces ? kThreads / cells : pieces;
-  const int split = int(threadIdx.x) / cells, cell = int(threadIdx.x) % cells;
-  int row[kCells], column[kCells];
-#pragma unroll
-  for (int i = 0; i < kCells; ++i) {  // those past the last are done for nothing
-    const int r = first_row + cell / group + group * i, k = first_column + cell % group + group * i;
-    row[i] = (r < C ? r : C - 1) * kStride<S>;
-    column[i] = (k < C ? k : C - 1) * kStride<S>;
-  }
-  const bool sums_bias = c.a.grad_bias && which == 0 && first_column == 0;
+  const Cells<S> cells(C, c.group, c.tiles, pair / blocks * kSide, pair % blocks * kSide);
   S total[kCells][kCells] = {};
-  double bias[kCells] = {};
+  double bias = 0;
+  const bool sums_bias = which == 0 && pair % blocks == 0;
   const int64_t room = int64_t(c.tiles) * kTile<S>, size = int64_t(C) * kStride<S>;
   for (int64_t first = slice * room; first < c.left[0].count; first += c.slices * room) {
     for (int task = warp; task < 2 * c.tiles; task += kThreads / 32) {
@@ -183,69 +290,95 @@ __global__ void __launch_bounds__(kThreads, 1) lu_gram_kernel(const __grid_const
                 left && c.permuted && which == 0 ? rows : nullptr, static_cast<const S*>(nullptr), tiles + task * size);
     }
     __syncthreads();
-    if (split < splits) {
-      S sum[kCells][kCells] = {};
-      for (int q = split; q < pieces; q += splits) {
-        const S* const l = tiles + q / kPieces * 2 * size + q % kPieces * N;
-        const S* const r = l + size;
-        S u[kCells][N];
-#pragma unroll
-        for (int i = 0; i < kCells; ++i) {
-          load_vector(kPlain<S>, l, row[i], u[i]);
-          if (sums_bias && cell % group == 0)
-            for (int k = 0; k < N; ++k) bias[i] += double(u[i][k]);
-        }
-#pragma unroll
-        for (int j = 0; j < kCells; ++j) {
-          S v[N];
-          load_vector(kPlain<S>, r, column[j], v);
-#pragma unroll
-          for (int i = 0; i < kCells; ++i)
-#pragma unroll
-            for (int k = 0; k < N; ++k) sum[i][j] += u[i][k] * v[k];
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kCells; ++i)
-#pragma unroll
-        for (int j = 0; j < kCells; ++j) total[i][j] += sum[i][j];
-    }
+    cells.add(tiles, total);
+    if (sums_bias && c.a.grad_bias) cells.add_bias(tiles, bias);
     __syncthreads();
   }
 
-  // The splits' sums, through shared memory.
-  constexpr int kAll = kCells * kCells;
   double* const out = c.sums + slice * sums_stride(C);
-  S* const parts = tiles;
-  if (split < splits)
-#pragma unroll
-    for (int i = 0; i < kAll; ++i) parts[(split * kAll + i) * cells + cell] = total[i / kCells][i % kCells];
-  __syncthreads();
-  for (int e = int(threadIdx.x); e < kAll * cells; e += kThreads) {
-    const int i = e / cells, r = first_row + e % cells / group + group * (i / kCells),
-              k = first_column + e % cells % group + group * (i % kCells);
-    if (r >= C || k >= C || r >= first_row + kSide || k >= first_column + kSide) continue;
-    double sum = 0;
-    for (int s = 0; s < splits; ++s) sum += double(parts[s * kAll * cells + e]);
-    out[which * C * C + r * C + k] = valid ? sum : double(NAN);
+  cells.write(total, tiles, valid, out + which * C * C);
+  if (sums_bias) cells.write_bias(bias, reinterpret_cast<double*>(tiles), valid, out + 2 * C * C);
+  if (which > 0 || pair > 0) return;
+  const double of_ladj = sum_of_ladj_gradient<S>(c.a, slice, c.slices, reinterpret_cast<double*>(tiles));
+  if (threadIdx.x == 0) out[2 * C * C + C] = of_ladj;
+}
+
+// ---- the same sums and the gradient of x in one launch ----
+
+// Needs two tiles a warp beside the matrix (two matrices for the inverse), and all sums in one block.
+template <class S>
+struct Backward {
+  LuArgs a;
+  View<S> x, y, grad_y, grad_x;
+  double* sums;  // as Gram's
+  int64_t slices;
+  int tiles, group;
+};
+
+template <class S, bool Inverse>
+__global__ void __launch_bounds__(kThreads, 1) lu_backward_kernel(const __grid_constant__ Backward<S> c) {
+  FK_DYNAMIC_SHARED(bytes);
+  const int C = int(c.a.channels), lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const int64_t room = int64_t(c.tiles) * kTile<S>, size = int64_t(C) * kStride<S>;
+  const Shared<S> shared(bytes, C);
+  const bool valid = load_factors(c.a, true, Inverse, shared);
+  const Triangles<S>& t = shared.t;
+  // For h: the matrix as it is, of which the lower triangle is used.
+  const Triangles<S> plain = {shared.tiles, t.upper_diagonal, t.upper_diagonal, C, t.width};
+  if (Inverse) load_square(c.a, false, plain);
+  S* const tiles = Inverse ? shared.tiles + C * t.width : shared.tiles;
+  S *const left = tiles + 2 * warp * size, *const right = left + size;
+  const bool owner = warp < c.tiles;
+  const S* const none = nullptr;
+
+  const Cells<S> cells(C, c.group, c.tiles, 0, 0);
+  S total[Inverse ? 2 : 1][kCells][kCells] = {};
+  double bias = 0;
+  for (int64_t first = blockIdx.x * room; first < c.grad_y.count; first += c.slices * room) {
+    __syncthreads();  // the square, and what was read of these tiles before
+    for (int task = warp; task < 2 * c.tiles; task += kThreads / 32) {
+      const bool of_y = task % 2 == 0;
+      load_tile(of_y      ? c.grad_y
+                : Inverse ? c.y
+                          : c.x,
+                first + task / 2 * kTile<S>, lane, of_y && !Inverse ? shared.rows : nullptr, none, tiles + task * size);
+    }
+    __syncthreads();
+    const int64_t own = first + warp * kTile<S>;
+    if constexpr (Inverse) {
+      if (owner) apply_triangle<true, true>(t, left + lane * kOwn<S>);  // g_h
+      __syncthreads();
+      cells.add(tiles, total[1]);
+      __syncthreads();
+      if (owner) {
+        load_tile(c.x, own, lane, shared.rows, c.a.bias ? shared.bias : none, right);
+        __syncwarp();
+        apply_triangle<true, true>(plain, right + lane * kOwn<S>);  // h
+        apply_triangle<false, true>(t, left + lane * kOwn<S>);      // g_r
+      }
+      __syncthreads();
+      cells.add(tiles, total[0]);
+      if (c.a.grad_bias) cells.add_bias(tiles, bias);
+      if (owner && c.grad_x.t.data) store_tile(c.grad_x, own, lane, shared.rows, none, left);
+    } else {
+      cells.add(tiles, total[0]);
+      if (c.a.grad_bias) cells.add_bias(tiles, bias);
+      __syncthreads();
+      if (owner && c.grad_x.t.data) {
+        apply_triangle<false, false>(t, left + lane * kOwn<S>);
+        apply_triangle<true, false>(t, left + lane * kOwn<S>);
+        __syncwarp();
+        store_tile(c.grad_x, own, lane, static_cast<const int*>(nullptr), none, left);
+      }
+    }
   }
-  if (which > 0 || pair % blocks > 0) return;
   __syncthreads();
-  double* const of_bias = reinterpret_cast<double*>(tiles);
-  if (split < splits && cell % group == 0)
+
+  double *const out = c.sums + blockIdx.x * sums_stride(C), *const parts = reinterpret_cast<double*>(tiles);
 #pragma unroll
-    for (int i = 0; i < kCells; ++i) of_bias[(split * kCells + i) * group + cell / group] = bias[i];
-  __syncthreads();
-  for (int e = int(threadIdx.x); e < kCells * group; e += kThreads) {
-    const int r = first_row + e % group + group * (e / group);
-    if (r >= C || r >= first_row + kSide) continue;
-    double sum = 0;
-    for (int s = 0; s < splits; ++s) sum += of_bias[s * kCells * group + e];
-    out[2 * C * C + r] = valid ? sum : double(NAN);
-  }
-  if (pair > 0) return;
-  __syncthreads();
-  const double of_ladj = sum_of_ladj_gradient<S>(c.a, slice, c.slices, of_bias);
+  for (int i = 0; i < (Inverse ? 2 : 1); ++i) cells.write(total[i], tiles, valid, out + i * C * C);
+  cells.write_bias(bias, parts, valid, out + 2 * C * C);
+  const double of_ladj = sum_of_ladj_gradient<S>(c.a, blockIdx.x, c.slices, parts);
   if (threadIdx.x == 0) out[2 * C * C + C] = of_ladj;
 }
 
@@ -308,18 +441,53 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class S>
+void run_finish(const LuArgs& a, const LuWork& work, const CudaStream& on) {
+  launch(on, unsigned(2 * a.channels), kThreads, size_t(a.channels) * sizeof(double), lu_finish_kernel<S>, a, work.sums,
+         work.slices);
+}
+
+template <class S>
 void run_sums(Gram<S> c, const CudaStream& on) {
   const int64_t C = c.a.channels, tile = C * kStride<S> * int64_t(sizeof(S)), ints = 2 * round_rows(C) * 4;
   const int64_t room = room_of(on.device);
   const int64_t tiles = room / (2 * tile);
   c.tiles = int(tiles < 1 ? 1 : tiles > 8 ? 8 : tiles);
-  c.group = int(((C < kSide ? C : kSide) + kCells - 1) / kCells);
-  const int cells = c.group * c.group;
-  const int64_t parts = int64_t(kThreads / cells) * cells * kCells * kCells * int64_t(sizeof(S));
+  c.group = group_of(C);
+  const int64_t parts = bytes_of_parts<S>(c.group);
   const int64_t shared = ints + (2 * c.tiles * tile > parts ? 2 * c.tiles * tile : parts);
   const int64_t blocks = (C + kSide - 1) / kSide;
   launch(on, unsigned(c.slices * c.n * blocks * blocks), kThreads, size_t(shared), lu_gram_kernel<S>, c);
-  launch(on, unsigned(2 * C), kThreads, size_t(C) * sizeof(double), lu_finish_kernel<S>, c.a, c.sums, c.slices);
+}
+
+// Pairs of tiles that lu_backward_kernel has room for, and its shared memory. Only float: sums in double, two of them
+// for the inverse, would not stay in registers.
+template <class S>
+int64_t backward_bytes(int64_t C, bool inverse, int tiles) {
+  const int64_t square = inverse ? C * round_rows(C) * int64_t(sizeof(S)) : 0, parts = bytes_of_parts<S>(group_of(C));
+  const int64_t none = int64_t(Shared<S>::bytes(C, 0)), all = int64_t(Shared<S>::bytes(C, 2 * tiles));
+  return square + none + (all - none > parts ? all - none : parts);
+}
+int backward_tiles(int64_t C, bool inverse, int64_t room) {
+  if (C < 1 || C > kSide) return 0;
+  int tiles = kThreads / 32;
+  while (tiles > 0 && backward_bytes<float>(C, inverse, tiles) > room) --tiles;
+  return tiles;
+}
+
+void run_backward(const LuArgs& a, const LuWork& work, const CudaStream& on) {
+  using S = float;
+  const auto view = [&](const Channels& t, DType type) { return View<S>(t, type, a); };
+  Backward<S> c = {};
+  c.a = a;
+  c.x = view(a.x, a.type), c.y = view(a.y, DType::f32);
+  c.grad_y = view(a.grad_y, a.type), c.grad_x = view(a.grad_x, a.type);
+  c.sums = work.sums, c.slices = work.slices;
+  c.group = group_of(a.channels);
+  c.tiles = backward_tiles(a.channels, a.inverse, room_of(on.device));
+  while (c.tiles > 1 && c.slices * (c.tiles - 1) * kTile<S> >= a.count()) --c.tiles;
+  launch(on, unsigned(c.slices), kThreads, size_t(backward_bytes<S>(a.channels, a.inverse, c.tiles)),
+         a.inverse ? lu_backward_kernel<S, true> : lu_backward_kernel<S, false>, c);
+  run_finish<S>(a, work, on);
 }
 
 template <class S>
@@ -334,6 +502,8 @@ void run_bwd(const LuArgs& a, const LuWork& work, const CudaStream& on) {
   const auto view = [&](const Channels& t) { return View<S>(t, a.type, a); };
   const auto columns = [&](void* p) { return view({p, a.pixels, a.count(), 1}); };
   const bool weights = work.sums != nullptr, solve = a.inverse && weights;
+  if constexpr (sizeof(S) == 4)
+    if (weights && backward_tiles(a.channels, a.inverse, room_of(on.device)) > 0) return run_backward(a, work, on);
   if (a.grad_x.data)
     run_apply(Apply<S>{a, true, a.inverse, !a.inverse, false, view(a.grad_y), solve ? columns(work.g_h) : View<S>(),
                        view(a.grad_x)},
@@ -352,6 +522,7 @@ void run_bwd(const LuArgs& a, const LuWork& work, const CudaStream& on) {
   c.permuted = true;
   c.sums = work.sums, c.slices = work.slices;
   run_sums(c, on);
+  run_finish<S>(a, work, on);
 }
 
 }  // namespace
@@ -362,6 +533,10 @@ bool lu_fits(int type, int64_t channels, int device) {
   const int64_t room = cuda::room_of(device);
   if (DType(type) == DType::f64) return cuda::warps_of<double>(channels, room) > 0;
   return cuda::warps_of<float>(channels, room) > 0;
+}
+
+bool lu_fuses(int type, bool inverse, int64_t channels, int device) {
+  return DType(type) != DType::f64 && cuda::backward_tiles(channels, inverse, cuda::room_of(device)) > 0;
 }
 
 void lu_fwd(const LuArgs& a, const CudaStream& on) {

@@ -48,7 +48,7 @@ struct Found {
 
 template <class V>
 FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
-  const V inv = 1 / (sum_x * sum_y);  // one division for both; each sum is between 1 and K
+  const V inv = reciprocal(sum_x * sum_y);  // one division for both; each sum is between 1 and K
   Found<V> f = {};
   f.inv_sum[0] = sum_y * inv;
   f.inv_sum[1] = sum_x * inv;
@@ -81,6 +81,16 @@ struct RunningSum {
     }
     return total;
   }
+  // The same sums where k is known once loops are unrolled: without additions of 0.
+  FK_INLINE V add_unrolled(int k, V e) {
+    part = k == 0 ? e : part + e;
+    const V total = k < 8 ? part : done + part;
+    if ((k & 7) == 7) {
+      part = k < 8 ? V{} : part - (total - done);
+      done = total;
+    }
+    return total;
+  }
 };
 
 template <class C, class T, class M>
@@ -96,7 +106,7 @@ FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
   Bin<T> r;
   r.x0 = corner[0];
   r.w = size[0];
-  r.inv_w = 1 / size[0];
+  r.inv_w = reciprocal(size[0]);
   r.y0 = corner[1];
   r.h = size[1];
   r.d0 = slope_value<C::kClipped>(f.u0, c.min_slope, c.clip_slope);
@@ -141,7 +151,7 @@ FK_INLINE FoundGrad<T> grad_found(const C& c, const Found<T>& f, bool inverse, T
   const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v, last, c.high[1]) : theta_of_x(bin, v, last, c.high[0]));
   T gy = g_out, gl = g_ladj, g_v = {};
   if (inverse) {  // implicit function theorem: see the derivation
-    g_v = (g_out - g_ladj * ladj_slope(bin, p)) / slope_of(p);
+    g_v = quotient(g_out - g_ladj * ladj_slope(bin, p), slope_of(p));
     gy = -g_v;
     gl = -g_ladj;
   }

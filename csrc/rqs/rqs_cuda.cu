@@ -2,11 +2,16 @@
 // of its elements together, in whole sectors, into shared memory, and every thread works on its own row there; backward
 // leaves the row's gradient in its place and the warp stores them together. A block takes whole rows of features, so
 // that ladj is summed in shared memory, in an order that the number of features alone decides.
+//
+// Usual calls (float32, a usual number of bins, linear tails, no gaps) have a kernel of their own: the next rows are on
+// their way, past the registers, while these are computed, and loops over bins are unrolled.
 #include "../common/divide.cuh"
 #include "../common/launch.cuh"
 #include "../common/reduce.cuh"
 #include "../common/storage.cuh"
 #include "rqs_find.cuh"
+
+#include <cuda_pipeline_primitives.h>
 
 namespace fk {
 namespace cuda {
@@ -16,7 +21,8 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 // Elements whose ladj a block keeps; longer rows are summed on the way.
 constexpr int kGroup = 512, kSmallGroup = 128;
 constexpr int64_t kManyElements = int64_t(1) << 18;  // from which blocks take large groups
-constexpr size_t kDynamicBytes = 43 << 10;           // with ladjs, within the 48 KiB that every GPU gives unasked
+constexpr size_t kDynamicBytes = 43 << 10;           // of shared memory, which every GPU gives unasked
+constexpr int kElements = 32;                        // of a warp at a time
 
 struct Call {
   int ndim;
@@ -25,6 +31,8 @@ struct Call {
   int64_t rows, rows_per_block, x_stride, params_stride;
   Divisor features;
   int64_t D;
+  int log_lanes;                    // log2 of how many lanes share a row's ladj
+  unsigned per_row;                 // 2^20 / D and a little: n per_row / 2^20 is n / D for n and D up to kGroup
   int P, pitch, lanes, warp_words;  // params, the distance of rows in shared memory, elements and memory of a warp
   bool inverse, even, flat_in, flat_out;
   DType x_type, params_type;
@@ -103,40 +111,72 @@ __device__ __forceinline__ void put_rows(const Call& c, int64_t first, int n, co
 
 // ---- one element, on its row ----
 
-// Replaces the row by its gradient.
-template <class C, class S = typename C::S>
+// Replaces the row by its gradient. exponential(i, j): of the width or height in bin j.
+template <class C, class F, class S = typename C::S>
 __device__ __forceinline__ void gradients(const C& c, S* row, const Found<S>& f, const FoundGrad<S>& g,
-                                          const S (&top)[2]) {
+                                          const F& exponential) {
   const int K = c.bins, found = int(f.k);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     S* u = row + i * K;
-    for (int j = 0; j < K; ++j) {
-      const S a = j == found ? g.in[i] : j < found ? g.before[i] : g.after[i];
-      S out = exp2_nonpositive((u[j] - top[i]) * c.exp2_scale) * a;
+    const auto of_logit = [&](int j, S e, S a) {
       if constexpr (C::kClipped) {
         const S q = 1 - c.clip_size * abs_(u[j]);
-        out *= q * q;
+        a *= q * q;
       }
-      u[j] = out;
-    }
+      return e * a;
+    };
+    const S in = of_logit(found, f.in[i], g.in[i]);
+    for (int j = 0; j < K; ++j) u[j] = of_logit(j, exponential(i, j), j < found ? g.before[i] : g.after[i]);
+    u[found] = in;
   }
-  const auto of_knot = [&](int knot) { return knot == found ? g.u0 : knot == found + 1 ? g.u1 : S(0); };
   S* slopes = row + 2 * K;
-  const bool linear = c.tails == Tails::linear;
-  const int n = K + (linear ? -1 : c.tails == Tails::none ? 1 : 0);
-  for (int j = 0; j < n; ++j) slopes[j] = of_knot(j + (linear ? 1 : 0));
-  if (c.tails == Tails::circular) slopes[0] += of_knot(K);
+  const int n = K + (c.tails == Tails::linear ? -1 : c.tails == Tails::none ? 1 : 0);
+  for (int j = 0; j < n; ++j) slopes[j] = 0;
+  const auto add = [&](int knot, S of_knot) {
+    if (c.tails == Tails::linear) {
+      if (knot > 0 && knot < K) slopes[knot - 1] = of_knot;
+    } else {
+      slopes[c.tails == Tails::circular && knot == K ? 0 : knot] += of_knot;  // one bin: both
+    }
+  };
+  add(found, g.u0);
+  add(found + 1, g.u1);
 }
 
 // ---- a block ----
+
+// ladj of a row from what its threads have of it. The whole block takes part.
+template <class S>
+__device__ __forceinline__ void sum_long_row(const Call& c, double total, int64_t row) {
+  __shared__ double partial[kWarps];
+  const double sum = sum_block(total, partial);
+  if (threadIdx.x == 0) static_cast<S*>(c.a.ladj)[row] = S(sum);
+}
+
+// ladj of rows r0 to r1 from those of their elements. The whole block takes part.
+template <class S>
+__device__ __forceinline__ void sum_rows(const Call& c, const S* ladjs, int64_t r0, int64_t r1) {
+  const int group = 1 << c.log_lanes, lane = int(threadIdx.x) & (group - 1), rows = kThreads >> c.log_lanes;
+  const int n = int(r1 - r0), D = int(c.D);
+  S* const ladj = static_cast<S*>(c.a.ladj) + r0;
+  __syncthreads();
+  for (int first = 0; first < n; first += rows) {
+    const int row = first + (int(threadIdx.x) >> c.log_lanes);
+    double sum = 0;
+    if (row < n)
+      for (int d = lane; d < D; d += group) sum += ladjs[row * D + d];
+    sum = sum_lanes(sum, group);
+    if (row < n && lane == 0) ladj[row] = S(sum);
+  }
+  __syncthreads();  // before the next ladjs
+}
 
 template <class S, bool Clip, bool Backward>
 __global__ void __launch_bounds__(kThreads, 4)
     rqs_kernel(const __grid_constant__ Constants<S, Clip> c, const __grid_constant__ Call call) {
   FK_DYNAMIC_SHARED(bytes);
   __shared__ S ladjs[kGroup];
-  __shared__ double partial[kWarps];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   S* const rows = reinterpret_cast<S*>(bytes) + warp * call.warp_words;
   S* const sums = rows + call.warp_words - 2 * c.bins * call.lanes + lane;
@@ -169,7 +209,8 @@ __global__ void __launch_bounds__(kThreads, 4)
         const Found<S> f = find(c, row, sums, call.lanes, call.inverse, v, top);
         if constexpr (Backward) {
           const FoundGrad<S> g = grad_found(c, f, call.inverse, v, g_out, g_ladj);
-          gradients(c, row, f, g, top);
+          gradients(c, row, f, g,
+                    [&](int i, int j) { return exp2_nonpositive((row[i * c.bins + j] - top[i]) * c.exp2_scale); });
           store(call.x_type, a.grad_x, e, g.v);
         } else {
           S out, ladj;
@@ -191,29 +232,146 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
     if constexpr (!Backward) {
-      S* const ladj = static_cast<S*>(a.ladj);
-      if (long_row) {
-        total = sum_block(total, partial);
-        if (threadIdx.x == 0) ladj[r0] = S(total);
-        continue;
+      if (long_row)
+        sum_long_row<S>(call, total, r0);
+      else
+        sum_rows(call, ladjs, r0, r1);
+    }
+  }
+}
+
+// ---- the same, of a number of bins that the compiler knows, in float32 without gaps ----
+
+// What comes with an element's params.
+struct Inputs {
+  float v, g_out, g_ladj;
+};
+
+template <class C, bool Backward>
+__global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
+                                            : Backward   ? 5
+                                                         : 8)
+    rqs_fixed_kernel(const __grid_constant__ C c, const __grid_constant__ Call call) {
+  constexpr int P = C::params, kWords = kElements * P;  // of a warp's rows, which are whole vectors
+  static_assert(P % 2 == 1, "rows would begin in the same banks");
+  FK_DYNAMIC_SHARED(bytes);
+  __shared__ float ladjs[kGroup];
+  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  // Two turns: rows that are computed, and the next ones, on their way.
+  float* rows = reinterpret_cast<float*>(bytes) + warp * 2 * kWords;
+  float* next = rows + kWords;
+  const RqsArgs& a = call.a;
+  const int64_t D = call.D;
+  const bool long_row = D > kGroup;
+
+  for (int64_t r0 = int64_t(blockIdx.x) * call.rows_per_block; r0 < call.rows;
+       r0 += int64_t(gridDim.x) * call.rows_per_block) {
+    const int64_t r1 = r0 + call.rows_per_block < call.rows ? r0 + call.rows_per_block : call.rows;
+    const int64_t first = r0 * D, count = (r1 - r0) * D;
+    const float* const params = static_cast<const float*>(a.params) + first * P;
+    const auto fetch = [&](int64_t i, float* to) {
+      const float* const from = params + i * P;
+      if (count - i >= kElements) {
+#pragma unroll
+        for (int w = 0; w < kWords; w += 128)
+          if (w + 128 <= kWords || w + 4 * lane < kWords)
+            __pipeline_memcpy_async(to + w + 4 * lane, from + w + 4 * lane, 16);
+      } else {
+        for (int w = lane; w < int(count - i) * P; w += 32) __pipeline_memcpy_async(to + w, from + w, 4);
       }
-      __syncthreads();
-      int group = 1;  // lanes of a row
-      while (group < 32 && group < D) group *= 2;
-      for (int64_t first = r0; first < r1; first += kThreads / group) {
-        const int64_t row = first + int(threadIdx.x) / group;
-        double sum = 0;
-        if (row < r1)
-          for (int64_t d = lane % group; d < D; d += group) sum += ladjs[(row - r0) * D + d];
-        sum = sum_lanes(sum, group);
-        if (row < r1 && lane % group == 0) ladj[row] = S(sum);
+      __pipeline_commit();
+    };
+    const auto inputs = [&](int64_t i) {
+      Inputs in = {};
+      if (i + lane >= count) return in;
+      const int64_t e = first + i + lane;
+      in.v = static_cast<const float*>(a.x)[e];
+      if (Backward && a.grad_y) in.g_out = static_cast<const float*>(a.grad_y)[e];
+      if (Backward && a.grad_ladj) {
+        const int64_t row = long_row ? 0 : int64_t(unsigned(i + lane) * call.per_row >> 20);
+        in.g_ladj = static_cast<const float*>(a.grad_ladj)[r0 + row];
       }
-      __syncthreads();  // before the next ladjs
+      return in;
+    };
+    double total = 0;
+    int64_t i = warp * kElements;
+    fetch(i, rows);
+    Inputs in = inputs(i);
+    for (; i < count; i += kThreads) {
+      fetch(i + kThreads, next);
+      const Inputs after = inputs(i + kThreads);
+      __pipeline_wait_prior(1);
+      __syncwarp();
+      float* const row = rows + lane * P;
+      if (i + lane < count) {
+        float exponentials[2][C::bins];
+        const Found<float> f = find_fixed(c, row, call.inverse, in.v, exponentials);
+        if constexpr (Backward) {
+          const FoundGrad<float> g = grad_found(c, f, call.inverse, in.v, in.g_out, in.g_ladj);
+          gradients(c, row, f, g, [&](int k, int j) { return exponentials[k][j]; });
+          static_cast<float*>(a.grad_x)[first + i + lane] = g.v;
+        } else {
+          float out, ladj;
+          eval_found(c, f, call.inverse, in.v, &out, &ladj);
+          static_cast<float*>(a.y)[first + i + lane] = out;
+          if (long_row)
+            total += ladj;
+          else
+            ladjs[i + lane] = ladj;
+        }
+      }
+      __syncwarp();
+      if constexpr (Backward) {
+        float* const to = static_cast<float*>(a.grad_params) + (first + i) * P;
+        if (count - i >= kElements) {
+#pragma unroll
+          for (int w = 0; w < kWords; w += 128)
+            if (w + 128 <= kWords || w + 4 * lane < kWords)
+              *reinterpret_cast<float4*>(to + w + 4 * lane) = *reinterpret_cast<float4*>(rows + w + 4 * lane);
+        } else {
+          for (int w = lane; w < int(count - i) * P; w += 32) to[w] = rows[w];
+        }
+        __syncwarp();  // before the next rows
+      }
+      float* const done = rows;
+      rows = next, next = done;
+      in = after;
+    }
+    if constexpr (!Backward) {
+      if (long_row)
+        sum_long_row<float>(call, total, r0);
+      else
+        sum_rows(call, ladjs, r0, r1);
     }
   }
 }
 
 // ---- on the host ----
+
+template <int K, bool Clip>
+void run_fixed(const RqsSpec& spec, const Call& c, const CudaStream& on, bool backward) {
+  using C = FixedConstants<K, Clip>;
+  const auto kernel = backward ? rqs_fixed_kernel<C, true> : rqs_fixed_kernel<C, false>;
+  launch(on, grid_of((c.rows + c.rows_per_block - 1) / c.rows_per_block), kThreads,
+         sizeof(float) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
+}
+
+// By a kernel that knows the number of bins; false where there is none.
+template <bool Clip>
+bool run_if_usual(const RqsSpec& spec, Call c, const CudaStream& on, bool backward) {
+  const bool in_vectors = backward ? c.flat_out : c.flat_in;
+  if (!in_vectors || spec.tails != Tails::linear || c.x_type != DType::f32 || c.params_type != DType::f32) return false;
+  // Blocks begin at whole vectors of params.
+  while (c.rows_per_block * c.D % kVector<float> != 0)
+    if (--c.rows_per_block == 0) return false;
+  c.per_row = unsigned((int64_t(1) << 20) / c.D + 1);
+  if (spec.bins == 8) return run_fixed<8, Clip>(spec, c, on, backward), true;
+  if constexpr (!Clip) {  // zuko has 8
+    if (spec.bins == 10) return run_fixed<10, false>(spec, c, on, backward), true;
+    if (spec.bins == 16) return run_fixed<16, false>(spec, c, on, backward), true;
+  }
+  return false;
+}
 
 template <class S, bool Clip>
 void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {
@@ -240,6 +398,9 @@ void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backw
   c.flat_out = c.flat_in && uintptr_t(a.grad_params) % vector == 0;
   const int group = c.rows * c.D < kManyElements ? kSmallGroup : kGroup;
   c.rows_per_block = c.D < group ? group / c.D : 1;
+  while (c.log_lanes < 5 && int64_t(1) << c.log_lanes < c.D) ++c.log_lanes;
+  if constexpr (sizeof(S) == 4)
+    if (run_if_usual<Clip>(spec, c, on, backward)) return;
   // Room for the rows, wherever in a vector they begin, and for 2K sums of each. At least 2 lanes: whole vectors.
   constexpr int V = kVector<S>;
   const auto words = [&](int lanes) { return (lanes * c.pitch + 2 * V - 2) / V * V + 2 * spec.bins * lanes; };

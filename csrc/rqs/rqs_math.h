@@ -1,7 +1,8 @@
 // The formulas of the rational-quadratic spline (Durkan et al. 2019, Gregory & Delbourgo 1982),
 // written once for a value type T: a SIMD vector on the CPU, float or double in CUDA.
 // Derivations are in flowkernels/ops/rqs/README.md. Included inside each instruction set's
-// namespace, after the header that defines exp_, log_, log1p_unit, sqrt_, abs_, max_, min_, select, splat.
+// namespace, after the header that defines exp_, log_, log1p_unit, sqrt_, abs_, max_, min_, select, splat,
+// reciprocal, quotient.
 #pragma once
 
 namespace fk::FK_ISA {
@@ -25,7 +26,7 @@ FK_INLINE Shape<T> shape_at(const Bin<T>& b, T theta) {
   r.s = b.h * b.inv_w;
   r.t = theta * (1 - theta);
   r.beta = b.d0 + b.d1 - 2 * r.s;
-  r.inv_den = 1 / (r.s + r.beta * r.t);
+  r.inv_den = reciprocal(r.s + r.beta * r.t);
   r.num = r.s * theta * theta + b.d0 * r.t;
   const T rest = 1 - theta;
   r.slope_num = b.d1 * theta * theta + 2 * r.s * r.t + b.d0 * rest * rest;
@@ -56,7 +57,7 @@ FK_INLINE T theta_of_y(const Bin<T>& b, T y, M last, S top) {
   const T root = sqrt_(max_(qb * qb + 4 * qa * s * dy, T{}));
   const auto up = qb >= 0;
   const T num = select(up, 2 * s * dy, root - qb), den = select(up, qb + root, 2 * qa);
-  const T theta = unit(select(den == 0, T{}, num / den));
+  const T theta = unit(select(den == 0, T{}, quotient(num, den)));
   return select(turn, 1 - theta, theta);
 }
 
@@ -75,7 +76,7 @@ struct BinGrad {
 
 template <class T>
 FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
-  const T iden = p.inv_den, inum = 1 / p.slope_num, iw = b.inv_w;
+  const T iden = p.inv_den, inum = reciprocal(p.slope_num), iw = b.inv_w;
   const T one_2t = 1 - 2 * p.t, one_2theta = 1 - 2 * p.theta, rest = 1 - p.theta;
   // (y - y0) / h, from the nearer end: at the upper knot it is 1 exactly, and the terms below that
   // vanish there vanish.
@@ -83,7 +84,7 @@ FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
   const T gyh = gy * b.h * iden;
   const T g_theta = gy * b.w * slope_of(p) + gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * rest) * inum -
                                                    2 * p.beta * one_2theta * iden);
-  const T g_s = gyh * (p.theta * p.theta - r * one_2t) + gl * 2 * (1 / p.s + p.t * inum - one_2t * iden);
+  const T g_s = gyh * (p.theta * p.theta - r * one_2t) + gl * 2 * (reciprocal(p.s) + p.t * inum - one_2t * iden);
   const T common = gl * 2 * p.t * iden;
   BinGrad<T> g;
   g.d0 = gyh * p.t * (1 - r) + gl * rest * rest * inum - common;
@@ -101,13 +102,14 @@ template <class T>
 FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
   const T one_2theta = 1 - 2 * p.theta;
   return 2 *
-         ((b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) / p.slope_num - p.beta * one_2theta * p.inv_den) *
+         (quotient(b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta), p.slope_num) -
+          p.beta * one_2theta * p.inv_den) *
          b.inv_w;
 }
 
 template <class T, class S>
 FK_INLINE T soft_clip(T u, S clip) {
-  return u / (1 + clip * abs_(u));
+  return quotient(u, 1 + clip * abs_(u));
 }
 
 // Slope logit -> slope.
@@ -127,7 +129,7 @@ FK_INLINE T slope_grad(T value, T u, S clip) {
     const T k = 1 - clip * abs_(soft_clip(u, clip));
     return value * k * k;
   } else {
-    const T e = exp_(-abs_(u)), q = 1 / (1 + e);
+    const T e = exp_(-abs_(u)), q = reciprocal(1 + e);
     return select(u >= 0, q, e * q);
   }
 }

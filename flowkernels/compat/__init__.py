@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from . import adapters, swap
+from .buffers import forget
+from .library import Entry
 from .report import Report, Row
 
 __all__ = ["Report", "accelerate", "accelerated", "restore"]
@@ -24,8 +26,8 @@ def _libraries(module: nn.Module) -> list[str]:
     return [name for name in dict.fromkeys(packages) if name in _LIBRARIES]
 
 
-def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
-    """A layer of fast methods for `swap`, a reason to leave the module alone, or None: of no supported library."""
+def _match(module: nn.Module) -> Entry | str | None:
+    """How a module is accelerated, a reason to leave it alone, or None: of no supported library."""
     for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
         found = importlib.import_module(f"{adapters.__name__}.{name}").LIBRARY.match(module)
         if found is not None:
@@ -33,28 +35,34 @@ def _match(module: nn.Module) -> type[swap.PureLayer] | str | None:
     return None
 
 
+def _swap(module: nn.Module, swapped: list[nn.Module]) -> str | None:
+    """Accelerates a module and appends it to `swapped`: why it is left alone, "", or None: of no supported library."""
+    if swap.is_fast(module):
+        return ""
+    found = _match(module)
+    if found is None or isinstance(found, str):
+        return found
+    try:
+        swap.swap(module, found.layer, found.bypassed)
+    except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
+        return f"its class cannot be extended: {error}"
+    swapped.append(module)
+    return ""
+
+
 def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
     rows, notes, swapped = [], [], []
+    parts: set[nn.Module] = set()  # of modules that run them
     with swap.lock:
         for path, module in model.named_modules():
-            if swap.is_fast(module):
-                rows.append(Row(path, type(module).__name__, ""))
-                continue
-            layer = _match(module)
-            if layer is None:
-                continue
-            reason = ""
-            if isinstance(layer, str):
-                reason = layer
-            else:
-                try:
-                    swap.swap(module, layer)
-                    swapped.append(module)
-                except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
-                    reason = f"its class cannot be extended: {error}"
-            rows.append(Row(path, type(module).__name__, reason))
+            reason = _swap(module, swapped)
+            layer = swap.layer_of(module)
+            if layer is not None and layer.runs_its_parts:
+                parts.update(p for p in module.modules() if p is not module)
+            if reason is not None and module not in parts:
+                rows.append(Row(path, type(module).__name__, reason))
     if not rows:
         supported = ", ".join(sorted(_LIBRARIES))
         notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")
@@ -67,6 +75,10 @@ def accelerate(model: nn.Module) -> Report:
     The function computed is the same: outputs agree with the original's within its own rounding error. Parameters,
     buffers, `state_dict` keys, hooks, training mode, `repr` and `isinstance` do not change; copies of the model are
     accelerated too, pickles of it are not (they hold the original classes). Calling it again changes nothing.
+    What is changed later is noticed: weights, hooks, activations and submodules that are replaced, masks and
+    permutations that are assigned or written to; a method set on a module gives it its original class back. Two things
+    are not: a buffer written to through its ``data`` (``mask.data.copy_(...)``), which torch itself does not count, and
+    a method set on a class. Call `restore` and `accelerate` after them.
     Where a layer's inputs lie outside its domain, see `flowkernels.compat.nflows`.
 
     Args:
@@ -121,6 +133,7 @@ def restore(model: nn.Module) -> None:
     with swap.lock:
         for module in model.modules():
             swap.unswap(module)
+            forget(module)
 
 
 @contextlib.contextmanager

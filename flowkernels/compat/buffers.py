@@ -22,6 +22,15 @@ class _Known(NamedTuple):
     said: Any
 
 
+_readings: list[Reading] = []  # every one: they are made where modules are imported, and stay
+
+
+def forget(module: nn.Module) -> None:
+    """Lets a module's buffers be read again, for those that were written to where nobody counts."""
+    for reading in _readings:
+        reading._known.pop(module, None)
+
+
 class Reading(Generic[T]):
     """What a module's buffers say; worked out once, until they are replaced or written to.
 
@@ -32,6 +41,7 @@ class Reading(Generic[T]):
     def __init__(self, read: Callable[..., T]) -> None:
         self._read = read
         self._known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+        _readings.append(self)
 
     def __call__(self, module: nn.Module, buffers: Sequence[Tensor], *arguments: Any) -> T | None:
         if torch.compiler.is_compiling():

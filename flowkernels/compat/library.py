@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
     layer: type[PureLayer]
     bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
-    what: str  # what runs on the kernels, for README's table
+    what: str = ""  # what runs on the kernels, for README's table
     refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
 
 
@@ -61,13 +61,13 @@ class Library:
         prefix, full = f"{self.root}.", f"{cls.__module__}.{cls.__qualname__}"
         return full.removeprefix(prefix) if full.startswith(prefix) else ""
 
-    def match(self, module: nn.Module) -> type[PureLayer] | str | None:
-        """The layer of fast methods for a module, why it is left alone, or None: not a transform of the library."""
+    def match(self, module: nn.Module) -> Entry | str | None:
+        """How a module is accelerated, why it is left alone, or None: not a transform of the library."""
         for cls in type(module).__mro__:
             name = self._name(cls)
             entry = self.entries.get(name)
             if entry is not None:
-                return overridden(module, cls, entry.bypassed) or _refusal(entry, module) or entry.layer
+                return overridden(module, cls, entry.bypassed) or _refusal(entry, module) or entry
             if name in self.left_alone:
                 return self.left_alone[name]
             if name in self.containers:

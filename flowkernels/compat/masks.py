@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels.ops.made import MadePlan
+from flowkernels.ops.made import LayerPlan, MadePlan, layer_plan
 
 
 def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
@@ -47,6 +47,16 @@ def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
         if not torch.equal(mask, layer.mask(mask)):
             return f"the mask of layer {i} is not that of an order of the features"
     return plan
+
+
+def read_layer(mask: Tensor) -> LayerPlan | str:
+    """The plan of one layer whose mask this is, ``[n_out, n_in]``, or why there is none."""
+    mask = mask.detach().cpu() != 0
+    # An input that fewer units see has more; a unit has the largest of what it sees.
+    degrees_in = len(mask) + 1 - mask.sum(0)
+    degrees_out = torch.where(mask, degrees_in, 0).amax(1)
+    plan = layer_plan(degrees_in.tolist(), degrees_out.tolist())
+    return plan if torch.equal(plan.mask(mask), mask) else "its mask is not that of an order"
 
 
 def _ranked(degrees: Sequence[Tensor]) -> list[Tensor]:

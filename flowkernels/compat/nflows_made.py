@@ -208,6 +208,8 @@ def made_refusal(net: Any) -> str | None:
 class Made(PureLayer):
     """The methods of an accelerated MADE."""
 
+    runs_its_parts = True
+
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         preprocessing = _preprocessing(self)
         if preprocessing is None:

@@ -23,9 +23,11 @@ from .swap import PureLayer, layer_of, original_class
 
 # ---- coupling ----
 
+_SCALES = {"exp": "exp", "sigmoid": "per_sigmoid", "sigmoid_inv": "sigmoid"}  # of `ops.affine`
+
 
 def _affine(layer: Any, z: Tensor, params: Tensor, inverse: bool, part: slice | None) -> tuple[Tensor, Tensor]:
-    scale = "exp" if layer.scale_map == "exp" else "sigmoid"
+    scale = _SCALES[layer.scale_map]
     pairs = params.unflatten(1, (-1, 2)).movedim(2, -1)  # shift and scale logit alternate along the channels
     return affine(z, pairs, scale=scale, shift_first=True, part=part, event_dims=z.dim() - 1, inverse=inverse)
 
@@ -39,10 +41,8 @@ def _couple(layer: Any, z: Any, inverse: bool) -> tuple[list[Tensor], Tensor]:
 def coupling_refusal(layer: Any) -> str | None:
     if not layer.scale:
         return "without a scale it is one addition"
-    if layer.scale_map == "sigmoid":  # tried: the shift as a pass of its own takes what the rest gains
-        return "its scale divides before the shift is added, which the op does not do"
-    known = ("exp", "sigmoid_inv")
-    return None if layer.scale_map in known else f"its scale map is {layer.scale_map!r}, none of {', '.join(known)}"
+    known = layer.scale_map in _SCALES
+    return None if known else f"its scale map is {layer.scale_map!r}, none of {', '.join(_SCALES)}"
 
 
 class AffineCoupling(PureLayer):

@@ -8,3 +8,5 @@ LU = 2048  # an LU layer of rows that records a graph; without one it always pay
 MASKED_AFFINE = 1 << 15  # the same
 AFFINE = 1 << 16  # an affine map without its network
 NORM = 1 << 17  # one scale and one shift per channel
+MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
+MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one

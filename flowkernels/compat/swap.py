@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 lock = threading.RLock()
-_fast_classes: dict[tuple[type, type], type] = {}
+_fast_classes: dict[tuple[type, type, frozenset[str]], type] = {}
 
 
 class PureLayer:
@@ -26,6 +26,15 @@ class PureLayer:
     A layer is a bag of methods. They are copied into a subclass of the module's class and not inherited from, because
     Python lets an object change its class only to one of the same layout, which a second parent alters.
     """
+
+    runs_its_parts = False  # whether its modules are accelerated for the calls it cannot fuse, and appear in no report
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A method of the user's own on the instance must be called: the module is one to leave alone from here on.
+        if name in vars(type(self)).get("_flowkernels_bypassed", ()):
+            with lock:
+                unswap(self)
+        original_class(self).__setattr__(self, name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A file written from an accelerated model must load where flowkernels is not installed.
@@ -86,26 +95,27 @@ def layer_of(module: Any) -> type[PureLayer] | None:
     return None if fast is None else fast.__dict__["_flowkernels_layer"]
 
 
-def _fast_class(plain: type, layer: type[PureLayer]) -> type:
+def _fast_class(plain: type, layer: type[PureLayer], bypassed: frozenset[str]) -> type:
     body: dict[str, Any] = {
         name: function
         for cls in (PureLayer, layer)
         for name, function in vars(cls).items()
         if isinstance(function, types.FunctionType)
     }
-    body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")}, _flowkernels_layer=layer)
+    body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")})
+    body.update(_flowkernels_layer=layer, _flowkernels_bypassed=bypassed)
     return types.new_class(plain.__name__, (plain,), exec_body=lambda namespace: namespace.update(body))
 
 
-def swap(module: nn.Module, layer: type[PureLayer]) -> None:
-    """Puts `layer`'s methods in front of the module's own class."""
-    key = (type(module), layer)
+def swap(module: Any, layer: type[PureLayer], bypassed: frozenset[str] = frozenset()) -> None:
+    """Puts `layer`'s methods in front of the module's own class, until one of `bypassed` is set on the instance."""
+    key = (type(module), layer, bypassed)
     if key not in _fast_classes:
         _fast_classes[key] = _fast_class(*key)
     module.__class__ = _fast_classes[key]
 
 
-def unswap(module: nn.Module) -> None:
+def unswap(module: Any) -> None:
     """Gives the module its original class back; does nothing where it has it, or where another class was derived."""
     if _swapped(module) is type(module):
         module.__class__ = original_class(module)

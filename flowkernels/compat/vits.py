@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .library import Entry
 from .spline_of_parts import spline_of_parts
 from .swap import PureLayer, overridden
 
@@ -162,14 +163,14 @@ def _layer(cls: type) -> tuple[type[PureLayer] | None, str | None]:
 class Copies:
     """What the other adapters' `Library` is, for modules of any package."""
 
-    def match(self, module: nn.Module) -> type[PureLayer] | str | None:
+    def match(self, module: nn.Module) -> Entry | str | None:
         for cls in type(module).__mro__:
             if cls is nn.Module or cls.__module__.startswith("torch."):
                 return None
             layer, reason = _layer(cls)
             if layer is not None:
-                methods = {n for n, f in vars(layer).items() if isinstance(f, types.FunctionType)}
-                return overridden(module, cls, frozenset(methods)) or layer
+                methods = frozenset(n for n, f in vars(layer).items() if isinstance(f, types.FunctionType))
+                return overridden(module, cls, methods) or Entry(layer, methods)
             if reason is not None:
                 return reason
         return None

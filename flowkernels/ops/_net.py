@@ -17,7 +17,7 @@ from flowkernels.ops.made.plan import LayerPlan
 _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/masked_linear/net.h
-_SLOPE_NEEDS_INPUT = ("gelu", "silu")
+SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _MAX_LAYERS = 64  # kMaxLayers of csrc/masked_linear/net.h
 
 
@@ -112,7 +112,7 @@ class Net:
         Of a residual net what enters the second layer of each block: a third of what module by module keeps, and half
         of the products that backward would do again. Where a slope needs what an activation was given, nothing.
         """
-        if self.activation in _SLOPE_NEEDS_INPUT:
+        if self.activation in SLOPE_NEEDS_INPUT:
             return []
         first, step = (2, 2) if self.residual else (1, 1)
         kept = []

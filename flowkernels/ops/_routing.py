@@ -85,12 +85,13 @@ class Op:
     backend.fwd_saving(spec, *tensors) -> outputs, saved        optional: `saved` comes back to bwd as a keyword
     fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
-    An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. A setting whose type
-    has `from_text` is text in the library op: its own `.text`. `grad_like(t)` is an empty tensor as the backends'
-    gradient of t is laid out. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and
-    a backend's `saved_of(spec, outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and
-    `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts (matrix
-    products) a compiler already runs well, or a backend that IS_COMPOSED of ops which are in the library.
+    An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. A setting whose
+    type has `from_text` is text in the library op: its own `.text`. `grad_like(t)` is an empty tensor as the
+    backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries first. Where
+    `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and a backend's `saved_of(spec,
+    outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and `fake` there is no library
+    op: compilers then trace the reference, which is right for an op whose parts (matrix products) a compiler
+    already runs well, or a backend that IS_COMPOSED of ops which are in the library.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Op:
         fake: Callable[..., Tensors] | None = None,
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
         keeps_outputs: Callable[[Any], bool] | None = None,
+        first: Callable[[Any, Sequence[Tensor]], str] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.listed = [n.endswith("[]") for n in inputs] == [True]
@@ -111,7 +113,7 @@ class Op:
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
-        backends.register(name, table)
+        backends.register(name, table, first)
         if fake is not None:
             self._define(inputs)
 

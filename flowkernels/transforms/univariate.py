@@ -131,7 +131,8 @@ class Affine:
 
     Args:
         scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"tanh"`` or ``"soft_clip"``,
-            which keep it between exp(-clamp) and exp(clamp); ``"exp"`` (the papers'); or ``"additive"``.
+            which keep it between exp(-clamp) and exp(clamp); ``"per_sigmoid"``, which keeps it above 1; ``"exp"`` (the
+            papers'); or ``"additive"``.
         min_scale: None stands for 1e-3 where the scale has a floor, and 0 elsewhere.
         clamp: None stands for 2 where the scale has bounds.
 
@@ -170,7 +171,7 @@ class Affine:
             logit = math.log(math.expm1(rest))
         elif self.scale == "sigmoid" and 0 < rest < 1:
             logit = math.log(rest / spec.min_scale) - 2
-        elif self.scale == "sigmoid" and rest == 1:
+        elif self.scale == "per_sigmoid" or (self.scale == "sigmoid" and rest == 1):
             logit = 4.0  # a sigmoid never is 1; here it is 0.9975
         object.__setattr__(self, "spec", spec)
         object.__setattr__(self, "params_per_feature", spec.n_params)

@@ -31,7 +31,7 @@ SPLINES = {
     "circular autoregressive, bounds": (
         F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1], "tail_bound": BOUNDS}),
 }  # fmt: skip
-SCALE_MAPS = ("exp", "sigmoid_inv")
+SCALE_MAPS = ("exp", "sigmoid", "sigmoid_inv")
 
 
 def spline(name, features=D, **sizes):

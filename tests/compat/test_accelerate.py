@@ -444,6 +444,46 @@ def test_an_instance_with_its_own_forward():
     assert compat.accelerate(module).left_alone == {"": "the instance has its own forward"}
 
 
+@pytest.mark.parametrize("name", ["forward", "_coupling_transform_forward", "_piecewise_cdf"])
+def test_a_method_set_on_an_accelerated_instance_is_called(name):
+    plain, fast = models.coupling().double(), models.coupling().double()
+    report = compat.accelerate(fast)
+    x = models.normal(6)
+    assert report.accelerated == ["", "transform_net"]
+    for module in (plain, fast):
+        own = getattr(Coupling, name)
+        setattr(module, name, lambda *args, own=own, module=module, **kwargs: twice(own(module, *args, **kwargs)))
+    assert not swap.is_fast(fast)
+    for a, b, c in zip(fast(x), plain(x), models.coupling().double()(x), strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.equal(b, c)
+    assert compat.accelerate(fast).left_alone == {"": f"the instance has its own {name}"}
+    delattr(fast, name)
+    assert compat.accelerate(fast).accelerated == ["", "transform_net"]
+    fast.helper, fast.tail_bound = 3, 2.5  # anything else
+    assert swap.is_fast(fast)
+
+
+def twice(pair):
+    return tuple(2 * t for t in pair)
+
+
+def test_a_mask_written_to_where_nobody_counts():
+    """As `accelerate` says: it takes a `restore` and another `accelerate`."""
+    layers = [models.spline().double() for _ in range(2)]
+    compat.accelerate(layers[1])
+    x = models.normal(5)
+    layers[1](x)
+    for layer in layers:
+        for name, mask in layer.named_buffers():
+            if name.endswith("mask"):
+                mask.data.zero_()
+    assert not torch.allclose(layers[1](x)[0], layers[0](x)[0])
+    compat.restore(layers[1])
+    compat.accelerate(layers[1])
+    torch.testing.assert_close(layers[1](x), layers[0](x))
+
+
 def test_a_class_that_cannot_be_extended():
     class Final(Coupling):
         def __init_subclass__(cls):

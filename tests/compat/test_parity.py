@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from flowkernels.compat import pays
 from tests.compat import glasflow_models, nflows_models, normflows_models
 from tests.compat.nflows_models import assert_numbers, results
-from tests.compat.parity import accelerated_copy
+from tests.compat.parity import accelerated_copy, fuse_small_ones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = {
@@ -24,8 +23,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch):
     """Layers that leave small inputs to the library run them fused here."""
-    for size in ("LU", "MASKED_AFFINE", "AFFINE", "NORM"):
-        monkeypatch.setattr(pays, size, 0)
+    fuse_small_ones(monkeypatch)
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])

@@ -13,7 +13,6 @@ from torch import nn
 
 from flowkernels import compat
 from flowkernels.compat import zuko_transforms
-from tests.compat import published
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -272,19 +271,3 @@ def test_ladj_is_float32_in_half_precision():
     flow = accelerated_copy(make("NSF")).bfloat16()
     y, ladj = flow().transform.call_and_ladj(draw("NSF", 4, 5).bfloat16())
     assert (y.dtype, ladj.dtype) == (torch.bfloat16, torch.float32) and ladj.isfinite().all()
-
-
-# ---- zuko's own tests ----
-
-
-def test_zukos_own_tests(request):
-    folder = published.sdist(request.config, "zuko") / "tests"
-    flows = "NICE or MAF or NSF or triangular or adjacency"
-    layers = {
-        "autoregressive": "MaskedAutoregressiveTransform",
-        "coupling": "GeneralCouplingTransform",
-        "gaussianization": "ElementWiseTransform",
-    }
-    classes = [f"zuko.flows.{module}:{name}" for module, name in layers.items()]
-    printed = published.run_published(["test_flows.py"], folder, classes, "-k", flows)
-    assert "'GeneralCouplingTransform'" in printed and "'MaskedAutoregressiveTransform'" in printed, printed

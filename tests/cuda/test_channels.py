@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.ops import _channels
 from tests.emulator import ORDERS, Emulated
 from tests.ops import test_actnorm, test_lu_linear
 from tests.ops.channels import cast, values_and_gradients
@@ -39,17 +40,39 @@ def test_same_bits_in_any_order_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-# Forward and backward; backward of x alone; of parameters alone.
 @pytest.mark.parametrize(
     ("name", "inverse", "counts"),
     [
-        ("actnorm", False, (1, 2, 1, 2)), ("actnorm", True, (1, 2, 1, 2)), ("lu_linear", False, (1, 3, 1, 2)),
-        ("lu_linear", True, (1, 4, 1, 4)),
+        ("actnorm", False, (1, 2, 1, 2)), ("actnorm", True, (1, 2, 1, 2)), ("lu_linear", False, (1, 2, 1, 2)),
+        ("lu_linear", True, (1, 2, 1, 2)),
     ],
 )  # fmt: skip
 def test_launches(name, inverse, counts, cuda: Emulated) -> None:
+    assert launches(name, inverse, torch.float32, 5, cuda) == counts
+
+
+@pytest.mark.parametrize(("dtype_", "channels"), [(torch.float64, 5), (torch.float32, 97)], ids=str)
+def test_launches_where_two_do_not_do(dtype_, channels, cuda: Emulated) -> None:
+    """Sums in double would not stay in registers; those of more than 96 channels not in one block."""
+    assert launches("lu_linear", False, dtype_, channels, cuda) == (1, 3, 1, 2)
+    assert launches("lu_linear", True, dtype_, channels, cuda) == (1, 4, 1, 4)
+
+
+def test_backward_in_16_bits_makes_no_copy_in_32(cuda: Emulated, monkeypatch) -> None:
+    tensors = cast(test_lu_linear.draw((2, 5, 4, 4), 1), torch.bfloat16)
+    sizes, made = [t.shape for t in tensors[:1]], []
+    cast_to, before = _channels.cast, _channels.like
+    monkeypatch.setattr(_channels, "cast", lambda t, dtype: (made.append((t.shape, dtype)), cast_to(t, dtype))[1])
+    monkeypatch.setattr(_channels, "like", lambda t, dtype: (made.append((t.shape, dtype)), before(t, dtype))[1])
+    values_and_gradients(ops.lu_linear, tensors, channel_dim=1, backend="cuda")
+    of_pixels = [dtype for shape, dtype in made if shape in sizes]
+    assert of_pixels and set(of_pixels) == {torch.bfloat16}
+
+
+def launches(name, inverse, dtype, channels, cuda: Emulated) -> tuple[int, ...]:
+    """Of forward, backward, backward of x alone, of parameters alone."""
     op, draw = OPS[name]
-    tensors = draw((2, 5, 3, 3), 1)
+    tensors = cast(draw((2, channels, 3, 3), 1), dtype)
     found = []
     for wanted in (range(7), [0], [1, 2]):
         leaves = [
@@ -60,7 +83,7 @@ def test_launches(name, inverse, counts, cuda: Emulated) -> None:
         between = cuda.launches
         y.sum().backward()
         found += [*([between - before] if not found else []), cuda.launches - between]
-    assert tuple(found) == counts
+    return tuple(found)
 
 
 @pytest.mark.parametrize("bad", [[0, 1, 1], [0, 1, 3], [-1, 0, 2]])

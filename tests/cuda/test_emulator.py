@@ -15,8 +15,8 @@ import torch
 from tests import emulator
 
 FAULTS = (
-    "none", "no_barrier", "no_warp_barrier", "half_waits", "other_function", "ended_lane", "misaligned", "beyond",
-    "beyond_shared", "unwritten",
+    "none", "no_barrier", "no_warp_barrier", "no_wait", "misaligned_copy", "half_waits", "other_function", "ended_lane",
+    "misaligned", "beyond", "beyond_shared", "unwritten",
 )  # fmt: skip
 
 
@@ -55,6 +55,11 @@ def test_a_missing_barrier_changes_the_result(fault, order) -> None:
     assert not torch.equal(turn(fault, order)[0], expected())
 
 
+@pytest.mark.parametrize("order", ["forward", "shuffled"])  # in the other order copies arrive at once
+def test_copies_arrive_when_they_are_waited_for(order) -> None:
+    assert turn("no_wait", order)[0].isnan().all()
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -62,6 +67,8 @@ def test_a_missing_barrier_changes_the_result(fault, order) -> None:
         ("other_function", "lanes of one warp meet in different functions"),
         ("ended_lane", "names lane 3, which has ended"),
         ("misaligned", "broken.cu:.*: misaligned access"),
+        ("no_wait", "ends with copies on their way"),
+        ("misaligned_copy", "misaligned asynchronous copy"),
     ],
 )
 def test_a_launch_fails_and_says_why(fault, message) -> None:
@@ -101,6 +108,6 @@ def test_a_store_out_of_bounds_is_found(fault) -> None:
 def test_no_kernel_leaves_its_tensors() -> None:
     """Every shape and layout once more, where a load or store out of bounds ends the process."""
     orders = "tests/cuda/test_sweep.py::test_same_bits_in_any_order_of_threads_and_two_launches"
-    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py", orders)
+    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py", "tests/cuda/test_strips.py", orders)
     done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files)
     assert done.returncode == 0, done.stdout + done.stderr

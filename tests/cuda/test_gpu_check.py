@@ -39,8 +39,9 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
     assert sum(p.seconds for p in phases) <= gpu_check.TOTAL_SECONDS < 9 * 60
     for phase in phases:
         for word in phase.command:
-            if (file := word.partition("::")[0]).endswith(".py") and not file.startswith("/"):
-                assert (ROOT / file).exists(), word
+            file, _, test = word.partition("::")
+            if file.endswith(".py") and not file.startswith("/"):
+                assert f"def {test.partition('[')[0]}" in (ROOT / file).read_text(), word
     of = {p.name: p.command for p in phases}
     assert all("tests/cuda/test_small.py" in of[tool] for tool in ("memcheck", "racecheck"))
     assert of["triton"][:2] == ["env", "FLOWKERNELS_BACKEND=triton"] and "tests/ops/test_triton.py" in of["triton"]
@@ -156,7 +157,9 @@ def test_what_comes_too_late_or_fails_is_left_out_and_the_rest_kept(tmp_path) ->
 def test_the_benchmark_of_layers_runs_its_rows(capsys, quick) -> None:
     assert gpu_layers.main(quick) == 0
     text = capsys.readouterr().out
-    assert "| lu_linear inverse, backward, C = 48 | ours, cpu |" in text and "× log_prob |" in text
+    assert "| lu_linear inverse, backward, C = 48 | ours, cpu |" in text
+    samples = [line for line in text.splitlines() if line.endswith("× log_prob |")]
+    assert [line.split(" | ")[0] for line in samples] == ["| MAF, D = 64, sample", "| MAF, D = 64, sample, backward"]
     assert f"actnorm forward, C = 48 {NO_TRITON}" in text
 
 
@@ -167,8 +170,14 @@ def test_the_benchmark_of_masked_layers_runs_its_rows(tmp_path, capsys, quick) -
     report = json.loads(out.read_text())
     found = [(r["dtype"], r["what"], r["row"]) for r in report["rows"]]
     names = (gpu_masked.MASKED, gpu_masked.BEFORE, "ours, cpu")
-    assert found == [(d, what, name) for d in gpu_masked.DTYPES for what in gpu_masked.PASSES for name in names]
-    assert len(report["left_out"]) == 6 and NO_TRITON in report["left_out"][0]
+    assert found == [
+        row for d in gpu_masked.DTYPES
+        for row in (
+            *((d, what, name) for what in gpu_masked.PASSES for name in names),
+            *((d, what, name) for what in ("network", "network, backward") for name in ("plain PyTorch", "ours, cpu")),
+        )
+    ]  # fmt: skip
+    assert len(report["left_out"]) == 9 and NO_TRITON in report["left_out"][0]
     row = report["rows"][1]
     assert row["tflops"] == pytest.approx(2 * 32 * 40 * 40 / row["us"] / 1e6)
     assert row["speedup"] == pytest.approx(report["rows"][0]["us"] / row["us"])

@@ -1,8 +1,8 @@
-"""The autoregressive inverse in one launch: its steps, its numbers, rows that stay alone, what it does not do yet."""
+"""The autoregressive inverse in one launch, and its way back in another: steps, numbers where shapes are odd, bits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from flowkernels import ops
 from flowkernels.backends import BackendUnavailableError
 from flowkernels.ops import MadePlan
-from flowkernels.ops.autoregressive_inverse.schedule import steps
-from tests import emulator
-from tests.emulator import Emulated
-from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, draw
+from flowkernels.ops.autoregressive_inverse.schedule import computes_all, steps
+from flowkernels.transforms import RQS
+from tests.emulator import ORDERS, Emulated
+from tests.ops.masked import SHAPES, Shape, assert_numbers, draw, values_and_gradients
 from tests.ops.test_autoregressive_inverse import UNIVARIATES, make, solve
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -26,9 +26,8 @@ MORE = {
 
 
 @pytest.fixture(autouse=True)
-def cuda(cuda_on_cpu: Emulated) -> Iterator[Emulated]:
-    with torch.no_grad():
-        yield cuda_on_cpu
+def cuda(cuda_on_cpu: Emulated) -> Emulated:
+    return cuda_on_cpu
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), *MORE.values()], ids=[*SHAPES, *MORE])
@@ -51,106 +50,160 @@ def test_steps_compute_each_unit_once_when_its_inputs_are_there(shape) -> None:
     assert known == [plan.features, *(layer.n_out for layer in plan.layers)]
 
 
-def assert_values(shape: Shape, name: str, precision: torch.dtype, activation: str = "tanh") -> None:
-    """The numbers rule for values alone."""
-    univariate = UNIVARIATES[name]
+def assert_sweeps(shape: Shape, univariate: Any, precision: torch.dtype, activation: str = "tanh") -> None:
+    """The numbers rule for values and gradients."""
     problem = make(shape, univariate)
 
-    def values(backend: str, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return solve(problem, univariate, backend, tensors, activation)
+    def run(backend: str, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return solve(problem, univariate, backend, tensors, activation)
 
-    assert_numbers(values, problem.tensors, "autoregressive_inverse", precision, ["default"], only="cuda")
-
-
-# Every shape with one map, every map with two shapes.
-EVERY = {**SHAPES, **MORE}
-NUMBERS = [(s, m) for s in EVERY for m in UNIVARIATES if m == "softplus" or s in ("three features", "residual")]
+    assert_numbers(run, problem.tensors, "autoregressive_inverse", precision, ["default"], only=["cuda"])
 
 
-@pytest.mark.parametrize(("shape", "name"), NUMBERS)
-def test_numbers(shape, name) -> None:
-    assert_values(EVERY[shape], name, torch.float32)
-    if EVERY[shape].D < 10:
-        assert_values(EVERY[shape], name, torch.float64)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("residual", [False, True])
-def test_numbers_of_every_activation(activation, residual) -> None:
-    shape = Shape((33,), 7, (23, 23), 2, residual, "random", "random", "first")
+@pytest.mark.parametrize("shape", MORE)
+def test_numbers(shape) -> None:
     for precision in (torch.float32, torch.float64):
-        assert_values(shape, "softplus", precision, activation)
+        assert_sweeps(MORE[shape], UNIVARIATES["softplus"], precision)
+
+
+@pytest.mark.parametrize("shape", ["many features", "blocks"])
+def test_values_where_gradients_would_take_long(shape) -> None:
+    with torch.no_grad():
+        assert_sweeps(SHAPES[shape], UNIVARIATES["softplus"], torch.float32)
+
+
+class OfSpec(NamedTuple):
+    """A map that has no transform of its own."""
+
+    spec: Any
+
+    @property
+    def params_per_feature(self) -> int:
+        return self.spec.n_params
+
+
+MAPS = {
+    "more parameters than a step has units": RQS(bins=13),
+    "more bins than that": RQS(bins=37, parametrization="soft_clip"),
+    "the shift first": OfSpec(UNIVARIATES["softplus"].spec._replace(shift_first=True)),
+}
+
+
+@pytest.mark.parametrize("univariate", MAPS.values(), ids=MAPS)
+def test_numbers_of_maps(univariate) -> None:
+    for precision in (torch.float32, torch.float64):
+        assert_sweeps(Shape((35,), 3, (8,), order="random"), univariate, precision)
+
+
+def test_a_unit_that_no_feature_sees_has_no_gradient() -> None:
+    """No step computes it: nobody writes its place either."""
+    plan = MadePlan([[1, 2], [1, 2, 9], [1, 2, 1], [1, 1, 2, 2]])
+    assert computes_all(plan) == (False, False, True)
+    torch.manual_seed(0)
+    layers = [(torch.randn(p.n_out, p.n_in), torch.randn(p.n_out)) for p in plan.layers]
+    tensors, spec = [torch.randn(5, 2), *(t for layer in layers for t in layer)], UNIVARIATES["exp"].spec
+
+    def run(backend: str) -> list[Tensor]:
+        def of(t: list[Tensor]) -> tuple[Tensor, Tensor]:
+            pairs = list(zip(t[1::2], t[2::2], strict=True))
+            return ops.autoregressive_inverse(t[0], pairs, plan, spec, backend=backend)
+
+        return values_and_gradients(of, tensors)
+
+    torch.testing.assert_close(run("cuda"), run("reference"))
 
 
 @pytest.mark.parametrize("shape", ["three features", "residual", "one row", "two leading dims"])
 def test_same_bits_in_any_order_of_threads_and_two_launches(shape, cuda: Emulated) -> None:
-    """One puts the weights in order, one sweeps."""
+    """One puts the weights in order, one sweeps; the same again for the way back."""
     univariate = UNIVARIATES["softplus" if shape != "residual" else "spline"]
     problem = make(SHAPES[shape], univariate)
-    tensors, found = [t.float() for t in problem.tensors], []
-    for order in emulator.ORDERS:
+    leaves, found = [t.float().requires_grad_() for t in problem.tensors], []
+    for order in ORDERS:
         before = cuda.launches
         with cuda.order(order):
-            found.append(solve(problem, univariate, "cuda", tensors))
-        assert cuda.launches == before + 2
+            outputs = solve(problem, univariate, "cuda", leaves)
+            assert cuda.launches == before + 2
+            grads = torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs])
+            assert cuda.launches == before + 4
+        found.append([*outputs, *grads])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_row_stays_in_its_row_and_in_the_features_after_it(bad) -> None:
+def test_a_bad_row_keeps_its_gradients_to_itself() -> None:
     univariate = UNIVARIATES["softplus"]
     problem = make(SHAPES["three features"], univariate)
-    tensors, order = [t.float() for t in problem.tensors], problem.plan.order.tolist()
-    clean = solve(problem, univariate, "cuda", tensors)
-    tensors[0] = tensors[0].clone()
-    tensors[0][4, order[1]] = bad
-    x, ladj = solve(problem, univariate, "cuda", tensors)
+    tensors, broken = problem.tensors, problem.tensors[0].clone()
+    broken[4, problem.plan.order[1]] = float("nan")
+
+    def of_z(z: Tensor) -> Tensor:
+        z = z.detach().requires_grad_()
+        x, ladj = solve(problem, univariate, "cuda", [z, *tensors[1:]])
+        return torch.autograd.grad([x, ladj], z, [torch.ones_like(x), torch.ones_like(ladj)])[0]
+
+    clean, found = of_z(tensors[0]), of_z(broken)
     others = [i for i in range(130) if i != 4]
-    assert torch.equal(x[others], clean[0][others]) and torch.equal(ladj[others], clean[1][others])
-    assert x[4, order[0]] == clean[0][4, order[0]] and not x[4, order[1]].isfinite()
+    assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", ["three features", "residual"])
-def test_masked_weights_have_no_effect(shape) -> None:
-    univariate = UNIVARIATES["spline"]
-    problem = make(SHAPES[shape], univariate)
-    changed = list(problem.tensors)
-    for i, layer in enumerate(problem.plan.layers):
-        hidden = layer.mask(problem.tensors[0]) == 0
-        assert hidden.any()
-        changed[1 + 2 * i] = torch.where(hidden, float("nan"), changed[1 + 2 * i])
-    for a, b in zip(*(solve(problem, univariate, "cuda", t) for t in (problem.tensors, changed)), strict=True):
-        assert torch.equal(a, b)
+def test_backward_under_autocast() -> None:
+    """What was computed in float32 is differentiated in it, wherever backward is called."""
+    univariate = UNIVARIATES["softplus"]
+    problem = make(SHAPES["two leading dims"], univariate)
+    found = []
+    for enabled in (False, True):
+        leaves = [t.float().requires_grad_() for t in problem.tensors]
+        outputs = solve(problem, univariate, "cuda", leaves)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_every_dtype_is_rounded_once(dtype) -> None:
     univariate = UNIVARIATES["softplus"]
-    problem = make(SHAPES["residual"], univariate)
+    problem = make(SHAPES["two leading dims"], univariate)
     tensors = [t.to(dtype) for t in problem.tensors]
-    x, ladj = solve(problem, univariate, "cuda", tensors)
-    wide = solve(problem, univariate, "cuda", [t.to(torch.promote_types(dtype, torch.float32)) for t in tensors])
-    assert x.dtype is dtype and torch.equal(x, wide[0].to(dtype)) and torch.equal(ladj, wide[1])
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        def weighed(t: list[Tensor]) -> Tensor:  # in float32, so that the gradients that come are alike
+            x, ladj = solve(problem, univariate, "cuda", t)
+            return (x.to(ladj.dtype).sum(-1) + 0.3 * ladj).sum()
+
+        with torch.no_grad():
+            values = solve(problem, univariate, "cuda", tensors)
+        return [*values, *values_and_gradients(weighed, tensors)[1:]]
+
+    narrow, wide = run(tensors), run([t.to(torch.promote_types(dtype, torch.float32)) for t in tensors])
+    assert narrow[1].dtype is wide[1].dtype and all(t.dtype is dtype for t in [narrow[0], *narrow[2:]])
+    for mine, exact in zip(narrow, wide, strict=True):
+        assert torch.equal(mine, exact.to(mine.dtype))
 
 
 def test_groups_of_equal_degree_and_strided_rows() -> None:
     plan = MadePlan([[1, 2, 1, 2], [1, 1, 1], [d for d in (1, 2, 1, 2) for _ in range(2)]])
     torch.manual_seed(0)
-    layers = [(torch.randn(p.n_out, p.n_in).mT.contiguous().mT, torch.randn(p.n_out)) for p in plan.layers]
-    z, spec = torch.randn(5, 9)[:, 2:6], UNIVARIATES["exp"].spec
-    found, wanted = (ops.autoregressive_inverse(z, layers, plan, spec, backend=b) for b in ("cuda", "reference"))
-    torch.testing.assert_close(found, wanted)
+    layers = [(torch.randn(p.n_out, p.n_in), torch.randn(p.n_out)) for p in plan.layers]
+    tensors, spec = [torch.randn(5, 9), *(t for layer in layers for t in layer)], UNIVARIATES["exp"].spec
+
+    def run(backend: str) -> list[Tensor]:
+        def of(t: list[Tensor]) -> tuple[Tensor, Tensor]:
+            pairs = [(w.mT.contiguous().mT, b) for w, b in zip(t[1::2], t[2::2], strict=True)]
+            return ops.autoregressive_inverse(t[0][:, 2:6], pairs, plan, spec, backend=backend)
+
+        return values_and_gradients(of, tensors)
+
+    torch.testing.assert_close(run("cuda"), run("reference"))
 
 
 @pytest.mark.parametrize(
-    ("shape", "name", "grad", "reason"),
+    ("shape", "reason"),
     [
-        (SHAPES["residual"], "exp", True, "its sweep back has no CUDA kernel yet"),
-        (Shape((2,), 3, (5,) * 16), "exp", False, "the net has more than 16 layers"),
-        (Shape((2,), 3, (900, 900)), "exp", False, "the hidden units of 32 rows do not fit"),
+        (Shape((2,), 3, (5,) * 16), "the net has more than 16 layers"),
+        (Shape((2,), 3, (900, 900)), "the hidden units of 32 rows do not fit"),
     ],
 )
-def test_why_not(shape, name, grad, reason) -> None:
-    problem = make(shape, UNIVARIATES[name])
-    with torch.set_grad_enabled(grad), pytest.raises(BackendUnavailableError, match=reason):
-        solve(problem, UNIVARIATES[name], "cuda", [t.requires_grad_(grad) for t in problem.tensors])
+def test_why_not(shape, reason) -> None:
+    univariate = UNIVARIATES["exp"]
+    problem = make(shape, univariate)
+    with pytest.raises(BackendUnavailableError, match=reason):
+        solve(problem, univariate, "cuda", problem.tensors)

@@ -1,12 +1,16 @@
 // Kernels with one fault each, that tests/cuda/test_emulator.py expects the emulator to find.
 #include "common/launch.cuh"
 
+#include <cuda_pipeline_primitives.h>
+
 namespace {
 
 enum Fault {
   none,
   no_barrier,
   no_warp_barrier,
+  no_wait,
+  misaligned_copy,
   half_waits,
   other_function,
   ended_lane,
@@ -21,7 +25,9 @@ __global__ void turn(const float* in, float* out, int n, Fault fault) {
   FK_DYNAMIC_SHARED(bytes);
   float* shared = reinterpret_cast<float*>(bytes);
   const int t = int(threadIdx.x), last = int(blockDim.x) - 1, first = int(blockIdx.x * blockDim.x);
-  shared[t] = in[first + t];
+  __pipeline_memcpy_async(shared + t, in + first + t, fault == misaligned_copy ? 16 : 4);
+  __pipeline_commit();
+  if (fault != no_wait) __pipeline_wait_prior(0);
   if (fault == beyond_shared) shared[last + 1] = 0;
   if (fault == half_waits && t % 2) return;
   if (fault != no_barrier) __syncthreads();

@@ -16,6 +16,7 @@
 // Filled with canaries before every block: emulator.cpp knows the section by its name.
 #define __shared__ static __attribute__((section("fk_shared")))
 #define FK_MOST_BLOCKS 3
+#define FK_APPROXIMATELY(exact, error) emulator::approximately(exact, error)
 #define FK_DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
 
 struct uint3 {
@@ -67,6 +68,22 @@ struct Lanes {
 const Lanes& meet(unsigned mask, int kind, uint64_t value);
 int lane();
 void meet_block();
+
+// The copies of a thread arrive when it waits for them, or, in one of the orders, at once.
+void copy_async(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_for_copies(size_t but_for);  // all but so many of the last groups
+
+// What an instruction that errs by up to `error`, relative, may give: the same for the same `exact`.
+inline float approximately(float exact, float error) {
+  if (!(fabsf(exact) < INFINITY)) return exact;
+  uint32_t bits;
+  memcpy(&bits, &exact, 4);
+  bits = (bits ^ bits >> 15) * 0x2c1b3c6du;
+  bits = (bits ^ bits >> 12) * 0x297a2d39u;
+  const float part = float(int32_t(bits ^ bits >> 15)) * 0x1p-31f;
+  return fmaf(exact, error * part, exact);
+}
 
 template <class T>
 uint64_t bits(T v) {

@@ -27,6 +27,12 @@ constexpr unsigned char kCanary = 0xff;  // a NaN in every floating type
 
 enum class State { ready, at_warp, at_block, ended };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   void* stack = malloc(kStack);
   ucontext_t first;
@@ -37,6 +43,7 @@ struct Fiber {
   int kind;
   uint64_t brought;
   Lanes found;
+  std::vector<std::vector<Copy>> copies = {{}};  // on their way; the last group is still open
 };
 
 enum Order { forward, reverse, shuffled };
@@ -63,6 +70,9 @@ void to_scheduler() {
 void run_fiber() {
   for (;;) {
     body(argument);
+    for (const auto& group : running->copies)
+      if (!group.empty()) fail("thread %d ends with copies on their way", index_of_running());
+    running->copies.resize(1);
     running->state = State::ended;
     to_scheduler();
   }
@@ -185,6 +195,23 @@ void meet_block() {
   to_scheduler();
 }
 
+void copy_async(void* to, const void* from, size_t bytes) {
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("an asynchronous copy of %zu bytes", bytes);
+  if (uintptr_t(to) % bytes || uintptr_t(from) % bytes) fail("a misaligned asynchronous copy");
+  if (order == reverse)
+    memcpy(to, from, bytes);
+  else
+    running->copies.back().push_back({to, from, bytes});
+}
+void commit_copies() { running->copies.emplace_back(); }
+void wait_for_copies(size_t but_for) {
+  auto& groups = running->copies;
+  while (groups.size() - 1 > but_for) {
+    for (const Copy& c : groups.front()) memcpy(c.to, c.from, c.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
 cudaError_t run(const cudaLaunchConfig_t& config, void (*kernel)(void*), void* args) {
   const std::lock_guard<std::mutex> lock(one_launch);
   const unsigned threads = config.blockDim.x * config.blockDim.y * config.blockDim.z;
@@ -209,7 +236,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, void (*kernel)(void*), void* a
         blockIdx = {order == reverse ? gridDim.x - 1 - x : x, y, z};
         run_block(int(threads), random);
         if (failed) {
-          for (Fiber* f : fibers) f->started = false;
+          for (Fiber* f : fibers) f->started = false, f->copies = {{}};
           return cudaErrorLaunchFailure;
         }
       }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.device import here
 from tests.numbers import assert_within_rule
 from tests.ops.masked import backends_of
 
@@ -61,7 +62,7 @@ def layouts(x: Tensor, channel_dim: int) -> dict[str, Tensor]:
 def weights(like: Tensor, seed: int) -> Tensor:
     """Fixed gradients for an output: the same values whatever its dtype or strides."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=g, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=g, dtype=torch.float64, device="cpu").to(like)
 
 
 def values_and_gradients(
@@ -83,7 +84,7 @@ def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def rows_of(t: Tensor, channel_dim: int) -> np.ndarray:
     """[pixels, C] in the widest floats there are, 64 bits of mantissa on x86: the truth of float64."""
-    moved = t.movedim(channel_dim, -1)
+    moved = t.movedim(channel_dim, -1).cpu()
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1]).numpy().astype(np.longdouble)
 
 
@@ -113,7 +114,7 @@ def assert_numbers(
     for tensors, (y, ladj, *_) in zip(given, eager, strict=True):
         right = exact(cast(tensors, torch.float64), weights(y, 1).double(), weights(ladj, 2).double(), **settings)
         lead = tensors[0].movedim(dim, -1).shape
-        flat = [torch.from_numpy(r.astype(np.float64)) for r in right]
+        flat = [here(torch.from_numpy(r.astype(np.float64))) for r in right]
         for i in (0, 2):  # y and the gradient of x
             flat[i] = flat[i].reshape(lead).movedim(-1, dim)
         truth.append(flat)

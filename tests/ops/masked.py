@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from flowkernels import backends
+from flowkernels._machine import CUDA
 from flowkernels.nets.degrees import hidden_degrees, input_degrees, output_degrees
 from flowkernels.ops import MadePlan
+from tests import device
+from tests.device import here
 from tests.numbers import assert_within_rule
 from tests.ops.spline import weights
 
@@ -80,7 +83,7 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
     g = torch.Generator().manual_seed(seed + 1)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        return here(torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu"))
 
     tensors = [randn(*s.rows, s.D)]
     for layer in plan.layers:
@@ -97,11 +100,15 @@ def draw(s: Shape, seed: int = 0, scale: float = 1.0) -> Problem:
 
 
 def backends_of(op: str) -> list[str]:
-    """The kernels under test: those that give values and gradients, or the backend that FLOWKERNELS_BACKEND names."""
+    """The backends under test: kernels that give values and gradients, and the definition; or the one that
+    FLOWKERNELS_BACKEND names. With "cuda" goes the fixture `kernels`."""
     table = backends.table()[op]
     if backends.default() != "auto":
         return [backends.default()] if backends.default() in table else []
-    return [b for b in ("cpu", "cuda", "reference") if b == "reference" or hasattr(table.get(b), "bwd")]
+    kernels = [device.UNDER_TEST.type]
+    if CUDA.device_type == "cpu":  # the emulator is here
+        kernels.append("cuda")
+    return [b for b in (*kernels, "reference") if b in table]
 
 
 def values_and_gradients(f: Callable[[Tensors], Any], tensors: Sequence[Tensor]) -> Tensors:
@@ -125,10 +132,10 @@ def assert_numbers(
     isas: Iterable[str],
     *,
     shared: bool = False,
-    only: str | None = None,
+    only: Sequence[str] | None = None,
     gradients: bool = True,
 ) -> None:
-    """Every backend's (or the `only` one's) values and `gradients` of f(backend, tensors), by the numbers rule.
+    """Every backend's (or the `only` ones') values and `gradients` of f(backend, tensors), by the numbers rule.
 
     In a chain of features one ill-conditioned element decides the errors of many, so that one run tells little: two
     equally good implementations then differ by more than 2 every third time. So there are a few draws of inputs that
@@ -148,7 +155,11 @@ def assert_numbers(
 
     def perturbed(dtype: torch.dtype, by: float, n: int) -> list[Tensors]:
         g = torch.Generator().manual_seed(1)
-        noises = ([by * torch.randn(t.shape, generator=g, dtype=torch.float64) for t in tensors] for _ in range(n))
+
+        def noise(t: Tensor) -> Tensor:
+            return by * here(torch.randn(t.shape, generator=g, dtype=torch.float64, device="cpu"))
+
+        noises = ([noise(t) for t in tensors] for _ in range(n))
         moved = [[(t * (1 + e)).to(dtype) for t, e in zip(tensors, noise, strict=True)] for noise in noises]
         return [[t.to(dtype) for t in tensors], *moved]
 
@@ -170,8 +181,8 @@ def assert_numbers(
     given = narrow if dtype == torch.float32 else perturbed(dtype, 1e-2, DRAWS - 1)
     right = right32 if dtype == torch.float32 else truths(given)
     for first, isa in zip(itertools.chain([True], itertools.repeat(False)), isas, strict=False):
-        for backend in [only] if only else backends_of(op):
-            if backend == "reference" and not first:
+        for backend in only or backends_of(op):
+            if backend != "cpu" and not first:
                 continue  # it knows no instruction sets
             found = [run(backend, draw) for draw in given]
             assert all(t.dtype == dtype for t in found[0])

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from tests.device import here
 from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread", "cuda_on_cpu")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "kernels")
 BACKENDS = pytest.mark.parametrize("backend", backends_of("actnorm"))
 EVERY = pytest.mark.parametrize(("shape", "channel_dim"), SHAPES.values(), ids=SHAPES.keys())
 BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
@@ -21,19 +22,19 @@ def draw(shape: tuple[int, ...], channel_dim: int, seed: int = 0) -> list[Tensor
     """x, log_scale, shift in float64."""
     g = torch.Generator().manual_seed(seed)
     shapes = (shape, shape[channel_dim : channel_dim + 1 or None], shape[channel_dim : channel_dim + 1 or None])
-    return [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+    return [here(torch.randn(s, generator=g, dtype=torch.float64, device="cpu")) for s in shapes]
 
 
 def exact(tensors: list[Tensor], grad_y: Tensor, grad_ladj: Tensor, *, channel_dim: int, inverse: bool) -> list:
     """Values and gradients in longdouble."""
     x, g = rows_of(tensors[0], channel_dim), rows_of(grad_y, channel_dim)
-    log_scale, shift = (t.numpy().astype(np.longdouble) for t in tensors[1:])
+    log_scale, shift = (t.cpu().numpy().astype(np.longdouble) for t in tensors[1:])
     sign = -1 if inverse else 1
     pixels = sign * (1 if channel_dim == -1 else math.prod(tensors[0].shape[2:]))
     scale = np.exp(sign * log_scale)
     y = (x - shift) * scale if inverse else x * scale + shift
     of_scale = sign * (g * (x - shift if inverse else x) * scale).sum(0)
-    of_ladj = pixels * grad_ladj.numpy().astype(np.longdouble).sum()
+    of_ladj = pixels * grad_ladj.cpu().numpy().astype(np.longdouble).sum()
     grad_shift = -(g * scale).sum(0) if inverse else g.sum(0)
     return [y, np.full(grad_ladj.shape, pixels * log_scale.sum()), g * scale, of_scale + of_ladj, grad_shift]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowkernels import ops
+from flowkernels.ops.affine import spec
 from flowkernels.transforms import Affine
 from tests.cases import SHAPES
 from tests.numbers import assert_within_rule
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("poison", "one_thread", "machine")
 KERNEL = backends_of("affine")[0]
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
-    ("soft_clip", 0.0), ("clip", 0.0), ("additive", 0.0),
+    ("soft_clip", 0.0), ("clip", 0.0), ("per_sigmoid", 0.0), ("additive", 0.0),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
@@ -48,6 +49,7 @@ def test_is_its_definition(scale, floor) -> None:
                 "tanh": math.exp(2 * math.tanh(u / 2)),
                 "clip": math.exp(u),
                 "soft_clip": math.exp(u / (1 + abs(u) / 2)),
+                "per_sigmoid": 1 + math.exp(-u - 2),
                 "additive": 1.0,
             }[scale]
             assert y[i, d].item() == pytest.approx(s * x[i, d].item() + t, rel=1e-14, abs=1e-14)
@@ -141,7 +143,7 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         (of_ladj,) = torch.autograd.grad(ops.affine(x, params, scale=scale, min_scale=floor)[1].sum(), params)
         slope = of_ladj[u[:, 0] == -100, 0, 0]
         expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0,
-                    "soft_clip": 1 / 51**2, "clip": 1.0}  # fmt: skip
+                    "soft_clip": 1 / 51**2, "clip": 1.0, "per_sigmoid": -1.0}  # fmt: skip
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
@@ -532,9 +534,9 @@ def test_mixed_dtypes() -> None:
 
 
 @pytest.mark.parametrize("floor", [None, 0.0, 1e-3, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "soft_clip", "clip", "additive"])
+@pytest.mark.parametrize("scale", spec.SCALES)
 def test_identity(scale, floor) -> None:
-    if floor and scale in ("exp", "tanh", "soft_clip", "clip", "additive"):
+    if floor and scale not in ("softplus", "sigmoid"):
         with pytest.raises(ValueError, match="min_scale must be 0 where scale is"):
             Affine(scale, floor)
         return
@@ -543,7 +545,7 @@ def test_identity(scale, floor) -> None:
     y, ladj = affine(x, torch.tensor(affine.identity, dtype=torch.float64).expand(4, 3, -1), False)
     assert len(affine.identity) == affine.params_per_feature == affine.spec.n_params
     if affine.spec.min_scale < 1:
-        exact = not (scale == "sigmoid" and affine.spec.min_scale == 0)
+        exact = not (scale in ("sigmoid", "per_sigmoid") and affine.spec.min_scale == 0)
         torch.testing.assert_close(y, x, rtol=1e-12 if exact else 3e-3, atol=1e-12)
         torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-12 if exact else 1e-2)
 

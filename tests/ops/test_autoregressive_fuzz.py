@@ -12,9 +12,10 @@ import torch
 from flowkernels import ops
 from flowkernels.ops import MadePlan
 from flowkernels.transforms import RQS, Affine
+from tests.device import here
 from tests.ops.masked import ACTIVATIONS, Tensors, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread")
 
 UNIVARIATES = [Affine("softplus"), Affine("additive"), Affine("sigmoid", 0.1), RQS(bins=2), RQS(bins=9)]
 
@@ -44,7 +45,7 @@ def draw_tensors(rng: random.Random, plan: MadePlan) -> tuple[Tensors, list[bool
     g = torch.Generator().manual_seed(rng.randrange(2**31))
 
     def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+        return here(torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu"))
 
     lead = rng.choice([(rng.randint(1, 200),), (rng.randint(1, 20),), (3, rng.randint(1, 9)), ()])
     tensors, scale = [randn(*lead, plan.features)], 0.25 if plan.residual else 0.6
@@ -90,7 +91,7 @@ def test_any_plan(seed, all_isas) -> None:
     for f, op in ((inverse, "autoregressive_inverse"), (network, "made")):
         others = [b for b in backends_of(op) if b != "reference"]
         wanted = values_and_gradients(lambda t, f=f: f(t, "reference"), tensors) if others else []
-        for backend in others:
-            for isa in all_isas:
+        for first, isa in enumerate(all_isas):
+            for backend in others if first == 0 else others[:1]:  # the others know no instruction sets
                 found = values_and_gradients(lambda t, f=f, b=backend: f(t, b), tensors)
                 assert_same(found, wanted, f"{op}, {backend}, {isa}, {plan}, {activation}, {univariate}")

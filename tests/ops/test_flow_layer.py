@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensorMode
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet
 from flowkernels.ops import _net
+from flowkernels.ops.affine.spec import SCALES
 from flowkernels.ops.flow_layer import columns, flow_layer, try_autoregressive_layer, try_flow_layer
 from flowkernels.ops.flow_layer.spec import Columns
 from flowkernels.transforms import RQS, Affine, Coupling
@@ -187,7 +188,7 @@ def through_the_module(
 
 
 AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0),
-          "soft_clip": (5, 0.0), "clip": (6, 0.0)}  # fmt: skip
+          "soft_clip": (5, 0.0), "clip": (6, 0.0), "per_sigmoid": (7, 0.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", AFFINE)
@@ -816,7 +817,7 @@ COUPLINGS = {
     "silu module": lambda a, b: MLP(a, b, hidden=(24, 24), activation=torch.nn.SiLU),
 }
 EVERY_UNIVARIATE = {
-    **{scale: Affine(scale) for scale in ("exp", "softplus", "sigmoid", "tanh", "soft_clip", "clip", "additive")},
+    **{scale: Affine(scale) for scale in SCALES},
     "rqs": RQS(bins=4),
 }  # fmt: skip
 

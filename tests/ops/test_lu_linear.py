@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from tests.device import here
 from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, cast, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread", "cuda_on_cpu")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "kernels")
 BACKENDS = pytest.mark.parametrize("backend", backends_of("lu_linear"))
 EVERY = pytest.mark.parametrize(("shape", "channel_dim"), SHAPES.values(), ids=SHAPES.keys())
 BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
@@ -23,18 +24,19 @@ def draw(shape: tuple[int, ...], channel_dim: int, seed: int = 0, scale: float =
     C = shape[channel_dim]
 
     def randn(*s: int) -> Tensor:
-        return torch.randn(*s, generator=g, dtype=torch.float64)
+        return here(torch.randn(*s, generator=g, dtype=torch.float64, device="cpu"))
 
     lower, upper = (scale * randn(C, C) / max(C, 1) ** 0.5 for _ in range(2))
     sign_s = torch.where(randn(C) < 0, -1.0, 1.0).double()
-    return [randn(*shape), lower, upper, 0.3 * randn(C), sign_s, torch.randperm(C, generator=g), randn(C)]
+    x, log_s, permutation = randn(*shape), 0.3 * randn(C), torch.randperm(C, generator=g, device="cpu")
+    return [x, lower, upper, log_s, sign_s, here(permutation), randn(C)]
 
 
 def dense(tensors: list[Tensor]) -> Tensor:
     """W, element by element."""
-    _, lower, upper, log_s, sign_s, permutation, _ = tensors
+    _, lower, upper, log_s, sign_s, permutation, _ = (t.cpu() for t in tensors)
     C = log_s.shape[0]
-    L, U, P = (torch.zeros(C, C, dtype=torch.float64) for _ in range(3))
+    L, U, P = (torch.zeros(C, C, dtype=torch.float64, device="cpu") for _ in range(3))
     for i in range(C):
         P[i, permutation[i]] = 1
         L[i, i], U[i, i] = 1.0, sign_s[i] * log_s[i].exp()
@@ -43,14 +45,14 @@ def dense(tensors: list[Tensor]) -> Tensor:
                 L[i, j] = lower[i, j]
             if j > i:
                 U[i, j] = upper[i, j]
-    return P @ L @ U
+    return here(P @ L @ U)
 
 
 def exact(tensors: list[Tensor], grad_y: Tensor, grad_ladj: Tensor, *, channel_dim: int, inverse: bool) -> list:
     """Values and gradients step by step, in longdouble."""
     C = tensors[0].shape[channel_dim]
     x, g = rows_of(tensors[0], channel_dim), rows_of(grad_y, channel_dim)
-    lower, upper, log_s, sign_s, p, bias = (t.numpy() for t in tensors[1:])
+    lower, upper, log_s, sign_s, p, bias = (t.cpu().numpy() for t in tensors[1:])
     s = sign_s * np.exp(log_s.astype(np.longdouble))
     L, U = np.tril(lower.astype(np.longdouble), -1) + np.eye(C), np.triu(upper.astype(np.longdouble), 1) + np.diag(s)
 
@@ -77,7 +79,7 @@ def exact(tensors: list[Tensor], grad_y: Tensor, grad_ladj: Tensor, *, channel_d
         gh = gr @ L
         grad_x, sign, inner = gh @ U, 1, x
     grad_U = sign * gh.T @ inner
-    of_ladj = sign * pixels * grad_ladj.numpy().astype(np.longdouble).sum()
+    of_ladj = sign * pixels * grad_ladj.cpu().numpy().astype(np.longdouble).sum()
     return [
         y, np.full(grad_ladj.shape, total), grad_x, sign * np.tril(gr.T @ h, -1), np.triu(grad_U, 1),
         np.diag(grad_U) * s + of_ladj, np.diag(grad_U) * s / sign_s, sign * gr.sum(0)[p],

@@ -11,7 +11,7 @@ from flowkernels.ops import MadePlan
 from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
 from tests.ops.test_masked_linear import BY_HAND
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread", "narrow_strips")
 
 EVERY = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
@@ -180,13 +180,14 @@ def test_no_hidden_layer_and_equal_degrees() -> None:
 def test_bad_row_stays_in_its_row() -> None:
     problem = draw(SHAPES["blocks"])
     tensors = [t.float() for t in problem.tensors]
-    clean = call(problem, None, tensors)
-    for bad in (float("nan"), float("inf")):
-        tensors[0] = problem.tensors[0].float()
-        tensors[0][4, 2] = bad
-        found = call(problem, None, tensors)
-        others = [i for i in range(130) if i != 4]
-        assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
+    others = [i for i in range(130) if i != 4]
+    for backend in backends_of("made"):
+        clean = call(problem, backend, tensors)
+        for bad in (float("nan"), float("inf")):
+            x = tensors[0].clone()
+            x[4, 2] = bad
+            found = call(problem, backend, [x, *tensors[1:]])
+            assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
 
 
 def test_transforms_compile_and_autocast() -> None:
@@ -210,9 +211,11 @@ def test_transforms_compile_and_autocast() -> None:
 def test_dtypes(dtype, device) -> None:
     problem = draw(SHAPES["three features"])
     tensors = [t.to(device, dtype) for t in problem.tensors]
-    y, wanted = call(problem, None, tensors), call(problem, None, [t.double() for t in tensors])
-    assert y.dtype == dtype
-    assert (y.double() - wanted).abs().max() <= 16 * torch.finfo(dtype).eps * wanted.abs().max()
+    wanted = call(problem, None, [t.double() for t in tensors])
+    for backend in {None, *backends_of("made")} - {"cpu", "reference"}:
+        y = call(problem, backend, tensors)
+        assert y.dtype == dtype
+        assert (y.double() - wanted).abs().max() <= 16 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
 class TestMadePlan:

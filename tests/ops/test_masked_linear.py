@@ -11,9 +11,10 @@ from torch._subclasses import FakeTensorMode
 
 from flowkernels import ops
 from flowkernels.ops.made.plan import LayerPlan, _by_identity, layer_plan
+from tests.device import here
 from tests.ops.masked import ACTIVATIONS, assert_numbers, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread", "narrow_strips")
 
 # (leading dims, K, N): features, hidden widths that are multiples of nothing, batches around blocks of rows
 SHAPES = [
@@ -41,14 +42,14 @@ BY_HAND = {
 def degrees(K: int, N: int, seed: int = 0) -> tuple[list[int], list[int]]:
     g = torch.Generator().manual_seed(seed)
     highest = max(2, min(K, N))
-    return tuple(torch.randint(0, highest, (n,), generator=g).tolist() for n in (K, N))  # type: ignore[return-value]
+    return tuple(torch.randint(0, highest, (n,), generator=g, device="cpu").tolist() for n in (K, N))  # type: ignore[return-value]
 
 
 def draw(lead: tuple[int, ...], K: int, N: int) -> list[Tensor]:
     """x, weight, bias, residual in float64."""
     g = torch.Generator().manual_seed(1)
     shapes = ((*lead, K), (N, K), (N,), (*lead, N))
-    x, w, b, r = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    x, w, b, r = (here(torch.randn(s, generator=g, dtype=torch.float64, device="cpu")) for s in shapes)
     return [x, w / K**0.5, b, r]
 
 
@@ -94,7 +95,8 @@ def test_numbers(i, activation, precision, all_isas) -> None:
 def test_long_sums_lose_no_more_than_torch(isa) -> None:
     """A sum of a thousand products in one chain errs by several times what torch's blocks do."""
     g = torch.Generator().manual_seed(0)
-    x, w, grad = (torch.randn(s, generator=g).requires_grad_() for s in ((2000, 1024), (1030, 1024), (2000, 1030)))
+    shapes = ((2000, 1024), (1030, 1024), (2000, 1030))
+    x, w, grad = (torch.randn(s, generator=g, device="cpu").requires_grad_() for s in shapes)
 
     def results(x: Tensor, w: Tensor, grad: Tensor, backend: str) -> list[Tensor]:
         y = ops.masked_linear(x, w, None, [0] * 1024, [0] * 1030, backend=backend)
@@ -158,7 +160,8 @@ def test_residual_broadcasts() -> None:
     for shape in ((11,), (1, 11), (5, 11), (3, 1, 11)):
         r = torch.randn(shape, dtype=torch.float64)
         wanted = ops.masked_linear(x, w, b, ins, outs, residual=r.expand(3, 5, 11).contiguous())
-        torch.testing.assert_close(ops.masked_linear(x, w, b, ins, outs, residual=r), wanted)
+        for backend in backends_of("masked_linear"):
+            torch.testing.assert_close(ops.masked_linear(x, w, b, ins, outs, residual=r, backend=backend), wanted)
 
 
 def test_any_layout_of_the_inputs() -> None:
@@ -166,20 +169,32 @@ def test_any_layout_of_the_inputs() -> None:
     x, w, b, r = draw((5,), 7, 11)
     wanted = ops.masked_linear(x, w, b, ins, outs, residual=r)
     strided = [torch.stack([t, t + 1], -1)[..., 0] for t in (x, w, b, r)]
-    found = ops.masked_linear(strided[0], strided[1], strided[2], ins, outs, residual=strided[3])
-    torch.testing.assert_close(found, wanted)
-    found = ops.masked_linear(x.mT.contiguous().mT, w.mT.contiguous().mT, b, ins, outs, residual=r)
-    torch.testing.assert_close(found, wanted)
+    turned = [x.mT.contiguous().mT, w.mT.contiguous().mT, b, r]
+    for backend in backends_of("masked_linear"):
+        for given in (strided, turned):
+            found = ops.masked_linear(*given[:3], ins, outs, residual=given[3], backend=backend)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_an_output_without_activation_may_be_written_to() -> None:
+    """As that of a linear layer: other libraries divide and add in place."""
+    ins, outs = degrees(7, 11)
+    grads = []
+    for write in (lambda y: y.mul_(2), lambda y: y * 2):
+        leaves = [t.clone().requires_grad_() for t in draw((5,), 7, 11)[:3]]
+        write(ops.masked_linear(*leaves, ins, outs)).square().sum().backward()
+        grads.append([t.grad for t in leaves])
+    torch.testing.assert_close(*grads)
 
 
 def test_bad_row_stays_in_its_row() -> None:
     ins, outs = degrees(43, 70)
     x, w, b, _ = (t.float() for t in draw((33,), 43, 70))
-    clean = ops.masked_linear(x, w, b, ins, outs, activation="relu")
-    x[4, 2] = float("nan")
-    found = ops.masked_linear(x, w, b, ins, outs, activation="relu")
-    others = [i for i in range(33) if i != 4]
-    assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
+    bad, others = x.clone(), [i for i in range(33) if i != 4]
+    bad[4, 2] = float("nan")
+    for backend in backends_of("masked_linear"):
+        clean, found = (ops.masked_linear(t, w, b, ins, outs, activation="relu", backend=backend) for t in (x, bad))
+        assert torch.equal(found[others], clean[others]) and not found[4].isfinite().all()
 
 
 def test_transforms_compile_and_autocast() -> None:
@@ -195,7 +210,7 @@ def test_transforms_compile_and_autocast() -> None:
     torch.testing.assert_close(torch.func.jacfwd(f)(x[0], r[0]), jacobian)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, r), y)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         found = ops.masked_linear(x.float(), w.float(), b.float(), plan)
     assert found.dtype == torch.bfloat16
 
@@ -252,12 +267,12 @@ def test_library_op(activation) -> None:
 def test_dtypes(dtype, device) -> None:
     ins, outs = degrees(7, 11)
     x, w, b, r = (t.to(device, dtype) for t in draw((5,), 7, 11))
-    y = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r)
-    wide = (t.double() for t in (x, w, b, r))
-    x, w, b, r = wide
-    wanted = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r)
-    assert y.dtype == dtype
-    assert (y.double() - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
+    wide = [t.double() for t in (x, w, b, r)]
+    wanted = ops.masked_linear(*wide[:3], ins, outs, activation="gelu", residual=wide[3])
+    for backend in {None, *backends_of("masked_linear")} - {"cpu", "reference"}:
+        y = ops.masked_linear(x, w, b, ins, outs, activation="gelu", residual=r, backend=backend)
+        assert y.dtype == dtype
+        assert (y.double() - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
 
 
 class TestLayerPlan:

@@ -213,7 +213,7 @@ def test_numbers_of_a_sweep(name, device) -> None:
     f, problem = sweep(name)
     tensors = [t.to(device) for t in problem.tensors]
     op = "autoregressive_inverse"
-    assert_numbers(f, tensors, op, torch.float32, ["triton"], only="triton", gradients=False)
+    assert_numbers(f, tensors, op, torch.float32, ["triton"], only=["triton"], gradients=False)
 
 
 def test_a_program_takes_several_tiles_of_rows(device, monkeypatch) -> None:

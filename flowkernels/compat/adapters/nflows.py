@@ -9,6 +9,7 @@ from flowkernels.compat.nflows_coupling import Coupling
 from flowkernels.compat.nflows_elementwise import ElementwiseSpline
 from flowkernels.compat.nflows_linear import LU, Conv1x1, Norm
 from flowkernels.compat.nflows_made import Made, made_refusal
+from flowkernels.compat.nflows_masked_linear import MaskedLinear, masked_linear_refusal
 from flowkernels.compat.nflows_residual import Residual, residual_refusal
 from flowkernels.compat.nflows_settings import spline_refusal
 
@@ -59,6 +60,12 @@ ENTRIES = {
         affine_refusal,
     ),
     "transforms.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op", made_refusal),
+    "transforms.made.MaskedLinear": Entry(
+        MaskedLinear,
+        frozenset({"forward"}),
+        "masked product of large batches, where no accelerated MADE runs it",
+        masked_linear_refusal,
+    ),
     "nn.nets.resnet.ResidualNet": Entry(
         Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
     ),

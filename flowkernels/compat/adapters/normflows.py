@@ -13,6 +13,7 @@ from flowkernels.compat.nflows_coupling import Coupling
 from flowkernels.compat.nflows_elementwise import ElementwiseSpline
 from flowkernels.compat.nflows_linear import LU
 from flowkernels.compat.nflows_made import Made, made_refusal
+from flowkernels.compat.nflows_masked_linear import MaskedLinear, masked_linear_refusal
 from flowkernels.compat.nflows_residual import Residual, residual_refusal
 from flowkernels.compat.nflows_spline import spline_refusal
 
@@ -51,10 +52,16 @@ LIBRARY = Library(
             Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
         ),
         "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op, without a context", made_refusal),
+        "nets.made.MaskedLinear": Entry(
+            MaskedLinear,
+            frozenset({"forward"}),
+            "masked product of large batches, where no accelerated MADE runs it",
+            masked_linear_refusal,
+        ),
         "flows.affine.coupling.AffineCoupling": Entry(
             affine.AffineCoupling,
             _BOTH,
-            "affine map of large inputs, with exp or sigmoid_inv",
+            "affine map of large inputs",
             affine.coupling_refusal,
         ),
         "flows.affine.coupling.AffineCouplingBlock": Entry(
@@ -85,7 +92,7 @@ LIBRARY = Library(
             "its MaskedPiecewiseRationalQuadraticAutoregressive"
         ),
         "flows.neural_spline.wrapper.CircularAutoregressiveRationalQuadraticSpline": "the same, circular",
-        "flows.affine.glow.GlowBlock": "its Invertible1x1Conv and ActNorm; its coupling unless of a sigmoid",
+        "flows.affine.glow.GlowBlock": "its Invertible1x1Conv, ActNorm and coupling",
         "flows.mixing.LULinearPermute": "its LU layer",
         "flows.base.Composite": "",
         "flows.base.Reverse": "",

@@ -36,17 +36,18 @@ def affine(
 
     in nats, and inverse :math:`x = (y - t)/s(u)`, with
 
-    ===============  ==========================================  =====================================
-    ``scale``        :math:`s(u)`
-    ===============  ==========================================  =====================================
-    ``"exp"``        :math:`e^u`                                 MAF, Real NVP
-    ``"softplus"``   :math:`\mathrm{softplus}(u)` + min_scale    nflows
-    ``"sigmoid"``    :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
-    ``"tanh"``       :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
-    ``"soft_clip"``  :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
-    ``"clip"``       :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
-    ``"additive"``   1                                           NICE; ``params`` are shifts only
-    ===============  ==========================================  =====================================
+    =================  ==========================================  =====================================
+    ``scale``          :math:`s(u)`
+    =================  ==========================================  =====================================
+    ``"exp"``          :math:`e^u`                                 MAF, Real NVP
+    ``"softplus"``     :math:`\mathrm{softplus}(u)` + min_scale    nflows
+    ``"sigmoid"``      :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
+    ``"tanh"``         :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
+    ``"soft_clip"``    :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
+    ``"clip"``         :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
+    ``"per_sigmoid"``  :math:`1/\sigma(u + 2)`                     normflows' sigmoid: its inverse multiplies
+    ``"additive"``     1                                           NICE; ``params`` are shifts only
+    =================  ==========================================  =====================================
 
     Where a mask is False, ``y = x`` with gradient 1, nothing is added to ``ladj``, and what ``params`` hold (NaN, even)
     has no effect and no gradient: :math:`b\,x + (1 - b)(x\,s + t)` without a masked copy of anything, b = not mask.
@@ -114,7 +115,8 @@ def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:
     if not isinstance(x, Tensor) or not isinstance(event_dims, int) or not 1 <= event_dims <= x.dim():
         return 0, 0, 1  # said by the checks that follow
     n = x.shape[-event_dims]
-    start, stop, step = part.indices(n)
+    chosen = range(n)[part]  # not part.indices(n), which torch 2.11 does not trace
+    start, stop, step = chosen.start, chosen.stop, chosen.step
     if step < 1 or start >= stop:
         raise ValueError(f"ops.affine: part must select some of {n} features, forwards, got {part}")
     return start, stop, step

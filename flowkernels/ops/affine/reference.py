@@ -39,6 +39,8 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
         # Below -37 a softplus is e^u, to the last bit of a double.
         return s, torch.log(s) if spec.min_scale > 0 else torch.where(u < -37, u, torch.log(s))
     z = u + 2
+    if spec.scale == "per_sigmoid":
+        return 1 / torch.sigmoid(z.clamp_min(-bound)), -F.logsigmoid(z)
     if spec.min_scale > 0:
         s = torch.sigmoid(z) + spec.min_scale
         return s, torch.log(s)

@@ -9,7 +9,8 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
-SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip")  # the order of csrc/affine/affine.h
+# The order of csrc/affine/affine.h.
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip", "per_sigmoid")
 CLAMP = 2.0
 LOW, HIGH = -5.0, 3.0
 CLAMPED = ("tanh", "soft_clip")

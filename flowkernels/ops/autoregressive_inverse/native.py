@@ -1,6 +1,7 @@
-"""The autoregressive inverse on the compiled kernels: one sweep over the hidden units, and on a CPU one back.
+"""The autoregressive inverse on the compiled kernels: one sweep over the hidden units, and one back.
 
-Kept for backward are z and x; the network runs forward once more, in cache, before the sweep back.
+Kept for backward are z and x; the network runs forward once more before the sweep back: on a CPU in cache, on a GPU as
+the dense products of `dense`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
 
-from . import schedule
+from . import dense, schedule
 from .reference import SweepSpec
 
 _MAX_CUDA_LAYERS = 16  # kMaxSweepLayers of csrc/autoregressive_inverse/autoregressive_inverse.h
@@ -28,8 +29,6 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
     reason = _net.why_not(tensors, on)
     if reason is not None or isinstance(on, Cpu):
         return reason
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "its sweep back has no CUDA kernel yet"
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
@@ -88,18 +87,23 @@ def bwd(
 ) -> list[Tensor | None]:
     wide = _net.widen(*tensors)
     z, net, rows = wide[0], describe(spec, wide, needs[1:]), _net.flat(wide[0])
-    for layer in net.layers:
-        layer.allocate_grads(rows.shape[0])
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
     grad_z = z.new_empty(z.shape) if needs[0] else None
-    if rows.shape[0] > 0:
-        x = saved[0] if saved else _fwd(on, spec, wide)[0]
-        on.module.sweep_bwd(
-            *_arguments(on, spec, net, rows), x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj),
-            _net.pointer(grad_z), *on.where(z),
-        )  # fmt: skip
+    x = saved[0] if saved else _fwd(on, spec, wide)[0]
+    passed = x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj), _net.pointer(grad_z)
+    if isinstance(on, Cuda) and rows.shape[0] > 0:
+        with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
+            units = dense.forward(spec, net, x.view(rows.shape))
+            _packed, work = _on_gpu(on, spec, net, z)
+            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *passed, *work, units.pointers(), *on.where(z))
+            dense.gradients(net, spec.plan, units)
+    else:
+        for layer in net.layers:
+            layer.allocate_grads(rows.shape[0])
+        if rows.shape[0] > 0:
+            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *passed, *on.where(z))
     grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)
     return [grad_z, *net.grads(tensors[0], tensors[1:])]
 
 
-cpu, cuda = Backend(CPU, fwd, bwd, why_not, fwd_saving), Backend(CUDA, fwd, None, why_not)
+cpu, cuda = (Backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))

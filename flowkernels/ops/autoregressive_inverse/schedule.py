@@ -59,6 +59,15 @@ def steps(plan: MadePlan, units: int = _UNITS) -> list[tuple[int, int, int, int]
 
 
 @functools.lru_cache(maxsize=256)
+def computes_all(plan: MadePlan) -> tuple[bool, ...]:
+    """Whether the steps compute every unit, layer by layer: one that sees all features is seen by none."""
+    counts = [0] * (len(plan.layers) + 1)
+    for layer, _, count, _ in steps(plan):
+        counts[layer] += count
+    return tuple(counts[i] == layer.n_out for i, layer in enumerate(plan.layers))
+
+
+@functools.lru_cache(maxsize=256)
 def on_device(plan: MadePlan, device: torch.device) -> Tensor:
     """The steps as int32 ``[steps, 4]`` on this device: one copy for all calls."""
     return torch.tensor(steps(plan), dtype=torch.int32, device="cpu").to(device)

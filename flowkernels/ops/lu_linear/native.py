@@ -73,12 +73,12 @@ def fwd_saving(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> tuple[tuple[Te
     return outputs, [outputs[0]] if spec.inverse and exact else []
 
 
-def _work(x: Tensor, C: int, inverse: bool) -> tuple[list[Tensor], int]:
+def _work(x: Tensor, C: int, between: bool) -> tuple[list[Tensor], int]:
     """What a GPU sums over pixels in, into how many slices, and what comes between the triangles of the inverse."""
     pixels = x.numel() // C
     slices = max(1, min(264, pixels // 512))
     sums = x.new_empty((slices, 2 * C * C + C + 1), dtype=torch.float64)
-    return [sums, *(x.new_empty((C, pixels)) for _ in range(2 if inverse else 0))], slices
+    return [sums, *(x.new_empty((C, pixels)) for _ in range(2 if between else 0))], slices
 
 
 def bwd(
@@ -95,8 +95,12 @@ def bwd(
     dtype = _channels.wide(out)
     given = _in(dtype, parameters)
     grad_y, grad_ladj = grads
+    weights = any(needs[1:])
+    # 16-bit: computed in float32, on a GPU as it is read and written where one kernel does all but the last sums.
+    fuses = isinstance(on, Cuda) and on.module.lu_fuses(DTYPES[dtype], spec.inverse, x.shape[dim], x.device.index or 0)
+    moved = out if isinstance(on, Cuda) and (fuses or not weights) else dtype
     new = x.new_zeros if x.numel() == 0 or grad_y is None else x.new_empty
-    grad_x = _channels.like(x, dtype) if needs[0] else None
+    grad_x = _channels.like(x, moved) if needs[0] else None
     found = [
         new(p.shape, dtype=dtype) if n and i != 4 else None
         for i, (p, n) in enumerate(zip(given, needs[1:], strict=True))
@@ -108,22 +112,22 @@ def bwd(
         if log_s is not None and grad_ladj is not None:
             log_s += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
     else:
-        x, source = _channels.walkable(_channels.cast(x, dtype), dim)
+        x, source = _channels.walkable(_channels.cast(x, moved), dim)
         y = saved[0] if saved else None
-        weights, work = any(needs[1:]), ()
+        work = ()
         if isinstance(on, Cuda):
-            room, slices = _work(x, x.shape[dim], spec.inverse) if weights else ([], 1)
+            room, slices = _work(x, x.shape[dim], spec.inverse and not fuses) if weights else ([], 1)
             work = ((*(t.data_ptr() for t in room), 0, 0, 0)[:3], slices)
             if weights and spec.inverse:  # the sums are of its gradient and its output
                 y = fwd(on, spec, x, *given)[0] if y is None else y
-                grad_x = _channels.like(x, dtype) if grad_x is None else grad_x
+                grad_x = _channels.like(x, moved) if grad_x is None and not fuses else grad_x
         _y, result = (None, _NONE) if y is None else _channels.walkable(y, dim)
-        grad_y, incoming = _channels.walkable(_channels.cast(grad_y, dtype), dim)
+        grad_y, incoming = _channels.walkable(_channels.cast(grad_y, moved), dim)
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
         to, at = (None, _NONE) if grad_x is None else _channels.writable(grad_x, dim)
         on.module.lu_bwd(
-            DTYPES[dtype], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), result, incoming,
+            DTYPES[moved], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), result, incoming,
             0 if grad_ladj is None else grad_ladj.data_ptr(), at,
             tuple(0 if g is None else g.data_ptr() for g in (lower, upper, log_s, sign_s, bias)), *work, *on.where(x),
         )  # fmt: skip

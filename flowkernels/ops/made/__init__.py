@@ -8,16 +8,22 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import native, reference, triton
+from . import cuda, native, reference, triton
 from .activations import FUNCTIONS
 from .checks import check_net
 from .plan import LayerPlan, MadePlan, layer_plan
 from .reference import MadeSpec
+from .strips import fastest
 
 __all__ = ["FUNCTIONS", "LayerPlan", "MadePlan", "layer_plan", "made"]
 
+
 _op = Op(
-    "made", spec_type=MadeSpec, reference=reference.fwd, table={"cpu": native, "triton": triton, "reference": reference}
+    "made",
+    spec_type=MadeSpec,
+    reference=reference.fwd,
+    table={"cpu": native, "cuda": cuda, "triton": triton, "reference": reference},
+    first=lambda spec, tensors: fastest(spec.plan.layers, tensors[0]),
 )
 
 

@@ -10,8 +10,9 @@ from flowkernels.ops._routing import Op
 from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_broadcasts, check_shape, check_tensor
 from flowkernels.ops.made.plan import LayerPlan, layer_plan
+from flowkernels.ops.made.strips import fastest
 
-from . import native, reference, triton
+from . import cuda, native, reference, triton
 from .reference import MaskedLinearSpec
 
 __all__ = ["masked_linear"]
@@ -28,11 +29,12 @@ _op = Op(
     "masked_linear",
     spec_type=MaskedLinearSpec,
     reference=reference.fwd,
-    table={"cpu": native, "triton": triton, "reference": reference},
+    table={"cpu": native, "cuda": cuda, "triton": triton, "reference": reference},
     inputs=("tensors[]",),
     n_outputs=1,
     fake=_fake,
     keeps_outputs=lambda spec: spec.activation not in _SLOPE_IS_OF_INPUT,
+    first=lambda spec, tensors: fastest((spec.plan,), tensors[0]),
 )
 
 

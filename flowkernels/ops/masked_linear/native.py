@@ -1,5 +1,6 @@
 """One masked layer on the compiled kernels. Its output is kept for backward: the slopes of most activations follow
-from it, and whatever comes next keeps it anyway."""
+from it, and whatever comes next keeps it anyway. Not without an activation: whoever comes next may write into it, as
+into that of a linear layer."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
 def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
     wide = _net.widen(*tensors)
     y = _net.fwd(wide[0], _describe(spec, wide))
-    return (y.to(tensors[0].dtype),), [y]
+    return (y.to(tensors[0].dtype),), [] if spec.activation == "identity" else [y]
 
 
 def saved_of(spec: MaskedLinearSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -27,6 +27,5 @@ def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
 def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
     """x, weight, [bias], [residual]."""
     x, weight, *rest = tensors
-    bias = rest.pop(0) if spec.has_bias else None
-    z = F.linear(x, spec.plan.apply(weight), bias)
-    return (FUNCTIONS[spec.activation](z + rest[0] if spec.has_residual else z),)
+    z = F.linear(x, spec.plan.apply(weight), rest[0] if spec.has_bias else None)
+    return (FUNCTIONS[spec.activation](z + rest[-1] if spec.has_residual else z),)

@@ -8,7 +8,7 @@ from torch import Tensor
 from flowkernels.ops._checks import DTYPES, check_floating
 
 from .autograd import op
-from .spec import MAX_BINS, cached_spec, make_spec
+from .spec import MAX_BINS, cached_spec, count_params, make_spec
 
 __all__ = ["MAX_BINS", "rqs"]
 
@@ -88,7 +88,8 @@ def rqs(
             spec = cached_spec(*settings)
         except TypeError:  # a setting without a hash, such as a list
             spec = make_spec(*settings)
-    _check(x, params, spec.n_params)
+    # Not spec.n_params: torch 2.6 does not trace a named tuple's property where one of its numbers is dynamic.
+    _check(x, params, count_params(spec.bins, spec.tails))
     return op(spec, backend, x, params)  # type: ignore[return-value]
 
 

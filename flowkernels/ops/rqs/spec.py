@@ -11,6 +11,10 @@ TAILS = ("none", "linear", "circular")  # the order of csrc/rqs/rqs.h
 MAX_BINS = 128
 
 
+def count_params(bins: int, tails: str) -> int:
+    return 3 * bins + {"linear": -1, "circular": 0, "none": 1}[tails]
+
+
 class RqsSpec(NamedTuple):
     bins: int
     tails: str
@@ -33,7 +37,7 @@ class RqsSpec(NamedTuple):
     @property
     def n_params(self) -> int:
         """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none)."""
-        return 3 * self.bins + {"linear": -1, "circular": 0, "none": 1}[self.tails]
+        return count_params(self.bins, self.tails)
 
     @property
     def edge_logit(self) -> float:
