@@ -40,6 +40,7 @@ NUMBERS = (
 )
 TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE, *NUMBERS)
 BENCHMARKS = {"gpu_bench": 75, "gpu_layers": 30, "gpu_masked": 25}  # seconds of measuring
+FIRST_CALL = "gpu_first_call"
 STARTUP_SECONDS = 10  # of a benchmark: torch, the device, and the row that the deadline finds running
 
 
@@ -73,16 +74,17 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     ]  # fmt: skip
     return [
         Phase(
-            "install", 25,
+            "install", 15,
             [python, "-m", "pip", "install", "--quiet", "--no-index", f"--find-links={WHEELS}", f"--target={site}",
              "--no-deps", *sorted(str(w) for w in WHEELS.glob("*.whl"))],
         ),
         Phase("build", 100, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
-        Phase("info", 15, [python, "-m", "flowkernels.info"]),
+        Phase("info", 10, [python, "-m", "flowkernels.info"]),
         Phase("tests", 75, [*pytest, *TESTS]),
         Phase("triton", 75, ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
         *sanitizers,
         *benchmarks,
+        Phase(FIRST_CALL, 15, [python, f"bench/{FIRST_CALL}.py", "--json", str(out / f"{FIRST_CALL}.json")]),
     ]  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def allowance(todo: Sequence[Phase], i: int, spent: float) -> float:
 
 def print_tables(out: Path) -> None:
     """Of every benchmark that came to its first row."""
-    for name in BENCHMARKS:
+    for name in (*BENCHMARKS, FIRST_CALL):
         if (measured := out / f"{name}.json").exists():
             print(importlib.import_module(name).table(json.loads(measured.read_text())))
 

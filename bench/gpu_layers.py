@@ -16,7 +16,7 @@ import torch
 from gpu_timing import Call, Rows
 from torch import Tensor
 
-from flowkernels import flows, ops
+from flowkernels import flows, ops, use_backend
 
 CHANNELS, FEATURES, HIDDEN = (48, 12, 96, 24), 64, (256, 256)
 
@@ -85,6 +85,12 @@ def samples(rows: Rows) -> None:
         )
         if density and drawn:
             rows.report["rows"][-1]["times_log_prob"] = drawn / density
+
+    def sample() -> Tensor:  # values alone
+        with use_backend("triton"), torch.no_grad():
+            return flow.rsample(n)
+
+    rows.add(lambda: sample, op=f"MAF, D = {FEATURES}, sample", row="ours, triton")
 
 
 def measure(rows: Rows) -> None:

@@ -16,6 +16,7 @@ from tests.emulator import ROOT
 sys.path.insert(0, str(ROOT / "bench"))
 import gpu_bench
 import gpu_check
+import gpu_first_call
 import gpu_layers
 import gpu_masked
 import gpu_timing
@@ -127,12 +128,15 @@ def test_tables_are_printed_by_a_python_that_has_no_flowkernels_installed(tmp_pa
     for name in gpu_check.BENCHMARKS:
         report = {"gpu": name, "torch": "2", "copy_gbps": 1.0, "rows": [], "left_out": ["late"]}
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    first = [{"op": "rqs", "cache": "from disk", "first_ms": 3.0, "second_ms": 0.1}]
+    (tmp_path / f"{gpu_check.FIRST_CALL}.json").write_text(json.dumps({"rows": first}))
     program = f"import gpu_check, pathlib; gpu_check.print_tables(pathlib.Path({str(tmp_path)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT / "bench", capture_output=True, text=True, timeout=120,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "| rqs | from disk | 3.0 | 0.10 |" in done.stdout
     assert [line for line in done.stdout.splitlines() if ", torch 2, copy 1 GB/s" in line] == [
         f"{name}, torch 2, copy 1 GB/s" for name in gpu_check.BENCHMARKS
     ]
@@ -197,3 +201,13 @@ def test_rows_of_triton_run_in_its_interpreter() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     assert all(f"| tf32 | {what} | ours, triton |" in done.stdout for what in gpu_masked.PASSES)
+
+
+def test_first_calls_are_timed_with_an_empty_cache_and_from_disk(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    out = Path(tmp_path) / "first.json"
+    assert gpu_first_call.main(["--device", "cpu", "--quick", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["cache"] for r in rows] == ["compiled", "from disk"]
+    assert all(r["first_ms"] > 0 and r["second_ms"] > 0 for r in rows)
+    assert capsys.readouterr().out.strip() == gpu_first_call.table({"rows": rows})

@@ -165,18 +165,19 @@ def _caught(launches: list[Launch]) -> Iterator[None]:
 
 
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    """As the launcher would specialise it: a 1 is a constant, what 16 divides says so."""
+    """As the launcher would specialise it: a 1 is a constant, what 16 divides says so, where the kernel lets it."""
     fn, args, kwargs = launch
     given = dict(zip(fn.arg_names, args, strict=False)) | kwargs
     options = {k: given.pop(k) for k in _OPTIONS if k in given}
     signature, constants, attrs = {}, {}, {}
     for i, name in enumerate(fn.arg_names):
         value = given[name] if name in given else fn.params[i].default
-        if fn.params[i].is_constexpr or (isinstance(value, int) and value == 1):
+        specialised = not fn.params[i].do_not_specialize
+        if fn.params[i].is_constexpr or (isinstance(value, int) and value == 1 and specialised):
             signature[name], constants[(i,)] = "constexpr", value
             continue
         signature[name] = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
-        if isinstance(value, Tensor) or value % 16 == 0:
+        if isinstance(value, Tensor) or (value % 16 == 0 and specialised):
             attrs[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(fn, signature, constants, attrs), options
 

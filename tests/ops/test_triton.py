@@ -128,6 +128,37 @@ def test_compile(problem, device, monkeypatch) -> None:
     torch.testing.assert_close(results(compiled, given), results(f, given, "triton"), rtol=1e-5, atol=1e-5)
 
 
+def test_tuning_is_kept_on_disk_and_knows_a_batch_by_its_bucket(monkeypatch) -> None:
+    triton: Any = pytest.importorskip("triton")
+    from flowkernels.ops.masked_linear.triton_kernels import masked_outer, masked_product
+
+    assert [_triton.bucket(n) for n in (1, 256, 257, 1024, 1025, 65536, 10**6)] == [
+        256,
+        256,
+        1024,
+        1024,
+        4096,
+        65536,
+        65536,
+    ]
+    assert len({_triton.bucket(n) for n in range(1, 70000)}) == 5
+    for kernel in (*masked_product.values(), *masked_outer.values()):
+        assert kernel.keys == ["bucket", "n_in", "n_out"]
+    given = {}
+
+    def newer(configs: Any, key: Any, cache_results: bool = False) -> None:
+        given["newer"] = (len(configs), key, cache_results)
+
+    def older(configs: Any, key: Any) -> None:
+        given["older"] = (len(configs), key)
+
+    monkeypatch.setattr(_triton, "INTERPRETING", False)
+    for f in (newer, older):
+        monkeypatch.setattr(triton, "autotune", f)
+        _triton.tuned([1, 2], ("bucket",))
+    assert given == {"newer": (2, ["bucket"], True), "older": (2, ["bucket"])}
+
+
 def test_products_of_float64_want_a_triton_that_has_them(device, monkeypatch) -> None:
     _, tensors = PROBLEMS["masked_linear"]
     double, single = (cast(tensors, dtype, device) for dtype in (torch.float64, torch.float32))
