@@ -1,4 +1,7 @@
-"""Pyro's affine coupling as one op with its dense network."""
+"""Pyro's affine coupling as one op with its dense network, where no graph is recorded.
+
+With one, Pyro's own took as long: between 0.9 and 1.4 times on batches of 512 and 4096.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     """y and the log-determinant of the direction; None where Pyro's own way is called for, or is as fast."""
     net, seen = layer.nn, layer.split_dim
     rows = math.prod(x.shape[:-1])
-    if x.dim() == 0 or (rows < pays.COUPLING_ROWS and torch.is_grad_enabled()):
+    if x.dim() == 0 or torch.is_grad_enabled() or rows < pays.COUPLING_ROWS:
         return None
     if coupling_refusal(layer) is not None or in_transform((x,)) or _module._has_any_global_hook():
         return None

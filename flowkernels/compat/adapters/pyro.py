@@ -49,7 +49,7 @@ LIBRARY = Library(
         "distributions.transforms.affine_coupling.AffineCoupling": Entry(
             AffineCoupling,
             frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            "affine map, columns and network as one op; small batches in training as before",
+            "affine map, columns and network as one op; in training and small batches as before",
             coupling_refusal,
         ),
     },
