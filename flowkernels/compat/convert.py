@@ -92,7 +92,8 @@ def to_zuko(flow: Flow) -> Any:
     Args:
         flow: of couplings on ``nets.MLP`` and autoregressive layers on plain ``nets.MADE`` (with a context:
             ``context_activation=False``), with ``RQS(parametrization="soft_clip")`` or ``Affine("soft_clip")``, and
-            ``Permutation``, on a ``StandardNormal``.
+            ``Permutation``, on a ``StandardNormal``; couplings that map every feature are zuko's elementwise layers,
+            there on ``nets.Constant`` too.
 
     Raises:
         TypeError: ``flow`` is not a `Flow`.

@@ -79,6 +79,8 @@ def _made(net: Any, features: int) -> MADE:
     if activation is None or any("batch_norm" in name for name in net.state_dict()):
         raise CannotConvert("convert: a MADE must have no batch norm and an activation of nets.MADE, got one that has")
     residual, blocks = net.use_residual_blocks, len(net.blocks)
+    if residual and not blocks:
+        raise CannotConvert("convert: a residual MADE must have a block, got none")
     context = net.context_layer.in_features if hasattr(net, "context_layer") else 0
     hidden = (net.initial_layer.out_features,) * (blocks + (not residual))
     native = MADE(

@@ -113,6 +113,8 @@ def _autoregressive(layer: Any) -> Transform:
     plan = _plan_of(layer.hyper, [m.mask for m in linears], features)
     if not isinstance(plan, MadePlan) or layer.passes < len(plan.groups):
         raise CannotConvert(f"convert: the masks of a layer must be those of an order of the features, but {plan}")
+    if len(linears) == 1:
+        raise CannotConvert("convert: a masked network must have a hidden layer, got none")
     context = layer.hyper.in_features - features
     net = MADE(
         features, layer.total, [m.out_features for m in linears[:-1]], context=context, activation=activation,
@@ -179,6 +181,8 @@ def _their_layer(part: Any) -> Any:
         return _their_autoregressive(part)
     if type(part) is Coupling and type(part.conditioner) is MLP:
         return _their_coupling(part)
+    if type(part) is Coupling and type(part.conditioner) is Constant and bool(part.split.mask.all()):
+        return _their_elementwise(part)
     raise _refuse(part, "of this kind")
 
 
@@ -200,6 +204,8 @@ def _their_univariate(part: Any) -> dict[str, Any]:
 
 def _their_autoregressive(part: Any) -> Any:
     net, plan = part.conditioner, part.conditioner.plan
+    if part.features == 1:  # zuko makes an elementwise layer of it
+        raise _refuse(part, "of one feature")
     if net.context_features and net.context_activation:
         raise _refuse(part, "whose context goes through an activation of its own")
     if any(m.training and m.p > 0 for m in net.modules() if isinstance(m, nn.Dropout)):
@@ -230,20 +236,32 @@ def _their_autoregressive(part: Any) -> Any:
 
 def _their_coupling(part: Any) -> Any:
     net, mask = part.conditioner, part.split.mask
-    if net.activation_name is None or net.dropout is not None:
+    name = net.activation_name if len(net.hidden_layers) else "identity"
+    if name is None or net.dropout is not None:
         raise _refuse(part, "with dropout, or with an activation that kernels do not know")
     linears = [*net.hidden_layers, net.final_layer]
     settings = {"hidden_features": [m.out_features for m in net.hidden_layers], **_their_univariate(part)}
     if bool(mask.all()):
-        activation = _ACTIVATIONS[net.activation_name]
+        activation = _ACTIVATIONS[name]
         layer: Any = ElementWiseTransform(part.features, net.context_features, activation=activation, **settings)
     else:
         layer = flows.GeneralCouplingTransform(
-            part.features, net.context_features, mask=~mask, activation=_ACTIVATIONS[net.activation_name], **settings
+            part.features, net.context_features, mask=~mask, activation=_ACTIVATIONS[name], **settings
         )
     layer = layer.double()
     rows = torch.argsort(_scale_first(part.univariate, part.split.n_transformed))
     for theirs, ours in zip([*layer.hyper][::2], linears, strict=True):
         last = ours is net.final_layer
         copied(theirs, ours.weight[rows] if last else ours.weight, ours.bias[rows] if last else ours.bias)
+    return layer
+
+
+@torch.no_grad()
+def _their_elementwise(part: Any) -> Any:
+    layer: Any = ElementWiseTransform(part.features, 0, **_their_univariate(part)).double()
+    phi = torch.empty_like(part.conditioner.value)
+    phi[_scale_first(part.univariate, part.features)] = part.conditioner.value
+    sizes = [p[0].numel() for p in layer.phi]
+    for theirs, ours in zip(layer.phi, phi.view(part.features, -1).split(sizes, dim=1), strict=True):
+        theirs.copy_(ours.reshape(theirs.shape))
     return layer

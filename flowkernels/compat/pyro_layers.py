@@ -17,7 +17,7 @@ from torch.nn.modules import module as _module
 from flowkernels.ops import rqs
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.affine.spec import make_spec as affine_spec
+from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.made import MadePlan

@@ -20,8 +20,6 @@ import torch
 from flowkernels import compat
 from flowkernels.compat import pays, swap
 
-# Their tests may be a package called `tests`, as ours are; flowkernels is loaded, and finds its own modules anyway.
-sys.path.remove(str(Path(__file__).parents[2]))
 _made: Counter[str] = Counter()
 
 
@@ -39,6 +37,8 @@ def _accelerate_when_made(cls: Any) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Their tests may be a package called `tests`, as ours are; flowkernels is loaded, and finds its own modules anyway.
+    sys.path.remove(str(Path(__file__).parents[2]))
     torch.set_num_threads(1)
     for size in filter(str.isupper, vars(pays)):
         setattr(pays, size, 0)

@@ -47,6 +47,7 @@ def instances() -> dict[str, nn.Module]:
             3, ConditionalAutoRegressiveNN(3, 2, [8], **sizes), count_bins=4, order="quadratic"
         ),
         pyro.affine_autoregressive(3),
+        pyro.affine_coupling(3),
         pyro.conditional_affine_autoregressive(3, 2),
     ]
     return {type(module).__name__: module for module in found}

@@ -141,6 +141,8 @@ def test_zuko_there_and_back(name, context):
     with torch.no_grad():
         assert_same(ours, lambda x: theirs(c).log_prob(x), lambda z: theirs(c).transform.inv(z), c)
         if name == "others":
+            with pytest.raises(ValueError, match="base must be a StandardNormal"):
+                flowkernels.to_zuko(ours)
             return
         back = flowkernels.to_zuko(ours)
         assert compat.accelerate(back).accelerated
@@ -200,6 +202,16 @@ REFUSED = {
         "_distribution must be a StandardNormal",
     ),
     "circular": (lambda: flowkernels.convert(zuko.flows.NCSF(D)), ValueError, "circular shift has no native layer"),
+    "no blocks": (
+        lambda: flowkernels.convert(nflows_with(AFFINE_AR(D, 9, num_blocks=0))),
+        ValueError,
+        "must have a block, got none",
+    ),
+    "no hidden layer": (
+        lambda: flowkernels.convert(zuko.flows.MAF(D, hidden_features=())),
+        ValueError,
+        "must have a hidden layer",
+    ),
     "univariate": (lambda: flowkernels.convert(zuko.flows.GF(D)), ValueError, "no kernel for its univariate"),
     "residual": (
         lambda: flowkernels.convert(zuko.flows.MAF(D, hidden_features=(8, 8), residual=True)),

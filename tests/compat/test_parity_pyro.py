@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from flowkernels import compat
-from flowkernels.compat import pyro_layers
-from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table
+from flowkernels.compat import pays, pyro_coupling, pyro_layers
+from tests.compat.nflows_models import assert_numbers
+from tests.compat.parity import (
+    B,
+    accelerated_copy,
+    assert_parity,
+    assert_same_training,
+    fuse_small_ones,
+    table,
+    watch,
+)
 
 pytest.importorskip("pyro", reason="Pyro is not installed: see requirements/dev.txt")
 from pyro.distributions import transforms as pyro
@@ -27,6 +36,11 @@ def dense(n_in, n_out):
 
 def autoregressive(**settings):
     return AutoRegressiveNN(D, [12, 17], param_dims=[K, K, K - 1], **settings)
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    fuse_small_ones(monkeypatch)
 
 
 # name → (layer, how many modules are accelerated)
@@ -46,6 +60,13 @@ LAYERS = {
         pyro.SplineAutoregressive(D, autoregressive(skip_connections=True), K, order="quadratic"), 2
     ),
     "affine": lambda: (pyro.AffineAutoregressive(AutoRegressiveNN(D, [12, 17]), -0.2, 0.3), 1),
+    "affine coupling": lambda: (pyro.AffineCoupling(1, DenseNN(1, [16, 9], [3, 3])), 1),
+    "affine coupling, tanh, clipped": lambda: (
+        pyro.AffineCoupling(
+            3, DenseNN(3, [16], [1, 1], torch.nn.Tanh()), log_scale_min_clip=-0.1, log_scale_max_clip=0.2
+        ),
+        1,
+    ),
     "conditional affine": lambda: (pyro.conditional_affine_autoregressive(D, 3, [12, 17]), 1),
     "conditional autoregressive": lambda: (
         pyro.ConditionalSplineAutoregressive(
@@ -112,12 +133,8 @@ def test_shapes_and_caches(name):
 def test_the_ops_are_reached(monkeypatch):
     names = []
 
-    def watch(name):
-        op = getattr(pyro_layers, name)
-        monkeypatch.setattr(pyro_layers, name, lambda *a, **k: names.append(name) or op(*a, **k))
-
     for name in ("try_autoregressive_layer", "autoregressive_inverse", "rqs"):
-        watch(name)
+        watch(monkeypatch, names, pyro_layers, name)
     cases = (
         ("autoregressive", None),
         ("conditional autoregressive", draw(3)),
@@ -132,6 +149,37 @@ def test_the_ops_are_reached(monkeypatch):
         names.clear()
     run(accelerated_copy(make("coupling")[0]), draw(7, D), False)
     assert names == ["rqs", "rqs"]
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("name", ["affine coupling", "affine coupling, tanh, clipped"])
+def test_affine_couplings_without_a_graph(name, inverse):
+    """Where they are one op."""
+
+    @torch.no_grad()
+    def theirs(layer, x, dtype):
+        y, ladj = run(copy.deepcopy(layer).to(dtype), x.to(dtype), inverse)
+        return {"y": y, "ladj": ladj}
+
+    assert_numbers(theirs, lambda m, x, d: theirs(accelerated_copy(m), x, d), make(name)[0], draw(B, D))
+
+
+def test_an_affine_coupling_is_one_op_where_it_pays(monkeypatch):
+    names = []
+    watch(monkeypatch, names, pyro_coupling, "try_flow_layer")
+    coupling, x = accelerated_copy(make("affine coupling")[0]), draw(7, D)
+    run(coupling, x, False)
+    assert not names
+    with torch.no_grad():
+        run(coupling, x, False)
+        run(coupling, x, True)
+        assert len(names) == 2
+        handle = coupling.nn.layers[0].register_forward_hook(lambda *_: None)  # asks to be called
+        run(coupling, x, False)
+        handle.remove()
+        monkeypatch.setattr(pays, "COUPLING_ROWS", 8)
+        run(coupling, x, False)
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("name", ["coupling", "autoregressive", "affine"])
@@ -178,7 +226,12 @@ LEFT_ALONE = {
     "too many bins": (lambda: pyro.Spline(D, 200, order="quadratic"), "bins must be an integer from 1 to 128, got 200"),
     "a subclass": (lambda: Own(D, autoregressive(), K, order="quadratic"), "Own defines its own _call"),
     "its own parameters": (lambda: OwnParameters(D, K, order="quadratic"), "its parameters are its own"),
-    "affine coupling": (lambda: pyro.affine_coupling(D), "its map alone is as fast in Pyro"),
+    "affine coupling, its own network": (
+        lambda: pyro.AffineCoupling(2, lambda x: (x, x)),
+        "not Pyro's DenseNN, and its map alone is as fast",
+    ),
+    "affine coupling of images": (lambda: pyro.affine_coupling(torch.Size([2, 4]), dim=-2), "its event has 2 dims"),
+    "conditional affine coupling": (lambda: pyro.conditional_affine_coupling(D, 3), "its map alone is as fast in Pyro"),
     "stable": (lambda: pyro.affine_autoregressive(D, stable=True), "the instance has its own _inverse"),
     "stable, conditional": (lambda: pyro.conditional_affine_autoregressive(D, 3, stable=True), "its stable map"),
     "skips": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flowkernels.compat.library import Entry, Library
+from flowkernels.compat.pyro_coupling import AffineCoupling, coupling_refusal
 from flowkernels.compat.pyro_layers import (
     AffineAutoregressive,
     ConditionalAffineAutoregressive,
@@ -45,9 +46,14 @@ LIBRARY = Library(
         "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Entry(
             ConditionalAffineAutoregressive, frozenset({"condition"}), _AFFINE, affine_refusal
         ),
+        "distributions.transforms.affine_coupling.AffineCoupling": Entry(
+            AffineCoupling,
+            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
+            "affine map, columns and network as one op; in training and small batches as before",
+            coupling_refusal,
+        ),
     },
     left_alone={
-        "distributions.transforms.affine_coupling.AffineCoupling": _CALLED,
         "distributions.transforms.affine_coupling.ConditionalAffineCoupling": _CALLED,
     },
     base="distributions.torch_transform.TransformModule",

@@ -1,0 +1,89 @@
+"""Pyro's affine coupling as one op with its dense network, where no graph is recorded.
+
+With one, Pyro's own took as long: between 0.9 and 1.4 times on batches of 512 and 4096.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from flowkernels.ops._routing import in_transform
+from flowkernels.ops.flow_layer import columns, try_flow_layer
+
+from . import pays
+from .nflows_made import _activation as activation_name
+from .nflows_made import is_bare
+from .pyro_layers import _affine_spec, _feature_major
+from .swap import PureLayer, original_class
+
+# Width up to which a whole layer as one op beats torch's products, as for `flowkernels.nets.MLP`.
+_WIDEST = 512
+
+
+def coupling_refusal(layer: Any) -> str | None:
+    """Why a coupling would run as before on every call, or None."""
+    net = layer.nn
+    if layer.dim != -1:
+        return f"its event has {-layer.dim} dims"
+    if type(net) is not importlib.import_module("pyro.nn").DenseNN:
+        return f"its network is a {type(net).__name__}, not Pyro's DenseNN, and its map alone is as fast in Pyro"
+    if activation_name(net.f) is None or not all(type(m) is nn.Linear and m.bias is not None for m in net.layers):
+        return "its network has an activation or a layer that the ops do not know"
+    if len(net.param_dims) != 2 or net.param_dims[0] != net.param_dims[1]:
+        return f"its network returns parameters of sizes {net.param_dims}"
+    width = max(m.out_features for m in [*net.layers][:-1])
+    if width > _WIDEST:
+        return f"its network is {width} wide: torch's own products are as fast"
+    try:
+        _affine_spec(layer)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """y and the log-determinant of the direction; None where Pyro's own way is called for, or is as fast."""
+    net, seen = layer.nn, layer.split_dim
+    rows = math.prod(x.shape[:-1])
+    if x.dim() == 0 or torch.is_grad_enabled() or rows < pays.COUPLING_ROWS:
+        return None
+    if coupling_refusal(layer) is not None or in_transform((x,)) or _module._has_any_global_hook():
+        return None
+    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    if not all(map(is_bare, modules)) or torch.is_autocast_enabled(x.device.type):
+        return None
+    pairs = [(m._parameters.get("weight"), m._parameters.get("bias")) for m in net.layers]
+    if any(t is None or t.dtype is not x.dtype or t.device != x.device for pair in pairs for t in pair):
+        return None
+    layers: list[Any] = pairs
+    mapped = x.shape[-1] - seen
+    if layers[0][0].shape[1] != seen or layers[-1][0].shape[0] != 2 * mapped or not 0 < seen < x.shape[-1]:
+        return None
+    layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
+    split = columns(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
+    spec = _affine_spec(layer)._replace(inverse=inverse)
+    return try_flow_layer(x, layers, spec, split, residual=False, activation=activation_name(net.f) or "")
+
+
+class AffineCoupling(PureLayer):
+    """The methods of an accelerated AffineCoupling; its log-scales are kept summed, as one number a row."""
+
+    def _call(self: Any, x: Tensor) -> Tensor:
+        fused = _fused(self, x, False)
+        if fused is None:
+            return original_class(self)._call(self, x)
+        self._cached_log_scale = fused[1].unsqueeze(-1)
+        return fused[0]
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        fused = _fused(self, y, True)
+        if fused is None:
+            return original_class(self)._inverse(self, y)
+        self._cached_log_scale = -fused[1].unsqueeze(-1)
+        return fused[0]
