@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import dropin_layers
 import torch
 from models import Model, Truth, gradients_by_block
 from torch import Tensor, nn
@@ -187,6 +188,9 @@ MODELS = {
     "zuko circular spline": Typical("zuko", _zuko("NCSF")),
     "zuko spline coupling": Typical("zuko", _zuko_spline_coupling),
     "zuko Real NVP": Typical("zuko", _zuko("NICE")),
+    "Pyro spline coupling": Typical("pyro", dropin_layers.pyro_coupling),
+    "Pyro autoregressive spline": Typical("pyro", dropin_layers.pyro_autoregressive),
+    "VITS spline coupling": Typical("nflows", dropin_layers.vits),
 }
 
 # library → (log_prob, sample, latent → data) of a module
@@ -201,6 +205,8 @@ _CALLS: dict[str, Callable[[Any], tuple[Any, Any, Any]]] = {
 
 
 def wrap(name: str, row: str, module: nn.Module) -> Model:
+    if isinstance(module, dropin_layers.Chain):
+        return Model(f"{name}, {row}", module, module.log_prob, module.sample, module.inverse)
     return Model(f"{name}, {row}", module, *_CALLS[MODELS[name].library](module))
 
 
