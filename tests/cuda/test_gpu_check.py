@@ -75,6 +75,23 @@ def test_a_phase_is_stopped_with_all_it_started_and_says_what_it_saw(tmp_path, m
     assert str(gpu_check.run(missing, 60.0, env, log)["status"]).startswith("left out")
 
 
+def test_tests_after_one_that_lost_the_context_run_in_a_new_process(tmp_path) -> None:
+    """On a machine without a GPU: torch.cuda.synchronize is what says that the context is lost."""
+    lines = [
+        "import torch", "def lost(): raise RuntimeError('illegal access')", "torch.cuda.synchronize = lambda: None",
+        "def test_a(): pass", "def test_b(): torch.cuda.synchronize = lost", "def test_c(): assert False",
+        "def test_d(): pass",
+    ]  # fmt: skip
+    file, ran, log = tmp_path / "test_it.py", tmp_path / "ran", tmp_path / "log"
+    file.write_text("\n".join(lines))
+    options = ["-q", "-p", "tests.conftest", "--device", "cuda", "--ran", str(ran), str(file)]
+    phase = gpu_check.Phase("tests", 60, [sys.executable, "-m", "pytest", *options], None, ran)
+    row = gpu_check.run(phase, 60.0, gpu_check.environment(tmp_path), log)
+    assert row["status"] == f"failed ({gpu_check.INTERRUPTED})" and "context is lost: illegal access" in log.read_text()
+    assert [line.partition("::")[2] for line in ran.read_text().splitlines()] == [f"test_{x}" for x in "abcd"]
+    assert "1 failed, 1 passed, 2 deselected" in str(row["last"])
+
+
 def test_wheels_are_installed_where_the_package_is_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(gpu_check, "WHEELS", tmp_path)
     assert gpu_check.phases(tmp_path, tmp_path)[0].name == "build"
