@@ -3,20 +3,24 @@ torch, in under nine minutes and without a network.
 
     python bench/gpu_check.py            # exits with 1, in one line, where there is no GPU
     python bench/gpu_check.py --dry-run  # what each phase would run
-    python bench/gpu_check.py --fetch    # with a network, beforehand: the wheels it needs, into wheels/
+    python bench/gpu_check.py --fetch 3.12  # with a network, beforehand: what that Python needs, into wheels/
 
-Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, and a log of every phase. A phase that runs out of its
-time, which is its own and what the phases before it left, is stopped, and the next one begins.
+Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, gpu_check.log with what every phase printed, and a file for
+each benchmark; all grow on the way. A phase that runs out of its time, which is its own and what the phases before it
+left, is stopped with all that it started, and the next one begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.metadata
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +31,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # for the tables of the benchmarks
 WHEELS = ROOT / "wheels"
-PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "pytest-benchmark", "hypothesis", "nflows", "zuko")
+PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "iniconfig", "pluggy", "packaging", "pygments",
+            "hypothesis", "sortedcontainers", "zuko")  # fmt: skip
+SOURCES = ("nflows",)  # of which there is no wheel
 TOTAL_SECONDS = 530
+INTERRUPTED = 2  # what pytest exits with
+GRACE_SECONDS = 8  # in which pytest prints the failures that it has seen when it is interrupted
 ON_DEVICE = tuple(f"tests/ops/test_{name}.py" for name in ("affine", "rqs", "rqs_edges"))  # draw their inputs there
 # Of the others that do, what a GPU alone can say: the rest asks how an op is called.
 NUMBERS = (
@@ -49,6 +57,7 @@ class Phase(NamedTuple):
     seconds: int
     command: list[str]
     needs: str | None = None  # a tool, without which the phase is left out
+    ran: Path | None = None  # where the tests that ran are listed, for another process to go on
 
 
 def triton_tests() -> list[str]:
@@ -62,9 +71,15 @@ def triton_tests() -> list[str]:
 def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     """What runs, in order. `site` holds what the wheels install."""
     pytest = [python, "-m", "pytest", "-q", "--device", "cuda"]
+
+    def tests(name: str, command: list[str]) -> Phase:
+        ran = site.with_name(f"gpu_{name}.ran")
+        return Phase(name, 75, [*command, "--ran", str(ran)], None, ran)
+
     sanitizers = [
-        Phase(tool, 40, ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest, "-x",
-                         "tests/cuda/test_small.py"], "compute-sanitizer")
+        # Of torch's cache of memory memcheck would see large blocks, and no tensor's end.
+        Phase(tool, 40, ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool,
+                         "--error-exitcode", "9", *pytest, "-x", "tests/cuda/test_small.py"], "compute-sanitizer")
         for tool in ("memcheck", "racecheck")
     ]  # fmt: skip
     benchmarks = [
@@ -72,20 +87,28 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
               [python, f"bench/{name}.py", "--json", str(out / f"{name}.json"), "--seconds", str(seconds)])
         for name, seconds in BENCHMARKS.items()
     ]  # fmt: skip
+    wheels = [w for w in sorted(WHEELS.glob("*.whl")) if not is_there(w)]
     return [
-        Phase(
+        *([Phase(
             "install", 15,
-            [python, "-m", "pip", "install", "--quiet", "--no-index", f"--find-links={WHEELS}", f"--target={site}",
-             "--no-deps", *sorted(str(w) for w in WHEELS.glob("*.whl"))],
-        ),
+            [python, "-m", "pip", "install", "--quiet", "--no-index", f"--target={site}", "--upgrade", "--no-deps",
+             *map(str, wheels)],
+        )] if wheels else []),
         Phase("build", 100, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
         Phase("info", 10, [python, "-m", "flowkernels.info"]),
-        Phase("tests", 75, [*pytest, *TESTS]),
-        Phase("triton", 75, ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
+        tests("tests", [*pytest, *TESTS]),
+        tests("triton", ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
         *sanitizers,
         *benchmarks,
         Phase(FIRST_CALL, 15, [python, f"bench/{FIRST_CALL}.py", "--json", str(out / f"{FIRST_CALL}.json")]),
     ]  # fmt: skip
+
+
+def is_there(wheel: Path) -> bool:
+    """Whether this Python has the package already; another version of pytest may not suit the plugins beside it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version(wheel.name.split("-")[0]))
+    return False
 
 
 def environment(site: Path) -> dict[str, str]:
@@ -95,23 +118,52 @@ def environment(site: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PATH": os.pathsep.join([str(site / "bin"), "/usr/local/cuda/bin", os.environ.get("PATH", "")]),
         "FLOWKERNELS_CUDA": "ON",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # of whatever else that Python has
     }
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and what it started: a compiler or a sanitizer's target would run on beside the next phase."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        until = time.monotonic() + GRACE_SECONDS
+        with contextlib.suppress(ProcessLookupError):  # none is left
+            os.killpg(process.pid, number)
+            while time.monotonic() < until:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+
+
 def run(phase: Phase, seconds: float, env: dict[str, str], log: Path) -> dict[str, object]:
-    """Runs a phase for so long at most; its row of the table."""
+    """Runs a phase for so long at most, its output at the end of the log; its row of the table."""
     if phase.needs and shutil.which(phase.needs, path=env["PATH"]) is None:
         return {"phase": phase.name, "status": f"left out: no {phase.needs}", "seconds": 0.0, "last": ""}
     start = time.monotonic()
-    with log.open("w") as to:
-        try:
-            done = subprocess.run(
-                phase.command, cwd=ROOT, env=env, stdout=to, stderr=subprocess.STDOUT, timeout=max(1.0, seconds)
+    if phase.ran:
+        phase.ran.parent.mkdir(parents=True, exist_ok=True)
+        phase.ran.write_text("")
+    with log.open("ab") as to:
+        to.write(f"\n==== {phase.name}: {' '.join(phase.command)}\n".encode())
+        to.flush()
+        begin, first = to.tell(), None
+        while True:
+            before = phase.ran.read_text() if phase.ran else ""
+            process = subprocess.Popen(
+                phase.command, cwd=ROOT, env=env, stdout=to, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp
             )
-            status = "ok" if done.returncode == 0 else f"failed ({done.returncode})"
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {seconds:.0f} s"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            try:
+                code = process.wait(max(1.0, seconds - (time.monotonic() - start)))
+            except subprocess.TimeoutExpired:
+                status = f"stopped after {seconds:.0f} s"
+                break
+            finally:
+                stop(process)
+            first = code if first is None else first or code
+            status = "ok" if first == 0 else f"failed ({first})"
+            # A test lost the GPU's context: a new process has one, for those after it.
+            if not (phase.ran and code == INTERRUPTED and phase.ran.read_text() != before):
+                break
+    lines = [line for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
     return {
         "phase": phase.name, "status": status, "seconds": round(time.monotonic() - start, 1),
         "last": lines[-1][:100] if lines else "",
@@ -130,21 +182,26 @@ def print_tables(out: Path) -> None:
             print(importlib.import_module(name).table(json.loads(measured.read_text())))
 
 
-def fetch() -> int:
-    """Downloads the wheels that the other machine will not find."""
+def fetch(version: str) -> int:
+    """Downloads the wheels that a Python of this version will not find on the other machine."""
+    pip = [sys.executable, "-m", "pip"]
+    platforms = [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 26, 17)] + ["--platform=manylinux2014_x86_64"]
+    download = [*pip, "download", "--dest", str(WHEELS), "--no-deps", "--only-binary=:all:",
+                f"--python-version={version}", *platforms, *PACKAGES]  # fmt: skip
     WHEELS.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--dest", str(WHEELS), "--no-deps", *PACKAGES,
-               "iniconfig", "pluggy", "py-cpuinfo", "sortedcontainers", "attrs"]  # fmt: skip
-    return subprocess.run(command).returncode
+    return max(
+        subprocess.run(command).returncode
+        for command in (download, [*pip, "wheel", "--wheel-dir", str(WHEELS), "--no-deps", *SOURCES])
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="print the phases and their budgets")
-    parser.add_argument("--fetch", action="store_true", help="download the wheels")
+    parser.add_argument("--fetch", metavar="VERSION", help="download the wheels for that version of Python")
     options = parser.parse_args()
     if options.fetch:
-        return fetch()
+        return fetch(options.fetch)
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -152,8 +209,6 @@ def main() -> int:
     out = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / folder).resolve()
     site = ROOT / "build" / "gpu_site"
     todo = phases(site, out)
-    if not WHEELS.exists():
-        todo = [p for p in todo if p.name != "install"]
     if options.dry_run:
         for phase in todo:
             print(f"{phase.name:10} {phase.seconds:4} s  {' '.join(phase.command)}")
@@ -162,15 +217,17 @@ def main() -> int:
         print(f"gpu-check: torch {torch.__version__} sees no CUDA device")
         return 1
     out.mkdir(parents=True, exist_ok=True)
-    for name in BENCHMARKS:  # what an earlier run left is not this one's
-        (out / f"{name}.json").unlink(missing_ok=True)
+    log = out / "gpu_check.log"
+    for old in (log, *(out / f"{name}.json" for name in (*BENCHMARKS, FIRST_CALL))):  # of an earlier run
+        old.unlink(missing_ok=True)
+    env = environment(site)
+    env.setdefault("FLOWKERNELS_CUDA_ARCHS", "{}{}-real".format(*torch.cuda.get_device_capability()))
     begin, rows = time.monotonic(), []
     for i, phase in enumerate(todo):
-        seconds = allowance(todo, i, time.monotonic() - begin)
-        rows.append(run(phase, seconds, environment(site), out / f"{phase.name}.log"))
+        rows.append(run(phase, allowance(todo, i, time.monotonic() - begin), env, log))
         print(f"{rows[-1]['phase']:10} {rows[-1]['status']}, {rows[-1]['seconds']} s", flush=True)
-    report = {"gpu": gpu, "torch": torch.__version__, "seconds": round(time.monotonic() - begin, 1), "phases": rows}
-    (out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
+        report = {"gpu": gpu, "torch": torch.__version__, "seconds": round(time.monotonic() - begin, 1), "phases": rows}
+        (out / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
     print_tables(out)
     for row in rows:
         print(f"| {row['phase']:9} | {row['seconds']:6} s | {row['status']} | {row['last']} |")

@@ -80,15 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as cache:
         for state in CACHES:
             command = [sys.executable, __file__, "--child", "--device", options.device]
-            done = subprocess.run(
-                command + ["--quick"] * options.quick, capture_output=True, text=True,
+            with subprocess.Popen(
+                command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "TRITON_CACHE_DIR": cache},
-            )  # fmt: skip
-            rows += [{**json.loads(line), "cache": state} for line in done.stdout.splitlines() if line.startswith("{")]
-            if options.json:
-                options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-            if done.returncode != 0:
-                print(done.stderr[-2000:])
+            ) as process:  # fmt: skip
+                assert process.stdout is not None  # for the type checker
+                for line in process.stdout:
+                    if line.startswith("{"):
+                        rows.append({**json.loads(line), "cache": state})
+                        if options.json:  # at once: a phase that is stopped keeps what it has
+                            options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            if process.returncode != 0:
                 return 1
     print(table({"rows": rows}))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +25,34 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors under test, e.g. cuda")
     parser.addoption("--dtype", choices=DTYPES, help="test this dtype only")
+    parser.addoption("--ran", type=Path, help="a file of tests that ran, to leave out and to add to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     place.UNDER_TEST = torch.device(str(config.getoption("--device")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ran = config.getoption("--ran")
+    if ran is not None and ran.exists():
+        names = set(ran.read_text().splitlines())
+        config.hook.pytest_deselected(items=[i for i in items if i.nodeid in names])
+        items[:] = [i for i in items if i.nodeid not in names]
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A kernel that broke the GPU's context fails the test that launched it, and ends the run, as all that came after
+    would fail too; with `--ran` another process goes on."""
+    ran = item.config.getoption("--ran")
+    if ran is not None:
+        with ran.open("a") as to:
+            to.write(item.nodeid + "\n")
+    if place.UNDER_TEST.type == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            item.session.shouldstop = f"the GPU's context is lost: {error!s:.200}"
+            raise
 
 
 def _skipped(dtype: str) -> pytest.MarkDecorator | None:

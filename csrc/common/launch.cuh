@@ -50,12 +50,21 @@ inline int attribute(cudaDeviceAttr which, int device) {
 // Blocks of a grid-stride loop over `blocks` pieces of work.
 inline unsigned grid_of(int64_t blocks) { return unsigned(blocks < FK_MOST_BLOCKS ? blocks : FK_MOST_BLOCKS); }
 
+// Bytes of a kernel's parameters, each at a multiple of its alignment.
+template <class... Params>
+constexpr size_t bytes_of_parameters() {
+  size_t end = 0;
+  ((end = (end + alignof(Params) - 1) / alignof(Params) * alignof(Params) + sizeof(Params)), ...);
+  return end;
+}
+
 // Launches kernel(args...) with `shared` bytes of dynamic shared memory.
 template <class... Params, class... Args>
 void launch(const CudaStream& on, unsigned grid, unsigned block, size_t shared, void (*kernel)(Params...),
             const Args&... args) {
+  static_assert(bytes_of_parameters<Params...>() <= 4096, "more needs CUDA 12.1, and a driver as young");
   const OnDevice guard(on.device);
-  if (shared > (43 << 10))  // every GPU gives 48 KiB unasked, of which a kernel's own variables take a part
+  if (shared > (42 << 10))  // every GPU gives 48 KiB unasked, of which a kernel's own variables take a part
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), "shared memory");
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid);

@@ -449,8 +449,7 @@ void run_finish(const LuArgs& a, const LuWork& work, const CudaStream& on) {
 template <class S>
 void run_sums(Gram<S> c, const CudaStream& on) {
   const int64_t C = c.a.channels, tile = C * kStride<S> * int64_t(sizeof(S)), ints = 2 * round_rows(C) * 4;
-  const int64_t room = room_of(on.device);
-  const int64_t tiles = room / (2 * tile);
+  const int64_t tiles = (room_of(on.device) - ints) / (2 * tile);
   c.tiles = int(tiles < 1 ? 1 : tiles > 8 ? 8 : tiles);
   c.group = group_of(C);
   const int64_t parts = bytes_of_parts<S>(c.group);

@@ -110,6 +110,16 @@ def test_off_by_one_element(op, draw, inverse, dtype, cuda: Emulated) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize(("channels", "dtype_"), [(142, torch.float32), (61, torch.float64)], ids=str)
+def test_tiles_leave_room_for_the_permutation(channels, dtype_, cuda: Emulated) -> None:
+    """Of so many channels tiles alone fill the shared memory of a block, to a few bytes."""
+    x, *rest = cast(test_lu_linear.draw((3, channels), -1), dtype_)
+    found, right = (
+        values_and_gradients(ops.lu_linear, [x, *rest], backend=backend) for backend in ("cuda", "reference")
+    )
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
 def test_a_matrix_that_fits_nowhere_says_so(cuda: Emulated) -> None:
     tensors = test_lu_linear.draw((2, 300), -1)
     with pytest.raises(RuntimeError, match="300 channels does not fit in the GPU's shared memory"):

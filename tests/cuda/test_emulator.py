@@ -16,7 +16,7 @@ from tests import emulator
 
 FAULTS = (
     "none", "no_barrier", "no_warp_barrier", "no_wait", "misaligned_copy", "half_waits", "other_function", "ended_lane",
-    "misaligned", "beyond", "beyond_shared", "unwritten",
+    "misaligned", "beyond", "beyond_shared", "unwritten", "unasked_shared", "too_much_shared",
 )  # fmt: skip
 
 
@@ -69,6 +69,8 @@ def test_copies_arrive_when_they_are_waited_for(order) -> None:
         ("misaligned", "broken.cu:.*: misaligned access"),
         ("no_wait", "ends with copies on their way"),
         ("misaligned_copy", "misaligned asynchronous copy"),
+        ("unasked_shared", "not launched: a launch of 64 threads a block, 49153 bytes shared"),
+        ("too_much_shared", "shared memory: 232449 bytes of dynamic shared memory"),
     ],
 )
 def test_a_launch_fails_and_says_why(fault, message) -> None:

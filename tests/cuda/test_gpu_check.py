@@ -44,6 +44,7 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
                 assert f"def {test.partition('[')[0]}" in (ROOT / file).read_text(), word
     of = {p.name: p.command for p in phases}
     assert all("tests/cuda/test_small.py" in of[tool] for tool in ("memcheck", "racecheck"))
+    assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in of["memcheck"]
     assert of["triton"][:2] == ["env", "FLOWKERNELS_BACKEND=triton"] and "tests/ops/test_triton.py" in of["triton"]
     assert {word.partition("::")[0] for word in of["triton"]} >= set(gpu_check.ON_DEVICE)
 
@@ -54,17 +55,51 @@ def test_a_phase_may_take_what_those_before_it_left() -> None:
     assert [gpu_check.allowance(todo, i, spent) for i, spent in ((0, 0.0), (1, 40.0), (2, 300.0))] == [100, 260, 230]
 
 
-def test_a_phase_is_stopped_and_its_last_line_kept(tmp_path) -> None:
-    env = gpu_check.environment(tmp_path)
-    sleeps = gpu_check.Phase(
-        "sleep", 1, [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
-    )
-    row = gpu_check.run(sleeps, 2.0, env, tmp_path / "log")
-    assert row["status"] == "stopped after 2 s" and row["last"] == "begun"
-    fails = gpu_check.Phase("fails", 9, [sys.executable, "-c", "raise SystemExit(3)"])
-    assert gpu_check.run(fails, 60.0, env, tmp_path / "log")["status"] == "failed (3)"
+def test_a_phase_is_stopped_with_all_it_started_and_says_what_it_saw(tmp_path, monkeypatch) -> None:
+    """A compiler or a sanitizer's target that ran on would spoil the times of the next phase."""
+    env, log = gpu_check.environment(tmp_path), tmp_path / "log"
+    monkeypatch.setattr(gpu_check, "GRACE_SECONDS", 1)
+    waits = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('a failure', flush=True); time.sleep(60)"
+    program = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True); p.wait()"
+    starts = gpu_check.Phase("starts", 1, [sys.executable, "-c", program, sys.executable, "-c", waits])
+    row = gpu_check.run(starts, 2.0, env, log)
+    assert row["status"] == "stopped after 2 s" and "a failure" in log.read_text().splitlines()
+    started = next(int(line) for line in log.read_text().splitlines() if line.isdigit())
+    state = Path(f"/proc/{started}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    fails = gpu_check.Phase("fails", 9, [sys.executable, "-c", "print('last'); raise SystemExit(3)"])
+    row = gpu_check.run(fails, 60.0, env, log)
+    assert row["status"] == "failed (3)" and row["last"] == "last"
+    assert [line[:11] for line in log.read_text().splitlines() if line[:4] == "===="] == ["==== starts", "==== fails:"]
     missing = gpu_check.Phase("missing", 9, ["a-tool"], "a-tool-that-nobody-has")
-    assert str(gpu_check.run(missing, 60.0, env, tmp_path / "log")["status"]).startswith("left out")
+    assert str(gpu_check.run(missing, 60.0, env, log)["status"]).startswith("left out")
+
+
+def test_tests_after_one_that_lost_the_context_run_in_a_new_process(tmp_path) -> None:
+    """On a machine without a GPU: torch.cuda.synchronize is what says that the context is lost."""
+    lines = [
+        "import torch", "def lost(): raise RuntimeError('illegal access')", "torch.cuda.synchronize = lambda: None",
+        "def test_a(): pass", "def test_b(): torch.cuda.synchronize = lost", "def test_c(): assert False",
+        "def test_d(): pass",
+    ]  # fmt: skip
+    file, ran, log = tmp_path / "test_it.py", tmp_path / "ran", tmp_path / "log"
+    file.write_text("\n".join(lines))
+    options = ["-q", "-p", "tests.conftest", "--device", "cuda", "--ran", str(ran), str(file)]
+    phase = gpu_check.Phase("tests", 60, [sys.executable, "-m", "pytest", *options], None, ran)
+    row = gpu_check.run(phase, 60.0, gpu_check.environment(tmp_path), log)
+    assert row["status"] == f"failed ({gpu_check.INTERRUPTED})" and "context is lost: illegal access" in log.read_text()
+    assert [line.partition("::")[2] for line in ran.read_text().splitlines()] == [f"test_{x}" for x in "abcd"]
+    assert "1 failed, 1 passed, 2 deselected" in str(row["last"])
+
+
+def test_wheels_are_installed_where_the_package_is_missing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gpu_check, "WHEELS", tmp_path)
+    assert gpu_check.phases(tmp_path, tmp_path)[0].name == "build"
+    for name in ("pytest-1-py3-none-any.whl", "nobodys_package-1-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    install = gpu_check.phases(tmp_path, tmp_path)[0]
+    assert install.name == "install" and install.command[-1] == str(tmp_path / "nobodys_package-1-py3-none-any.whl")
+    assert not any("pytest" in Path(word).name for word in install.command)
 
 
 @pytest.fixture

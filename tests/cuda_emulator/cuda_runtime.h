@@ -45,7 +45,12 @@ struct alignas(16) double2 {
 // ---- the host's side ----
 
 typedef void* cudaStream_t;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -55,8 +60,10 @@ struct cudaLaunchConfig_t {
 
 namespace emulator {
 
-// Runs body(argument) as every thread of every block.
-cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* argument);
+// Runs body(argument) as every thread of every block, if `kernel` may be launched so.
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* argument);
+// Lets a kernel be launched with more dynamic shared memory than it gets unasked.
+cudaError_t allow_shared(const void* kernel, int bytes);
 const char* last_error();
 [[noreturn]] void fail(const char* format, ...);  // from a kernel: the launch fails with this message
 unsigned char* dynamic_shared();
@@ -119,14 +126,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
 }
 inline const char* cudaGetErrorString(cudaError_t) { return emulator::last_error(); }
 template <class F>
-cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute, int bytes) {
+  return emulator::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
 }
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   auto call = [&] { kernel(args...); };
   using Call = decltype(call);
-  return emulator::run(*config, [](void* c) { (*static_cast<Call*>(c))(); }, &call);
+  const auto body = [](void* c) { (*static_cast<Call*>(c))(); };
+  return emulator::run(*config, reinterpret_cast<const void*>(kernel), body, &call);
 }
 
 // ---- the device's side ----

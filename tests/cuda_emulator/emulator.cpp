@@ -6,6 +6,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <random>
 #include <vector>
@@ -22,8 +23,8 @@ extern "C" unsigned char __stop_fk_shared[] __attribute__((weak, visibility("hid
 namespace emulator {
 namespace {
 
-constexpr size_t kStack = 64 << 10, kMaxShared = 227 << 10;
-constexpr unsigned char kCanary = 0xff;  // a NaN in every floating type
+constexpr size_t kStack = 64 << 10, kShared = 48 << 10, kMaxShared = 227 << 10;  // unasked, and asked for
+constexpr unsigned char kCanary = 0xff;                                          // a NaN in every floating type
 
 enum class State { ready, at_warp, at_block, ended };
 
@@ -57,6 +58,7 @@ jmp_buf scheduler;
 void (*body)(void*);
 void* argument;
 std::vector<unsigned char> shared;
+std::map<const void*, size_t> allowed;  // dynamic shared memory of kernels that asked for more
 char message[512] = "";
 bool failed = false;
 std::mutex one_launch;
@@ -212,16 +214,27 @@ void wait_for_copies(size_t but_for) {
   }
 }
 
-cudaError_t run(const cudaLaunchConfig_t& config, void (*kernel)(void*), void* args) {
+cudaError_t allow_shared(const void* kernel, int bytes) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  if (bytes < 0 || size_t(bytes) > kMaxShared) {
+    snprintf(message, sizeof message, "%d bytes of dynamic shared memory", bytes);
+    return cudaErrorInvalidValue;
+  }
+  allowed[kernel] = size_t(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*of_thread)(void*), void* args) {
   const std::lock_guard<std::mutex> lock(one_launch);
   const unsigned threads = config.blockDim.x * config.blockDim.y * config.blockDim.z;
-  if (threads < 1 || threads > 1024 || config.dynamicSmemBytes > kMaxShared || config.gridDim.x < 1) {
+  const size_t most = allowed.count(kernel) ? std::max(allowed[kernel], kShared) : kShared;
+  if (threads < 1 || threads > 1024 || config.dynamicSmemBytes > most || config.gridDim.x < 1) {
     snprintf(message, sizeof message, "a launch of %u threads a block, %zu bytes shared, %u blocks", threads,
              config.dynamicSmemBytes, config.gridDim.x);
     return cudaErrorInvalidConfiguration;
   }
   ++launches;
-  body = kernel;
+  body = of_thread;
   argument = args;
   failed = false;
   gridDim = config.gridDim;
