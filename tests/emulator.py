@@ -119,6 +119,13 @@ class Emulated:
         yield
         self._library.fk_emulator_order(0, 0)
 
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Instructions that CUDA documents as approximate do not err."""
+        self._library.fk_emulator_exact(True)
+        yield
+        self._library.fk_emulator_exact(False)
+
 
 @functools.cache
 def emulated() -> Emulated:

@@ -79,7 +79,10 @@ FK_INLINE float reciprocal(float a) {
   return fabsf(rest) < 0.5f ? fmaf(r, rest, r) : r;
 }
 FK_INLINE double reciprocal(double a) { return 1 / a; }
-FK_INLINE float quotient(float a, float b) { return a * reciprocal(b); }
+FK_INLINE float quotient(float a, float b) {
+  const float r = reciprocal(b), q = a * r, rest = fmaf(-b, q, a);
+  return fabsf(rest) < INFINITY ? fmaf(rest, r, q) : q;
+}
 FK_INLINE double quotient(double a, double b) { return a / b; }
 FK_INLINE float exp_(float a) { return expf(a); }
 FK_INLINE double exp_(double a) { return exp(a); }

@@ -82,8 +82,9 @@ void commit_copies();
 void wait_for_copies(size_t but_for);  // all but so many of the last groups
 
 // What an instruction that errs by up to `error`, relative, may give: the same for the same `exact`.
+extern bool exact_instructions;  // none errs
 inline float approximately(float exact, float error) {
-  if (!(fabsf(exact) < INFINITY)) return exact;
+  if (exact_instructions || !(fabsf(exact) < INFINITY)) return exact;
   uint32_t bits;
   memcpy(&bits, &exact, 4);
   bits = (bits ^ bits >> 15) * 0x2c1b3c6du;

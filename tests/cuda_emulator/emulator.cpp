@@ -256,6 +256,8 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*of_
   return cudaSuccess;
 }
 
+bool exact_instructions = false;
+
 }  // namespace emulator
 
 // ---- for the tests ----
@@ -265,6 +267,7 @@ EXPORT void fk_emulator_order(int order, unsigned seed) {
   emulator::order = emulator::Order(order);
   emulator::seed = seed;
 }
+EXPORT void fk_emulator_exact(bool exact) { emulator::exact_instructions = exact; }
 EXPORT long fk_emulator_launches() { return emulator::launches; }
 
 // -fsanitize=alignment calls this; libubsan is not linked.
