@@ -77,6 +77,10 @@ def samples(rows: Rows) -> None:
         y = forward()
         return functools.partial(torch.autograd.grad, y, parameters, torch.ones_like(y), retain_graph=True)
 
+    def by_triton() -> Tensor:
+        with use_backend("triton"):
+            return flow.rsample(n)
+
     for name, prepare in (("", torch.no_grad()), (", backward", backward)):
         calls: dict[str, Call] = {"log_prob": lambda: flow.log_prob(x), "sample": lambda: flow.rsample(n)}
         density, drawn = (
@@ -85,12 +89,7 @@ def samples(rows: Rows) -> None:
         )
         if density and drawn:
             rows.report["rows"][-1]["times_log_prob"] = drawn / density
-
-    def sample() -> Tensor:  # values alone
-        with use_backend("triton"), torch.no_grad():
-            return flow.rsample(n)
-
-    rows.add(lambda: sample, op=f"MAF, D = {FEATURES}, sample", row="ours, triton")
+        rows.add(functools.partial(prepare, by_triton), op=f"MAF, D = {FEATURES}, sample{name}", row="ours, triton")
 
 
 def measure(rows: Rows) -> None:

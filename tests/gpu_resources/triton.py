@@ -106,7 +106,7 @@ def _masked(fwd: bool, dtype: torch.dtype, precision: str = "highest") -> Callab
     return call
 
 
-def _sweep(univariate: Any, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+def _sweep(fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     """64 features, a residual net of 256, something added in its first layer."""
     D, hidden = 64, [1 + i % 63 for i in range(256)]
     features = range(1, D + 1)
@@ -114,8 +114,10 @@ def _sweep(univariate: Any, dtype: torch.dtype = torch.float32) -> Callable[[], 
     plan = MadePlan([features, hidden, hidden, hidden, outputs], residual=True)
     layers = [t for p in plan.layers for t in (torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out))]
     tensors = [t.to(dtype) for t in (torch.zeros(4096, D), *layers, torch.zeros(4096, 256))]
-    spec = SweepSpec(plan, "relu", (True, False, False, False), univariate)
-    return lambda: autoregressive_inverse.fwd(spec, *tensors)
+    spec, z = SweepSpec(plan, "relu", (True, False, False, False), univariate), tensors[0]
+    if fwd:
+        return lambda: autoregressive_inverse.fwd(spec, *tensors)
+    return lambda: autoregressive_inverse.bwd(spec, (z, z[:, 0]), tensors, [True] * len(tensors), (z,))
 
 
 _SPLINE = cached_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
@@ -133,9 +135,12 @@ CASES = {
     "lu_linear fwd, C=128, inverse": _lu(True, True, 128),
     "lu_linear bwd, C=48": _lu(False, False, 48),
     "lu_linear bwd, C=48, inverse": _lu(False, True, 48),
-    "autoregressive_inverse fwd, sigmoid": _sweep(AffineSpec("sigmoid", 1e-3, False)),
-    "autoregressive_inverse fwd, K=8": _sweep(_SPLINE),
-    "autoregressive_inverse fwd, K=8, float64": _sweep(_SPLINE, torch.float64),
+    "autoregressive_inverse fwd, sigmoid": _sweep(True, AffineSpec("sigmoid", 1e-3, False)),
+    "autoregressive_inverse fwd, K=8": _sweep(True, _SPLINE),
+    "autoregressive_inverse fwd, K=8, float64": _sweep(True, _SPLINE, torch.float64),
+    "autoregressive_inverse bwd, sigmoid": _sweep(False, AffineSpec("sigmoid", 1e-3, False)),
+    "autoregressive_inverse bwd, K=8": _sweep(False, _SPLINE),
+    "autoregressive_inverse bwd, K=8, float64": _sweep(False, _SPLINE, torch.float64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from flowkernels import backends, ops
 from flowkernels.ops import _triton
+from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
-from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.made.plan import MadePlan, layer_plan
 from flowkernels.ops.masked_linear import triton as masked_linear
 from tests.numbers import assert_within_rule
 from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
-from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw
+from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw, values_and_gradients
 
 Call = Callable[..., Any]
 PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
@@ -172,7 +173,7 @@ def test_products_of_float64_want_a_triton_that_has_them(device, monkeypatch) ->
     assert _masked(*double, backend="triton").dtype == torch.float64
 
 
-# ---- the sweep of the autoregressive inverse: values alone ----
+# ---- the sweep of the autoregressive inverse, and its way back ----
 
 SWEEPS = {
     **{
@@ -193,18 +194,22 @@ def sweep(name: str) -> tuple[Call, Any]:
     problem = test_autoregressive_inverse.make(shape, univariate)
 
     def f(backend: str, tensors: list[Tensor], activation: str = "tanh") -> Any:
-        with torch.no_grad():
-            return test_autoregressive_inverse.solve(problem, univariate, backend, tensors, activation)
+        return test_autoregressive_inverse.solve(problem, univariate, backend, tensors, activation)
 
     return f, problem
 
 
+def both(f: Call, backend: str, tensors: list[Tensor], *settings: Any) -> list[Tensor]:
+    """Values and gradients."""
+    return values_and_gradients(lambda given: f(backend, given, *settings), tensors)
+
+
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep(name, device) -> None:
+def test_sweep(name, device, poison) -> None:
     f, problem = sweep(name)
     activation = ACTIVATIONS[list(SWEEPS).index(name) % len(ACTIVATIONS)]
     tensors = [t.to(device) for t in problem.tensors]
-    found, wanted = (f(backend, tensors, activation) for backend in ("triton", "reference"))
+    found, wanted = (both(f, backend, tensors, activation) for backend in ("triton", "reference"))
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -213,45 +218,70 @@ def test_numbers_of_a_sweep(name, device) -> None:
     f, problem = sweep(name)
     tensors = [t.to(device) for t in problem.tensors]
     op = "autoregressive_inverse"
-    assert_numbers(f, tensors, op, torch.float32, ["triton"], only=["triton"], gradients=False)
+    assert_numbers(f, tensors, op, torch.float32, ["triton"], only=["triton"])
 
 
 def test_a_program_takes_several_tiles_of_rows(device, monkeypatch) -> None:
-    """And what it has left in its room from the tile before does no harm; one launch, whatever the rows."""
+    """And what it has left in its room from the tile before does no harm; one launch each way, whatever the rows."""
     f, problem = sweep("residual")
     z, *rest = (t.to(device) for t in problem.tensors)
     many = [t.repeat(4, 1, 1)[:10] if t.dim() == 3 else t for t in (z, *rest)]
-    wanted, bits, launches = f("reference", many), f("triton", many), []
+    wanted, whole, launches = both(f, "reference", many), both(f, "triton", many), []
     monkeypatch.setattr(autoregressive_inverse, "_ROWS", 16)
     monkeypatch.setattr(autoregressive_inverse, "_PROGRAMS", 2)
     launch = _triton.launch
     monkeypatch.setattr(_triton, "launch", lambda *args, **kwargs: launches.append(args) or launch(*args, **kwargs))
-    found = f("triton", many)
+    found = both(f, "triton", many)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    assert all(torch.equal(a, b) for a, b in zip(found, bits, strict=True)) and len(launches) == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True)) and len(launches) == 2
 
 
 def test_a_sweep_ignores_what_is_masked_and_keeps_rows_apart(device) -> None:
     f, problem = sweep("residual")
     tensors = [t.to(device) for t in problem.tensors]
-    wanted, changed = f("triton", tensors), list(tensors)
+    wanted, changed, hidden = both(f, "triton", tensors), list(tensors), {}
     for i, layer in enumerate(problem.plan.layers):
-        hidden = layer.mask(tensors[0]) == 0
-        changed[1 + 2 * i] = torch.where(hidden, float("nan"), tensors[1 + 2 * i])
+        hidden[1 + 2 * i] = layer.mask(tensors[0]) == 0
+        changed[1 + 2 * i] = torch.where(hidden[1 + 2 * i], float("nan"), tensors[1 + 2 * i])
+    found = both(f, "triton", changed)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all((found[2 + i][h] == 0).all() and (found[2 + i][~h] != 0).any() for i, h in hidden.items())
     changed[0] = tensors[0].clone()
     changed[0][1, 2, 3] = float("nan")
     others = [i for i in range(15) if i != 7]
-    for a, b in zip(f("triton", changed), wanted, strict=True):
-        a, b = a.reshape(15, -1), b.reshape(15, -1)
-        assert torch.equal(a[others], b[others]) and a[7].isnan().any()
+    for a, b in zip(both(f, "triton", changed), wanted, strict=True):
+        if b.shape[:2] == (3, 5):  # x, ladj, the gradients of z and of what is added
+            a, b = a.reshape(15, -1), b.reshape(15, -1)
+            assert torch.equal(a[others], b[others]) and a[7].isnan().any()
 
 
-def test_a_sweep_with_gradients_says_why_not(device) -> None:
-    _, problem = sweep("exp")
-    univariate = test_autoregressive_inverse.UNIVARIATES["exp"]
-    tensors = [t.to(device).requires_grad_() for t in problem.tensors]
-    with pytest.raises(backends.BackendUnavailableError, match="its sweep back has no Triton kernel yet"):
-        test_autoregressive_inverse.solve(problem, univariate, "triton", tensors)
+@pytest.mark.parametrize("name", ["exp", "one feature"])
+def test_a_sweep_back_for_one_output_or_one_input(name, device, poison) -> None:
+    f, problem = sweep(name)
+    tensors = [t.to(device) for t in problem.tensors]
+    for pick, wants in ((0, [0]), (1, [1]), (0, [2, len(tensors) - 1]), (1, [0, 3])):
+        found, wanted = [], []
+        for backend, to in (("triton", found), ("reference", wanted)):
+            leaves = [t.clone().requires_grad_(i in wants) for i, t in enumerate(tensors)]
+            y = f(backend, leaves)[pick]
+            to += torch.autograd.grad(y.square().sum(), [leaves[i] for i in wants], allow_unused=True)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_units_that_no_feature_sees_have_gradients_of_zero(device, poison) -> None:
+    """And of the parameters of a feature the shift may be the first."""
+    plan = MadePlan([[2, 1], [2, 1, 2, 1], [2, 2, 1, 1]])
+    torch.manual_seed(0)
+    tensors = [t.to(device) for p in plan.layers for t in (torch.randn(p.n_out, p.n_in), torch.randn(p.n_out))]
+    z, spec = torch.randn(5, 2).to(device), AffineSpec("softplus", 1e-3, False, shift_first=True)
+
+    def f(backend: str, given: list[Tensor]) -> Any:
+        layers = list(zip(given[1::2], given[2::2], strict=True))
+        return ops.autoregressive_inverse(given[0], layers, plan, spec, activation="tanh", backend=backend)
+
+    found, wanted = (both(f, backend, [t.double() for t in (z, *tensors)]) for backend in ("triton", "reference"))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    assert (found[3][[0, 2]] == 0).all() and (found[4][[0, 2]] == 0).all() and (found[4][[1, 3]] != 0).all()
 
 
 # ---- a whole MADE ----

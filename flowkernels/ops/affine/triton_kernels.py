@@ -71,6 +71,16 @@ def scale_at(
 
 
 @triton.jit
+def logit_grad(gy, gl, moved, factor, slope, of_factor, INVERSE: tl.constexpr):
+    """From those of y and ladj; `moved`: what the factor multiplies, x or, inverse, y less the shift."""
+    if INVERSE:
+        g = -(gy * (moved * factor * of_factor) + gl * slope)
+    else:
+        g = gy * (moved * (factor * of_factor)) + gl * slope
+    return g
+
+
+@triton.jit
 def _place(first, rows, n0, n1, n2, R: tl.constexpr, BE: tl.constexpr, PARTS: tl.constexpr):
     """Row and place in the event of each of a program's elements, and whether it is one."""
     i = tl.arange(0, R * BE)
@@ -145,9 +155,8 @@ def affine_bwd(
                 v = tl.load(x_ptr + row * x_r + i * x_0 + j * x_1 + k * x_2, mask=mapped, other=0.0).to(dtype)
                 if INVERSE:
                     t = tl.load(t_ptr + row * t_r + i * t_0 + j * t_1 + k * t_2, mask=mapped, other=0.0).to(dtype)
-                    gu = -(gy * ((v - t) * factor * of_factor) + gl * slope)
-                else:
-                    gu = gy * (v * (factor * of_factor)) + gl * slope
+                    v = v - t
+                gu = logit_grad(gy, gl, v, factor, slope, of_factor, INVERSE)
                 gu = tl.where(mapped, gu, 0.0).to(gu_ptr.dtype.element_ty)
                 tl.store(gu_ptr + row * gu_r + i * gu_0 + j * gu_1 + k * gu_2, gu, mask=ok)
         if NEED_X:

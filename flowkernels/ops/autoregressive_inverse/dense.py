@@ -7,6 +7,7 @@ memory's order of units, as the sweep wants it; a product may be given either op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,20 +27,27 @@ class Units(NamedTuple):
     inputs: list[Tensor]
     values: list[Tensor | None]
     grads: list[Tensor | None]
+    joined: tuple[Tensor, Tensor | None] | None  # values and gradients of all layers, one after the other
 
     def pointers(self) -> list[tuple[int, int]]:
         return [(_net.pointer(v), _net.pointer(g)) for v, g in zip(self.values, self.grads, strict=True)]
 
 
-def forward(spec: SweepSpec, net: _net.Net, x: Tensor) -> Units:
-    """The network at x ``[rows, D]``, and room for the gradients that are wanted."""
-    act, keeps_input = FUNCTIONS[spec.activation], spec.activation in _net.SLOPE_NEEDS_INPUT
+def forward(spec: SweepSpec, net: _net.Net, x: Tensor, *, join: bool = False) -> Units:
+    """The network at x ``[rows, D]``, and room for the gradients that are wanted.
+
+    ``join``: in one tensor, for a kernel that takes no list of them; values are then those before the activation, which
+    a product can write to where they are to be.
+    """
+    act, keeps_input = FUNCTIONS[spec.activation], join or spec.activation in _net.SLOPE_NEEDS_INPUT
     last, residual = len(net.layers) - 1, spec.plan.residual
-    units, a, stream = Units([], [], []), x.t(), None
+    joined = _joined(net, x) if join else None
+    values, grads = ([None] * (last + 1) if t is None else _by_layer(net, t) for t in joined or (None, None))
+    units, a, stream = Units([], [], [], joined), x.t(), None
     for i, (layer, plan) in enumerate(zip(net.layers, spec.plan.layers, strict=True)):
         assert layer.bias is not None
         units.inputs.append(a)
-        z = torch.addmm(layer.bias[:, None], plan.apply(layer.weight), a)
+        z = torch.addmm(layer.bias[:, None], plan.apply(layer.weight), a, out=values[i])
         if layer.add is not None:
             z += layer.add.t()
         if residual and i < last and i % 2 == 0:
@@ -50,14 +58,29 @@ def forward(spec: SweepSpec, net: _net.Net, x: Tensor) -> Units:
         else:
             a = z if i == last else act(z)
             units.values.append(z if keeps_input else a)
-        units.grads.append(_room(layer, z, schedule.computes_all(spec.plan)[i]))
+        units.grads.append(_room(layer, z, schedule.computes_all(spec.plan)[i], grads[i]))
     return units
 
 
-def _room(layer: _net.Layer, z: Tensor, computed: bool) -> Tensor | None:
-    if not (layer.need_weight or layer.need_bias or layer.need_add):
+def _joined(net: _net.Net, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    n = sum(layer.weight.shape[0] for layer in net.layers)
+    values = x.new_empty(n, x.shape[0])
+    return values, torch.empty_like(values) if any(map(_wants, net.layers)) else None
+
+
+def _by_layer(net: _net.Net, joined: Tensor) -> Sequence[Tensor]:
+    return joined.split([layer.weight.shape[0] for layer in net.layers])
+
+
+def _wants(layer: _net.Layer) -> bool:
+    return layer.need_weight or layer.need_bias or layer.need_add
+
+
+def _room(layer: _net.Layer, z: Tensor, computed: bool, given: Tensor | None) -> Tensor | None:
+    if not _wants(layer):
         return None
-    return torch.empty_like(z) if computed else torch.zeros_like(z)  # nobody sees a unit that no step computes
+    room = torch.empty_like(z) if given is None else given
+    return room if computed else room.zero_()  # nobody sees a unit that no step computes
 
 
 def gradients(net: _net.Net, plan: MadePlan, units: Units) -> None:

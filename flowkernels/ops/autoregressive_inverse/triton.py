@@ -1,4 +1,7 @@
-"""The autoregressive inverse on Triton: one launch after two that put the weights in the order of the degrees."""
+"""The autoregressive inverse on Triton: one launch after two that put the weights in the order of the degrees.
+
+Back it is one between the dense products of `dense`. Kept for it are z and x.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,21 @@ from torch import Tensor
 
 from flowkernels.ops import _net, _triton
 from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.made.native import describe
 from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.made.reference import unpack
+from flowkernels.ops.made.reference import Layers, unpack
 from flowkernels.ops.rqs import triton as rqs
 
-from . import schedule
+from . import dense, schedule
 from .reference import SweepSpec
 
 _ROWS = 256 if _triton.INTERPRETING else 32  # of a program at a time; the interpreter's time goes by steps
 _UNITS = 16  # of a step: the fewest that a product takes
 _PROGRAMS = 256  # whose rooms stay in the cache together; each takes more rows when it is done
-_COLUMNS = 10  # of a step
+_COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "its sweep back has no Triton kernel yet"
     if any(t.dtype is not tensors[0].dtype for t in tensors):
         return "the inputs have several dtypes"
     if torch.is_autocast_enabled(tensors[0].device.type):
@@ -39,6 +41,7 @@ class _Sweep(NamedTuple):
 
     steps: Tensor  # int32 [steps, _COLUMNS]
     packed: Tensor  # int64: where each number of the packed weights and biases is, these one after the other
+    rows: Tensor  # int32 [units]: where each unit is among those of all layers, in the order of their owner
     room: int  # units that a program keeps
     params: int  # the first of a feature's parameters there
 
@@ -66,8 +69,8 @@ def _layers(plan: MadePlan) -> tuple[list[list[int]], int, int]:
 
 @functools.lru_cache(maxsize=256)
 def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Sweep:
-    n, P, at, add = len(plan.layers), plan.params_per_feature, 0, 0
-    weights, biases, terms, packed = [], [], [], []
+    n, P, at, add, unit = len(plan.layers), plan.params_per_feature, 0, 0, 0
+    weights, biases, terms, packed, units, found = [], [], [], [], [], []
     for layer, has in zip(plan.layers, adds, strict=True):
         weights.append(at)
         rows, columns = layer.out_order.long(), layer.in_order.long()
@@ -78,22 +81,28 @@ def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Swe
         at += layer.n_out
         terms.append(add if has else -1)
         add += layer.n_out if has else 0
+        units.append(unit)
+        found.append(unit + layer.out_order)
+        unit += layer.n_out
     places, room, params = _layers(plan)
     steps = []
     for i, first, count, inputs in schedule.steps(plan, _UNITS):
         if i == n:  # a feature
-            steps.append([0, places[0][0] + first, count] + [0] * (_COLUMNS - 3))
+            steps.append([0, places[0][0] + first, count] + [0] * (_COLUMNS - 4) + [units[-1] + count * P])
             continue
         n_in = plan.layers[i].n_in
-        unit = first % P if i == n - 1 else first
+        kept = first % P if i == n - 1 else first
         of_term = terms[i] + first if terms[i] >= 0 else -1
         entry, stream, plain, activated = places[i]
-        moved = [p + unit if p >= 0 else -1 for p in (activated, stream, plain)]
+        moved = [p + kept if p >= 0 else -1 for p in (activated, stream, plain)]
         steps.append(
-            [count, moved[0], inputs, n_in, weights[i] + first * n_in, entry, biases[i] + first, of_term, *moved[1:]]
-        )
+            [
+                count, moved[0], inputs, n_in, weights[i] + first * n_in, entry, biases[i] + first, of_term, *moved[1:],
+                units[i] + first,
+            ]
+        )  # fmt: skip
     table = torch.tensor(steps, dtype=torch.int32, device="cpu").to(device)
-    return _Sweep(table, torch.cat(packed).to(device), room, params)
+    return _Sweep(table, torch.cat(packed).to(device), torch.cat(found).to(device), room, params)
 
 
 def _map(spec: SweepSpec, wide: bool) -> dict[str, Any]:
@@ -108,6 +117,10 @@ def _map(spec: SweepSpec, wide: bool) -> dict[str, Any]:
     return {"SPLINE": True} | {k: v for k, v in constants.items() if k not in ("R", "BD", "num_warps")}
 
 
+def _bins(spec: SweepSpec) -> int:
+    return 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+
+
 def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) -> Tensor | None:
     """What is added in layers that have something, [rows, units], by degree."""
     found = []
@@ -119,8 +132,28 @@ def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) 
     return torch.cat(found, 1).contiguous() if found else None
 
 
-def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    wide = _net.widen(*tensors)
+def _packed(plan: _Sweep, layers: Layers) -> Tensor:
+    """Weights and biases in degree order."""
+    return torch.cat([t.reshape(-1) for layer in layers for t in layer]).index_select(0, plan.packed)
+
+
+def _tiles(rows: int) -> tuple[int, int]:
+    """Rows at a time, and programs."""
+    R = min(_ROWS, max(16, _triton.power_of_2(rows)))
+    return R, min(-(-rows // R), _PROGRAMS)
+
+
+def _constants(spec: SweepSpec, z: Tensor, R: int) -> dict[str, Any]:
+    """What both sweeps are compiled for."""
+    is_double = z.dtype is torch.float64
+    return {
+        "ACTIVATION": spec.activation, "R": R, "U": _UNITS, "BK": 16 if is_double else 32, "COLUMNS": _COLUMNS,
+        "dtype": _triton.language_dtype(z.dtype), "num_stages": 3,
+    } | _map(spec, is_double)  # fmt: skip
+
+
+def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """x and ladj in the dtype the kernel computes in."""
     z, layers, terms = unpack(spec.adds, tuple(wide))
     x, ladj, rows = (
         torch.empty(z.shape, dtype=z.dtype, device=z.device),
@@ -131,19 +164,63 @@ def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         from .triton_kernels import sweep
 
         plan = _sweep(spec.plan, spec.adds, z.device)
-        flat = torch.cat([t.reshape(-1) for layer in layers for t in layer])
-        packed, adds, given = flat.index_select(0, plan.packed), _in_order(spec, terms, z.shape[:-1]), _net.flat(z)
-        R = min(_ROWS, max(16, _triton.power_of_2(rows)))
-        programs = min(-(-rows // R), _PROGRAMS)
-        bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
-        is_double = z.dtype is torch.float64
+        packed, adds, given = _packed(plan, layers), _in_order(spec, terms, z.shape[:-1]), _net.flat(z)
+        R, programs = _tiles(rows)
         _triton.launch(
             sweep, programs,
             given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
             ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
-            0 if adds is None else adds.stride(0), bins, ADDS=adds is not None, ACTIVATION=spec.activation, R=R,
-            U=_UNITS, BK=16 if is_double else 32, COLUMNS=_COLUMNS, dtype=_triton.language_dtype(z.dtype),
-            num_warps=2 if is_double else 8, num_stages=3,  # with others ptxas spills two registers of a spline
-            **_map(spec, is_double),
+            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None, **_constants(spec, z, R),
+            num_warps=2 if z.dtype is torch.float64 else 8,  # with 4 ptxas spills two registers of a spline
         )  # fmt: skip
+    return x, ladj
+
+
+def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x, ladj = _fwd(spec, _net.widen(*tensors))
     return x.to(tensors[0].dtype), ladj
+
+
+def fwd_saving(spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    x, ladj = _fwd(spec, _net.widen(*tensors))
+    return (x.to(tensors[0].dtype), ladj), [x]
+
+
+def bwd(
+    spec: SweepSpec,
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    saved: Sequence[Tensor] = (),
+) -> list[Tensor | None]:
+    wide = _net.widen(*tensors)
+    z, layers, _ = unpack(spec.adds, tuple(wide))
+    net, given = describe(spec, wide, needs[1:]), _net.flat(z)
+    grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
+    grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if needs[0] else None
+    rows = given.shape[0]
+    if rows > 0:
+        from .triton_kernels import sweep_back
+
+        x = saved[0] if saved else _fwd(spec, wide)[0]
+        plan = _sweep(spec.plan, spec.adds, z.device)
+        R, programs = _tiles(rows)
+        with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
+            units = dense.forward(spec, net, x.view(given.shape), join=True)
+            assert units.joined is not None
+            values, left = units.joined
+            _triton.launch(
+                sweep_back, programs,
+                given, *(z if t is None else t for t in (grad_x, grad_ladj, grad_z)), _packed(plan, layers), plan.steps,
+                plan.rows, z.new_empty(programs * plan.room * R), values, values if left is None else left, rows,
+                plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features, _bins(spec),
+                HAS_X=grad_x is not None, HAS_LADJ=grad_ladj is not None, NEED_Z=grad_z is not None,
+                LEAVE=left is not None, **_constants(spec, z, R),
+                num_warps=8,  # with 1 or 2 ptxas spills registers of a spline of more than 8 bins in float64
+            )  # fmt: skip
+            dense.gradients(net, spec.plan, units)
+    else:
+        for layer in net.layers:
+            layer.allocate_grads(0)
+    grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)
+    return [grad_z, *net.grads(tensors[0], tensors[1:])]

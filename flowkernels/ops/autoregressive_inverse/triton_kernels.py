@@ -1,4 +1,4 @@
-"""The sweep of the autoregressive inverse in Triton: all steps in one launch.
+"""The sweep of the autoregressive inverse in Triton, and its way back: all steps in one launch each.
 
 Registers cannot be indexed at run time, so what a step needs of the steps before waits in `room`, memory of the
 program's own that stays in the GPU's cache: [unit][row], R rows at a time. A barrier after every step lets all threads
@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flowkernels.ops.affine.triton_kernels import scale_at
-from flowkernels.ops.masked_linear.triton_kernels import activated
-from flowkernels.ops.rqs.triton_kernels import mapped
+from flowkernels.ops.affine.triton_kernels import logit_grad, scale_at
+from flowkernels.ops.masked_linear.triton_kernels import activated, activation_slope
+from flowkernels.ops.rqs.triton_kernels import in_bin, in_bin_bwd, mapped
 
 
 @triton.jit
@@ -106,3 +106,121 @@ def sweep(
                     tl.store(place + to * R, activated(z, ACTIVATION), mask=some)
             tl.debug_barrier()
         tl.store(ladj_ptr + row, total.to(dtype), mask=ok)
+
+
+@triton.jit
+def _pass_on(
+    g, w_ptr, w_row, to_ptr, count, depth, R: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, dtype: tl.constexpr
+):
+    """Adds what `count` units with gradients g [U, R] bring to those of their first `depth` inputs."""
+    u = tl.arange(0, U)
+    r = tl.arange(0, R)
+    for first in range(0, depth, BK):
+        k = first + tl.arange(0, BK)
+        ok = (k < depth)[:, None] & (u < count)[None, :]
+        w = tl.load(w_ptr + u[None, :] * w_row + k[:, None], mask=ok, other=0.0)
+        to = to_ptr + k[:, None] * R + r[None, :]
+        total = tl.load(to, mask=(k < depth)[:, None], other=0.0)
+        total += tl.dot(w, g, input_precision="ieee", out_dtype=dtype)
+        tl.store(to, total, mask=(k < depth)[:, None])
+
+
+@triton.jit(do_not_specialize=["rows", "z_row"])
+def sweep_back(
+    z_ptr, grad_x_ptr, grad_ladj_ptr, grad_z_ptr, packed_ptr, steps_ptr, places_ptr, room_ptr, values_ptr, left_ptr,
+    rows, n_steps, room, params, z_row, x_row, bins,
+    HAS_X: tl.constexpr, HAS_LADJ: tl.constexpr, NEED_Z: tl.constexpr, LEAVE: tl.constexpr, ACTIVATION: tl.constexpr,
+    SPLINE: tl.constexpr, INVERSE: tl.constexpr, SCALE: tl.constexpr, R: tl.constexpr, U: tl.constexpr,
+    BK: tl.constexpr, COLUMNS: tl.constexpr, dtype: tl.constexpr,
+    MIN: tl.constexpr = 0.0, CLAMP: tl.constexpr = 0.0, LOW: tl.constexpr = 0.0, HIGH: tl.constexpr = 0.0,
+    SHIFT_FIRST: tl.constexpr = False,
+    K: tl.constexpr = 0, TAILS: tl.constexpr = "", LEFT: tl.constexpr = 0.0, FREE_X: tl.constexpr = 0.0,
+    LEAST_X: tl.constexpr = 0.0, BOTTOM: tl.constexpr = 0.0, FREE_Y: tl.constexpr = 0.0, LEAST_Y: tl.constexpr = 0.0,
+    RIGHT: tl.constexpr = 0.0, TOP: tl.constexpr = 0.0, MIN_SLOPE: tl.constexpr = 0.0, CLIP: tl.constexpr = 0.0,
+    EDGE: tl.constexpr = 0.0,
+):  # fmt: skip
+    """The steps of `sweep` from the last to the first, each turned round: where one took a unit from its inputs, the
+    unit's gradient is complete, as all that saw it came later, and goes on to those inputs.
+
+    `room` holds, where forward had a unit, what has come to it so far. `values` [units, rows]: what the network
+    computes at x, hidden units before their activation, the parameters of the features; their gradients are `left`
+    likewise. `places`: where there a unit of the steps is.
+    """
+    own = room_ptr + tl.program_id(0).to(tl.int64) * room * R
+    r = tl.arange(0, R)
+    u = tl.arange(0, U)
+    apart = rows.to(tl.int64)  # the numbers of a row in `values`
+    for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
+        row = (tl.zeros([R], tl.int64) + tile) * R + r
+        ok = row < rows
+        gl = tl.zeros([R], dtype)
+        if HAS_LADJ:
+            gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0)
+        for first in range(0, room, U):
+            empty = own + (first + u)[:, None] * R + r[None, :]
+            tl.store(empty, tl.zeros([U, R], dtype), mask=(first + u < room)[:, None])
+        tl.debug_barrier()
+        for i in range(n_steps):
+            step = steps_ptr + (n_steps - 1 - i) * COLUMNS
+            count = tl.load(step)
+            to = tl.load(step + 1)
+            place = tl.load(step + 10)
+            if count == 0:  # a feature, whose x has its gradient now
+                column = tl.load(step + 2)
+                given = tl.load(own + to * R + r)
+                if HAS_X:
+                    given += tl.load(grad_x_ptr + row * x_row + column, mask=ok, other=0.0)
+                v = tl.load(z_ptr + row * z_row + column, mask=ok, other=0.0)
+                theirs = values_ptr + place * apart + row
+                to_params = own + params * R + r
+                to_z = grad_z_ptr + row * x_row + column
+                if SPLINE:
+                    end = K if K <= 8 else bins
+                    k, _x0, w, _y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside = in_bin(
+                        v, theirs, ok, apart, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP,
+                        MIN_SLOPE, SCALE, CLIP, EDGE, INVERSE,
+                    )  # fmt: skip
+                    in_bin_bwd(
+                        k, w, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside, theirs, to_params,
+                        to_z, given, gl, ok, apart, R, end, K, TAILS, FREE_X, FREE_Y, SCALE, CLIP, INVERSE, NEED_Z,
+                        True,
+                    )  # fmt: skip
+                elif SCALE == "additive":
+                    tl.store(to_params, -given)
+                    if NEED_Z:
+                        tl.store(to_z, given, mask=ok)
+                else:
+                    at_shift: tl.constexpr = 0 if SHIFT_FIRST else 1
+                    logit = tl.load(theirs + (1 - at_shift) * apart, mask=ok, other=0.0)
+                    shift = tl.load(theirs + at_shift * apart, mask=ok, other=0.0)
+                    factor, _log_s, slope, of_factor = scale_at(logit, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
+                    g_logit = logit_grad(given, gl, v - shift, factor, slope, of_factor, INVERSE)
+                    tl.store(to_params + (1 - at_shift) * R, g_logit)
+                    tl.store(to_params + at_shift * R, -(given * factor))
+                    if NEED_Z:
+                        tl.store(to_z, given * factor, mask=ok)
+            else:  # `count` units of a layer
+                some = (u < count)[:, None]
+                stream = tl.load(step + 9)
+                own_place = own + u[:, None] * R + r[None, :]
+                unit = tl.load(places_ptr + place + u, mask=u < count, other=0)
+                at = unit[:, None] * apart + row[None, :]
+                g = tl.zeros([U, R], dtype)
+                if to >= 0:
+                    g = tl.load(own_place + to * R, mask=some, other=0.0)
+                    if ACTIVATION != "identity":
+                        z = tl.load(values_ptr + at, mask=some & ok[None, :], other=0.0)
+                        if ACTIVATION != "gelu" and ACTIVATION != "silu":
+                            z = activated(z, ACTIVATION)
+                        g = g * activation_slope(z, ACTIVATION)
+                if stream >= 0:  # which passes a block by; or the parameters of a feature, which stay
+                    g += tl.load(own_place + stream * R, mask=some, other=0.0)
+                    tl.debug_barrier()  # threads that share an element have all read it
+                    tl.store(own_place + stream * R, g, mask=some)
+                if LEAVE:
+                    tl.store(left_ptr + at, g, mask=some & ok[None, :])
+                depth = tl.load(step + 2)
+                w_row = tl.load(step + 3)
+                weights = packed_ptr + tl.load(step + 4)
+                _pass_on(g, weights, w_row, own + tl.load(step + 5) * R, count, depth, R, U, BK, dtype)
+            tl.debug_barrier()

@@ -49,12 +49,13 @@ def activated(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _slope(kept, ACTIVATION: tl.constexpr):
+def activation_slope(kept, ACTIVATION: tl.constexpr):
     """The activation's slope, from its value; of gelu and silu from its argument."""
     if ACTIVATION == "relu":
         slope = tl.where(kept > 0.0, 1.0, 0.0)
     elif ACTIVATION == "leaky_relu":
-        slope = tl.where(kept > 0.0, 1.0, 0.01)
+        one = tl.zeros_like(kept) + 1.0  # as wide: of two numbers alone `where` makes float32
+        slope = tl.where(kept > 0.0, one, 0.01 * one)
     elif ACTIVATION == "elu":
         slope = tl.where(kept > 0.0, 1.0, kept + 1.0)
     elif ACTIVATION == "tanh":
@@ -151,7 +152,7 @@ def masked_slope(
         at = m[:, None] * n_out + n[None, :]
         g = tl.load(g_ptr + at, mask=ok, other=0.0).to(dtype)
         if ACTIVATION != "identity":
-            g = g * _slope(tl.load(kept_ptr + at, mask=ok, other=0.0).to(dtype), ACTIVATION)
+            g = g * activation_slope(tl.load(kept_ptr + at, mask=ok, other=0.0).to(dtype), ACTIVATION)
             tl.store(gz_ptr + at, g.to(gz_ptr.dtype.element_ty), mask=ok)
         total += tl.sum(g, 0)
     tl.store(sums_ptr + program.to(tl.int64) * n_out + n, total, mask=n < n_out)

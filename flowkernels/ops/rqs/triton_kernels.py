@@ -282,7 +282,7 @@ def _shape(theta, w, h, d0, d1):
 
 
 @triton.jit
-def _in_bin(
+def in_bin(
     v, at, ok, stride, end, K: tl.constexpr, TAILS: tl.constexpr, LEFT: tl.constexpr, FREE_X: tl.constexpr,
     LEAST_X: tl.constexpr, BOTTOM: tl.constexpr, FREE_Y: tl.constexpr, LEAST_Y: tl.constexpr, RIGHT: tl.constexpr,
     TOP: tl.constexpr, MIN_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, EDGE: tl.constexpr,
@@ -321,7 +321,7 @@ def mapped(
     INVERSE: tl.constexpr,
 ):  # fmt: skip
     """v [E] mapped, and the log of the slope. The parameters of an element stand `stride` apart from `at` [E] on."""
-    _k, x0, w, y0, h, _u0, _u1, _bw, _mw, _rw, _tw, _bh, _mh, _rh, _th, d0, d1, theta, inside = _in_bin(
+    _k, x0, w, y0, h, _u0, _u1, _bw, _mw, _rw, _tw, _bh, _mh, _rh, _th, d0, d1, theta, inside = in_bin(
         v, at, ok, stride, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE, SCALE,
         CLIP, EDGE, INVERSE,
     )  # fmt: skip
@@ -378,8 +378,8 @@ def _size_coefficients(k, mass, before, r, g_corner, g_size, K: tl.constexpr, FR
 
 
 @triton.jit
-def _store_sizes(to_ptr, at, ok, stride, end, k, top, before, here, after, K: tl.constexpr, SCALE: tl.constexpr,
-                 CLIP: tl.constexpr):  # fmt: skip
+def _store_sizes(to_ptr, to_stride, at, ok, stride, end, k, top, before, here, after, K: tl.constexpr,
+                 SCALE: tl.constexpr, CLIP: tl.constexpr):  # fmt: skip
     """Gradients of K logits, by tiles as they lie in memory."""
     for first in range(0, end, 8):
         bins = first + tl.arange(0, 8)[None, :]
@@ -391,11 +391,11 @@ def _store_sizes(to_ptr, at, ok, stride, end, k, top, before, here, after, K: tl
         if CLIP > 0:
             q = 1.0 - CLIP * tl.abs(u)
             g = g * q * q
-        tl.store(to_ptr[:, None] + bins, g.to(to_ptr.dtype.element_ty), mask=wanted)
+        tl.store(to_ptr[:, None] + bins * to_stride, g.to(to_ptr.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
-def _store_slopes(to_ptr, ok, end, k, g0, g1, K: tl.constexpr, TAILS: tl.constexpr):
+def _store_slopes(to_ptr, to_stride, ok, end, k, g0, g1, K: tl.constexpr, TAILS: tl.constexpr):
     """Gradients of the slope logits, of which those at the two knots of bin k are not 0."""
     n_slopes: tl.constexpr = K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
     stop = end + 1 if TAILS == "none" else end
@@ -405,7 +405,59 @@ def _store_slopes(to_ptr, ok, end, k, g0, g1, K: tl.constexpr, TAILS: tl.constex
         g = tl.where(knots == k[:, None], g0[:, None], 0.0) + tl.where(knots == k[:, None] + 1, g1[:, None], 0.0)
         if TAILS == "circular":
             g += tl.where((knots == 0) & (k == K - 1)[:, None], g1[:, None], 0.0)
-        tl.store(to_ptr[:, None] + columns, g.to(to_ptr.dtype.element_ty), mask=ok[:, None] & (columns < n_slopes))
+        at = to_ptr[:, None] + columns * to_stride
+        tl.store(at, g.to(to_ptr.dtype.element_ty), mask=ok[:, None] & (columns < n_slopes))
+
+
+@triton.jit
+def in_bin_bwd(
+    k, w, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside, at, to, to_v, given, gl, ok,
+    stride, to_stride, end, K: tl.constexpr, TAILS: tl.constexpr, FREE_X: tl.constexpr, FREE_Y: tl.constexpr,
+    SCALE: tl.constexpr, CLIP: tl.constexpr, INVERSE: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient of v [E] from that of what it is mapped to, `given`, that of the log of the slope, `gl`, and
+    what `in_bin` found; from `to` on, `to_stride` apart, those of the parameters, which stand `stride` apart at `at`.
+    """
+    s, t, beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
+    inv_num = 1.0 / slope_num
+    rest = 1.0 - theta
+    one_2theta = 1.0 - 2.0 * theta
+    one_2t = 1.0 - 2.0 * t
+    q = s * inv_den
+    slope = q * (q * slope_num)
+    ladj_theta = 2.0 * (d1 * theta + s * one_2theta - d0 * rest) * inv_num - 2.0 * beta * one_2theta * inv_den
+    gy = given
+    if INVERSE:  # implicit function theorem: see the derivation
+        g_v = (given - gl * ladj_theta / w) / slope
+        gy = -g_v
+        gl = -gl
+    # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
+    r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
+    gyh = gy * h * inv_den
+    g_theta = gy * w * slope + gl * ladj_theta
+    g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
+    common = gl * 2.0 * t * inv_den
+    g_x = g_theta / w
+    if NEED_X:
+        out = g_v if INVERSE else g_x
+        tl.store(to_v, tl.where(inside, out, given).to(to_v.dtype.element_ty), mask=ok)
+    if NEED_PARAMS:
+        g_d0 = (gyh * t * (1.0 - r) + gl * rest * rest * inv_num - common) * _slope_grad(d0, u0, CLIP)
+        g_d1 = (gl * theta * theta * inv_num - gyh * t * r - common) * _slope_grad(d1, u1, CLIP)
+        g_h = tl.where(inside, gy * r + g_s / w, 0.0)
+        g_w = tl.where(inside, -(g_s * s + g_theta * theta) / w, 0.0)
+        g_x0 = tl.where(inside, -g_x, 0.0)
+        g_y0 = tl.where(inside, gy, 0.0)
+        before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, FREE_X, SCALE)
+        _store_sizes(to, to_stride, at, ok, stride, end, k, top_w, before, here, after, K, SCALE, 2.0 * CLIP)
+        before, here, after = _size_coefficients(k, mh, bh, rh, g_y0, g_h, K, FREE_Y, SCALE)
+        _store_sizes(
+            to + K * to_stride, to_stride, at + K * stride, ok, stride, end, k, top_h, before, here, after, K, SCALE,
+            2.0 * CLIP,
+        )  # fmt: skip
+        g_d0 = tl.where(inside, g_d0, 0.0)
+        g_d1 = tl.where(inside, g_d1, 0.0)
+        _store_slopes(to + 2 * K * to_stride, to_stride, ok, end, k, g_d0, g_d1, K, TAILS)
 
 
 @triton.jit
@@ -428,56 +480,20 @@ def rqs_bwd(
         ok = (row < rows) & (feature < D)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
-        k, _x0, w, _y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside = _in_bin(
+        k, _x0, w, _y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside = in_bin(
             v, at, ok, p_param, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE,
             SCALE, CLIP, EDGE, INVERSE,
         )  # fmt: skip
-        s, t, beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
-        inv_num = 1.0 / slope_num
-        rest = 1.0 - theta
-        one_2theta = 1.0 - 2.0 * theta
-        one_2t = 1.0 - 2.0 * t
-        q = s * inv_den
-        slope = q * (q * slope_num)
-        ladj_theta = 2.0 * (d1 * theta + s * one_2theta - d0 * rest) * inv_num - 2.0 * beta * one_2theta * inv_den
-
         given = tl.zeros_like(v)
         if HAS_Y:
             given = tl.load(grad_y_ptr + row * D + feature, mask=ok, other=0.0).to(dtype)
         gl = tl.zeros_like(v)
         if HAS_LADJ:
             gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0).to(dtype)
-        gy = given
-        if INVERSE:  # implicit function theorem: see the derivation
-            g_v = (given - gl * ladj_theta / w) / slope
-            gy = -g_v
-            gl = -gl
-        # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
-        r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
-        gyh = gy * h * inv_den
-        g_theta = gy * w * slope + gl * ladj_theta
-        g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
-        common = gl * 2.0 * t * inv_den
-        g_x = g_theta / w
-        if NEED_X:
-            out = g_v if INVERSE else g_x
-            out = tl.where(inside, out, given).to(grad_x_ptr.dtype.element_ty)
-            tl.store(grad_x_ptr + row * D + feature, out, mask=ok)
-        if NEED_PARAMS:
-            g_d0 = (gyh * t * (1.0 - r) + gl * rest * rest * inv_num - common) * _slope_grad(d0, u0, CLIP)
-            g_d1 = (gl * theta * theta * inv_num - gyh * t * r - common) * _slope_grad(d1, u1, CLIP)
-            g_h = tl.where(inside, gy * r + g_s / w, 0.0)
-            g_w = tl.where(inside, -(g_s * s + g_theta * theta) / w, 0.0)
-            g_x0 = tl.where(inside, -g_x, 0.0)
-            g_y0 = tl.where(inside, gy, 0.0)
-            P: tl.constexpr = 3 * K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
-            to = grad_params_ptr + (row * D + feature) * P
-            before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, FREE_X, SCALE)
-            _store_sizes(to, at, ok, p_param, end, k, top_w, before, here, after, K, SCALE, 2.0 * CLIP)
-            before, here, after = _size_coefficients(k, mh, bh, rh, g_y0, g_h, K, FREE_Y, SCALE)
-            _store_sizes(
-                to + K, at + K * p_param, ok, p_param, end, k, top_h, before, here, after, K, SCALE, 2.0 * CLIP
-            )
-            g_d0 = tl.where(inside, g_d0, 0.0)
-            g_d1 = tl.where(inside, g_d1, 0.0)
-            _store_slopes(to + 2 * K, ok, end, k, g_d0, g_d1, K, TAILS)
+        P: tl.constexpr = 3 * K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
+        to = grad_params_ptr + (row * D + feature) * P
+        in_bin_bwd(
+            k, w, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside, at, to,
+            grad_x_ptr + row * D + feature, given, gl, ok, p_param, 1, end, K, TAILS, FREE_X, FREE_Y, SCALE, CLIP,
+            INVERSE, NEED_X, NEED_PARAMS,
+        )  # fmt: skip
