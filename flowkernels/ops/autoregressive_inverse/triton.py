@@ -25,6 +25,8 @@ _COLUMNS = 10  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    if spec.half_turn:
+        return "its half turn has no Triton kernel yet"
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return "its sweep back has no Triton kernel yet"
     if any(t.dtype is not tensors[0].dtype for t in tensors):
