@@ -147,10 +147,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("flow_layer_fwd", flow_layer(false));
   m.def("flow_layer_bwd", flow_layer(true));
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, int threads) {
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, int threads) {
     SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
     require_rows(rows, {ladj});
     a.ladj = ptr(ladj);
+    if (half_turn) a.turn = half_turn_of(map);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, threads);
   });

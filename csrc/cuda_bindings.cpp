@@ -125,11 +125,12 @@ PYBIND11_MODULE(_cuda, m) {
     return SweepWork{reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
   };
   m.def("sweep_fwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, uintptr_t steps, int64_t n_steps,
-                         uintptr_t packed, int device, uintptr_t stream) {
+                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, uintptr_t steps,
+                         int64_t n_steps, uintptr_t packed, int device, uintptr_t stream) {
     SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
     a.ladj = reinterpret_cast<void*>(ladj);
     if (!a.ladj) throw std::invalid_argument("sweep: null data pointer");
+    if (half_turn) a.turn = half_turn_of(map);
     const SweepWork w = sweep_work(steps, n_steps, packed);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, w, stream_of(device, stream));

@@ -716,6 +716,30 @@ def test_rqs_settings_reach_the_op() -> None:
                 assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [lambda s: Coupling([0, 1, 0, 1], net, s), lambda s: masked(4, s), lambda s: looped(masked(4, s))],
+    ids=["coupling", "autoregressive", "looped"],
+)
+def test_half_turn(layer) -> None:
+    """The spline sees x from the other side of the circle, and the network does not."""
+    turned = layer(RQS(bins=4, tail_bound=2.0, half_turn=True)).double()
+    randomise(turned)
+    x = (4 * torch.rand(30, 4) - 2).double()
+    y, ladj = turned(x)
+    opposite, plain = torch.where(x < 0, x + 2, x - 2), RQS(bins=4, tail_bound=2.0)
+    if isinstance(turned, Coupling):
+        params = turned.conditioner(x[:, ::2], None)
+        value, wanted = plain(opposite[:, 1::2], params.unflatten(-1, (2, -1)), False)
+        value = torch.stack((x[:, 0], value[:, 0], x[:, 2], value[:, 1]), -1)
+    else:
+        value, wanted = plain(opposite, turned.conditioner(x, None).unflatten(-1, (4, -1)), False)
+    torch.testing.assert_close((y, ladj), (value, wanted))
+    back, inverse = turned.inverse(y)
+    torch.testing.assert_close((back, inverse), (x, -ladj), rtol=1e-9, atol=1e-9)
+    assert "half_turn=True" in repr(turned)
+
+
 @pytest.mark.parametrize("parametrization", ["softmax", "soft_clip"])
 @pytest.mark.parametrize("tails", ["linear", "circular", None])
 def test_rqs_identity(tails, parametrization) -> None:

@@ -5,6 +5,12 @@
 
 namespace fk {
 
+// Takes values half the way round the circle that a spline's box is.
+struct HalfTurn {
+  double middle, by;  // by: half its length; 0: they stay
+  double turns;       // 1 / its length
+};
+
 // Solves z_d = f(x_d; params_d(x_<d)) for x, where the masked net returns [features, P] parameters a row; `map` is f's
 // inverse. The net's first layer orders the features.
 struct SweepArgs {
@@ -14,6 +20,7 @@ struct SweepArgs {
   int64_t rows, features;
   const void* z;  // [rows, features], rows z_stride apart
   int64_t z_stride;
+  HalfTurn turn;       // fwd: of what the map returns; its derivative is 1, so that bwd need not know
   void* x;             // [rows, features]: fwd writes it, bwd reads it
   void* ladj;          // [rows], of z -> x
   const void* grad_x;  // bwd, contiguous; null: zero
@@ -24,6 +31,9 @@ struct SweepArgs {
 // Without ladj and gradients.
 SweepArgs sweep_args(const NetSpec&, const UnivariateMap&, int type, int64_t rows, int64_t features, uintptr_t z,
                      int64_t z_stride, uintptr_t x);
+
+// Of the box of a map that is a spline.
+HalfTurn half_turn_of(const UnivariateMap&);
 
 void sweep_fwd(const SweepArgs&, int threads);
 void sweep_bwd(const SweepArgs&, int threads);

@@ -22,4 +22,10 @@ SweepArgs sweep_args(const NetSpec& net, const UnivariateMap& map, int type, int
   return a;
 }
 
+HalfTurn half_turn_of(const UnivariateMap& map) {
+  if (map.is_affine) throw std::invalid_argument("sweep: only a spline has a box to turn");
+  const double left = map.rqs.left, length = map.rqs.right - left;
+  return {left + length / 2, length / 2, 1 / length};
+}
+
 }  // namespace fk

@@ -3,6 +3,7 @@
 #include "../flow_layer/univariate_map.h"
 #include "autoregressive_inverse_kernels.h"
 #include "front.h"
+#include "half_turn.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -13,6 +14,14 @@ FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
 }
 
 // ---- forward ----
+
+template <class S, class T>
+FK_INLINE T turned_strip(const HalfTurn& turn, T v) {
+  alignas(64) S lanes[kStrip<S>];
+  store_strip(lanes, v);
+  for (S& s : lanes) s = turned(turn, s);
+  return load_strip(lanes);
+}
 
 // The buffers of a tile, [strip][feature or unit][kStrip].
 template <class S, class Map>
@@ -84,6 +93,7 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
         const int64_t at = (s * D + feature_at(net, known)) * R;
         T out, term;
         t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_strip(t.z + at), &out, &term);
+        if (args.turn.by != 0) out = turned_strip<S>(args.turn, out);
         store_strip(t.x + at, out);
         store_strip(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
         ladj[s].add(term);

@@ -240,7 +240,8 @@ def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[
     """Their settings; in `state`, the rows of bin sizes are scaled where nflows scales by another factor."""
     spline: RQS = part.univariate
     unit = spline.tails is None and spline.box == (0.0, 1.0, 0.0, 1.0)
-    if spline.parametrization != "softmax" or not (unit or (spline.tails == "linear" and spline.box is None)):
+    linear = spline.tails == "linear" and spline.box is None
+    if spline.half_turn or spline.parametrization != "softmax" or not (unit or linear):
         raise _refuse(part, f"with {spline}")
     factor = torch.ones(spline.params_per_feature, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale

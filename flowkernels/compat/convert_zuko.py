@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zuko import distributions as D
 from zuko import flows, lazy, transforms
 from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.flows.spline import CircularRQSTransform
 from zuko.nn import MLP as TheirMLP
 from zuko.nn import Linear as TheirLinear
 from zuko.nn import MaskedLinear, MaskedMLP
@@ -84,12 +85,11 @@ def _fixed(transform: Any, features: int) -> Transform:
 
 def _univariate(layer: Any) -> RQS | Affine:
     found = univariate_of(layer)
-    if isinstance(found, str) or found.circular:
-        why = found if isinstance(found, str) else "a circular shift has no native layer"
-        raise CannotConvert(f"convert: every layer must have a spline or an affine map, but {why}")
+    if isinstance(found, str):
+        raise CannotConvert(f"convert: every layer must have a spline or an affine map, but {found}")
     if isinstance(found.spec, AffineSpec):
         return Affine("soft_clip", clamp=found.spec.clamp)
-    return RQS(**found.settings)
+    return RQS(**found.settings, half_turn=found.circular)
 
 
 def _scale_first(univariate: Any, n: int) -> Tensor:
@@ -160,14 +160,18 @@ def _elementwise(layer: Any, features: int) -> Transform:
 
 
 def theirs_of(flow: Flow) -> Any:
-    if not isinstance(flow.base, StandardNormal) or flow.context_to_base or flow.embedding is not None:
+    if type(flow.base) not in (StandardNormal, UniformBox) or flow.context_to_base or flow.embedding is not None:
         given = f"{type(flow.base).__name__} and embedding {flow.embedding}"
-        raise CannotConvert(f"to_zuko: base must be a StandardNormal, and embedding None, got {given}")
-    features = flow.base.features
-    base = lazy.UnconditionalDistribution(
-        D.DiagNormal, loc=torch.zeros(features), scale=torch.ones(features), buffer=True
-    )
-    return lazy.Flow([_their_layer(part) for part in parts_of(flow.transform)], base)
+        raise CannotConvert(f"to_zuko: base must be a StandardNormal or a UniformBox, and embedding None, got {given}")
+    return lazy.Flow([_their_layer(part) for part in parts_of(flow.transform)], _their_base(flow.base))
+
+
+def _their_base(base: Any) -> Any:
+    if isinstance(base, UniformBox):
+        box = {"lower": base.low.clone(), "upper": base.high.clone()}
+        return lazy.UnconditionalDistribution(D.BoxUniform, **box, buffer=True)
+    normal = {"loc": torch.zeros(base.features), "scale": torch.ones(base.features)}
+    return lazy.UnconditionalDistribution(D.DiagNormal, **normal, buffer=True)
 
 
 def _refuse(part: Any, why: str) -> CannotConvert:
@@ -199,6 +203,10 @@ def _their_univariate(part: Any) -> dict[str, Any]:
         raise _refuse(part, f"with {univariate}")
     K = univariate.bins
     spline = functools.partial(transforms.MonotonicRQSTransform, slope=univariate.slope, bound=univariate.tail_bound)
+    if univariate.half_turn:
+        if univariate.tail_bound != math.pi:
+            raise _refuse(part, f"with a circle that is not from -pi to pi, {univariate}")
+        spline = functools.partial(CircularRQSTransform, slope=univariate.slope)
     return {"univariate": spline, "shapes": [(K,), (K,), (K - 1,)]}
 
 

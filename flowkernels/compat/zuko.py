@@ -13,6 +13,6 @@ A lazy transform returns a subclass of the transform of zuko that it returned be
 
 A network is one op with its map where it is zuko's `MaskedMLP` or `MLP`, with an activation that the ops know, without
 residual blocks, normalisation or hooks; the masks of the first are read off its buffers. Otherwise it is called, and
-the map alone is fused. A circular spline sees another x than its network, so that it has no sweep: its inverse takes
-zuko's passes, each of two ops.
+the map alone is fused. A circular spline sees another x than its network, which one op cannot give it forward: there
+it takes two. Its inverse is one sweep like the others'.
 """

@@ -104,8 +104,8 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         y, context = _expanded(y, self.context)
         univariate, network = _map_of(self.layer), self._network(y, context)
-        if network is not None and not univariate.circular and self.passes >= len(network["plan"].groups):
-            return autoregressive_inverse(y, univariate=univariate.spec, **network)
+        if network is not None and self.passes >= len(network["plan"].groups):
+            return autoregressive_inverse(y, univariate=univariate.spec, half_turn=univariate.circular, **network)
         x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
         for _ in range(self.passes):
             x, ladj = univariate(y, self._params(x, context, network), True)

@@ -17,12 +17,13 @@ from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import make_spec as affine_spec
 from flowkernels.ops.rqs.spec import RqsSpec
 from flowkernels.ops.rqs.spec import make_spec as rqs_spec
+from flowkernels.ops.rqs.turn import half_turn
 
 _SLOPE = 1e-3  # zuko's default, of splines and of affine maps
 
 
 class Univariate(NamedTuple):
-    """``univariate(*phi)`` of zuko as one call; ``circular``: x is shifted by half a period first."""
+    """``univariate(*phi)`` of zuko as one call; ``circular``: x goes half a turn round first."""
 
     spec: RqsSpec | AffineSpec
     settings: dict[str, Any]
@@ -32,12 +33,9 @@ class Univariate(NamedTuple):
         """``x [..., D]``, ``params [..., D, P]`` → y and ladj ``[...]``."""
         if isinstance(self.spec, AffineSpec):
             return affine(x, params, inverse=inverse, **self.settings)
-        y, ladj = rqs(_shifted(x) if self.circular and not inverse else x, params, inverse=inverse, **self.settings)
-        return (_shifted(y) if self.circular and inverse else y), ladj
-
-
-def _shifted(x: Tensor) -> Tensor:
-    return torch.remainder(x, 2 * math.pi) - math.pi
+        turned = half_turn(x, self.spec) if self.circular and not inverse else x
+        y, ladj = rqs(turned, params, inverse=inverse, **self.settings)
+        return (half_turn(y, self.spec) if self.circular and inverse else y), ladj
 
 
 def univariate_of(layer: Any) -> Univariate | str:

@@ -69,15 +69,20 @@ class Autoregressive(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", x, self.features)
         spec, arguments = self._network(x, context)
-        fused = None if arguments is None else try_autoregressive_layer(x, spec, **arguments)
+        # After half a turn the map sees another x than the network.
+        fused = None if arguments is None or self._half_turn else try_autoregressive_layer(x, spec, **arguments)
         return self.univariate(x, self._params(x, context), False) if fused is None else fused
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", y, self.features)
         spec, arguments = self._network(y, context)
         if arguments is not None:
-            return autoregressive_inverse(y, univariate=spec, **arguments)
+            return autoregressive_inverse(y, univariate=spec, half_turn=self._half_turn, **arguments)
         return self._feature_by_feature(y, context)
+
+    @property
+    def _half_turn(self) -> bool:
+        return getattr(self.univariate, "half_turn", False)
 
     def _network(self, x: Tensor, context: Tensor | None) -> tuple[Any, dict[str, Any] | None]:
         """The map and the network as the ops that fuse them take them; None where they must be called."""

@@ -103,6 +103,8 @@ class Coupling(Transform):
         columns = self.split.columns
         if type(conditioner) not in (ResidualNet, MLP) or type(univariate) not in (RQS, Affine) or columns is None:
             return None
+        if type(univariate) is RQS and univariate.half_turn:
+            return None
         layers = conditioner.layers(context, x.shape[:-1])
         if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.params_per_feature:
             return None

@@ -14,13 +14,14 @@ from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import make_spec as make_affine_spec
 from flowkernels.ops.rqs import rqs
 from flowkernels.ops.rqs.spec import RqsSpec, make_spec
+from flowkernels.ops.rqs.turn import half_turn
 
 
 class Univariate(Protocol):
     """A monotone map of every feature, with its own P parameters; an `nn.Module` if it has weights.
 
     If it has a ``spec`` (an RqsSpec or an AffineSpec, of the direction data → latent), an autoregressive layer
-    inverts it in one sweep.
+    inverts it in one sweep; with a true ``half_turn``, after half a turn of the spline's box.
     """
 
     @property
@@ -52,6 +53,10 @@ class RQS:
     ``params [..., D, P]`` → ``y [..., D]``, ``ladj [...]`` in nats; formula, dtypes and settings are written there.
     P = ``params_per_feature`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``.
 
+    Args:
+        half_turn: the box's side in x is a circle, and the map is the spline after half a turn of it (zuko's circular
+            splines). Data lie in the box, and latents too: a tail's would come back into it.
+
     Raises:
         ValueError: a setting breaks the contract of `flowkernels.ops.rqs`.
 
@@ -77,6 +82,7 @@ class RQS:
     logit_scale: float = 1.0
     parametrization: str = "softmax"
     slope: float = 1e-3
+    half_turn: bool = False
     params_per_feature: int = field(init=False, repr=False, compare=False)
     identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
     spec: RqsSpec = field(init=False, repr=False, compare=False)
@@ -104,8 +110,8 @@ class RQS:
         if event_dims > 1:
             y, ladj = self(x, params, inverse)
             return y, ladj.sum(tuple(range(1 - event_dims, 0)))
-        return rqs(
-            x,
+        y, ladj = rqs(
+            half_turn(x, self.spec) if self.half_turn and not inverse else x,
             params,
             bins=self.bins,
             tails=self.tails,
@@ -119,6 +125,7 @@ class RQS:
             slope=self.slope,
             inverse=inverse,
         )
+        return (half_turn(y, self.spec) if self.half_turn and inverse else y), ladj
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 import flowkernels
 from flowkernels import compat, flows, nets, transforms
-from flowkernels.distributions import UniformBox
+from flowkernels.distributions import DiagonalNormal
 from tests.compat.nflows_models import stretch
 from tests.compat.parity import accelerated_copy
 
@@ -71,6 +71,7 @@ def nflows_flow(name, context=0):
 
 SMALL = {"transforms": 2, "hidden_features": (9, 7)}
 RQS = functools.partial(zuko.transforms.MonotonicRQSTransform, slope=1e-2, bound=3.0)
+CIRCULAR = zuko.flows.spline.CircularRQSTransform
 RQS_LAYER = {"univariate": RQS, "shapes": [(5,), (5,), (4,)]}
 
 
@@ -92,6 +93,8 @@ def zuko_rest(context):
 ZUKO = {
     "NSF": lambda c: zuko.flows.NSF(D, c, bins=5, randperm=True, activation=nn.ELU, **SMALL),
     "NSF, two passes": lambda c: zuko.flows.NSF(D, c, passes=2, **SMALL),
+    "NCSF": lambda c: zuko.flows.NCSF(D, c, bins=5, slope=1e-2, **SMALL),
+    "circular couplings": lambda c: zuko.flows.NICE(D, c, univariate=CIRCULAR, shapes=RQS_LAYER["shapes"], **SMALL),
     "MAF": lambda c: zuko.flows.MAF(D, c, **SMALL),
     "couplings": lambda c: zuko.flows.NICE(D, c, randmask=True, **SMALL),
     "spline couplings": lambda c: zuko.flows.NICE(D, c, activation=nn.Tanh, **RQS_LAYER, **SMALL),
@@ -191,7 +194,8 @@ def nflows_with(layer, base=None):
     return nflows.flows.Flow(layer, base or StandardNormal([D]))
 
 
-UNIFORM = flows.Flow(transforms.Permutation([1, 0]), UniformBox([0, 0], [1, 1]))
+HALF_TURN = transforms.RQS(parametrization="soft_clip", half_turn=True)
+OTHER_BASE = flows.Flow(transforms.Permutation([1, 0]), DiagonalNormal(2))
 CONDITIONAL = ConditionalDiagonalNormal([D])
 REFUSED = {
     "a module": (lambda: flowkernels.convert(nn.Linear(2, 2)), TypeError, "model must be a flow of nflows or of zuko"),
@@ -201,7 +205,16 @@ REFUSED = {
         ValueError,
         "_distribution must be a StandardNormal",
     ),
-    "circular": (lambda: flowkernels.convert(zuko.flows.NCSF(D)), ValueError, "circular shift has no native layer"),
+    "half a turn of another circle": (
+        lambda: flowkernels.to_zuko(flows.MAF(D, univariate=HALF_TURN)),
+        ValueError,
+        "a circle that is not from -pi to pi",
+    ),
+    "half a turn to nflows": (
+        lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(half_turn=True))),
+        ValueError,
+        "half_turn=True",
+    ),
     "no blocks": (
         lambda: flowkernels.convert(nflows_with(AFFINE_AR(D, 9, num_blocks=0))),
         ValueError,
@@ -229,7 +242,7 @@ REFUSED = {
         ValueError,
         "got Autoregressive with",
     ),
-    "another base to zuko": (lambda: flowkernels.to_zuko(UNIFORM), ValueError, "base must be a StandardNormal"),
+    "another base to zuko": (lambda: flowkernels.to_zuko(OTHER_BASE), ValueError, "base must be a StandardNormal"),
 }
 
 

@@ -105,7 +105,7 @@ OPS = {
     "NSF, random orders, narrow": ("try_autoregressive_layer", ["autoregressive_inverse"]),
     "NSF, two passes": ("try_autoregressive_layer", ["autoregressive_inverse"]),
     "MAF": ("try_autoregressive_layer", ["autoregressive_inverse"]),
-    "NCSF": ("made", ["made"] * 5),
+    "NCSF": ("made", ["autoregressive_inverse"]),
     "NICE": ("try_flow_layer", ["try_flow_layer"]),
     "coupling, spline": ("try_flow_layer", ["try_flow_layer"]),
 }
@@ -123,7 +123,7 @@ def test_the_ops_are_reached(name, ran):
 
 
 def test_samples_and_their_densities():
-    for name in ("NSF", "MAF", "coupling, spline"):
+    for name in ("NSF", "MAF", "NCSF", "coupling, spline"):
         results = []
         for flow in (plain := make(name, context=2).double(), accelerated_copy(plain)):
             torch.manual_seed(0)
@@ -178,9 +178,10 @@ def test_masks_that_change_are_read_again():
     torch.testing.assert_close(fast().transform.inv(x), plain().transform.inv(x))
 
 
-def test_fewer_passes_than_the_order_needs_are_as_many():
-    plain = make("NSF").double()
-    fast, y = accelerated_copy(plain), draw("NSF", 9, 5).double()
+@pytest.mark.parametrize("name", ["NSF", "NCSF"])
+def test_fewer_passes_than_the_order_needs_are_as_many(name):
+    plain = make(name).double()
+    fast, y = accelerated_copy(plain), draw(name, 9, 5).double()
     for flow in (plain, fast):
         flow.transform.transforms[0].passes = 2
     torch.testing.assert_close(fast().transform.inv(y), plain().transform.inv(y))

@@ -38,6 +38,8 @@ UNIVARIATES = {
     "circular": RQS(bins=3, tails="circular", tail_bound=2.0),
     "no tails": RQS(bins=5, tails=None, box=(-5.0, 5.0, -5.0, 5.0)),
     "soft clip": RQS(bins=8, parametrization="soft_clip"),
+    "half turn": RQS(bins=4, tail_bound=6.0, half_turn=True),
+    "half turn, another box": RQS(bins=5, tails=None, box=(-2.0, 9.0, -5.0, 5.0), half_turn=True),
 }
 EVERY = pytest.mark.parametrize("univariate", UNIVARIATES.values(), ids=UNIVARIATES)
 
@@ -50,8 +52,9 @@ def make(shape, univariate):
 def solve(problem, univariate, backend, tensors, activation="tanh"):
     z, layers, adds = problem.split(tensors)
     return ops.autoregressive_inverse(
-        z, layers, problem.plan, univariate.spec, activation=activation, adds=adds, backend=backend
-    )
+        z, layers, problem.plan, univariate.spec, activation=activation, adds=adds, backend=backend,
+        half_turn=getattr(univariate, "half_turn", False),
+    )  # fmt: skip
 
 
 def forward(problem, univariate, x, tensors, activation="tanh"):
@@ -226,6 +229,24 @@ def test_bad_row_stays_in_its_row() -> None:
             assert x[4, order[0]] == clean[0][4, order[0]] and not x[4, order[1]].isfinite()
 
 
+def test_half_turn_brings_what_tails_leave_outside_back_into_the_box() -> None:
+    """From any number of turns away, and the network sees it there; what is not finite stays in its row."""
+    univariate = RQS(bins=4, tail_bound=2.0, half_turn=True)
+    problem = make(SHAPES["three features"], univariate)
+    z = 20 * problem.tensors[0]
+    wanted = solve(problem, univariate, "reference", [z, *problem.tensors[1:]])
+    assert (z.abs() > 6).any() and (wanted[0].abs() <= 2).all()
+    broken = z.clone()
+    broken[4, problem.plan.order[1]], broken[5, problem.plan.order[1]] = float("nan"), float("inf")
+    for backend in backends_of(OP):
+        found = solve(problem, univariate, backend, [z, *problem.tensors[1:]])
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        x, ladj = solve(problem, univariate, backend, [broken, *problem.tensors[1:]])
+        others = [i for i in range(130) if i not in (4, 5)]
+        assert torch.equal(x[others], found[0][others]) and torch.equal(ladj[others], found[1][others])
+        assert not x[4:6, problem.plan.order[1]].isfinite().any()
+
+
 def test_groups_of_equal_degree() -> None:
     """Features that do not see each other are solved together."""
     plan = MadePlan([[1, 2, 1, 2], [1, 1, 1], [d for d in (1, 2, 1, 2) for _ in range(2)]])
@@ -282,6 +303,7 @@ EXP = Affine("exp").spec
         ),
         (lambda f: f(Z, LAYERS, PLAN, EXP._replace(inverse=True)), ValueError, "univariate must be of the direction"),
         (lambda f: f(Z, LAYERS, PLAN, RQS(4).spec), ValueError, "plan must have 11 outputs per feature .*, got 2"),
+        (lambda f: f(Z, LAYERS, PLAN, EXP, half_turn=True), TypeError, "an RqsSpec where half_turn is, got AffineSpec"),
         (lambda f: f(Z[:, :1], LAYERS, PLAN, EXP), ValueError, r"z must be \[\.\.\., 2\], got \[4, 1\]"),
         (lambda f: f(None, LAYERS, PLAN, EXP), TypeError, "z must be a tensor, got NoneType"),
         (lambda f: f(Z, LAYERS[:1], PLAN, EXP), ValueError, "layers must be 2"),

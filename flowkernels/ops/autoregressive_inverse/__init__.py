@@ -34,6 +34,7 @@ def autoregressive_inverse(
     *,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    half_turn: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Solves :math:`z_d = f(x_d; \mathrm{params}_d(x_{<d}))` for x, feature by feature; ``ops.made`` is params.
@@ -48,6 +49,8 @@ def autoregressive_inverse(
         layers, plan, activation, adds: the network, as for `flowkernels.ops.made`.
         univariate: f, as the ``spec`` of `flowkernels.transforms.RQS` or `flowkernels.transforms.Affine`, of the
             direction x → z.
+        half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
+            x is the spline's inverse, turned. With linear tails, z outside of the box comes back to it.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -55,7 +58,7 @@ def autoregressive_inverse(
 
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype; ``plan`` or ``univariate`` is of
-            another kind.
+            another kind; ``half_turn`` of a map that is no spline.
         ValueError: a shape, the number of layers, of parameters, or the activation breaks its contract.
 
     Reference:
@@ -76,11 +79,13 @@ def autoregressive_inverse(
     flags = check_net(_NAME, z, layers, plan, activation, adds, "z")
     if not isinstance(univariate, (RqsSpec, AffineSpec)):
         raise TypeError(f"{_NAME}: univariate must be an RqsSpec or an AffineSpec, got {type(univariate).__name__}")
+    if half_turn and not isinstance(univariate, RqsSpec):
+        raise TypeError(f"{_NAME}: univariate must be an RqsSpec where half_turn is, got {type(univariate).__name__}")
     if univariate.inverse:
         raise ValueError(f"{_NAME}: univariate must be of the direction x → z, got inverse=True")
     if plan.params_per_feature != univariate.n_params:
         expected, given = univariate.n_params, plan.params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     flat = [t for layer in layers for t in layer]
-    spec = SweepSpec(plan, activation, flags, univariate)
+    spec = SweepSpec(plan, activation, flags, univariate, bool(half_turn))
     return _op(spec, backend, z, *flat, *(a for a in adds or () if a is not None))  # type: ignore[return-value]

@@ -63,7 +63,8 @@ def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Te
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
         _packed, work = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (None, ())
-        on.module.sweep_fwd(*_arguments(on, spec, net, rows), x.data_ptr(), ladj.data_ptr(), *work, *on.where(z))
+        written = x.data_ptr(), ladj.data_ptr()
+        on.module.sweep_fwd(*_arguments(on, spec, net, rows), *written, spec.half_turn, *work, *on.where(z))
     return x, ladj
 
 

@@ -13,6 +13,7 @@ from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.made.reference import masked, network, unpack
 from flowkernels.ops.rqs import reference as rqs
 from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.rqs.turn import half_turn
 
 IS_SLOW = False
 
@@ -22,16 +23,19 @@ class SweepSpec(NamedTuple):
     activation: str
     adds: tuple[bool, ...]  # which layers have something added, one flag per layer
     univariate: RqsSpec | AffineSpec  # of the direction x → z
+    half_turn: bool = False  # of what the inverse of a spline returns
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
     return None
 
 
-def _solve(univariate: RqsSpec | AffineSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+def _solve(spec: SweepSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    univariate = spec.univariate._replace(inverse=True)
     if isinstance(univariate, AffineSpec):
-        return affine.fwd(univariate._replace(inverse=True), z, params)
-    return rqs.fwd(univariate._replace(inverse=True), z, params)
+        return affine.fwd(univariate, z, params)
+    x, ladj = rqs.fwd(univariate, z, params)
+    return half_turn(x, univariate) if spec.half_turn else x, ladj
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +48,7 @@ def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         params = network(plan, spec.activation, x, layers, adds)
         params = params.unflatten(-1, (plan.features, plan.params_per_feature))
         at = torch.tensor(group, device=z.device)
-        values, part = _solve(spec.univariate, z.index_select(-1, at), params.index_select(-2, at))
+        values, part = _solve(spec, z.index_select(-1, at), params.index_select(-2, at))
         x = x.index_copy(-1, at, values.to(x.dtype))  # not in place: the pass before needs its own x in backward
         ladj = ladj + part
     return x, ladj

@@ -29,6 +29,8 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    if spec.half_turn:
+        return "its half turn has no Triton kernel yet"
     if any(t.dtype is not tensors[0].dtype for t in tensors):
         return "the inputs have several dtypes"
     if torch.is_autocast_enabled(tensors[0].device.type):
