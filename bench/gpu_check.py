@@ -77,9 +77,11 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         return Phase(name, 75, [*command, "--ran", str(ran)], None, ran)
 
     sanitizers = [
-        # Of torch's cache of memory memcheck would see large blocks, and no tensor's end.
+        # Of torch's cache of memory memcheck would see large blocks, and no tensor's end. Torch's own kernels are many,
+        # and a library that asks the driver for what it may lack is no error; a launch that fails raises by itself.
         Phase(tool, 40, ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool,
-                         "--error-exitcode", "9", *pytest, "-x", "tests/cuda/test_small.py"], "compute-sanitizer")
+                         "--kernel-name-exclude", "kns=at6native", "--report-api-errors", "no", "--error-exitcode", "9",
+                         *pytest, "-x", "tests/cuda/test_small.py"], "compute-sanitizer")
         for tool in ("memcheck", "racecheck")
     ]  # fmt: skip
     benchmarks = [
