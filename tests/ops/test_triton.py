@@ -210,7 +210,7 @@ def test_sweep(name, device, poison) -> None:
     activation = ACTIVATIONS[list(SWEEPS).index(name) % len(ACTIVATIONS)]
     tensors = [t.to(device) for t in problem.tensors]
     found, wanted = (both(f, backend, tensors, activation) for backend in ("triton", "reference"))
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)  # a constant that float32 has rounded shows
 
 
 @pytest.mark.parametrize("name", ["residual", "few units"])
