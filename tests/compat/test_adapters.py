@@ -49,6 +49,7 @@ def instances() -> dict[str, nn.Module]:
         pyro.affine_autoregressive(3),
         pyro.affine_coupling(3),
         pyro.conditional_affine_autoregressive(3, 2),
+        pyro.conditional_affine_coupling(3, 2),
     ]
     return {type(module).__name__: module for module in found}
 

@@ -67,6 +67,9 @@ LAYERS = {
         ),
         1,
     ),
+    "conditional affine coupling": lambda: (
+        pyro.conditional_affine_coupling(D, 3, [16, 9], split_dim=1, log_scale_min_clip=-0.1, log_scale_max_clip=0.2), 1
+    ),
     "conditional affine": lambda: (pyro.conditional_affine_autoregressive(D, 3, [12, 17]), 1),
     "conditional autoregressive": lambda: (
         pyro.ConditionalSplineAutoregressive(
@@ -152,33 +155,36 @@ def test_the_ops_are_reached(monkeypatch):
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-@pytest.mark.parametrize("name", ["affine coupling", "affine coupling, tanh, clipped"])
+@pytest.mark.parametrize("name", ["affine coupling", "affine coupling, tanh, clipped", "conditional affine coupling"])
 def test_affine_couplings_without_a_graph(name, inverse):
     """Where they are one op."""
 
     @torch.no_grad()
     def theirs(layer, x, dtype):
-        y, ladj = run(copy.deepcopy(layer).to(dtype), x.to(dtype), inverse)
+        c = draw(B, 3).flip(0).to(dtype) if "conditional" in name else None
+        y, ladj = run(copy.deepcopy(layer).to(dtype), x.to(dtype), inverse, c)
         return {"y": y, "ladj": ladj}
 
     assert_numbers(theirs, lambda m, x, d: theirs(accelerated_copy(m), x, d), make(name)[0], draw(B, D))
 
 
-def test_an_affine_coupling_is_one_op_where_it_pays(monkeypatch):
+@pytest.mark.parametrize("context", [None, draw(3), draw(7, 3)], ids=["", "one context", "a context a row"])
+def test_an_affine_coupling_is_one_op_where_it_pays(context, monkeypatch):
     names = []
     watch(monkeypatch, names, pyro_coupling, "try_flow_layer")
-    coupling, x = accelerated_copy(make("affine coupling")[0]), draw(7, D)
-    run(coupling, x, False)
+    plain = make("affine coupling" if context is None else "conditional affine coupling")[0]
+    coupling, x = accelerated_copy(plain), draw(7, D)
+    run(coupling, x, False, context)
     assert not names
     with torch.no_grad():
-        run(coupling, x, False)
-        run(coupling, x, True)
+        for inverse in (False, True):
+            torch.testing.assert_close(run(coupling, x, inverse, context), run(plain, x, inverse, context))
         assert len(names) == 2
         handle = coupling.nn.layers[0].register_forward_hook(lambda *_: None)  # asks to be called
-        run(coupling, x, False)
+        run(coupling, x, False, context)
         handle.remove()
-        monkeypatch.setattr(pays, "COUPLING_ROWS", 8)
-        run(coupling, x, False)
+        monkeypatch.setattr(pays, "COUPLING_ROWS" if context is None else "CONDITIONAL_COUPLING_ROWS", 8)
+        run(coupling, x, False, context)
     assert len(names) == 2
 
 
@@ -231,7 +237,10 @@ LEFT_ALONE = {
         "not Pyro's DenseNN, and its map alone is as fast",
     ),
     "affine coupling of images": (lambda: pyro.affine_coupling(torch.Size([2, 4]), dim=-2), "its event has 2 dims"),
-    "conditional affine coupling": (lambda: pyro.conditional_affine_coupling(D, 3), "its map alone is as fast in Pyro"),
+    "conditional affine coupling, its own network": (
+        lambda: pyro.ConditionalAffineCoupling(2, lambda x, context: (x, x)),
+        "not Pyro's ConditionalDenseNN, and its map alone is as fast",
+    ),
     "stable": (lambda: pyro.affine_autoregressive(D, stable=True), "the instance has its own _inverse"),
     "stable, conditional": (lambda: pyro.conditional_affine_autoregressive(D, 3, stable=True), "its stable map"),
     "skips": (

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from flowkernels.compat.library import Entry, Library
-from flowkernels.compat.pyro_coupling import AffineCoupling, coupling_refusal
+from flowkernels.compat.pyro_coupling import (
+    AffineCoupling,
+    ConditionalAffineCoupling,
+    conditional_coupling_refusal,
+    coupling_refusal,
+)
 from flowkernels.compat.pyro_layers import (
     AffineAutoregressive,
     ConditionalAffineAutoregressive,
@@ -16,7 +21,7 @@ from flowkernels.compat.pyro_layers import (
     refusal,
 )
 
-_CALLED = "its network is called, and its map alone is as fast in Pyro"
+_COUPLING = "affine map, columns and network as one op; in training and small batches as before"
 _AFFINE = "inverse, in one sweep"
 
 LIBRARY = Library(
@@ -49,12 +54,12 @@ LIBRARY = Library(
         "distributions.transforms.affine_coupling.AffineCoupling": Entry(
             AffineCoupling,
             frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            "affine map, columns and network as one op; in training and small batches as before",
+            _COUPLING,
             coupling_refusal,
         ),
-    },
-    left_alone={
-        "distributions.transforms.affine_coupling.ConditionalAffineCoupling": _CALLED,
+        "distributions.transforms.affine_coupling.ConditionalAffineCoupling": Entry(
+            ConditionalAffineCoupling, frozenset({"condition"}), _COUPLING, conditional_coupling_refusal
+        ),
     },
     base="distributions.torch_transform.TransformModule",
     containers={
