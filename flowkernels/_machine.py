@@ -33,7 +33,8 @@ class Cpu:
 
     def empty_like(self, t: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor to be filled by a kernel, backed by large pages where it is large."""
-        return self._advised(torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype))
+        dense = t.is_contiguous()
+        return self._advised(torch.empty_like(t) if dense else torch.empty(t.shape, dtype=t.dtype, device="cpu"))
 
     def _advised(self, out: torch.Tensor) -> torch.Tensor:
         if out.nbytes >= _HUGE:

@@ -58,7 +58,8 @@ class Permutation(Transform):
     def random(cls, features: int, seed: int | torch.Generator | None = None, channel_dim: int = -1) -> Permutation:
         """A random order; from ``seed`` (a number or a generator), or from torch's global generator."""
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        return cls(torch.randperm(features, generator=generator), channel_dim)
+        device = None if generator is None else generator.device  # whatever torch.set_default_device says
+        return cls(torch.randperm(features, generator=generator, device=device), channel_dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._reorder(x, self.order)

@@ -36,7 +36,8 @@ class _Stairs(NamedTuple):
 
 
 def _stairs(plan: LayerPlan, device: torch.device) -> _Stairs:
-    first = torch.searchsorted(plan.limit, torch.arange(plan.n_in, dtype=torch.int32), right=True, out_int32=True)
+    inputs = torch.arange(plan.n_in, dtype=torch.int32, device="cpu")  # whatever torch.set_default_device says
+    first = torch.searchsorted(plan.limit, inputs, right=True, out_int32=True)
     in_order = None if plan.in_sorted else plan.in_order.to(device)
     out_order = None if plan.out_sorted else plan.out_order.to(device)
     return _Stairs(in_order, out_order, plan.limit.to(device), first.to(device))
