@@ -29,8 +29,6 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    if spec.half_turn:
-        return "its half turn has no Triton kernel yet"
     if any(t.dtype is not tensors[0].dtype for t in tensors):
         return "the inputs have several dtypes"
     if torch.is_autocast_enabled(tensors[0].device.type):
@@ -119,6 +117,14 @@ def _map(spec: SweepSpec, wide: bool) -> dict[str, Any]:
     return {"SPLINE": True} | {k: v for k, v in constants.items() if k not in ("R", "BD", "num_warps")}
 
 
+def _turn(spec: SweepSpec) -> dict[str, float]:
+    if not spec.half_turn:
+        return {}
+    assert not isinstance(spec.univariate, AffineSpec)
+    left, right = spec.univariate.left, spec.univariate.right
+    return {"TURN": right - left, "MIDDLE": (left + right) / 2}
+
+
 def _bins(spec: SweepSpec) -> int:
     return 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
 
@@ -172,7 +178,7 @@ def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             sweep, programs,
             given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
             ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
-            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None, **_constants(spec, z, R),
+            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None, **_constants(spec, z, R), **_turn(spec),
             num_warps=2 if z.dtype is torch.float64 else 8,  # with 4 ptxas spills two registers of a spline
         )  # fmt: skip
     return x, ladj

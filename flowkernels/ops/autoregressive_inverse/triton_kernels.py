@@ -43,11 +43,12 @@ def sweep(
     K: tl.constexpr = 0, TAILS: tl.constexpr = "", LEFT: tl.constexpr = 0.0, FREE_X: tl.constexpr = 0.0,
     LEAST_X: tl.constexpr = 0.0, BOTTOM: tl.constexpr = 0.0, FREE_Y: tl.constexpr = 0.0, LEAST_Y: tl.constexpr = 0.0,
     RIGHT: tl.constexpr = 0.0, TOP: tl.constexpr = 0.0, MIN_SLOPE: tl.constexpr = 0.0, CLIP: tl.constexpr = 0.0,
-    EDGE: tl.constexpr = 0.0,
+    EDGE: tl.constexpr = 0.0, TURN: tl.constexpr = 0.0, MIDDLE: tl.constexpr = 0.0,
 ):  # fmt: skip
     """x [rows, D] and ladj [rows] from z, the weights in order of the degrees, and the steps of `triton.schedule`.
 
-    `room`: units that a program keeps, with the parameters of one feature from `params` on.
+    `room`: units that a program keeps, with the parameters of one feature from `params` on. What a spline returns is
+    turned by half of `TURN`, the length of a circle, if that is not 0.
     """
     own = room_ptr + tl.program_id(0).to(tl.int64) * room * R
     r = tl.arange(0, R)
@@ -70,6 +71,8 @@ def sweep(
                         v, at, r < R, R, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP,
                         MIN_SLOPE, SCALE, CLIP, EDGE, INVERSE,
                     )  # fmt: skip
+                    if TURN > 0:  # into [MIDDLE - TURN / 2, MIDDLE + TURN / 2), from wherever x is
+                        x -= 0.5 * TURN * (2 * tl.floor((x - MIDDLE) * (1 / TURN)) + 1)
                 elif SCALE == "additive":
                     shift = tl.load(at)
                     x = v - shift if INVERSE else v + shift
