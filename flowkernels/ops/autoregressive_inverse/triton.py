@@ -178,7 +178,8 @@ def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             sweep, programs,
             given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
             ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
-            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None, **_constants(spec, z, R), **_turn(spec),
+            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None,
+            **_constants(spec, z, R), **_turn(spec),
             num_warps=2 if z.dtype is torch.float64 else 8,  # with 4 ptxas spills two registers of a spline
         )  # fmt: skip
     return x, ladj
