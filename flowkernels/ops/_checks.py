@@ -1,6 +1,8 @@
-"""The check that every op asks of its tensors."""
+"""The checks that several ops ask of their tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,3 +18,12 @@ def check_floating(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}")
     if t.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
+
+
+def why_not_multiplied(tensors: Sequence[Tensor]) -> str | None:
+    """Why kernels may not multiply these tensors, x first, as they are, or None."""
+    if any(t.dtype is not tensors[0].dtype for t in tensors):
+        return "the inputs have several dtypes"
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        return "autocast chooses the dtype of every product"
+    return None

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._machine import CPU, Cpu, Cuda
 from flowkernels._native import DTYPES
+from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops.made.plan import LayerPlan
 
 _threads = torch.get_num_threads
@@ -33,11 +34,7 @@ def why_not(tensors: Sequence[Tensor], on: Cpu | Cuda = CPU) -> str | None:
         return "x has no features"
     if len(tensors) > 1 + 2 * _MAX_LAYERS:
         return f"the net may have more than {_MAX_LAYERS} layers"
-    if any(t.dtype is not dtype for t in tensors):
-        return "the inputs have several dtypes"
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        return "autocast chooses the dtype of every product"
-    return None
+    return why_not_multiplied(tensors)
 
 
 @dataclass(slots=True)

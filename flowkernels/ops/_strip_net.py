@@ -20,7 +20,6 @@ from flowkernels.ops import _net
 from flowkernels.ops.made.plan import LayerPlan, MadePlan
 from flowkernels.ops.made.strips import frame, outer, product, product_back
 
-_SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _BLOCKS = 1024  # of a launch that sums over rows
 _WARPS, _STEPS = 8, 32  # of csrc/masked_linear/masked_linear_cuda.cu: rows of a block at a time, and vectors of columns
 _NO_MATRIX = (0, 0, 0)
@@ -95,7 +94,7 @@ class Net:
 
     def n_kept(self) -> int:
         """How many tensors `fwd` keeps: what enters each hidden layer, and what slopes need besides."""
-        slopes = [i == self.n or self.enters(i) in _SLOPE_NEEDS_INPUT for i in range(1, self.n + 1)]
+        slopes = [i == self.n or self.enters(i) in _net.SLOPE_NEEDS_INPUT for i in range(1, self.n + 1)]
         return self.n - 1 + sum(s and self.enters(i + 1) != "identity" for i, s in enumerate(slopes))
 
     # ---- room and calls ----
@@ -137,7 +136,7 @@ class Net:
         for i in range(self.n - 1):
             z, act = self.room(self.plans[i].n_out), self.enters(i + 1)
             product(a, packed[i], self.strips[i], z)
-            apart = act != "identity" and (self.makes_stream(i) or (keep and act in _SLOPE_NEEDS_INPUT))
+            apart = act != "identity" and (self.makes_stream(i) or (keep and act in _net.SLOPE_NEEDS_INPUT))
             a = self.room(self.plans[i].n_out) if apart else z
             to = [z, a] if apart else [z, None] if act == "identity" else [None, a]
             self._epilogue(i, z, stream if self.closes_block(i) else None, act, to)
@@ -145,7 +144,7 @@ class Net:
                 stream = z
             if keep:
                 inputs.append(a)
-                arguments += [z] if act in _SLOPE_NEEDS_INPUT else []
+                arguments += [z] if act in _net.SLOPE_NEEDS_INPUT else []
         y, z = self._last(a, packed[-1], keep)
         if keep and self.last != "identity":
             arguments.append(y.view(-1, y.shape[-1]) if z is None else z)
@@ -156,7 +155,7 @@ class Net:
         i, n = self.n - 1, self.plans[-1].n_out
         y = self.x.new_empty((self.rows, n))
         bias, one = self.biases[i], len(self.strips[i]) == 1
-        z = torch.empty_like(y) if keep and self.last in _SLOPE_NEEDS_INPUT else None
+        z = torch.empty_like(y) if keep and self.last in _net.SLOPE_NEEDS_INPUT else None
         if one and self.last == "identity" and self.adds[i] is None:  # the library adds a bias by itself
             torch.mm(a, packed.t(), out=y) if bias is None else torch.addmm(bias, a, packed.t(), out=y)
         else:
@@ -224,7 +223,7 @@ class Net:
             act = self.enters(i)
             if act == "identity":
                 found.append(None)
-            elif i == self.n or act in _SLOPE_NEEDS_INPUT:
+            elif i == self.n or act in _net.SLOPE_NEEDS_INPUT:
                 found.append(next(rest))
             else:
                 found.append(kept[i - 1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops import _net, _triton
+from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
 from flowkernels.ops.made.plan import MadePlan
@@ -29,11 +30,7 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    if any(t.dtype is not tensors[0].dtype for t in tensors):
-        return "the inputs have several dtypes"
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        return "autocast chooses the dtype of every product"
-    return _triton.why_no_product(tensors)
+    return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
 class _Sweep(NamedTuple):
@@ -163,11 +160,8 @@ def _constants(spec: SweepSpec, z: Tensor, R: int) -> dict[str, Any]:
 def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernel computes in."""
     z, layers, terms = unpack(spec.adds, tuple(wide))
-    x, ladj, rows = (
-        torch.empty(z.shape, dtype=z.dtype, device=z.device),
-        z.new_empty(z.shape[:-1]),
-        z.shape[:-1].numel(),
-    )
+    x, ladj = torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(z.shape[:-1])
+    rows = ladj.numel()
     if rows > 0:
         from .triton_kernels import sweep
 

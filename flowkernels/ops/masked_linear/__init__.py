@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from flowkernels.ops._net import SLOPE_NEEDS_INPUT
 from flowkernels.ops._routing import Op
 from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_broadcasts, check_shape, check_tensor
@@ -18,7 +19,6 @@ from .reference import MaskedLinearSpec
 __all__ = ["masked_linear"]
 
 _NAME = "ops.masked_linear"
-_SLOPE_IS_OF_INPUT = ("identity", "gelu", "silu")
 
 
 def _fake(spec: MaskedLinearSpec, x: Tensor, *rest: Tensor) -> tuple[Tensor]:
@@ -33,7 +33,7 @@ _op = Op(
     inputs=("tensors[]",),
     n_outputs=1,
     fake=_fake,
-    keeps_outputs=lambda spec: spec.activation not in _SLOPE_IS_OF_INPUT,
+    keeps_outputs=lambda spec: spec.activation not in ("identity", *SLOPE_NEEDS_INPUT),
     first=lambda spec, tensors: fastest((spec.plan,), tensors[0]),
 )
 

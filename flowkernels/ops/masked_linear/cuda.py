@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowkernels.ops import _strip_net
 
-from .reference import MaskedLinearSpec
+from .reference import MaskedLinearSpec, unpack
 
 
 def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
@@ -19,8 +19,7 @@ def why_not(spec: MaskedLinearSpec, *tensors: Tensor) -> str | None:
 
 
 def _net(spec: MaskedLinearSpec, tensors: Sequence[Tensor]) -> _strip_net.Net:
-    x, weight, *rest = tensors
-    bias, residual = rest[0] if spec.has_bias else None, rest[-1] if spec.has_residual else None
+    x, weight, bias, residual = unpack(spec, tensors)
     return _strip_net.Net(x, spec.plan, (weight,), (bias,), (residual,), "identity", last=spec.activation)
 
 

@@ -9,21 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels.ops import _channels, _triton
+from flowkernels.ops import _channels, _net, _triton
+from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops.made.plan import LayerPlan
 
-from .reference import MaskedLinearSpec
+from .reference import MaskedLinearSpec, unpack
 
-_SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _PROGRAMS = 256  # that share a sum over rows
 
 
 def why_not(spec: Any, *tensors: Tensor) -> str | None:
-    if any(t.dtype is not tensors[0].dtype for t in tensors):
-        return "the inputs have several dtypes"
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        return "autocast chooses the dtype of every product"
-    return _triton.why_no_product(tensors)
+    return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
 class _Stairs(NamedTuple):
@@ -91,18 +87,11 @@ def _product(
     )  # fmt: skip
 
 
-def _unpack(spec: MaskedLinearSpec, tensors: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    """x, weight, and bias and residual or None; or what is told of each."""
-    x, weight, *rest = tensors
-    bias = rest.pop(0) if spec.has_bias else None
-    return x, weight, bias, rest[0] if spec.has_residual else None
-
-
 def _fwd(spec: MaskedLinearSpec, tensors: Sequence[Tensor], keep: bool) -> tuple[Tensor, list[Tensor]]:
-    x, weight, bias, residual = _unpack(spec, tensors)
+    x, weight, bias, residual = unpack(spec, tensors)
     plan = spec.plan
     y = torch.empty((*x.shape[:-1], plan.n_out), dtype=x.dtype, device=x.device)
-    z = torch.empty_like(y) if keep and spec.activation in _SLOPE_NEEDS_INPUT else None
+    z = torch.empty_like(y) if keep and spec.activation in _net.SLOPE_NEEDS_INPUT else None
     if y.numel() > 0:
         s = stairs(plan, x.device)
         W = _sorted(_sorted(weight.resolve_neg(), s.out_order, 0), s.in_order, 1)
@@ -176,8 +165,8 @@ def bwd(
     g = grads[0]
     if g is None:
         return [None] * len(tensors)
-    x, weight, bias, residual = _unpack(spec, tensors)
-    need_x, need_weight, need_bias, need_residual = _unpack(spec, needs)
+    x, weight, bias, residual = unpack(spec, tensors)
+    need_x, need_weight, need_bias, need_residual = unpack(spec, needs)
     plan = spec.plan
     if g.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]

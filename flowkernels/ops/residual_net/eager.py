@@ -13,19 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import why_not_multiplied
+
 from .reference import ResidualNetSpec, split
 
 _threshold_backward = torch.ops.aten.threshold_backward
 
 
 def why_not(spec: ResidualNetSpec, *tensors: Tensor) -> str | None:
-    if any(t.dtype != tensors[0].dtype for t in tensors):
-        return "the inputs have several dtypes"
     if tensors[0].dim() != 2:
         return "x must be [B, features]"
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        return "autocast chooses the dtype of every product"
-    return None
+    return why_not_multiplied(tensors)
 
 
 class _Net:
