@@ -13,7 +13,7 @@ from flowkernels import compat
 from tests.compat.nflows_models import assert_numbers
 from tests.compat.parity import B, accelerated_copy, table
 
-builders = pytest.importorskip("sbi.neural_nets.net_builders", reason="sbi is not installed: see requirements/dev.txt")
+builders = pytest.importorskip("sbi.neural_nets.net_builders")
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 # builder → a module of every layer that must be accelerated
