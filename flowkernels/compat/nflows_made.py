@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
-from flowkernels.ops.residual_net.modules import hooked
+from flowkernels.ops.residual_net.modules import hooked, hooked_globally
 
 from .buffers import Reading
 from .nflows_classes import kind
@@ -163,7 +162,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool
 
     Hooks of the network itself are the caller's business.
     """
-    if in_transform((x, context)) or _module._has_any_global_hook():
+    if in_transform((x, context)) or hooked_globally():
         return None
     if not preprocessed and _preprocessing(net) is not None:
         return None

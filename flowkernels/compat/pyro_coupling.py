@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.flow_layer import columns, try_flow_layer
+from flowkernels.ops.residual_net.modules import hooked_globally
 
 from . import pays
 from .nflows_made import _activation as activation_name
@@ -69,7 +69,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     least = pays.COUPLING_ROWS if context is None else pays.CONDITIONAL_COUPLING_ROWS
     if x.dim() == 0 or torch.is_grad_enabled() or rows < least:
         return None
-    if coupling_refusal(layer) is not None or in_transform((x, context)) or _module._has_any_global_hook():
+    if coupling_refusal(layer) is not None or in_transform((x, context)) or hooked_globally():
         return None
     modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
     if not all(map(is_bare, modules)) or torch.is_autocast_enabled(x.device.type):

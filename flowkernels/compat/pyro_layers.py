@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from flowkernels.ops import rqs
 from flowkernels.ops._routing import in_transform
@@ -21,6 +20,7 @@ from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.made import MadePlan
+from flowkernels.ops.residual_net.modules import hooked_globally
 from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 from .buffers import Reading
@@ -141,7 +141,7 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
     if _network_refusal(net) is not None or (context is None) != (net.context_dim == 0):
         return None
     layers: list[Any] = [*net.layers]
-    if in_transform((x, context)) or _module._has_any_global_hook() or torch.is_autocast_enabled(x.device.type):
+    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
         return None
     weights = [m._parameters.get(name) for m in layers for name in ("weight", "bias")]
     modules = [net, *layers, *([net.f] if isinstance(net.f, nn.Module) else [])]

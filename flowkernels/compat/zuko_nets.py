@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 from zuko.nn import MLP, Linear, MaskedLinear, MaskedMLP
 
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import MadePlan
+from flowkernels.ops.residual_net.modules import hooked_globally
 
 from .buffers import Reading
 from .masks import read_plan
@@ -40,7 +40,7 @@ def parts(net: Any, net_class: type, linear_class: type) -> tuple[list[Any], str
 
 def _runs_now(net: Any, linears: Sequence[Any], x: Tensor, context: Tensor | None) -> bool:
     """Whether calling the network now would do nothing but its arithmetic, in the dtype of its weights."""
-    if in_transform((x, context)) or _module._has_any_global_hook() or torch.is_autocast_enabled(x.device.type):
+    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
         return False
     if not all(map(is_bare, (net, *net._modules.values()))):
         return False

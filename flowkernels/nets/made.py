@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
 from flowkernels.ops.masked_linear import masked_linear
-from flowkernels.ops.residual_net.modules import hooked, passes
+from flowkernels.ops.residual_net.modules import hooked, hooked_globally, passes
 
 from .common import Activation, check_context, start_at
 from .degrees import Seed, as_generator, hidden_degrees, input_degrees, output_degrees
@@ -250,7 +249,7 @@ class MADE(nn.Module):
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
         check_context("nets.MADE", context, self.context_features, x.shape[:-1])
-        if torch.compiler.is_compiling() or _module._has_any_global_hook() or hooked(self):
+        if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
             return None
         linears = self._linears()
         if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):

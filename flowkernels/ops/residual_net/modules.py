@@ -26,6 +26,16 @@ def hooked(m: nn.Module) -> bool:
     )
 
 
+def hooked_globally() -> bool:
+    """Whether hooks are registered on all modules. torch has this function too, but not torch 2.6."""
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
+
+
 def _is_relu(activation: Any) -> bool:
     if isinstance(activation, nn.Module):
         return type(activation) is nn.ReLU and not activation.inplace and not hooked(activation)
@@ -55,7 +65,7 @@ def _add(layers: list[tuple[Tensor, Tensor]], m: Any) -> bool:
 
 def plain_layers_of(linears: list[nn.Module], dropout: nn.Module | None, net: nn.Module) -> list | None:
     """The layers of a net of linear layers with an activation between them; None where it must be called."""
-    if _module._has_any_global_hook() or hooked(net) or not passes(dropout):
+    if hooked_globally() or hooked(net) or not passes(dropout):
         return None
     layers: list[tuple[Tensor, Tensor]] = []
     return layers if all(_add(layers, m) for m in linears) else None
@@ -67,7 +77,7 @@ def layers_of(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] |
     It must be called where it has hooks, another activation than relu, batch norm, active dropout, replaced layers,
     a forward of an instance's own, or a context it was not built for (or the other way round).
     """
-    if _module._has_any_global_hook() or hooked(net):
+    if hooked_globally() or hooked(net):
         return None
     layers: list[tuple[Tensor, Tensor]] = []
     parts = net.__dict__["_modules"]
