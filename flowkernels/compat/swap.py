@@ -75,7 +75,7 @@ def _duplicate(module: Any, memo: dict[int, Any], copy_state: Callable[[Any], An
 
 def _swapped(module: Any) -> type | None:
     """The class that `swap` gave to a module: its own, or one that a parametrisation or FSDP has derived from since."""
-    return next((cls for cls in type(module).__mro__ if "_flowkernels_layer" in cls.__dict__), None)
+    return getattr(type(module), "_flowkernels_class", None)
 
 
 def original_class(module: Any) -> Any:
@@ -91,8 +91,7 @@ def is_fast(module: Any) -> bool:
 
 def layer_of(module: Any) -> type[PureLayer] | None:
     """The layer that `swap` gave to a module, or None."""
-    fast = _swapped(module)
-    return None if fast is None else fast.__dict__["_flowkernels_layer"]
+    return getattr(type(module), "_flowkernels_layer", None)
 
 
 def _fast_class(plain: type, layer: type[PureLayer], bypassed: frozenset[str]) -> type:
@@ -104,7 +103,9 @@ def _fast_class(plain: type, layer: type[PureLayer], bypassed: frozenset[str]) -
     }
     body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")})
     body.update(_flowkernels_layer=layer, _flowkernels_bypassed=bypassed)
-    return types.new_class(plain.__name__, (plain,), exec_body=lambda namespace: namespace.update(body))
+    fast: Any = types.new_class(plain.__name__, (plain,), exec_body=lambda namespace: namespace.update(body))
+    fast._flowkernels_class = fast  # found from classes that are derived from it, too
+    return fast
 
 
 def swap(module: Any, layer: type[PureLayer], bypassed: frozenset[str] = frozenset()) -> None:
