@@ -82,8 +82,13 @@ def compiled(model, x):
     return counter.frame_count, found
 
 
+_NEEDS_2_7 = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 does not trace the keywords of a partial")
+
+
 # Of nflows and of circular splines other files compile layers without a break.
-@pytest.mark.parametrize("name", ["glasflow", "normflows", "zuko NSF", "zuko NCSF", "FrEIA"])
+@pytest.mark.parametrize(
+    "name", ["glasflow", "normflows", pytest.param("zuko NSF", marks=_NEEDS_2_7), "zuko NCSF", "FrEIA"]
+)
 def test_compile(name):
     plain, fast = pair(name)
     x = whole_models.data()
