@@ -27,7 +27,7 @@ FK_INLINE T turned_strip(const HalfTurn& turn, T v) {
 template <class S, class Map>
 struct ForwardTile {
   S* a[kMaxLayers + 1];  // what enters layer i, in degree order; a[n]: the parameters
-  S* add[kMaxLayers];
+  S *add[kMaxLayers], *gate[kMaxLayers];
   S* sums[kMaxLayers];
   S* stream = nullptr;
   S *z, *x, *spare;  // features in memory's order
@@ -42,6 +42,7 @@ struct ForwardTile {
       widest = p.out_width > widest ? p.out_width : widest;
       sums[i] = arena.take<S>(size_t(kRows * R));
       add[i] = p.layer->add ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
+      gate[i] = p.layer->gate ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
     }
     if (spec.residual) stream = arena.take<S>(size_t(widest * R));
     for (int i = 0; i <= spec.n; ++i) {
@@ -68,11 +69,8 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
     const Packed<S>& p = net.layer[i];
     front[i] = {0, -1};
     Outlet<S>& o = outlet[i] = {};
-    if (p.layer->add) {
-      load_strips(rows, static_cast<const S*>(p.layer->add), p.layer->add_stride, p.n_out, p.out_rank, p.out_width,
-                  t.add[i]);
-      o.add = t.add[i];
-    }
+    o.add = load_term(p, rows, p.layer->add, p.layer->add_stride, t.add[i]);
+    o.gate = load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate[i]);
     if (spec.residual && i < n - 1 && i % 2 == 0) o.z = t.stream;
     if (spec.closes_block(i)) o.residual = t.stream;
     if (t.a[i + 1] != o.z) o.a = t.a[i + 1];
@@ -113,7 +111,8 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
 template <class S, class Map>
 struct BackwardTile {
   Tile<S> net;
-  S* g[kMaxLayers];  // gradients of each layer's z, strip-shaped
+  S* g[kMaxLayers];                         // gradients of what each layer computes, strip-shaped
+  S *gate[kMaxLayers], *gated[kMaxLayers];  // gates, and the gradients before them; of layers without one null and g
   S* sums[kMaxLayers];
   S *z, *x, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
   Map map;
@@ -122,7 +121,11 @@ struct BackwardTile {
       : net(n, strips, true, arena), map(args.map, arena) {
     constexpr int R = kStrip<S>;
     for (int i = 0; i < n.spec.n; ++i) {
-      g[i] = arena.take<S>(size_t(n.layer[i].out_width * R * strips));
+      const size_t size = size_t(n.layer[i].out_width * R * strips);
+      const bool has_gate = n.layer[i].layer->gate;
+      g[i] = arena.take<S>(size);
+      gate[i] = has_gate ? arena.take<S>(size) : nullptr;
+      gated[i] = has_gate ? arena.take<S>(size) : g[i];
       sums[i] = arena.take<S>(size_t(kRows * R * strips));
     }
     const size_t size = size_t(args.features * R * strips);
@@ -148,11 +151,13 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
     front[i] = {net.layer[i].n_in, -1};
     inlet[i] = {spec.input_activation(i), t.net.a[i], t.net.z[i], nullptr, i == 0 ? t.gx : t.g[i - 1]};
     if (spec.opens_block(i)) inlet[i].residual = t.g[i + 1];  // the stream passes a block by
+    if (i > 0) inlet[i].gate = t.gate[i - 1], inlet[i].gated = t.gated[i - 1];
   }
   const auto retreat_hidden = [&](int64_t outputs) {
     for (int i = n - 1; i > 0; --i) {
       const int64_t cap = spec.opens_block(i) ? front[i + 2].at : 0;
-      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.g[i], t.sums[i], inlet[i]);
+      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.gated[i], t.sums[i],
+              inlet[i]);
     }
   };
   T g_ladj[kMaxStrips];
@@ -193,15 +198,25 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
   else
     memset(t.gz, 0, size_t(strips * D * R) * sizeof(S));
   forward_tile(net, rows, t.net, n);
+  for (int i = 0; i < n; ++i) {
+    const MaskedLayer& layer = *net.layer[i].layer;
+    load_term(net.layer[i], rows, layer.gate, layer.gate_stride, t.gate[i]);
+  }
   solve_back(args, net, rows, t);
   if (args.grad_z) store_strips(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
   for (int i = 0; i < n; ++i) {
     const Packed<S>& p = net.layer[i];
-    clear_past_end(rows, p.out_width, t.g[i]);
-    if (p.layer->grad_add)
-      store_strips(rows, t.g[i], p.out_width, p.out_rank, p.n_out, static_cast<S*>(p.layer->grad_add), t.net.spare);
+    const auto store_term = [&](void* to, const S* from) {
+      if (to) store_strips(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.net.spare);
+    };
+    clear_past_end(rows, p.out_width, t.gated[i]);
+    if (p.layer->grad_gate) {
+      multiply_into(strips * p.out_width * R, t.g[i], t.net.ungated[i], t.g[i]);
+      store_term(p.layer->grad_gate, t.g[i]);
+    }
+    store_term(p.layer->grad_add, t.gated[i]);
     if (sums[i].weight) turn_strips(rows, t.net.a[i], p.in_width, p.n_in, t.net.turned);
-    weight_gradients(p, t.g[i], t.net.turned, strips, sums[i]);
+    weight_gradients(p, t.gated[i], t.net.turned, strips, sums[i]);
   }
 }
 

@@ -183,7 +183,8 @@ def describe(
             at += 1
     for layer, has in zip(layers, gates, strict=False):
         if has:
-            layer.gate = flat(tensors[at])
+            gate = tensors[at]
+            layer.gate = flat(gate if lead is None else gate.expand(*lead, layer.weight.shape[0]))
             _check_size("gate of a layer", layer.gate, layer)
             layer.need_gate = needs is not None and needs[at]
             at += 1

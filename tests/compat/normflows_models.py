@@ -73,6 +73,11 @@ def cases():
     found |= {
         "maf": (shaken(F.MaskedAffineAutoregressive(D, 16)), normal(D), None),
         "maf, no blocks": (shaken(F.MaskedAffineAutoregressive(D, 16, num_blocks=0)), normal(D), None),
+        "maf, context": (
+            shaken(F.MaskedAffineAutoregressive(D, 16, context_features=3, activation=torch.tanh)),
+            normal(D),
+            normal(3),
+        ),
         "masked affine": (F.MaskedAffineFlow(mask, mlp(D, D), mlp(D, D)), normal(D), None),
         "masked affine, no shift": (F.MaskedAffineFlow(mask, None, mlp(D, D)), normal(D), None),
         "masked affine, no scale": (F.MaskedAffineFlow(mask, mlp(D, D)), normal(D), None),

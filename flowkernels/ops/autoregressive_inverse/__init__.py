@@ -34,6 +34,7 @@ def autoregressive_inverse(
     *,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
     half_turn: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,7 @@ def autoregressive_inverse(
 
     Args:
         z: ``[..., D]``; float32, float64, bfloat16 or float16.
-        layers, plan, activation, adds: the network, as for `flowkernels.ops.made`.
+        layers, plan, activation, adds, gates: the network, as for `flowkernels.ops.made`.
         univariate: f, as the ``spec`` of `flowkernels.transforms.RQS` or `flowkernels.transforms.Affine`, of the
             direction x → z.
         half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
@@ -76,7 +77,7 @@ def autoregressive_inverse(
         >>> torch.allclose(back, z, atol=1e-5)
         True
     """
-    flags = check_net(_NAME, z, layers, plan, activation, adds, "z")
+    flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
     if not isinstance(univariate, (RqsSpec, AffineSpec)):
         raise TypeError(f"{_NAME}: univariate must be an RqsSpec or an AffineSpec, got {type(univariate).__name__}")
     if half_turn and not isinstance(univariate, RqsSpec):
@@ -87,5 +88,6 @@ def autoregressive_inverse(
         expected, given = univariate.n_params, plan.params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     flat = [t for layer in layers for t in layer]
-    spec = SweepSpec(plan, activation, flags, univariate, bool(half_turn))
-    return _op(spec, backend, z, *flat, *(a for a in adds or () if a is not None))  # type: ignore[return-value]
+    terms = (t for t in (*(adds or ()), *(gates or ())) if t is not None)
+    spec = SweepSpec(plan, activation, flags[0], univariate, bool(half_turn), flags[1])
+    return _op(spec, backend, z, *flat, *terms)  # type: ignore[return-value]

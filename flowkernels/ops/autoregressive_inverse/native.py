@@ -31,6 +31,8 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return reason
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
+    if spec.gates:
+        return "no kernel for gates"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
     bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins

@@ -24,6 +24,7 @@ class SweepSpec(NamedTuple):
     adds: tuple[bool, ...]  # which layers have something added, one flag per layer
     univariate: RqsSpec | AffineSpec  # of the direction x → z
     half_turn: bool = False  # of what the inverse of a spline returns
+    gates: tuple[bool, ...] = ()  # which layers have a gate; empty: none
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
@@ -39,13 +40,13 @@ def _solve(spec: SweepSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """z, then (weight, bias) per layer, then what is added → x [..., D] and ladj [...]."""
-    z, layers, adds = unpack(spec.adds, tensors)
+    """z, then (weight, bias) per layer, then what is added, then the gates → x [..., D] and ladj [...]."""
+    z, layers, adds, gates = unpack(spec.adds, tensors, spec.gates)
     plan, layers = spec.plan, masked(spec.plan, layers)
     x = torch.zeros_like(z)
     ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
     for group in plan.groups:
-        params = network(plan, spec.activation, x, layers, adds)
+        params = network(plan, spec.activation, x, layers, adds, gates)
         params = params.unflatten(-1, (plan.features, plan.params_per_feature))
         at = torch.tensor(group, device=z.device)
         values, part = _solve(spec, z.index_select(-1, at), params.index_select(-2, at))

@@ -111,12 +111,14 @@ def try_autoregressive_layer(
     plan: MadePlan,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None. Arguments as for `ops.made`."""
-    flags = check_net("ops.made", x, layers, plan, activation, adds)
+    flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
     every = tuple(range(plan.features))
-    spec = FlowLayerSpec(columns(plan.features, every, every), univariate, plan, plan.residual, activation, flags, ())
-    tensors = [x, *(t for layer in layers for t in layer), *(a for a in adds or () if a is not None)]
+    spec = FlowLayerSpec(columns(plan.features, every, every), univariate, plan, plan.residual, activation, *flags)
+    terms = (t for t in (*(adds or ()), *(gates or ())) if t is not None)
+    tensors = [x, *(t for layer in layers for t in layer), *terms]
     return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
 
 

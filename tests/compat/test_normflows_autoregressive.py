@@ -1,0 +1,77 @@
+"""Accelerated masked autoregressive layers of normflows: which op runs them, and what they still leave to normflows.
+
+That they compute what they computed is in `test_parity.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import normflows as nf
+import pytest
+import torch
+
+from flowkernels.compat import nflows_autoregressive, nflows_made
+from tests.compat import normflows_models as models
+from tests.compat.nflows_models import normal
+from tests.compat.parity import accelerated_copy, watch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CASES = {name: case for name, case in models.cases().items() if "autoregressive" in name or "maf" in name}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the ops that accelerated layers reached, in order."""
+    names = []
+    watch(monkeypatch, names, nflows_made, "made")
+    watch(monkeypatch, names, nflows_autoregressive, "autoregressive_inverse")
+    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
+    return names
+
+
+def autoregressive(layer):
+    """The layer itself, whose forward goes from data to latents, without normflows' wrapper."""
+    return getattr(layer, "mprqat", layer)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "circular" not in name])
+def test_the_ops_are_reached(case, ran):
+    layer, x, context = CASES[case]
+    layer = autoregressive(accelerated_copy(layer)).double()
+    layer(x, context)
+    assert ran == ["flow_layer"]
+    layer.inverse(x, context)
+    assert ran == ["flow_layer", "autoregressive_inverse"]
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_made_with_a_context(blocks, ran):
+    torch.manual_seed(0)
+    net = nf.nets.MADE(5, 16, context_features=3, num_blocks=blocks, output_multiplier=3, permute_mask=True).double()
+    fast, x, context = accelerated_copy(net), normal(5), normal(3)
+    for rows, given in ((x, context), (x, None), (x.view(4, 16, 5), context.view(4, 16, 3))):
+        torch.testing.assert_close(fast(rows, given), net(rows, given))
+    assert ran == ["made"] * 3
+
+
+def test_the_layers_of_a_context_are_called(ran):
+    """With their hooks; and a context that normflows does not take is refused by normflows."""
+    net = nf.nets.MADE(5, 16, context_features=3, output_multiplier=2).double()
+    fast, seen = accelerated_copy(net), []
+    for module in (fast.context_layer, *(block.context_layer for block in fast.blocks)):
+        module.register_forward_hook(lambda m, a, out: seen.append(m) or 2 * out)
+    with torch.no_grad():
+        doubled = copy.deepcopy(net)
+        for module in (doubled.context_layer, *(block.context_layer for block in doubled.blocks)):
+            module.weight *= 2
+            module.bias *= 2
+    torch.testing.assert_close(fast(normal(5), normal(3)), doubled(normal(5), normal(3)))
+    assert ran == ["made"] and len(seen) == 3
+    for x, context in ((normal(5), normal(3)[:1]), (normal(5)[0], normal(3)), (normal(5), normal(4))):
+        with pytest.raises(RuntimeError) as theirs:
+            net(x, context)
+        with pytest.raises(RuntimeError) as ours:
+            fast(x, context)
+        assert str(ours.value) == str(theirs.value)
