@@ -4,6 +4,7 @@
 #include "autoregressive_inverse_kernels.h"
 #include "front.h"
 #include "half_turn.h"
+#include "waves.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -20,6 +21,25 @@ FK_INLINE T turned_strip(const HalfTurn& turn, T v) {
   alignas(64) S lanes[kStrip<S>];
   store_strip(lanes, v);
   for (S& s : lanes) s = turned(turn, s);
+  return load_strip(lanes);
+}
+
+// 0 where z is outside of the box that a spline's inverse takes; a NaN stays one.
+template <class S, class T>
+FK_INLINE T zero_outside_strip(const RqsSpec& spline, const S* z, T v) {
+  const S low = S(spline.bottom), high = S(spline.top);
+  alignas(64) S lanes[kStrip<S>];
+  store_strip(lanes, v);
+  for (int l = 0; l < kStrip<S>; ++l) lanes[l] = z[l] < low || z[l] > high ? S(0) : lanes[l];
+  return load_strip(lanes);
+}
+
+template <class S, class T>
+FK_INLINE T seen_strip(const Wave<S>& wave, T v) {
+  if (wave.is_line()) return v * wave.linear + wave.offset;
+  alignas(64) S lanes[kStrip<S>];
+  store_strip(lanes, v);
+  for (S& s : lanes) s = wave(s);
   return load_strip(lanes);
 }
 
@@ -91,8 +111,10 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
         const int64_t at = (s * D + feature_at(net, known)) * R;
         T out, term;
         t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_strip(t.z + at), &out, &term);
+        if (args.zero_outside) out = zero_outside_strip<S>(args.map.rqs, t.z + at, out);
         if (args.turn.by != 0) out = turned_strip<S>(args.turn, out);
         store_strip(t.x + at, out);
+        if (args.waves) out = seen_strip(static_cast<const Wave<S>*>(args.waves)[feature_at(net, known)], out);
         store_strip(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
         ladj[s].add(term);
       }
@@ -114,7 +136,7 @@ struct BackwardTile {
   S* g[kMaxLayers];                         // gradients of what each layer computes, strip-shaped
   S *gate[kMaxLayers], *gated[kMaxLayers];  // gates, and the gradients before them; of layers without one null and g
   S* sums[kMaxLayers];
-  S *z, *x, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
+  S *z, *slope, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
   Map map;
 
   BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t strips, Arena& arena)
@@ -130,7 +152,7 @@ struct BackwardTile {
     }
     const size_t size = size_t(args.features * R * strips);
     z = arena.take<S>(size);
-    x = arena.take<S>(size);
+    slope = args.slope ? arena.take<S>(size) : nullptr;
     gx = arena.take<S>(size_t(n.layer[0].in_width * R * strips));
     gz = arena.take<S>(size);
     spare = arena.take<S>(size_t(args.features));
@@ -175,7 +197,9 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
     for (; done > front[0].at; --done)
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;
-        const T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R) + load_strip(t.gz + at);
+        T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R);
+        if (args.slope) g_x = g_x * load_strip(t.slope + at);
+        g_x = g_x + load_strip(t.gz + at);
         store_strip(t.gz + at,
                     t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
                                {t.g[n - 1] + s * width * R, nullptr, f * P}, load_strip(t.z + at), g_x, g_ladj[s]));
@@ -192,7 +216,9 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
   const int64_t D = args.features, strips = rows.strips<S>();
   const Packed<S>& first = net.layer[0];
   load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
-  load_strips(rows, static_cast<const S*>(args.x), D, D, first.in_rank, first.in_width, t.net.a[0]);
+  const S* const seen = static_cast<const S*>(args.seen ? args.seen : args.x);
+  load_strips(rows, seen, D, D, first.in_rank, first.in_width, t.net.a[0]);
+  if (args.slope) load_strips(rows, static_cast<const S*>(args.slope), D, D, nullptr, D, t.slope);
   if (args.grad_x)
     load_strips(rows, static_cast<const S*>(args.grad_x), D, D, nullptr, D, t.gz);
   else
@@ -204,6 +230,8 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
   }
   solve_back(args, net, rows, t);
   if (args.grad_z) store_strips(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
+  if (args.grad_seen)
+    store_strips(rows, t.gx, first.in_width, first.in_rank, D, static_cast<S*>(args.grad_seen), t.spare);
   for (int i = 0; i < n; ++i) {
     const Packed<S>& p = net.layer[i];
     const auto store_term = [&](void* to, const S* from) {

@@ -115,7 +115,7 @@ def is_bare(module: nn.Module) -> bool:
     return not hooked(module)
 
 
-def _preprocessing(net: Any) -> nn.Module | None:
+def preprocessing_of(net: Any) -> nn.Module | None:
     """What normflows' copy puts in front of the first layer, if that does anything."""
     found = net._modules.get("preprocessing")
     return None if found is None or (type(found) is nn.Identity and is_bare(found)) else found
@@ -163,7 +163,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool
     """
     if in_transform((x, context)) or _module._has_any_global_hook():
         return None
-    if not preprocessed and _preprocessing(net) is not None:
+    if not preprocessed and preprocessing_of(net) is not None:
         return None
     parts = _parts(net)
     if isinstance(parts, str) or not all(map(is_bare, parts.skipped)):
@@ -227,7 +227,7 @@ class Made(PureLayer):
     runs_its_parts = True
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        preprocessing = _preprocessing(self)
+        preprocessing = preprocessing_of(self)
         if preprocessing is None:
             found = arguments(self, inputs, context)
             return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)

@@ -184,8 +184,8 @@ def describe(
     for layer, has in zip(layers, gates, strict=False):
         if has:
             gate = tensors[at]
-            layer.gate = flat(gate if lead is None else gate.expand(*lead, layer.weight.shape[0]))
-            _check_size("gate of a layer", layer.gate, layer)
+            _check_size("gate of a layer", gate, layer)
+            layer.gate = flat(gate if lead is None else gate.expand(*lead, gate.shape[-1]))
             layer.need_gate = needs is not None and needs[at]
             at += 1
     return Net(layers, residual, activation)

@@ -11,7 +11,7 @@ import normflows as nf
 import pytest
 import torch
 
-from flowkernels.compat import nflows_autoregressive, nflows_made
+from flowkernels.compat import nflows_autoregressive, nflows_made, normflows_circular
 from tests.compat import normflows_models as models
 from tests.compat.nflows_models import normal
 from tests.compat.parity import accelerated_copy, watch
@@ -26,8 +26,9 @@ def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     names = []
     watch(monkeypatch, names, nflows_made, "made")
-    watch(monkeypatch, names, nflows_autoregressive, "autoregressive_inverse")
-    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
+    for module in (nflows_autoregressive, normflows_circular):
+        watch(monkeypatch, names, module, "try_autoregressive_inverse", "autoregressive_inverse")
+        watch(monkeypatch, names, module, "try_autoregressive_layer", "flow_layer")
     return names
 
 
@@ -36,7 +37,7 @@ def autoregressive(layer):
     return getattr(layer, "mprqat", layer)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "circular" not in name])
+@pytest.mark.parametrize("case", CASES)
 def test_the_ops_are_reached(case, ran):
     layer, x, context = CASES[case]
     layer = autoregressive(accelerated_copy(layer)).double()
@@ -44,6 +45,50 @@ def test_the_ops_are_reached(case, ran):
     assert ran == ["flow_layer"]
     layer.inverse(x, context)
     assert ran == ["flow_layer", "autoregressive_inverse"]
+
+
+def periodic(**settings):
+    """A layer whose circular features come to the network in another way."""
+    torch.manual_seed(0)
+    layer = models.F.CircularAutoregressiveRationalQuadraticSpline(6, 1, 16, ind_circ=[1, 4], num_bins=5).mprqat
+    layer.autoregressive_net.preprocessing = nf.utils.nn.PeriodicFeaturesElementwise(6, [4, 1], **settings)
+    return models.shaken(layer, 0.2).double()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sweeps"),
+    [
+        ({"scale": 0.7, "bias": True}, True),
+        ({"scale": torch.tensor([0.7, 0.3])}, True),
+        ({"activation": torch.nn.Tanh()}, False),
+    ],
+    ids=["bias", "scales", "activation"],
+)
+def test_what_comes_before_the_network(settings, sweeps, ran):
+    layer = periodic(**settings)
+    fast, x = accelerated_copy(layer), normal(6)
+    for direction in ("forward", "inverse"):
+        for a, b in zip(getattr(fast, direction)(x), getattr(layer, direction)(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert ran == ["flow_layer", "autoregressive_inverse"] if sweeps else ["flow_layer", *["made"] * 6]
+
+
+def test_hooks_before_the_network_are_called(ran):
+    fast, x, seen = accelerated_copy(periodic()), normal(6), []
+    fast.autoregressive_net.preprocessing.register_forward_hook(lambda m, a, out: seen.append(m))
+    fast(x)
+    assert ran == ["flow_layer"] and len(seen) == 1
+    fast.inverse(x)
+    assert ran == ["flow_layer", *["made"] * 6] and len(seen) == 7
+
+
+def test_a_list_of_tails_returns_0_outside_and_keeps_nan(ran):
+    fast, x = accelerated_copy(periodic()), normal(6)
+    x[3, 2], x[4, 0], x[5, 0] = 3.5, -4.0, float("nan")
+    for run in (fast, fast.inverse):
+        y, ladj = run(x)
+        assert y[3, 2] == y[4, 0] == 0 and ladj[3:5].isfinite().all()
+        assert y[5, 0].isnan() and ladj[5].isnan() and y[6:].isfinite().all()
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])

@@ -39,7 +39,7 @@ LIBRARY = Library(
         "flows.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Entry(
             SplineAutoregressive,
             SPLINE_AUTOREGRESSIVE,
-            "spline and network as one op; inverse in one sweep, with circular tails in D passes",
+            "spline and network as one op; inverse in one sweep",
             lambda m: spline_refusal(m, m.num_bins),
         ),
         "flows.affine.autoregressive.MaskedAffineAutoregressive": Entry(

@@ -30,8 +30,8 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    if spec.gates:
-        return "no kernel for gates"
+    if spec.only_on_cpu:
+        return f"no kernel for {spec.only_on_cpu}"
     return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
