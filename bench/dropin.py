@@ -127,6 +127,13 @@ def _normflows_circular(nf: Any, features: int, hidden: int, i: int) -> list[Any
     return [spline]
 
 
+def _normflows_circular_autoregressive(nf: Any, features: int, hidden: int, i: int) -> list[Any]:
+    spline = nf.flows.CircularAutoregressiveRationalQuadraticSpline(
+        features, BLOCKS, hidden, ind_circ=list(range(0, features, 3)), num_bins=BINS, tail_bound=4 * TAIL_BOUND
+    )
+    return [spline]
+
+
 def _normflows_autoregressive(nf: Any, features: int, hidden: int, i: int) -> list[Any]:
     spline = nf.flows.AutoregressiveRationalQuadraticSpline(
         features, BLOCKS, hidden, num_bins=BINS, tail_bound=TAIL_BOUND
@@ -180,6 +187,7 @@ MODELS = {
     "normflows spline coupling": Typical("normflows", _normflows(_normflows_nsf)),
     "normflows circular spline": Typical("normflows", _normflows(_normflows_circular)),
     "normflows autoregressive spline": Typical("normflows", _normflows(_normflows_autoregressive)),
+    "normflows circular autoregressive": Typical("normflows", _normflows(_normflows_circular_autoregressive)),
     "normflows MAF": Typical("normflows", _normflows(_normflows_maf)),
     "normflows Real NVP": Typical("normflows", _normflows(_normflows_realnvp)),
     "normflows affine coupling": Typical("normflows", _normflows(_normflows_affine)),

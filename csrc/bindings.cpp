@@ -147,20 +147,25 @@ PYBIND11_MODULE(_C, m) {
   m.def("flow_layer_fwd", flow_layer(false));
   m.def("flow_layer_bwd", flow_layer(true));
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, int threads) {
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, bool zero_outside,
+                        uintptr_t waves, int threads) {
     SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
     require_rows(rows, {ladj});
     a.ladj = ptr(ladj);
     if (half_turn) a.turn = half_turn_of(map);
+    if (zero_outside && map.is_affine) throw std::invalid_argument("sweep: only a spline has a box");
+    a.zero_outside = zero_outside;
+    a.waves = ptr(waves);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, threads);
   });
-  m.def("sweep_bwd",
-        [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features, uintptr_t z,
-           int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj, uintptr_t grad_z, int threads) {
-          SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
-          a.grad_x = ptr(grad_x), a.grad_ladj = ptr(grad_ladj), a.grad_z = ptr(grad_z);
-          py::gil_scoped_release unlocked;
-          sweep_bwd(a, threads);
-        });
+  m.def("sweep_bwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
+                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj,
+                        uintptr_t grad_z, uintptr_t seen, uintptr_t slope, uintptr_t grad_seen, int threads) {
+    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
+    a.grad_x = ptr(grad_x), a.grad_ladj = ptr(grad_ladj), a.grad_z = ptr(grad_z);
+    a.seen = ptr(seen), a.slope = ptr(slope), a.grad_seen = ptr(grad_seen);
+    py::gil_scoped_release unlocked;
+    sweep_bwd(a, threads);
+  });
 }

@@ -21,6 +21,11 @@ struct SweepArgs {
   const void* z;  // [rows, features], rows z_stride apart
   int64_t z_stride;
   HalfTurn turn;       // fwd: of what the map returns; its derivative is 1, so that bwd need not know
+  bool zero_outside;   // fwd: x is 0 where z is outside of a spline's box
+  const void* waves;   // fwd: [features][5], see waves.h: what the net sees in place of x; null: x
+  const void* seen;    // bwd: the same, what it came to, [rows, features] and contiguous; null: x
+  const void* slope;   // bwd: its derivative by x, in the same way; null: 1
+  void* grad_seen;     // null: not wanted
   void* x;             // [rows, features]: fwd writes it, bwd reads it
   void* ladj;          // [rows], of z -> x
   const void* grad_x;  // bwd, contiguous; null: zero

@@ -4,6 +4,7 @@
 #include "autoregressive_inverse_kernels.h"
 #include "front.h"
 #include "half_turn.h"
+#include "waves.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -23,11 +24,30 @@ FK_INLINE T turned_strip(const HalfTurn& turn, T v) {
   return load_strip(lanes);
 }
 
+// 0 where z is outside of the box that a spline's inverse takes; a NaN stays one.
+template <class S, class T>
+FK_INLINE T zero_outside_strip(const RqsSpec& spline, const S* z, T v) {
+  const S low = S(spline.bottom), high = S(spline.top);
+  alignas(64) S lanes[kStrip<S>];
+  store_strip(lanes, v);
+  for (int l = 0; l < kStrip<S>; ++l) lanes[l] = z[l] < low || z[l] > high ? S(0) : lanes[l];
+  return load_strip(lanes);
+}
+
+template <class S, class T>
+FK_INLINE T seen_strip(const Wave<S>& wave, T v) {
+  if (wave.is_line()) return v * wave.linear + wave.offset;
+  alignas(64) S lanes[kStrip<S>];
+  store_strip(lanes, v);
+  for (S& s : lanes) s = wave(s);
+  return load_strip(lanes);
+}
+
 // The buffers of a tile, [strip][feature or unit][kStrip].
 template <class S, class Map>
 struct ForwardTile {
   S* a[kMaxLayers + 1];  // what enters layer i, in degree order; a[n]: the parameters
-  S* add[kMaxLayers];
+  S *add[kMaxLayers], *gate[kMaxLayers];
   S* sums[kMaxLayers];
   S* stream = nullptr;
   S *z, *x, *spare;  // features in memory's order
@@ -42,6 +62,7 @@ struct ForwardTile {
       widest = p.out_width > widest ? p.out_width : widest;
       sums[i] = arena.take<S>(size_t(kRows * R));
       add[i] = p.layer->add ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
+      gate[i] = p.layer->gate ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
     }
     if (spec.residual) stream = arena.take<S>(size_t(widest * R));
     for (int i = 0; i <= spec.n; ++i) {
@@ -68,11 +89,8 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
     const Packed<S>& p = net.layer[i];
     front[i] = {0, -1};
     Outlet<S>& o = outlet[i] = {};
-    if (p.layer->add) {
-      load_strips(rows, static_cast<const S*>(p.layer->add), p.layer->add_stride, p.n_out, p.out_rank, p.out_width,
-                  t.add[i]);
-      o.add = t.add[i];
-    }
+    o.add = load_term(p, rows, p.layer->add, p.layer->add_stride, t.add[i]);
+    o.gate = load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate[i]);
     if (spec.residual && i < n - 1 && i % 2 == 0) o.z = t.stream;
     if (spec.closes_block(i)) o.residual = t.stream;
     if (t.a[i + 1] != o.z) o.a = t.a[i + 1];
@@ -93,8 +111,10 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
         const int64_t at = (s * D + feature_at(net, known)) * R;
         T out, term;
         t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_strip(t.z + at), &out, &term);
+        if (args.zero_outside) out = zero_outside_strip<S>(args.map.rqs, t.z + at, out);
         if (args.turn.by != 0) out = turned_strip<S>(args.turn, out);
         store_strip(t.x + at, out);
+        if (args.waves) out = seen_strip(static_cast<const Wave<S>*>(args.waves)[feature_at(net, known)], out);
         store_strip(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
         ladj[s].add(term);
       }
@@ -113,21 +133,26 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
 template <class S, class Map>
 struct BackwardTile {
   Tile<S> net;
-  S* g[kMaxLayers];  // gradients of each layer's z, strip-shaped
+  S* g[kMaxLayers];                         // gradients of what each layer computes, strip-shaped
+  S *gate[kMaxLayers], *gated[kMaxLayers];  // gates, and the gradients before them; of layers without one null and g
   S* sums[kMaxLayers];
-  S *z, *x, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
+  S *z, *slope, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
   Map map;
 
   BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t strips, Arena& arena)
       : net(n, strips, true, arena), map(args.map, arena) {
     constexpr int R = kStrip<S>;
     for (int i = 0; i < n.spec.n; ++i) {
-      g[i] = arena.take<S>(size_t(n.layer[i].out_width * R * strips));
+      const size_t size = size_t(n.layer[i].out_width * R * strips);
+      const bool has_gate = n.layer[i].layer->gate;
+      g[i] = arena.take<S>(size);
+      gate[i] = has_gate ? arena.take<S>(size) : nullptr;
+      gated[i] = has_gate ? arena.take<S>(size) : g[i];
       sums[i] = arena.take<S>(size_t(kRows * R * strips));
     }
     const size_t size = size_t(args.features * R * strips);
     z = arena.take<S>(size);
-    x = arena.take<S>(size);
+    slope = args.slope ? arena.take<S>(size) : nullptr;
     gx = arena.take<S>(size_t(n.layer[0].in_width * R * strips));
     gz = arena.take<S>(size);
     spare = arena.take<S>(size_t(args.features));
@@ -148,11 +173,13 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
     front[i] = {net.layer[i].n_in, -1};
     inlet[i] = {spec.input_activation(i), t.net.a[i], t.net.z[i], nullptr, i == 0 ? t.gx : t.g[i - 1]};
     if (spec.opens_block(i)) inlet[i].residual = t.g[i + 1];  // the stream passes a block by
+    if (i > 0) inlet[i].gate = t.gate[i - 1], inlet[i].gated = t.gated[i - 1];
   }
   const auto retreat_hidden = [&](int64_t outputs) {
     for (int i = n - 1; i > 0; --i) {
       const int64_t cap = spec.opens_block(i) ? front[i + 2].at : 0;
-      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.g[i], t.sums[i], inlet[i]);
+      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.gated[i], t.sums[i],
+              inlet[i]);
     }
   };
   T g_ladj[kMaxStrips];
@@ -170,7 +197,9 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
     for (; done > front[0].at; --done)
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;
-        const T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R) + load_strip(t.gz + at);
+        T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R);
+        if (args.slope) g_x = g_x * load_strip(t.slope + at);
+        g_x = g_x + load_strip(t.gz + at);
         store_strip(t.gz + at,
                     t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
                                {t.g[n - 1] + s * width * R, nullptr, f * P}, load_strip(t.z + at), g_x, g_ladj[s]));
@@ -187,21 +216,35 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
   const int64_t D = args.features, strips = rows.strips<S>();
   const Packed<S>& first = net.layer[0];
   load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
-  load_strips(rows, static_cast<const S*>(args.x), D, D, first.in_rank, first.in_width, t.net.a[0]);
+  const S* const seen = static_cast<const S*>(args.seen ? args.seen : args.x);
+  load_strips(rows, seen, D, D, first.in_rank, first.in_width, t.net.a[0]);
+  if (args.slope) load_strips(rows, static_cast<const S*>(args.slope), D, D, nullptr, D, t.slope);
   if (args.grad_x)
     load_strips(rows, static_cast<const S*>(args.grad_x), D, D, nullptr, D, t.gz);
   else
     memset(t.gz, 0, size_t(strips * D * R) * sizeof(S));
   forward_tile(net, rows, t.net, n);
+  for (int i = 0; i < n; ++i) {
+    const MaskedLayer& layer = *net.layer[i].layer;
+    load_term(net.layer[i], rows, layer.gate, layer.gate_stride, t.gate[i]);
+  }
   solve_back(args, net, rows, t);
   if (args.grad_z) store_strips(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
+  if (args.grad_seen)
+    store_strips(rows, t.gx, first.in_width, first.in_rank, D, static_cast<S*>(args.grad_seen), t.spare);
   for (int i = 0; i < n; ++i) {
     const Packed<S>& p = net.layer[i];
-    clear_past_end(rows, p.out_width, t.g[i]);
-    if (p.layer->grad_add)
-      store_strips(rows, t.g[i], p.out_width, p.out_rank, p.n_out, static_cast<S*>(p.layer->grad_add), t.net.spare);
+    const auto store_term = [&](void* to, const S* from) {
+      if (to) store_strips(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.net.spare);
+    };
+    clear_past_end(rows, p.out_width, t.gated[i]);
+    if (p.layer->grad_gate) {
+      multiply_into(strips * p.out_width * R, t.g[i], t.net.ungated[i], t.g[i]);
+      store_term(p.layer->grad_gate, t.g[i]);
+    }
+    store_term(p.layer->grad_add, t.gated[i]);
     if (sums[i].weight) turn_strips(rows, t.net.a[i], p.in_width, p.n_in, t.net.turned);
-    weight_gradients(p, t.g[i], t.net.turned, strips, sums[i]);
+    weight_gradients(p, t.gated[i], t.net.turned, strips, sums[i]);
   }
 }
 

@@ -104,6 +104,8 @@ struct Inlet {
   const S *a, *z;         // its output and what it was given
   const S* residual;      // added last
   S* out;
+  const S* gate = nullptr;  // of the layer that made the input, if it has one
+  S* gated = nullptr;       // what that lets through
 };
 
 // Computes the gradients of the inputs seen only by outputs from `known` on, but none before `cap`, for every strip.
@@ -133,6 +135,7 @@ void retreat(const Packed<S>& p, Front& f, int64_t known, int64_t cap, int64_t s
             v *= activation_slope(o.activation, load<V>(o.a + to), o.z ? load<V>(o.z + to) : V{});
           if (o.residual) v += load<V>(o.residual + to);
           store(o.out + to, v);
+          if (o.gate) store(o.gated + to, v * load<V>(o.gate + to));
         }
       }
     }

@@ -42,6 +42,14 @@ struct Outlet {
   }
 };
 
+// What a layer adds or multiplies with, in strips; null where there is none.
+template <class S>
+const S* load_term(const Packed<S>& p, const RowTile& rows, const void* from, int64_t stride, S* to) {
+  if (!from) return nullptr;
+  load_strips(rows, static_cast<const S*>(from), stride, p.n_out, p.out_rank, p.out_width, to);
+  return to;
+}
+
 template <class S>
 void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const Outlet<S>& o) {
   using V = typename Simd<S>::V;
@@ -200,14 +208,9 @@ void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int 
       load_strips(rows, kept, p.n_out, p.n_out, nullptr, p.out_width, t.a[i + 1]);
       continue;
     }
-    const auto load_term = [&](const void* from, int64_t stride, S* to) -> const S* {
-      if (!from) return nullptr;
-      load_strips(rows, static_cast<const S*>(from), stride, p.n_out, p.out_rank, p.out_width, to);
-      return to;
-    };
     Outlet<S> o = {};
-    o.add = load_term(p.layer->add, p.layer->add_stride, t.add);
-    o.gate = load_term(p.layer->gate, p.layer->gate_stride, t.gate);
+    o.add = load_term(p, rows, p.layer->add, p.layer->add_stride, t.add);
+    o.gate = load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate);
     o.ungated = t.ungated[i];
     if (net.spec.closes_block(i)) o.residual = t.z[i - 1];
     o.z = t.z[i + 1];
@@ -258,8 +261,7 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
       const int64_t size = strips * p.out_width * kStrip<S>;
       multiply_into(size, g, t.ungated[i], t.add);
       store_term(p.layer->grad_gate, t.add);
-      load_strips(rows, static_cast<const S*>(p.layer->gate), p.layer->gate_stride, p.n_out, p.out_rank, p.out_width,
-                  t.gate);
+      load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate);
       S* gated = free_buffer();
       multiply_into(size, g, t.gate, gated);
       g = gated;

@@ -17,10 +17,11 @@ from flowkernels.ops import affine
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
-from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
+from . import normflows_circular
 from .nflows_classes import made_class
 from .nflows_made import Made, arguments, is_bare, made_refusal
 from .nflows_settings import spline_spec
@@ -31,12 +32,12 @@ from .swap import PureLayer, layer_of, original_class, overridden
 Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
-def _network(layer: Any, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+def _network(layer: Any, x: Tensor, context: Tensor | None, preprocessed: bool = False) -> dict[str, Any] | None:
     """The network as the ops that fuse it with the map take it; None where it must be called."""
     net = layer.autoregressive_net
     # Of this layer: `accelerate` has seen that the network's forward is nflows'.
     if not in_transform((x, context)) and layer_of(net) is Made and is_bare(net):
-        return arguments(net, x, context)
+        return arguments(net, x, context, preprocessed=preprocessed)
     return None
 
 
@@ -69,8 +70,9 @@ def _inverse(
         return original_class(layer).inverse(layer, z, context)
     spec = spec_of(layer)
     found = None if spec is None else _network(layer, z, context)
-    if found is not None and spec is not None:
-        return autoregressive_inverse(z, univariate=spec, **found)
+    fused = None if found is None or spec is None else try_autoregressive_inverse(z, univariate=spec, **found)
+    if fused is not None:
+        return fused
     x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])
     for _ in range(z.shape[1]):
         x, ladj = univariate(layer, z, layer.autoregressive_net(x, context), True)
@@ -146,11 +148,23 @@ def _spline_spec(layer: Any) -> RqsSpec | None:
     return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(layer))
 
 
+def _of_own_tails(layer: Any, x: Tensor, context: Tensor | None, run: Callable[..., Any]) -> Any:
+    """What `run` makes of a layer whose features have tails or bounds of their own; None where it does nothing."""
+    if x.dim() != 2 or not per_feature(layer):
+        return None
+    if isinstance(layer.tail_bound, Tensor) and layer.tail_bound.dtype is not x.dtype:
+        return None
+    found = _network(layer, x, context, preprocessed=True)
+    return None if found is None else run(layer, x, found, _logit_scale(layer))
+
+
 class SplineAutoregressive(PureLayer):
     """The methods of an accelerated MaskedPiecewiseRationalQuadraticAutoregressiveTransform."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _forward(self, inputs, context, _spline, _spline_spec)
+        fused = _of_own_tails(self, inputs, context, normflows_circular.forward)
+        return _forward(self, inputs, context, _spline, _spline_spec) if fused is None else fused
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _inverse(self, inputs, context, _spline, _spline_spec)
+        fused = _of_own_tails(self, inputs, context, normflows_circular.inverse)
+        return _inverse(self, inputs, context, _spline, _spline_spec) if fused is None else fused

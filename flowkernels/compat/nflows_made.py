@@ -62,8 +62,6 @@ def _parts(net: Any) -> _Parts | str:
         residual = not blocks or kind(type(blocks[0])) != "MaskedFeedforwardBlock"
         if not residual:
             return "normflows applies no activation between its first layer and blocks that are not residual"
-        if "context_layer" in modules:
-            return "normflows gates its blocks with the context, which the op does not"
         function = _activation_of(blocks[0]) if blocks else torch.relu
     else:
         residual, function = net.use_residual_blocks, _activation_of(net)
@@ -116,7 +114,7 @@ def is_bare(module: nn.Module) -> bool:
     return not hooked(module)
 
 
-def _preprocessing(net: Any) -> nn.Module | None:
+def preprocessing_of(net: Any) -> nn.Module | None:
     """What normflows' copy puts in front of the first layer, if that does anything."""
     found = net._modules.get("preprocessing")
     return None if found is None or (type(found) is nn.Identity and is_bare(found)) else found
@@ -164,7 +162,7 @@ def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool
     """
     if in_transform((x, context)) or hooked_globally():
         return None
-    if not preprocessed and _preprocessing(net) is not None:
+    if not preprocessed and preprocessing_of(net) is not None:
         return None
     parts = _parts(net)
     if isinstance(parts, str) or not all(map(is_bare, parts.skipped)):
@@ -178,15 +176,33 @@ def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool
     plan = _plan_of(net, parts)
     if not isinstance(plan, MadePlan) or x.shape[-1] != plan.features:
         return None
-    adds: list[Tensor | None] | None = None
-    if context is not None:
-        if "context_layer" not in net._modules or not _broadcasts(context, x):
-            return None
-        adds = [net.activation(net.context_layer(context)), *[None] * (len(parts.linears) - 1)]
-        if parts.residual:
-            adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
-    return {"layers": layers, "plan": plan, "activation": parts.activation, "adds": adds}
+    found: dict[str, Any] = {"layers": layers, "plan": plan, "activation": parts.activation}
+    if context is None:
+        return found
+    terms = _of_context(net, context, x, parts)
+    return None if terms is None else found | terms
+
+
+def _of_context(net: Any, context: Tensor, x: Tensor, parts: _Parts) -> dict[str, Any] | None:
+    """What a context adds to layers, and the gates that normflows' copy makes of it; None where the library refuses."""
+    if "context_layer" not in net._modules:
+        return None
+    n = len(parts.linears)
+    adds: list[Tensor | None] = [None] * n
+    if "preprocessing" in net._modules:
+        if context.shape[:-1] != x.shape[:-1] or x.dim() < 2:
+            return None
+        gates: list[Tensor | None] = [None] * n
+        adds[0] = net.context_layer(context)
+        gates[2:-1:2] = [torch.sigmoid(block.context_layer(context)) for block in net.blocks]
+        return {"adds": adds, "gates": gates}
+    if not _broadcasts(context, x):
+        return None
+    adds[0] = net.activation(net.context_layer(context))
+    if parts.residual:
+        adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
+    return {"adds": adds}
 
 
 def _broadcasts(context: Tensor, x: Tensor) -> bool:
@@ -210,7 +226,7 @@ class Made(PureLayer):
     runs_its_parts = True
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        preprocessing = _preprocessing(self)
+        preprocessing = preprocessing_of(self)
         if preprocessing is None:
             found = arguments(self, inputs, context)
             return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)

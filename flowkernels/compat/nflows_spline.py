@@ -20,9 +20,14 @@ from flowkernels.ops.rqs.spec import cached_spec
 from .nflows_settings import spline_settings
 
 
+def is_listed(layer: Any) -> bool:
+    """Whether each feature has tails of its own."""
+    return isinstance(layer.tails, (list, tuple))
+
+
 def per_feature(layer: Any) -> bool:
-    """Whether tails or bounds differ from feature to feature."""
-    return isinstance(layer.tails, (list, tuple)) or isinstance(layer.tail_bound, Tensor)
+    """Whether tails or bounds differ from feature to feature; without tails there is no bound."""
+    return is_listed(layer) or (layer.tails is not None and isinstance(layer.tail_bound, Tensor))
 
 
 def spline(
@@ -31,7 +36,7 @@ def spline(
     """x [B, D], params [B, D, P] → y [B, D], ladj [B]."""
     if not per_feature(layer):
         return rqs(x, params, logit_scale=logit_scale, inverse=inverse, **spline_settings(layer, bins))
-    bound, listed = layer.tail_bound, not (layer.tails is None or isinstance(layer.tails, str))
+    bound, listed = layer.tail_bound, is_listed(layer)
     settings = {"min_bin_width": layer.min_bin_width, "min_bin_height": layer.min_bin_height,
                 "min_derivative": layer.min_derivative, "logit_scale": logit_scale, "inverse": inverse}  # fmt: skip
     tails = layer.tails
@@ -42,7 +47,7 @@ def spline(
         y = y * bound
     else:
         y, ladj = rqs(x, params, bins=bins, tails=tails, tail_bound=bound, **settings)
-    return torch.where(x.abs() <= bound, y, 0 if listed else x), ladj
+    return torch.where(x.abs() > bound, 0 if listed else x, y), ladj
 
 
 def _with_ends(params: Tensor, tails: Any, bins: int, min_derivative: float) -> Tensor:
@@ -56,11 +61,11 @@ def _with_ends(params: Tensor, tails: Any, bins: int, min_derivative: float) -> 
 
 def spline_refusal(layer: Any, bins: int) -> str | None:
     """Why the kernel would not take the settings of a layer of normflows, or None."""
-    tails = set(layer.tails) if isinstance(layer.tails, (list, tuple)) else {layer.tails}
+    tails = set(layer.tails) if is_listed(layer) else {layer.tails}
     unknown = tails - {None, "linear", "circular"}
     if unknown or (None in tails and len(tails) > 1):
         return f"{layer.tails} tails are not implemented"
-    tails_of_all: Any = None if isinstance(layer.tails, (list, tuple)) else layer.tails
+    tails_of_all: Any = None if is_listed(layer) else layer.tails
     bound = 1.0 if isinstance(layer.tail_bound, Tensor) else layer.tail_bound
     try:
         cached_spec(

@@ -183,8 +183,9 @@ def describe(
             at += 1
     for layer, has in zip(layers, gates, strict=False):
         if has:
-            layer.gate = flat(tensors[at])
-            _check_size("gate of a layer", layer.gate, layer)
+            gate = tensors[at]
+            _check_size("gate of a layer", gate, layer)
+            layer.gate = flat(gate if lead is None else gate.expand(*lead, gate.shape[-1]))
             layer.need_gate = needs is not None and needs[at]
             at += 1
     return Net(layers, residual, activation)

@@ -28,6 +28,8 @@ SPLINES = {
     "autoregressive, permuted": (F.AutoregressiveRationalQuadraticSpline, {"permute_mask": True}),
     "circular autoregressive": (
         F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1, 4], "num_context_channels": 3}),
+    "circular autoregressive, every feature": (
+        F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": list(range(D)), "permute_mask": False}),
     "circular autoregressive, bounds": (
         F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1], "tail_bound": BOUNDS}),
 }  # fmt: skip
@@ -66,6 +68,10 @@ def cases():
     halves = torch.tensor([0, 0, 0, 1, 1, 1])
     layer = shaken(inner(halves, periodic, num_bins=5, tails="linear", tail_bound=2.0), 0.2)
     found["spline coupling, a map before the network"] = (layer, normal(D), None)
+    inner = F.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive
+    for tails, x in (("linear", normal(D)), ("circular", normal(D)), (None, uniform(D))):
+        layer = inner(D, 16, num_blocks=1, num_bins=5, tails=tails, tail_bound=BOUNDS, permute_mask=True)
+        found[f"spline autoregressive, {tails} tails, bounds"] = (shaken(layer, 0.2), x, None)
     image = normal(D, 4, 4)
     mask = torch.tensor([0.0, 1, 0, 0, 1, 1])
     pixels = (torch.arange(D * 16) % 2).view(D, 4, 4).float()
@@ -73,6 +79,11 @@ def cases():
     found |= {
         "maf": (shaken(F.MaskedAffineAutoregressive(D, 16)), normal(D), None),
         "maf, no blocks": (shaken(F.MaskedAffineAutoregressive(D, 16, num_blocks=0)), normal(D), None),
+        "maf, context": (
+            shaken(F.MaskedAffineAutoregressive(D, 16, context_features=3, activation=torch.tanh)),
+            normal(D),
+            normal(3),
+        ),
         "masked affine": (F.MaskedAffineFlow(mask, mlp(D, D), mlp(D, D)), normal(D), None),
         "masked affine, no shift": (F.MaskedAffineFlow(mask, None, mlp(D, D)), normal(D), None),
         "masked affine, no scale": (F.MaskedAffineFlow(mask, mlp(D, D)), normal(D), None),

@@ -220,7 +220,6 @@ def test_normflows_left_alone():
     assert "not one of channels" in refused(F.AffineCouplingBlock(nn.Identity(), split_mode="checkerboard"))
     assert "not of 0 and 1" in refused(F.MaskedAffineFlow(torch.tensor([0.0, 0.5])))
     assert "not one number per channel" in refused(F.ActNorm((3, 4, 4)))
-    assert "gates its blocks with the context" in refused(F.MaskedAffineAutoregressive(4, 8, context_features=2))
     assert "no activation between" in refused(F.MaskedAffineAutoregressive(4, 8, use_residual_blocks=False))
     assert "no fused path" in refused(F.Planar((2,)))
     assert "one copy" in refused(F.Permute(4))

@@ -32,7 +32,7 @@ def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     names = []
     watch(monkeypatch, names, nflows_made, "made")
-    watch(monkeypatch, names, nflows_autoregressive, "autoregressive_inverse")
+    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_inverse", "autoregressive_inverse")
     watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
     return names
 

@@ -48,6 +48,10 @@ def _normflows_circular() -> nn.Module:
     return Density(normflows_models.flow("circular coupling"), _log_prob)
 
 
+def _normflows_circular_autoregressive() -> nn.Module:
+    return Density(normflows_models.flow("circular autoregressive, bounds"), _log_prob)
+
+
 def _zuko_log_prob(model: Any, x: Tensor) -> Tensor:
     return model().log_prob(x)
 
@@ -106,6 +110,7 @@ MODELS = {
     "glasflow": _glasflow,
     "normflows": _normflows,
     "normflows circular": _normflows_circular,
+    "normflows circular autoregressive": _normflows_circular_autoregressive,
     "zuko NSF": lambda: _zuko("NSF"),
     "zuko NCSF": lambda: _zuko("NCSF"),
     "zuko NICE": lambda: _zuko("NICE"),

@@ -39,19 +39,19 @@ LIBRARY = Library(
         "flows.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Entry(
             SplineAutoregressive,
             SPLINE_AUTOREGRESSIVE,
-            "spline and network as one op; inverse in one sweep, with circular tails in D passes",
+            "spline and network as one op; inverse in one sweep",
             lambda m: spline_refusal(m, m.num_bins),
         ),
         "flows.affine.autoregressive.MaskedAffineAutoregressive": Entry(
             AffineAutoregressive,
             AFFINE_AUTOREGRESSIVE,
-            "affine map and network as one op, inverse in one sweep, without a context",
+            "affine map and network as one op, inverse in one sweep",
             affine_refusal,
         ),
         "nets.resnet.ResidualNet": Entry(
             Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
         ),
-        "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op, without a context", made_refusal),
+        "nets.made.MADE": Entry(Made, frozenset({"forward"}), "network as one op", made_refusal),
         "nets.made.MaskedLinear": Entry(
             MaskedLinear,
             frozenset({"forward"}),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from flowkernels import backends
 from flowkernels.ops._routing import Op
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.checks import check_net
+from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import native, reference, triton
 from .reference import SweepSpec
 
-__all__ = ["autoregressive_inverse"]
+__all__ = ["autoregressive_inverse", "try_autoregressive_inverse"]
 
 _NAME = "ops.autoregressive_inverse"
 _op = Op(
@@ -34,7 +36,10 @@ def autoregressive_inverse(
     *,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
     half_turn: bool = False,
+    zero_outside: bool = False,
+    waves: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Solves :math:`z_d = f(x_d; \mathrm{params}_d(x_{<d}))` for x, feature by feature; ``ops.made`` is params.
@@ -46,11 +51,14 @@ def autoregressive_inverse(
 
     Args:
         z: ``[..., D]``; float32, float64, bfloat16 or float16.
-        layers, plan, activation, adds: the network, as for `flowkernels.ops.made`.
+        layers, plan, activation, adds, gates: the network, as for `flowkernels.ops.made`.
         univariate: f, as the ``spec`` of `flowkernels.transforms.RQS` or `flowkernels.transforms.Affine`, of the
             direction x → z.
         half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
             x is the spline's inverse, turned. With linear tails, z outside of the box comes back to it.
+        zero_outside: where z is outside of a spline's box x is 0 (normflows' lists of tails). A NaN stays one.
+        waves: ``[D, 5]`` of l, a, b, s and c: the network sees :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of
+            x (normflows' periodic features). This and ``zero_outside`` have kernels on the CPU alone.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -58,7 +66,7 @@ def autoregressive_inverse(
 
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype; ``plan`` or ``univariate`` is of
-            another kind; ``half_turn`` of a map that is no spline.
+            another kind; ``half_turn`` or ``zero_outside`` of a map that is no spline.
         ValueError: a shape, the number of layers, of parameters, or the activation breaks its contract.
 
     Reference:
@@ -76,16 +84,54 @@ def autoregressive_inverse(
         >>> torch.allclose(back, z, atol=1e-5)
         True
     """
-    flags = check_net(_NAME, z, layers, plan, activation, adds, "z")
+    spec, tensors = _prepare(z, layers, plan, univariate, activation, adds, gates, half_turn, zero_outside, waves)
+    return _op(spec, backend, *tensors)  # type: ignore[return-value]
+
+
+def try_autoregressive_inverse(
+    z: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    plan: MadePlan,
+    univariate: RqsSpec | AffineSpec,
+    **settings: Any,
+) -> tuple[Tensor, Tensor] | None:
+    """`autoregressive_inverse` where it runs on a kernel, else None: a caller with faster parts uses those."""
+    spec, tensors = _prepare(z, layers, plan, univariate, **settings)
+    if backends.pick(_op.name, None, spec, tensors) is reference:
+        return None
+    return _op(spec, None, *tensors)  # type: ignore[return-value]
+
+
+def _prepare(
+    z: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    plan: MadePlan,
+    univariate: RqsSpec | AffineSpec,
+    activation: str = "relu",
+    adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
+    half_turn: bool = False,
+    zero_outside: bool = False,
+    waves: Tensor | None = None,
+) -> tuple[SweepSpec, tuple[Tensor, ...]]:
+    """The settings and tensors of a call."""
+    flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
     if not isinstance(univariate, (RqsSpec, AffineSpec)):
         raise TypeError(f"{_NAME}: univariate must be an RqsSpec or an AffineSpec, got {type(univariate).__name__}")
-    if half_turn and not isinstance(univariate, RqsSpec):
-        raise TypeError(f"{_NAME}: univariate must be an RqsSpec where half_turn is, got {type(univariate).__name__}")
+    for name, given in (("half_turn", half_turn), ("zero_outside", zero_outside)):
+        if given and not isinstance(univariate, RqsSpec):
+            raise TypeError(f"{_NAME}: univariate must be an RqsSpec where {name} is, got {type(univariate).__name__}")
+    if waves is not None:
+        check_tensor(_NAME, "waves", waves, z)
+        check_shape(_NAME, "waves", waves, (plan.features, 5))
     if univariate.inverse:
         raise ValueError(f"{_NAME}: univariate must be of the direction x → z, got inverse=True")
     if plan.params_per_feature != univariate.n_params:
         expected, given = univariate.n_params, plan.params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     flat = [t for layer in layers for t in layer]
-    spec = SweepSpec(plan, activation, flags, univariate, bool(half_turn))
-    return _op(spec, backend, z, *flat, *(a for a in adds or () if a is not None))  # type: ignore[return-value]
+    terms = (t for t in (*(adds or ()), *(gates or ()), waves) if t is not None)
+    spec = SweepSpec(
+        plan, activation, flags[0], univariate, bool(half_turn), flags[1], bool(zero_outside), waves is not None
+    )
+    return spec, (z, *flat, *terms)

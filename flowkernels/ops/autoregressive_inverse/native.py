@@ -18,8 +18,9 @@ from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
+from flowkernels.ops.rqs.spec import RqsSpec
 
-from . import dense, schedule
+from . import dense, schedule, seen
 from .reference import SweepSpec
 
 _MAX_CUDA_LAYERS = 16  # kMaxSweepLayers of csrc/autoregressive_inverse/autoregressive_inverse.h
@@ -31,12 +32,19 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return reason
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
+    if spec.only_on_cpu:
+        return f"no kernel for {spec.only_on_cpu}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
     bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
     if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
+
+
+def _without_waves(spec: SweepSpec, tensors: Sequence[Any]) -> tuple[Sequence[Any], Any]:
+    """What belongs to the network, z first, and the waves; None where there are none."""
+    return (tensors[:-1], tensors[-1]) if spec.waves else (tensors, None)
 
 
 def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
@@ -58,11 +66,14 @@ def _on_gpu(on: Cuda, spec: SweepSpec, net: _net.Net, z: Tensor) -> tuple[Tensor
 
 def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernels compute in."""
+    tensors, waves = _without_waves(spec, tensors)
     z = tensors[0]
     net, rows = describe(spec, tensors), _net.flat(z)
+    waves = None if waves is None else waves.contiguous().resolve_neg()
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
-        _packed, work = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (None, ())
+        more = (spec.zero_outside, _net.pointer(waves))
+        _packed, work = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (None, more)
         written = x.data_ptr(), ladj.data_ptr()
         on.module.sweep_fwd(*_arguments(on, spec, net, rows), *written, spec.half_turn, *work, *on.where(z))
     return x, ladj
@@ -86,13 +97,14 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    wide = _net.widen(*tensors)
-    z, net, rows = wide[0], describe(spec, wide, needs[1:]), _net.flat(wide[0])
+    wide, waves = _without_waves(spec, _net.widen(*tensors))
+    needs_net, need_waves = _without_waves(spec, needs)
+    z, net, rows = wide[0], describe(spec, wide, needs_net[1:]), _net.flat(wide[0])
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
-    grad_z = z.new_empty(z.shape) if needs[0] else None
-    x = saved[0] if saved else _fwd(on, spec, wide)[0]
-    passed = x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj), _net.pointer(grad_z)
+    grad_z, grad_waves = z.new_empty(z.shape) if needs[0] else None, None
+    x = saved[0] if saved else _fwd(on, spec, _net.widen(*tensors))[0]
     if isinstance(on, Cuda) and rows.shape[0] > 0:
+        passed = x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj), _net.pointer(grad_z)
         with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
             units = dense.forward(spec, net, x.view(rows.shape))
             _packed, work = _on_gpu(on, spec, net, z)
@@ -101,10 +113,21 @@ def bwd(
     else:
         for layer in net.layers:
             layer.allocate_grads(rows.shape[0])
+        given = None if waves is None else seen.seen(x, waves)
+        slope = None if waves is None else seen.slope(x, waves)
+        if spec.zero_outside:
+            assert isinstance(spec.univariate, RqsSpec)
+            slope = seen.zero_outside(spec.univariate, z, torch.ones_like(x) if slope is None else slope)
+            grad_x = None if grad_x is None else seen.zero_outside(spec.univariate, z, grad_x)
+        grad_seen = torch.zeros_like(x) if need_waves else None
         if rows.shape[0] > 0:
-            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *passed, *on.where(z))
+            passed = (x, grad_x, grad_ladj, grad_z, given, slope, grad_seen)
+            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *map(_net.pointer, passed), *on.where(z))
+        if grad_seen is not None and waves is not None:
+            grad_waves = seen.gradient(x.view(rows.shape), waves, grad_seen.view(rows.shape)).to(tensors[0].dtype)
     grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)
-    return [grad_z, *net.grads(tensors[0], tensors[1:])]
+    of_net, _ = _without_waves(spec, tensors)
+    return [grad_z, *net.grads(of_net[0], of_net[1:]), *([grad_waves] if spec.waves else [])]
 
 
 cpu, cuda = (Backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))

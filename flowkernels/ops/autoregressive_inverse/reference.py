@@ -15,6 +15,8 @@ from flowkernels.ops.rqs import reference as rqs
 from flowkernels.ops.rqs.spec import RqsSpec
 from flowkernels.ops.rqs.turn import half_turn
 
+from .seen import seen, zero_outside
+
 IS_SLOW = False
 
 
@@ -24,6 +26,15 @@ class SweepSpec(NamedTuple):
     adds: tuple[bool, ...]  # which layers have something added, one flag per layer
     univariate: RqsSpec | AffineSpec  # of the direction x → z
     half_turn: bool = False  # of what the inverse of a spline returns
+    gates: tuple[bool, ...] = ()  # which layers have a gate; empty: none
+    zero_outside: bool = False  # x is 0 where z is outside of a spline's box
+    waves: bool = False  # the network sees `seen` of x
+
+    @property
+    def only_on_cpu(self) -> str | None:
+        """What of these settings no GPU's kernel knows, or None."""
+        wanted = {"gates": self.gates, "waves": self.waves, "zero_outside": self.zero_outside}
+        return next((name for name, given in wanted.items() if given), None)
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
@@ -35,17 +46,20 @@ def _solve(spec: SweepSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(univariate, AffineSpec):
         return affine.fwd(univariate, z, params)
     x, ladj = rqs.fwd(univariate, z, params)
+    if spec.zero_outside:
+        x = zero_outside(univariate, z, x)
     return half_turn(x, univariate) if spec.half_turn else x, ladj
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """z, then (weight, bias) per layer, then what is added → x [..., D] and ladj [...]."""
-    z, layers, adds = unpack(spec.adds, tensors)
+    """z, then (weight, bias) per layer, what is added, the gates, the waves → x [..., D] and ladj [...]."""
+    tensors, waves = (tensors[:-1], tensors[-1]) if spec.waves else (tensors, None)
+    z, layers, adds, gates = unpack(spec.adds, tensors, spec.gates)
     plan, layers = spec.plan, masked(spec.plan, layers)
     x = torch.zeros_like(z)
     ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
     for group in plan.groups:
-        params = network(plan, spec.activation, x, layers, adds)
+        params = network(plan, spec.activation, x if waves is None else seen(x, waves), layers, adds, gates)
         params = params.unflatten(-1, (plan.features, plan.params_per_feature))
         at = torch.tensor(group, device=z.device)
         values, part = _solve(spec, z.index_select(-1, at), params.index_select(-2, at))

@@ -30,6 +30,8 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    if spec.only_on_cpu:
+        return f"no kernel for {spec.only_on_cpu}"
     return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
@@ -159,7 +161,7 @@ def _constants(spec: SweepSpec, z: Tensor, R: int) -> dict[str, Any]:
 
 def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernel computes in."""
-    z, layers, terms = unpack(spec.adds, tuple(wide))
+    z, layers, terms, _ = unpack(spec.adds, tuple(wide))
     x, ladj = torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(z.shape[:-1])
     rows = ladj.numel()
     if rows > 0:
@@ -197,7 +199,7 @@ def bwd(
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     wide = _net.widen(*tensors)
-    z, layers, _ = unpack(spec.adds, tuple(wide))
+    z, layers, _, _ = unpack(spec.adds, tuple(wide))
     net, given = describe(spec, wide, needs[1:]), _net.flat(z)
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
     grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if needs[0] else None

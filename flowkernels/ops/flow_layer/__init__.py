@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -111,13 +112,25 @@ def try_autoregressive_layer(
     plan: MadePlan,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None. Arguments as for `ops.made`."""
-    flags = check_net("ops.made", x, layers, plan, activation, adds)
+    """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None. Arguments as for `ops.made`.
+
+    ``seen``: what the network sees in place of x.
+    """
+    flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
     every = tuple(range(plan.features))
-    spec = FlowLayerSpec(columns(plan.features, every, every), univariate, plan, plan.residual, activation, flags, ())
-    tensors = [x, *(t for layer in layers for t in layer), *(a for a in adds or () if a is not None)]
-    return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
+    of_map = every if seen is None else tuple(range(plan.features, 2 * plan.features))
+    at = columns(len(every) if seen is None else 2 * len(every), every, of_map)
+    spec = FlowLayerSpec(at, univariate, plan, plan.residual, activation, *flags)
+    terms = (t for t in (*(adds or ()), *(gates or ())) if t is not None)
+    both = x if seen is None else torch.cat((seen, x), -1)
+    tensors = [both, *(t for layer in layers for t in layer), *terms]
+    if not runs_fused(spec, tensors):
+        return None
+    y, ladj = _op(spec, None, *tensors)
+    return (y if seen is None else y[..., plan.features :]), ladj
 
 
 def prepare(

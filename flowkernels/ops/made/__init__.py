@@ -34,6 +34,7 @@ def made(
     *,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
+    gates: Sequence[Tensor | None] | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Masked autoregressive network: the outputs of a feature depend on features of smaller degree only.
@@ -42,8 +43,9 @@ def made(
         \quad y = z_\mathrm{last}
 
     and with ``plan.residual`` (nflows' residual MADE) :math:`h = z_0`, per block
-    :math:`t = W'\,\mathrm{act}(h) + b' + c'` and :math:`h \leftarrow h + W''\,\mathrm{act}(t) + b'' + c''`, then
-    :math:`y = W h + b + c`, every weight masked.
+    :math:`t = W'\,\mathrm{act}(h) + b' + c'` and
+    :math:`h \leftarrow h + g \odot (W''\,\mathrm{act}(t) + b'' + c'')`, then :math:`y = W h + b + c`, every weight
+    masked.
 
     Args:
         x: ``[..., D]``; float32, float64, bfloat16 or float16.
@@ -52,6 +54,8 @@ def made(
         plan: the degrees of all units.
         activation: identity, relu, leaky_relu (slope 0.01), elu (alpha 1), gelu (by erf), silu or tanh.
         adds: :math:`c_i` per layer, a tensor that broadcasts to ``[..., N_i]`` or None: projections of a context.
+        gates: :math:`g` per layer, the same, None but for the second layer of a residual block; not on a GPU yet, where
+            plain PyTorch runs such a network.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -74,6 +78,7 @@ def made(
         >>> y.shape, torch.equal(y[:, :2], layers[1][1][:2].expand(5, 2))
         (torch.Size([5, 6]), True)
     """
-    flags = check_net("ops.made", x, layers, plan, activation, adds)
+    flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
     flat = [t for layer in layers for t in layer]
-    return _op(MadeSpec(plan, activation, flags), backend, x, *flat, *(a for a in adds or () if a is not None))[0]
+    terms = (t for t in (*(adds or ()), *(gates or ())) if t is not None)
+    return _op(MadeSpec(plan, activation, *flags), backend, x, *flat, *terms)[0]

@@ -55,9 +55,10 @@ def check_net(
     plan: MadePlan,
     activation: str,
     adds: Sequence[Tensor | None] | None,
+    gates: Sequence[Tensor | None] | None,
     name: str = "x",
-) -> tuple[bool, ...]:
-    """Checks the arguments of a whole MADE; returns which layers have something added."""
+) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """Checks the arguments of a whole MADE; returns which layers have something added, and which a gate."""
     if not isinstance(plan, MadePlan):
         raise TypeError(f"{op}: plan must be a MadePlan, got {type(plan).__name__}")
     check_activation(op, activation)
@@ -65,7 +66,7 @@ def check_net(
     if x.shape[-1] != plan.features:
         raise ValueError(f"{op}: {name} must be [..., {plan.features}], got {list(x.shape)}")
     n = len(plan.layers)
-    for what, given in (("layers", layers), ("adds", adds)):
+    for what, given in (("layers", layers), ("adds", adds), ("gates", gates)):
         if given is not None and len(given) != n:
             raise ValueError(f"{op}: {what} must be {n}, one per layer of the plan, got {len(given)}")
     for i, (layer, pair) in enumerate(zip(plan.layers, layers, strict=True)):
@@ -74,10 +75,14 @@ def check_net(
         for part, t, shape in zip(("weight", "bias"), pair, ((layer.n_out, layer.n_in), (layer.n_out,)), strict=True):
             check_tensor(op, f"layers[{i}] {part}", t, x)
             check_shape(op, f"layers[{i}] {part}", t, shape)
-    if adds is None:
-        return (False,) * n
-    for i, add in enumerate(adds):
-        if add is not None:
-            check_tensor(op, f"adds[{i}]", add, x)
-            check_broadcasts(op, f"adds[{i}]", add, (*x.shape[:-1], plan.layers[i].n_out))
-    return tuple(add is not None for add in adds)
+    for what, given in (("adds", adds), ("gates", gates)):
+        for i, t in enumerate(given or ()):
+            if t is not None:
+                check_tensor(op, f"{what}[{i}]", t, x)
+                check_broadcasts(op, f"{what}[{i}]", t, (*x.shape[:-1], plan.layers[i].n_out))
+    gated = tuple(gate is not None for gate in gates or ())
+    for i, has in enumerate(gated):
+        if has and not (plan.residual and 0 < i < n - 1 and i % 2 == 0):
+            raise ValueError(f"{op}: gates[{i}] must be None where layer {i} closes no residual block, got a tensor")
+    added = (False,) * n if adds is None else tuple(add is not None for add in adds)
+    return added, gated if True in gated else ()

@@ -15,11 +15,11 @@ from .reference import MadeSpec, unpack
 
 
 def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
-    return _strip_net.why_not(tensors)
+    return "no kernel for gates" if spec.gates else _strip_net.why_not(tensors)
 
 
 def _net(spec: MadeSpec, tensors: Sequence[Tensor]) -> _strip_net.Net:
-    x, layers, adds = unpack(spec.adds, tensors)
+    x, layers, adds, _ = unpack(spec.adds, tensors)
     return _strip_net.Net(x, spec.plan, [w for w, _ in layers], [b for _, b in layers], adds, spec.activation)
 
 

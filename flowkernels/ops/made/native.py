@@ -20,11 +20,11 @@ def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
 
 
 def describe(spec: Any, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
-    """The network of an op whose spec has a plan, an activation and adds, as the kernels take it."""
+    """The network of an op whose spec has a plan, an activation, adds and gates, as the kernels take it."""
     x, *rest = tensors
     return _net.describe(
-        rest, residual=spec.plan.residual, activation=spec.activation, adds=spec.adds, needs=needs,
-        plans=spec.plan.layers, lead=x.shape[:-1],
+        rest, residual=spec.plan.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates,
+        needs=needs, plans=spec.plan.layers, lead=x.shape[:-1],
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ IS_COMPOSED = True
 
 
 def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
-    return masked_linear.why_not(spec, *tensors)
+    return "no kernel for gates" if spec.gates else masked_linear.why_not(spec, *tensors)
 
 
 def _in_order(plan: MadePlan) -> tuple[LayerPlan, ...]:
@@ -38,7 +38,7 @@ _kept_in_order = functools.lru_cache(maxsize=256)(_in_order)
 def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:
     from flowkernels.ops.masked_linear import masked_linear as masked_layer  # which imports this package's plans
 
-    x, layers, adds = unpack(spec.adds, tensors)
+    x, layers, adds, _ = unpack(spec.adds, tensors)
     plans = (_in_order if torch.compiler.is_compiling() else _kept_in_order)(spec.plan)
     last = len(layers) - 1
 

@@ -1,0 +1,38 @@
+"""What the network sees in place of the features, l x + a sin(s x) + b cos(s x) + c, and its derivatives.
+
+A sweep back is given the values and the slopes and returns the gradient of the values: the rest is one sum over rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops.rqs.spec import RqsSpec
+
+
+def seen(x: Tensor, waves: Tensor) -> Tensor:
+    """What the network sees of x ``[..., D]``, by waves ``[D, 5]``."""
+    linear, of_sin, of_cos, frequency, offset = waves.unbind(-1)
+    angle = frequency * x
+    return linear * x + of_sin * angle.sin() + of_cos * angle.cos() + offset
+
+
+def slope(x: Tensor, waves: Tensor) -> Tensor:
+    """The derivative of what the network sees by x."""
+    linear, of_sin, of_cos, frequency, _ = waves.unbind(-1)
+    angle = frequency * x
+    return linear + frequency * (of_sin * angle.cos() - of_cos * angle.sin())
+
+
+def gradient(x: Tensor, waves: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the waves from that of what the network sees, both ``[rows, D]``."""
+    angle = waves[:, 3] * x
+    sin, cos = angle.sin(), angle.cos()
+    turned = x * (waves[:, 1] * cos - waves[:, 2] * sin)
+    return torch.stack([(grad * by).sum(0) for by in (x, sin, cos, turned)] + [grad.sum(0)], -1)
+
+
+def zero_outside(univariate: RqsSpec, z: Tensor, of: Tensor) -> Tensor:
+    """0 where z is outside of the box that the inverse of a spline takes; a NaN there is inside."""
+    return torch.where((z < univariate.bottom) | (z > univariate.top), 0, of).contiguous()
