@@ -16,8 +16,8 @@ from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
+from flowkernels.ops.rqs.spec import NO_LINEAR, RqsSpec
 
 from . import dense, schedule
 from .reference import SweepSpec
@@ -29,11 +29,13 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
     reason = _net.why_not(tensors, on)
     if reason is not None or isinstance(on, Cpu):
         return reason
+    if isinstance(spec.univariate, RqsSpec) and spec.univariate.splits:
+        return NO_LINEAR
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
-    bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+    bins = spec.univariate.bins if isinstance(spec.univariate, RqsSpec) else 0
     if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None

@@ -19,6 +19,7 @@ from flowkernels.ops.made.native import describe
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.made.reference import Layers, unpack
 from flowkernels.ops.rqs import triton as rqs
+from flowkernels.ops.rqs.spec import NO_LINEAR, RqsSpec
 
 from . import dense, schedule
 from .reference import SweepSpec
@@ -30,6 +31,8 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
+    if isinstance(spec.univariate, RqsSpec) and spec.univariate.splits:
+        return NO_LINEAR
     return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
