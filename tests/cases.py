@@ -46,6 +46,14 @@ TAILS = ("linear", "circular", None)
 PARAMETRIZATIONS = ("softmax", "soft_clip")
 
 
-def n_params(bins: int, tails: str | None) -> int:
-    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none)."""
-    return 3 * bins + {"linear": -1, "circular": 0, None: 1}[tails]
+# Every tail, and linear rational splines under the two ends of the list of params.
+KINDS = {
+    **{f"{tails}": {"tails": tails} for tails in TAILS},
+    "order-linear": {"order": "linear"},
+    "order-linear-circular": {"order": "linear", "tails": "circular"},
+}
+
+
+def n_params(bins: int, tails: str | None, order: str = "quadratic") -> int:
+    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear"."""
+    return (4 if order == "linear" else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails]

@@ -154,6 +154,7 @@ CASES = {
     "coupling-all-constant": Case(lambda: Coupling([1, 1, 1], Constant, RQS()), 3),
     "coupling-one-feature": Case(lambda: Coupling([1], given, RQS()), 1, C),
     "coupling-circular": Case(lambda: Coupling([0, 1, 0, 1], net, RQS(tails="circular", tail_bound=2.0)), 4),
+    "coupling-order-linear": Case(lambda: Coupling([0, 1, 0, 1], net, RQS(order="linear")), 4),
     "permutation": Case(lambda: Permutation([2, 0, 3, 1]), 4),
     "permutation-reverse": Case(lambda: Permutation.reverse(5), 5),
     "permutation-random": Case(lambda: Permutation.random(6), 6),
@@ -742,8 +743,9 @@ def test_half_turn(layer) -> None:
 
 @pytest.mark.parametrize("parametrization", ["softmax", "soft_clip"])
 @pytest.mark.parametrize("tails", ["linear", "circular", None])
-def test_rqs_identity(tails, parametrization) -> None:
-    spline = RQS(bins=7, tails=tails, parametrization=parametrization)
+@pytest.mark.parametrize("order", ["quadratic", "linear"])
+def test_rqs_identity(tails, parametrization, order) -> None:
+    spline = RQS(bins=7, tails=tails, parametrization=parametrization, order=order)
     x = 2 * torch.randn(50, 3, dtype=torch.float64)
     params = torch.tensor(spline.identity, dtype=torch.float64).expand(50, 3, -1)
     assert params.shape[-1] == spline.params_per_feature

@@ -1,4 +1,4 @@
-// Launchers of the rational-quadratic spline on raw pointers. No torch, no Python.
+// Launchers of the rational splines on raw pointers. No torch, no Python.
 #pragma once
 #include <stdint.h>
 #include <array>
@@ -22,8 +22,11 @@ struct RqsSpec {
   double clip_slope;   // the same for the slope logits
   double edge_logit;   // slope logit of the two outer knots under linear tails: slope 1
   bool inverse;
+  double min_lambda;  // the smallest share of a bin on either side of its split; 0: no splits, a quadratic spline
 
-  int params() const { return 3 * bins + (tails == Tails::none ? 1 : tails == Tails::linear ? -1 : 0); }
+  // Widths, heights and slopes come first; a linear spline has the logits of its K splits after them.
+  int before_splits() const { return 3 * bins + (tails == Tails::none ? 1 : tails == Tails::linear ? -1 : 0); }
+  int params() const { return before_splits() + (min_lambda != 0 ? bins : 0); }
 };
 
 // x, y, grad_y, grad_x: [rows, features]; params, grad_params: [rows, features, P];
@@ -53,7 +56,7 @@ struct RqsArgs {
 
 RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, double top, double min_width,
                  double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
-                 double edge_logit, bool inverse);
+                 double edge_logit, bool inverse, double min_lambda);
 
 // `dims`: (size, stride of x, stride of params) per leading dim, already collapsed. `tensors`: addresses (0: absent) in
 // the order of RqsArgs.

@@ -8,10 +8,10 @@ namespace fk {
 
 RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, double top, double min_width,
                  double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
-                 double edge_logit, bool inverse) {
+                 double edge_logit, bool inverse, double min_lambda) {
   if (bins < 1 || bins > 128 || tails < 0 || tails > 2) throw std::invalid_argument("RqsSpec: bins or tails");
-  return {bins,       Tails(tails), left,        right,     bottom,     top,        min_width,
-          min_height, min_slope,    logit_scale, clip_size, clip_slope, edge_logit, inverse};
+  return {bins,      Tails(tails), left,      right,      bottom,     top,     min_width, min_height,
+          min_slope, logit_scale,  clip_size, clip_slope, edge_logit, inverse, min_lambda};
 }
 
 RqsArgs rqs_args(bool backward, const std::vector<std::array<int64_t, 3>>& dims, int64_t features, int64_t x_stride,

@@ -40,10 +40,10 @@ struct Constants {
 };
 
 // Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
-// and in the bin; slope logits at its two knots.
+// and in the bin; slope logits at its two knots; the logit of the bin's split, where it has one.
 template <class T>
 struct Found {
-  T k, before[2], in[2], u0, u1, inv_sum[2];
+  T k, before[2], in[2], u0, u1, inv_sum[2], u_lambda;
 };
 
 template <class V>
@@ -93,7 +93,7 @@ struct RunningSum {
   }
 };
 
-template <class C, class T, class M>
+template <class Curve, class C, class T, class M>
 FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
   T corner[2], size[2];
   for (int i = 0; i < 2; ++i) {
@@ -111,52 +111,37 @@ FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
   r.h = size[1];
   r.d0 = slope_value<C::kClipped>(f.u0, c.min_slope, c.clip_slope);
   r.d1 = slope_value<C::kClipped>(f.u1, c.min_slope, c.clip_slope);
+  if constexpr (Curve::kSplits) r.lambda = c.min_lambda + c.free_lambda * logistic(f.u_lambda);
   return r;
 }
 
-template <class C, class T>
+template <class Curve = Quadratic, class C, class T>
 FK_INLINE void eval_found(const C& c, const Found<T>& f, bool inverse, T v, T* out, T* ladj) {
   using S = typename C::S;
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const auto last = f.k == S(c.bins - 1);
-  const Bin<T> bin = bin_of(c, f, last);
+  const Bin<T> bin = bin_of<Curve>(c, f, last);
   T y, l;
-  if (inverse) {
-    const Shape<T> p = shape_at(bin, theta_of_y(bin, v, last, c.high[1]));
-    y = bin.x0 + bin.w * p.theta;
-    l = -log_(slope_of(p));
-  } else {
-    const Shape<T> p = shape_at(bin, theta_of_x(bin, v, last, c.high[0]));
-    y = bin.y0 + bin.h * (p.num * p.inv_den);
-    l = log_(slope_of(p));
-  }
+  Curve::eval(bin, inverse, v, last, c.high, &y, &l);
   y = min_(max_(y, T{} + c.low[!inverse]), T{} + c.high[!inverse]);
   *out = select(inside, y, v);
   *ladj = select(inside, l, T{});
 }
 
-// d loss / d v and / d slope logits; for widths and heights, what a bin's exponential is multiplied by to give the
-// gradient of its logit: before, in and after the bin that was found.
+// d loss / d v and / d logits of slopes and split; for widths and heights, what a bin's exponential is multiplied by to
+// give the gradient of its logit: before, in and after the bin that was found.
 template <class T>
 struct FoundGrad {
-  T v, u0, u1, before[2], in[2], after[2];
+  T v, u0, u1, u_lambda, before[2], in[2], after[2];
 };
 
-template <class C, class T>
+template <class Curve = Quadratic, class C, class T>
 FK_INLINE FoundGrad<T> grad_found(const C& c, const Found<T>& f, bool inverse, T v, T g_out, T g_ladj) {
   using S = typename C::S;
   const auto inside = (v >= c.low[inverse]) & (v <= c.high[inverse]);
   const auto last = f.k == S(c.bins - 1);
-  const Bin<T> bin = bin_of(c, f, last);
-  const Shape<T> p = shape_at(bin, inverse ? theta_of_y(bin, v, last, c.high[1]) : theta_of_x(bin, v, last, c.high[0]));
-  T gy = g_out, gl = g_ladj, g_v = {};
-  if (inverse) {  // implicit function theorem: see the derivation
-    g_v = quotient(g_out - g_ladj * ladj_slope(bin, p), slope_of(p));
-    gy = -g_v;
-    gl = -g_ladj;
-  }
-  const BinGrad<T> g = grad_of(bin, p, gy, gl);
-  if (!inverse) g_v = g.x;
+  const Bin<T> bin = bin_of<Curve>(c, f, last);
+  const BinGrad<T> g = Curve::grad(bin, inverse, v, last, c.high, g_out, g_ladj);
 
   const T zero = {};
   const T g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
@@ -176,7 +161,11 @@ FK_INLINE FoundGrad<T> grad_found(const C& c, const Found<T>& f, bool inverse, T
   }
   r.u0 = select(inside, g.d0 * slope_grad<C::kClipped>(bin.d0, f.u0, c.clip_slope), zero);
   r.u1 = select(inside, g.d1 * slope_grad<C::kClipped>(bin.d1, f.u1, c.clip_slope), zero);
-  r.v = select(inside, g_v, g_out);
+  if constexpr (Curve::kSplits) {
+    const T of_logit = c.free_lambda * logistic(f.u_lambda) * logistic(-f.u_lambda);
+    r.u_lambda = select(inside, g.lambda * of_logit, zero);
+  }
+  r.v = select(inside, g.x, g_out);
   return r;
 }
 

@@ -1,4 +1,4 @@
-// SIMD loops of the rational-quadratic spline: one lane per element (row, feature). A block of
+// SIMD loops of the rational splines: one lane per element (row, feature). A block of
 // elements is transposed from memory's [element][param] into [param][lane], and everything from
 // the raw logits to y, ladj or the gradients happens there, in L1. Blocks go in pairs: the way to
 // the bin is wide (K independent exponentials), what follows is one long chain, so two at a time.
@@ -25,7 +25,7 @@ constexpr int kGrain = 1024;
 // Lanes of 16-bit params, widened; unused by the other types.
 template <class S, class TP>
 struct Wide {
-  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * (3 * kMaxBins + 1)];
+  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * kMaxRows];
 
   FK_INLINE S* row(int l, int P, const TP* direct) {
     return sizeof(TP) == sizeof(S) ? reinterpret_cast<S*>(const_cast<TP*>(direct)) : values + l * P;
@@ -232,7 +232,7 @@ void bwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups,
   const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
   TP* grad_params = static_cast<TP*>(a.grad_params);
   alignas(64) Block<S> blocks[2];
-  TP unused[3 * kMaxBins + 1];  // where lanes past the end write
+  TP unused[kMaxRows];  // where lanes past the end write
   int64_t row = groups.first_row(g0), d = 0;
   RowCursor cursor(a.rows, row);
   for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, T v, const TP* const* in) {

@@ -4,6 +4,7 @@
 #include "../common/pair.h"
 #include "../common/simd.h"
 #include "rqs_bin.h"
+#include "rqs_linear.h"
 
 namespace fk::FK_ISA {
 
@@ -12,21 +13,26 @@ namespace fk::FK_ISA {
 // exponentials that are computed anyway (K = 8: 11 against 23 ns an element, K = 64: a tie).
 constexpr int kSearchBins = 64;
 
-// Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots.
+// Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots | splits K.
+constexpr int kMaxRows = 4 * kMaxBins + 1;
 template <class S>
 struct Block {
   using V = typename Simd<S>::V;
-  V raw[3 * kMaxBins + 1];
+  V raw[kMaxRows];
   V e[2 * kMaxBins];  // exp(logit - max), or their running sums
-  V grad[3 * kMaxBins + 1];
+  V grad[kMaxRows];
 };
 
 // Where the params lie in a block: under linear tails the first slope param belongs to the second knot.
 struct Rows {
   int bins, params;
   Tails tails;
+  int before_splits;
 
-  FK_INLINE int row(int p) const { return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0); }
+  FK_INLINE int row(int p) const {
+    if (p >= before_splits) return p - before_splits + 3 * bins + 1;
+    return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0);
+  }
 };
 
 // A spline's constants, and where its params lie in a block.
@@ -37,8 +43,15 @@ struct Consts : Constants<Scalar, Clip>, Rows {
   using Constants<S, Clip>::bins;
   using Constants<S, Clip>::tails;
   S offset[2][kMaxBins];  // of knot k without the softmax part
+  bool splits;
+  S min_lambda, free_lambda;
 
-  explicit Consts(const RqsSpec& s) : Constants<S, Clip>(s), Rows{s.bins, s.params(), s.tails} {
+  explicit Consts(const RqsSpec& s)
+      : Constants<S, Clip>(s),
+        Rows{s.bins, s.params(), s.tails, s.before_splits()},
+        splits(s.min_lambda != 0),
+        min_lambda(S(s.min_lambda)),
+        free_lambda(S(1 - 2 * s.min_lambda)) {
     for (int i = 0; i < 2; ++i)
       for (int k = 0; k < s.bins; ++k) offset[i][k] = this->low[i] + this->min_size[i] * S(k);
   }
@@ -169,14 +182,17 @@ FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
           {{f.in[0], g.in[0]}, {f.in[1], g.in[1]}},
           {f.u0, g.u0},
           {f.u1, g.u1},
-          {{f.inv_sum[0], g.inv_sum[0]}, {f.inv_sum[1], g.inv_sum[1]}}};
+          {{f.inv_sum[0], g.inv_sum[0]}, {f.inv_sum[1], g.inv_sum[1]}},
+          {f.u_lambda, g.u_lambda}};
 }
 
 // Raw logits and a value -> where it lies. dir 0 searches in x, 1 in y. Backward needs the
 // exponentials of all bins, so it always scans.
 template <bool Backward, class C, class S = typename C::S, class V = typename C::V>
 FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
-  return !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
+  Found<V> f = !Backward && c.bins >= kSearchBins ? search(c, b, dir, v) : scan(c, b, dir, v);
+  if (c.splits) f.u_lambda = gather_rows(b.raw + 3 * c.bins + 1, __builtin_convertvector(f.k, typename Simd<S>::I));
+  return f;
 }
 
 // ---- two blocks of lanes ----
@@ -186,7 +202,10 @@ __attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse
   set_edges(c, b[0]);
   set_edges(c, b[1]);
   const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
-  eval_found(c, f, inverse, v, out, ladj);
+  if (c.splits)
+    eval_found<Linear>(c, f, inverse, v, out, ladj);
+  else
+    eval_found<Quadratic>(c, f, inverse, v, out, ladj);
 }
 
 // Softmax backward: rows of one block.
@@ -215,19 +234,30 @@ FK_INLINE void slope_grads(const C& c, Block<S>& b, V k, V g0, V g1) {
   if (c.tails == Tails::circular) out[0] += out[K];
 }
 
+template <class C, class S = typename C::S, class V = typename C::V>
+FK_INLINE void split_grads(const C& c, Block<S>& b, V k, V g) {
+  V* out = b.grad + 3 * c.bins + 1;
+  for (int j = 0; j < c.bins; ++j) out[j] = select(k == S(j), g, V{});
+}
+
 // Leaves d loss / d params in the blocks' grad and returns d loss / d v.
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
 __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
   set_edges(c, b[0]);
   set_edges(c, b[1]);
   const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
-  const FoundGrad<T> g = grad_found(c, f, inverse, v, g_out, g_ladj);
+  const FoundGrad<T> g = c.splits ? grad_found<Linear>(c, f, inverse, v, g_out, g_ladj)
+                                  : grad_found<Quadratic>(c, f, inverse, v, g_out, g_ladj);
   for (int i = 0; i < 2; ++i) {
     size_grads(c, b[0], i, f.k.a, g.before[i].a, g.in[i].a, g.after[i].a);
     size_grads(c, b[1], i, f.k.b, g.before[i].b, g.in[i].b, g.after[i].b);
   }
   slope_grads(c, b[0], f.k.a, g.u0.a, g.u1.a);
   slope_grads(c, b[1], f.k.b, g.u0.b, g.u1.b);
+  if (c.splits) {
+    split_grads(c, b[0], f.k.a, g.u_lambda.a);
+    split_grads(c, b[1], f.k.b, g.u_lambda.b);
+  }
   return g.v;
 }
 

@@ -7,10 +7,11 @@
 
 namespace fk::FK_ISA {
 
-// The bin a value fell into: corner (x0, y0), sizes, slopes at its two knots.
+// The bin a value fell into: corner (x0, y0), sizes, slopes at its two knots; and, of a linear spline's only, the share
+// of its width at which it is split.
 template <class T>
 struct Bin {
-  T x0, w, inv_w, y0, h, d0, d1;
+  T x0, w, inv_w, y0, h, d0, d1, lambda;
 };
 
 // What every pass needs at relative position theta of a bin.
@@ -40,8 +41,8 @@ FK_INLINE T unit(T theta) {
 
 // The last bin hangs from the box's upper edge, where distances are exact; measured from below they
 // would carry the rounding of its lower knot.
-template <class T, class M, class S>
-FK_INLINE T theta_of_x(const Bin<T>& b, T x, M last, S right) {
+template <class B, class T, class M, class S>
+FK_INLINE T theta_of_x(const B& b, T x, M last, S right) {
   return unit(select(last, 1 - (right - x) * b.inv_w, (x - b.x0) * b.inv_w));
 }
 
@@ -71,7 +72,7 @@ FK_INLINE T slope_of(const Shape<T>& p) {
 // d loss / d (bin, x), from d loss / d (y, ladj) of the forward direction.
 template <class T>
 struct BinGrad {
-  T x0, w, y0, h, d0, d1, x;
+  T x0, w, y0, h, d0, d1, lambda, x;
 };
 
 template <class T>
@@ -107,9 +108,49 @@ FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
          b.inv_w;
 }
 
+// What a spline is between its knots: here, and `Linear` in rqs_linear.h. v is x, or y where `inverse`.
+struct Quadratic {
+  static constexpr bool kSplits = false;
+
+  template <class T, class M, class S>
+  static FK_INLINE void eval(const Bin<T>& b, bool inverse, T v, M last, const S (&high)[2], T* out, T* ladj) {
+    if (inverse) {
+      const Shape<T> p = shape_at(b, theta_of_y(b, v, last, high[1]));
+      *out = b.x0 + b.w * p.theta;
+      *ladj = -log_(slope_of(p));
+    } else {
+      const Shape<T> p = shape_at(b, theta_of_x(b, v, last, high[0]));
+      *out = b.y0 + b.h * (p.num * p.inv_den);
+      *ladj = log_(slope_of(p));
+    }
+  }
+
+  // d loss / d (bin, v)
+  template <class T, class M, class S>
+  static FK_INLINE BinGrad<T> grad(const Bin<T>& b, bool inverse, T v, M last, const S (&high)[2], T g_out, T g_ladj) {
+    const Shape<T> p = shape_at(b, inverse ? theta_of_y(b, v, last, high[1]) : theta_of_x(b, v, last, high[0]));
+    T gy = g_out, gl = g_ladj, g_v = {};
+    if (inverse) {  // implicit function theorem: see the derivation
+      g_v = quotient(g_out - g_ladj * ladj_slope(b, p), slope_of(p));
+      gy = -g_v;
+      gl = -g_ladj;
+    }
+    BinGrad<T> g = grad_of(b, p, gy, gl);
+    if (inverse) g.x = g_v;
+    return g;
+  }
+};
+
 template <class T, class S>
 FK_INLINE T soft_clip(T u, S clip) {
   return quotient(u, 1 + clip * abs_(u));
+}
+
+// 1 / (1 + e^-u), from the smaller of the two exponentials.
+template <class T>
+FK_INLINE T logistic(T u) {
+  const T e = exp_(-abs_(u)), q = reciprocal(1 + e);
+  return select(u >= 0, q, e * q);
 }
 
 // Slope logit -> slope.
@@ -122,15 +163,14 @@ FK_INLINE T slope_value(T u, S min_slope, S clip) {
   }
 }
 
-// d slope / d logit. For the softplus: its sigmoid, from the smaller of the two exponentials.
+// d slope / d logit.
 template <bool Clipped, class T, class S>
 FK_INLINE T slope_grad(T value, T u, S clip) {
   if constexpr (Clipped) {
     const T k = 1 - clip * abs_(soft_clip(u, clip));
     return value * k * k;
   } else {
-    const T e = exp_(-abs_(u)), q = reciprocal(1 + e);
-    return select(u >= 0, q, e * q);
+    return logistic(u);
   }
 }
 

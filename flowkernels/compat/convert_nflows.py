@@ -241,7 +241,7 @@ def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[
     spline: RQS = part.univariate
     unit = spline.tails is None and spline.box == (0.0, 1.0, 0.0, 1.0)
     linear = spline.tails == "linear" and spline.box is None
-    if spline.half_turn or spline.parametrization != "softmax" or not (unit or linear):
+    if spline.half_turn or spline.spec.splits or spline.spec.clipped or not (unit or linear):
         raise _refuse(part, f"with {spline}")
     factor = torch.ones(spline.params_per_feature, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale

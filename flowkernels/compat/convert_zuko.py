@@ -199,6 +199,7 @@ def _their_univariate(part: Any) -> dict[str, Any]:
         not isinstance(univariate, RQS)
         or (univariate.parametrization, univariate.tails, univariate.box) != ("soft_clip", "linear", None)
         or univariate.logit_scale != 1
+        or univariate.spec.splits
     ):
         raise _refuse(part, f"with {univariate}")
     K = univariate.bins

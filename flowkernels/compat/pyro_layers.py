@@ -1,4 +1,4 @@
-"""Pyro's rational-quadratic splines (``order="quadratic"``) and affine autoregressive layers on the fused kernels.
+"""Pyro's rational splines, of either order, and affine autoregressive layers on the fused kernels.
 
 Pyro looks for a spline's bin with knots moved by 1e-6, and gives the two outer knots slope 1 - 1e-3. The second is a
 setting of the kernel; the first is not followed: within 1e-6 of a knot the neighbouring bin is taken.
@@ -7,6 +7,7 @@ setting of the kernel; the first is not followed: within 1e-6 of a knot the neig
 from __future__ import annotations
 
 import importlib
+import types
 from typing import Any
 
 import torch
@@ -34,12 +35,15 @@ _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one
 
 def _settings(layer: Any) -> dict[str, Any]:
     """Of a module with `count_bins` and `bound`, in the words of `ops.rqs`."""
-    return {"bins": layer.count_bins, "tail_bound": float(layer.bound), "edge_slope": 1 - _LEAST}
+    bound = float(layer.bound)
+    return {"bins": layer.count_bins, "tail_bound": bound, "edge_slope": 1 - _LEAST, "order": layer.order}
 
 
 def _spec(layer: Any) -> RqsSpec:
     K, bound = layer.count_bins, float(layer.bound)
-    return make_spec(K, "linear", bound, None, _LEAST, _LEAST, _LEAST, 1.0, "softmax", 1e-3, False, 1 - _LEAST)
+    return make_spec(
+        K, "linear", bound, None, _LEAST, _LEAST, _LEAST, 1.0, "softmax", 1e-3, False, 1 - _LEAST, layer.order
+    )
 
 
 def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -58,7 +62,9 @@ class Spline(PureLayer):
     """The methods of an accelerated Spline."""
 
     def spline_op(self: Any, x: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        parts = (self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives)
+        parts = [self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives]
+        if self.order == "linear":
+            parts.append(self.unnormalized_lambdas)
         return _elementwise(self, x, torch.cat(parts, dim=-1), inverse)
 
 
@@ -76,8 +82,8 @@ def conditioned(layer: Any, context: Tensor, x: Tensor, inverse: bool) -> tuple[
     return _elementwise(layer, x, _params(layer, layer.nn(context)), inverse)
 
 
-def _params(layer: Any, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Widths, heights and slopes as one tensor ``[..., D, P]``: autoregressive networks return ``[..., K, D]``."""
+def _params(layer: Any, parts: tuple[Tensor, ...]) -> Tensor:
+    """What a network returns as one tensor ``[..., D, P]``: parts of autoregressive ones are ``[..., K, D]``."""
     if parts[0].shape[-1] == layer.input_dim:
         return torch.cat(parts, dim=-2).mT
     return torch.cat([p.reshape(*p.shape[:-1], layer.input_dim, -1) for p in parts], dim=-1)
@@ -89,8 +95,6 @@ def _theirs(name: str) -> Any:
 
 def refusal(layer: Any) -> str | None:
     """Why a spline has no kernel, or None."""
-    if layer.order != "quadratic":
-        return f'no kernel for its splines, of order "{layer.order}"'
     if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _theirs("Spline")._params:
         return "its parameters are its own"
     try:
@@ -258,7 +262,6 @@ def affine_refusal(layer: Any) -> str | None:
 
 def autoregressive_refusal(layer: Any) -> str | None:
     """Why an autoregressive spline has no kernel, or None."""
-    if hasattr(layer, "kwargs"):  # a conditional one makes its splines later
-        order = layer.kwargs.get("order", "linear")
-        return None if order == "quadratic" else f'no kernel for its splines, of order "{order}"'
+    if hasattr(layer, "kwargs"):  # a conditional one makes its splines later, of these settings
+        return refusal(types.SimpleNamespace(**{"count_bins": 8, "bound": 3.0, "order": "linear", **layer.kwargs}))
     return refusal(layer.spline)

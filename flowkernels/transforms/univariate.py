@@ -47,11 +47,12 @@ class Univariate(Protocol):
 
 @dataclass(frozen=True)
 class RQS:
-    r"""The monotonic rational-quadratic spline of `flowkernels.ops.rqs`, as a choice for a layer.
+    r"""The monotonic rational spline of `flowkernels.ops.rqs`, quadratic or linear, as a choice for a layer.
 
     ``RQS(...)(x, params, inverse)`` is ``ops.rqs(x, params, ..., inverse=inverse)``: ``x [..., D]``,
     ``params [..., D, P]`` → ``y [..., D]``, ``ladj [...]`` in nats; formula, dtypes and settings are written there.
-    P = ``params_per_feature`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``.
+    P = ``params_per_feature`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``; K more of order
+    ``"linear"``.
 
     Args:
         half_turn: the box's side in x is a circle, and the map is the spline after half a turn of it (zuko's circular
@@ -83,6 +84,7 @@ class RQS:
     parametrization: str = "softmax"
     slope: float = 1e-3
     half_turn: bool = False
+    order: str = "quadratic"
     params_per_feature: int = field(init=False, repr=False, compare=False)
     identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
     spec: RqsSpec = field(init=False, repr=False, compare=False)
@@ -90,15 +92,17 @@ class RQS:
     def __post_init__(self) -> None:
         spec = make_spec(
             self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
-            self.min_derivative, self.logit_scale, self.parametrization, self.slope, False,
+            self.min_derivative, self.logit_scale, self.parametrization, self.slope, False, order=self.order,
         )  # fmt: skip
-        n_slopes = spec.n_params - 2 * self.bins
+        n_splits = self.bins if spec.splits else 0
+        n_slopes = spec.n_params - 2 * self.bins - n_splits
         reachable = spec.clipped or self.min_derivative < 1  # slope 1 is, for free ends, not always
         slope_one = spec.edge_logit if reachable else 0.0
+        zeros = (0.0,) * (2 * self.bins)
         # The way to set a field of a frozen dataclass. Equal bins with slope 1 at every knot are a straight line.
         object.__setattr__(self, "spec", spec)
         object.__setattr__(self, "params_per_feature", spec.n_params)
-        object.__setattr__(self, "identity", (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes)
+        object.__setattr__(self, "identity", zeros + (slope_one,) * n_slopes + (0.0,) * n_splits)
 
     def __call__(
         self, x: Tensor, params: Tensor, inverse: bool, event_dims: int = 1, mask: Tensor | None = None
@@ -123,6 +127,7 @@ class RQS:
             logit_scale=self.logit_scale,
             parametrization=self.parametrization,
             slope=self.slope,
+            order=self.order,
             inverse=inverse,
         )
         return (half_turn(y, self.spec) if self.half_turn and inverse else y), ladj

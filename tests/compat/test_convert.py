@@ -215,6 +215,18 @@ REFUSED = {
         ValueError,
         "half_turn=True",
     ),
+    "linear splines to nflows": (
+        lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(order="linear"))),
+        ValueError,
+        "order='linear'",
+    ),
+    "linear splines to zuko": (
+        lambda: flowkernels.to_zuko(
+            flows.MAF(D, univariate=transforms.RQS(parametrization="soft_clip", order="linear"))
+        ),
+        ValueError,
+        "order='linear'",
+    ),
     "no blocks": (
         lambda: flowkernels.convert(nflows_with(AFFINE_AR(D, 9, num_blocks=0))),
         ValueError,

@@ -30,12 +30,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 K, D = 5, 4
 
 
-def dense(n_in, n_out):
-    return DenseNN(n_in, [16], param_dims=[n_out * K, n_out * K, n_out * (K - 1)])
+QUADRATIC, LINEAR = [K, K, K - 1], [K, K, K - 1, K]  # parameters a feature
 
 
-def autoregressive(**settings):
-    return AutoRegressiveNN(D, [12, 17], param_dims=[K, K, K - 1], **settings)
+def dense(n_in, n_out, params=QUADRATIC):
+    return DenseNN(n_in, [16], param_dims=[n_out * n for n in params])
+
+
+def autoregressive(params=QUADRATIC, **settings):
+    return AutoRegressiveNN(D, [12, 17], param_dims=params, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -73,9 +76,19 @@ LAYERS = {
     "conditional affine": lambda: (pyro.conditional_affine_autoregressive(D, 3, [12, 17]), 1),
     "conditional autoregressive": lambda: (
         pyro.ConditionalSplineAutoregressive(
-            D, ConditionalAutoRegressiveNN(D, 3, [12, 17], [K, K, K - 1]), count_bins=K, order="quadratic"
+            D, ConditionalAutoRegressiveNN(D, 3, [12, 17], QUADRATIC), count_bins=K, order="quadratic"
         ),
         1,
+    ),
+    "linear spline": lambda: (pyro.Spline(D, K), 1),
+    "linear conditional spline": lambda: (pyro.conditional_spline(D, 3, [16], K, 2.0), 1),
+    "linear coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3, LINEAR), K), 2),
+    "linear autoregressive": lambda: (pyro.SplineAutoregressive(D, autoregressive(LINEAR), K), 2),
+    "linear autoregressive, skips": lambda: (
+        pyro.SplineAutoregressive(D, autoregressive(LINEAR, skip_connections=True), K, 2.0), 2
+    ),
+    "linear conditional autoregressive": lambda: (
+        pyro.conditional_spline_autoregressive(D, 3, [12, 17], K), 1
     ),
 }  # fmt: skip
 
@@ -141,6 +154,8 @@ def test_the_ops_are_reached(monkeypatch):
     cases = (
         ("autoregressive", None),
         ("conditional autoregressive", draw(3)),
+        ("linear autoregressive", None),
+        ("linear conditional autoregressive", draw(3)),
         ("affine", None),
         ("conditional affine", draw(3)),
     )
@@ -150,8 +165,10 @@ def test_the_ops_are_reached(monkeypatch):
         run(fast, draw(7, D), True, context)
         assert names == ["try_autoregressive_layer"] * ("affine" not in case) + ["autoregressive_inverse"]
         names.clear()
-    run(accelerated_copy(make("coupling")[0]), draw(7, D), False)
-    assert names == ["rqs", "rqs"]
+    for case in ("coupling", "linear coupling"):
+        run(accelerated_copy(make(case)[0]), draw(7, D), False)
+        assert names == ["rqs", "rqs"]
+        names.clear()
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
@@ -188,7 +205,7 @@ def test_an_affine_coupling_is_one_op_where_it_pays(context, monkeypatch):
     assert len(names) == 2
 
 
-@pytest.mark.parametrize("name", ["coupling", "autoregressive", "affine"])
+@pytest.mark.parametrize("name", ["coupling", "autoregressive", "linear autoregressive", "affine"])
 def test_training(name):
     features = table().shape[1]
     torch.manual_seed(0)
@@ -197,8 +214,9 @@ def test_training(name):
     elif name == "affine":
         layer = pyro.affine_autoregressive(features, [24])
     else:
-        net = AutoRegressiveNN(features, [24], param_dims=[K, K, K - 1])
-        layer = pyro.SplineAutoregressive(features, net, K, order="quadratic")
+        linear = name.startswith("linear")
+        net = AutoRegressiveNN(features, [24], param_dims=LINEAR if linear else QUADRATIC)
+        layer = pyro.SplineAutoregressive(features, net, K, order="linear" if linear else "quadratic")
 
     def log_prob(layer, x):
         z, ladj = run(layer, x, True)
@@ -227,10 +245,17 @@ class Own(pyro.SplineAutoregressive):
 
 
 LEFT_ALONE = {
-    "linear splines": (lambda: pyro.Spline(D, K), 'no kernel for its splines, of order "linear"'),
-    "linear autoregressive": (lambda: pyro.conditional_spline_autoregressive(D, 3), 'of order "linear"'),
+    "another order": (
+        lambda: pyro.ConditionalSpline(dense(3, D), D, K, order="cubic"),
+        'order must be "quadratic" or "linear", got \'cubic\'',
+    ),
+    "conditional, too many bins": (
+        lambda: pyro.conditional_spline_autoregressive(2, 3, [4], 200),
+        "bins must be an integer from 1 to 128, got 200",
+    ),
     "too many bins": (lambda: pyro.Spline(D, 200, order="quadratic"), "bins must be an integer from 1 to 128, got 200"),
     "a subclass": (lambda: Own(D, autoregressive(), K, order="quadratic"), "Own defines its own _call"),
+    "linear, its own parameters": (lambda: OwnParameters(D, K), "its parameters are its own"),
     "its own parameters": (lambda: OwnParameters(D, K, order="quadratic"), "its parameters are its own"),
     "affine coupling, its own network": (
         lambda: pyro.AffineCoupling(2, lambda x: (x, x)),

@@ -30,8 +30,14 @@ def weights(like: Tensor) -> Tensor:
     return ((n * 0.618).frac() + 0.5).mul((-1) ** n).reshape(like.shape).to(like.dtype)
 
 
+def kernels_of(order: str = "quadratic", **settings: Any) -> str | None:
+    """What a test asks for: linear splines have kernels on CPUs only, also where the emulator is the default."""
+    return "auto" if order == "linear" else None
+
+
 def run(x: Tensor, params: Tensor, *, backend: str | None = None, **settings: Any) -> Result:
     """Values and gradients of one call, for fixed weights of y and ladj."""
+    backend = backend or kernels_of(**settings)
     x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
     y, ladj = ops.rqs(x, params, backend=backend, **settings)
     grads = torch.autograd.grad([y, ladj], [x, params], [weights(y), weights(ladj)])
@@ -65,6 +71,16 @@ def knots(params: Tensor, *, bins: int, inverse: bool = False, **settings: Any) 
     return low + (high - low) * edges
 
 
+def at_the_split(params: Tensor, k: Tensor, **settings: Any) -> Tensor:
+    """Where bin k is split, on the side that is searched: [..., D] in float64."""
+    bins = settings["bins"]
+    ahead = {**settings, "inverse": False}
+    share = 0.025 + 0.95 * params[..., -bins:].double().sigmoid().gather(-1, k)
+    edges = knots(params, **ahead)
+    at = torch.lerp(edges.gather(-1, k), edges.gather(-1, k + 1), share)[..., 0]
+    return ops.rqs(at, params.double(), backend="reference", **ahead)[0] if settings.get("inverse") else at
+
+
 def draw(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
@@ -75,10 +91,9 @@ def draw(
     device: torch.device | str = "cpu",
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """x and params of a spline: nine tenths of x inside the box, off the knots.
+    """x and params of a spline: nine tenths of x inside the box, off the knots and splits.
 
-    On a knot d ladj / dx has two right values, so that a comparison there compares coins. Tests of
-    knots choose x themselves.
+    There d ladj / dx has two right values, so that a comparison compares coins. Tests of knots choose x themselves.
     """
     g = torch.Generator().manual_seed(seed)
     bins = settings["bins"]
@@ -87,11 +102,15 @@ def draw(
     def rand(*s: int) -> Tensor:
         return torch.rand(*s, generator=g, dtype=torch.float64)
 
-    logits = scale * torch.randn(*shape, n_params(bins, tails), generator=g, dtype=torch.float64)
+    P = n_params(bins, tails, settings.get("order", "quadratic"))
+    logits = scale * torch.randn(*shape, P, generator=g, dtype=torch.float64)
     params = logits.to(params_dtype or dtype)
     at = knots(params, **settings)
     k = (rand(*shape, 1) * bins).long()
     low, high = at.gather(-1, k)[..., 0], at.gather(-1, k + 1)[..., 0]
+    if settings.get("order") == "linear":
+        split, upper = at_the_split(params, k, **settings), rand(*shape) < 0.5
+        low, high = torch.where(upper, split, low), torch.where(upper, high, split)
     x = low + (0.02 + 0.96 * rand(*shape)) * (high - low)
     outside = rand(*shape) < 0.1
     first, last = at[..., 0], at[..., -1]

@@ -64,6 +64,7 @@ CASES = {
     "soft clip, context": Case((130,), 4, (2, 3), (0, 1), 7, 1, RQS(bins=8, parametrization="soft_clip"), 2),
     "no blocks, two leading dims": Case((3, 11), 5, (4,), (2, 0), 6, 0, RQS(bins=8, logit_scale=0.3), 2, (11,)),
     "sees what it maps": Case((33,), 4, (0, 1, 2), (2, 1), 12, 1, RQS(bins=5, tails="circular")),
+    "order linear": Case((33,), 5, (0, 3), (4, 1, 2), 12, 1, RQS(bins=8, order="linear")),
     "more units than a tile has rows": Case((65,), 31, *alternating(31), 77, 1, RQS(bins=8)),
     "deep": Case((33,), 3, (0, 2), (1,), 10, 5, RQS(bins=8)),
     "another box": Case((33,), 2, (0,), (1,), 8, 1, RQS(bins=8, tails=None, box=(-2.0, 3.0, 0.0, 1.0)), 1, ()),

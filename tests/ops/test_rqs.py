@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flowkernels import ops
-from tests.cases import BINS, PARAMETRIZATIONS, SHAPES, TAILS, n_params
+from tests.cases import BINS, KINDS, PARAMETRIZATIONS, SHAPES, TAILS, n_params
 from tests.numbers import assert_within_rule
-from tests.ops.spline import BOUND, Result, condition, draw, reference, run, truth, weights
+from tests.ops.spline import BOUND, Result, condition, draw, kernels_of, reference, run, truth, weights
 
 EMULATED = True  # the CUDA kernels are one more instruction set
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
@@ -62,16 +62,19 @@ def test_numbers_float32(all_isas, bins, tails, parametrization, inverse, device
 
 
 # One bin (fewer params than a SIMD block), both searches, the longest row of params; every tail.
-SOME = ((1, "circular"), (8, "linear"), (64, None))
+SOME = [
+    (bins, kind, parametrization)
+    for bins, kind in ((1, "circular"), (8, "linear"), (64, "None"))
+    for parametrization in PARAMETRIZATIONS
+] + [(1, "order-linear-circular", "softmax"), (8, "order-linear", "softmax")]
 
 
-@pytest.mark.parametrize(("bins", "tails"), SOME)
-@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize(("bins", "kind", "parametrization"), SOME)
 @DIRECTIONS
-def test_numbers_of_dtype(all_isas, bins, tails, parametrization, inverse, dtype, device) -> None:
+def test_numbers_of_dtype(all_isas, bins, kind, parametrization, inverse, dtype, device) -> None:
     assert_numbers(
-        all_isas, (1009, 1), (dtype, dtype), bins=bins, tails=tails, parametrization=parametrization,
-        inverse=inverse, device=device,
+        all_isas, (1009, 1), (dtype, dtype), bins=bins, parametrization=parametrization, inverse=inverse,
+        device=device, **KINDS[kind],
     )  # fmt: skip
 
 
@@ -109,6 +112,9 @@ OPTIONS = {
     "logit-scale": {"logit_scale": 0.3},
     "steep": {"scale": 3.0},
     "edge-slope": {"edge_slope": 0.7},
+    "order-linear": {"order": "linear"},
+    "order-linear-box": {"order": "linear", "box": BOX, "tails": None, "parametrization": "soft_clip"},
+    "order-linear-steep": {"order": "linear", "tails": "circular", "scale": 3.0},
 }
 
 
@@ -246,41 +252,60 @@ def test_agrees_with_zuko(isa, tails, inverse) -> None:
     torch.testing.assert_close(our_ladj, ladj.sum(-1), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("bins", [2, 8, 64])
+@DIRECTIONS
+def test_agrees_with_pyro_on_linear_splines(isa, bins, inverse) -> None:
+    from pyro.distributions.transforms.spline import _monotonic_rational_spline as pyro
+
+    settings = {"bins": bins, "order": "linear", "edge_slope": 1 - 1e-3, "inverse": inverse}
+    x, params = draw((400, 3), torch.float64, **settings)
+    widths, heights, slopes, splits = params.split([bins, bins, bins - 1, bins], -1)
+    y, ladj = pyro(
+        x, widths.softmax(-1), heights.softmax(-1), torch.nn.functional.softplus(slopes), splits.sigmoid(),
+        inverse=inverse, bound=BOUND,
+    )  # fmt: skip
+    ours, our_ladj = ops.rqs(x, params, backend=kernels_of("linear"), **settings)
+    torch.testing.assert_close(ours, y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(our_ladj, ladj.sum(-1), rtol=1e-8, atol=1e-8)
+
+
 # ---- one function, three outputs that must agree ----
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 @pytest.mark.parametrize("bins", [1, 8, 64])
 @DIRECTIONS
-def test_ladj_is_log_of_the_gradient_of_y(isa, tails, parametrization, bins, inverse, device) -> None:
-    settings = {"bins": bins, "tails": tails, "parametrization": parametrization, "inverse": inverse}
+def test_ladj_is_log_of_the_gradient_of_y(isa, kind, parametrization, bins, inverse, device) -> None:
+    settings = {"bins": bins, "parametrization": parametrization, "inverse": inverse, **kind}
     x, params = draw((200, 3), torch.float64, device=device, scale=2.0, **settings)
     x.requires_grad_()
-    y, ladj = ops.rqs(x, params, **settings)
+    y, ladj = ops.rqs(x, params, backend=kernels_of(**kind), **settings)
     (slope,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(ladj, slope.log().sum(-1), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("bins", [1, 8, 64])
 @DIRECTIONS
-def test_gradients_are_those_of_finite_differences(isa, tails, bins, inverse, device) -> None:
-    x, params = draw((3, 2), torch.float64, device=device, bins=bins, tails=tails, inverse=inverse)
+def test_gradients_are_those_of_finite_differences(isa, kind, bins, inverse, device) -> None:
+    settings = {"bins": bins, "inverse": inverse, **kind}
+    x, params = draw((3, 2), torch.float64, device=device, **settings)
     inputs = (x.requires_grad_(), params.requires_grad_())
     fast = bins > 8  # one random direction instead of every column
-    assert torch.autograd.gradcheck(
-        functools.partial(ops.rqs, bins=bins, tails=tails, inverse=inverse), inputs, fast_mode=fast
-    )
+    f = functools.partial(ops.rqs, backend=kernels_of(**kind), **settings)
+    assert torch.autograd.gradcheck(f, inputs, fast_mode=fast)
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("order", ["quadratic", "linear"])
 @DIRECTIONS
-def test_second_gradients_are_those_of_finite_differences(parametrization, inverse, device) -> None:
-    settings = {"bins": 2, "parametrization": parametrization, "inverse": inverse}
+def test_second_gradients_are_those_of_finite_differences(parametrization, order, inverse, device) -> None:
+    settings = {"bins": 2, "parametrization": parametrization, "order": order, "inverse": inverse}
     x, params = draw((2, 1), torch.float64, device=device, **settings)
     inputs = (x.requires_grad_(), params.requires_grad_())
-    assert torch.autograd.gradgradcheck(functools.partial(ops.rqs, **settings), inputs)
+    f = functools.partial(ops.rqs, backend=kernels_of(order), **settings)
+    assert torch.autograd.gradgradcheck(f, inputs)
 
 
 @pytest.mark.parametrize("bins", [8, 63, 64, 128])

@@ -52,6 +52,9 @@ BAD_SETTINGS = {
     "edge_slope-circular": ({"edge_slope": 0.9, "tails": "circular"}, "edge_slope", "0.9"),
     "edge_slope-soft_clip": ({"edge_slope": 0.9, "parametrization": "soft_clip"}, "edge_slope", "0.9"),
     "edge_slope-low": ({"edge_slope": 0.5, "min_derivative": 0.5}, "min_derivative", "0.5"),
+    "order=cubic": ({"order": "cubic"}, "order", "cubic"),
+    "order=None": ({"order": None}, "order", "None"),
+    "order-linear-min_derivative=0": ({"order": "linear", "min_derivative": 0.0}, "min_derivative", "0.0"),
     "slope=0": ({"parametrization": "soft_clip", "slope": 0.0}, "slope", "0"),
 }
 
@@ -118,6 +121,18 @@ def test_numpy_bins_before_the_cache_knows_them() -> None:
 def test_a_backend_that_cannot_run_says_why(backend) -> None:
     with pytest.raises(BackendUnavailableError, match=rf"rqs .*{backend}"):
         ops.rqs(X, P, bins=8, backend=backend)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_kernels_of_linear_splines_are_not_there_yet(backend) -> None:
+    with pytest.raises(BackendUnavailableError, match=f'{backend}.*no kernel for splines of order "linear"'):
+        ops.rqs(X, torch.zeros(4, 3, 31), bins=8, order="linear", backend=backend)
+
+
+def test_linear_splines_have_more_params() -> None:
+    with pytest.raises(ValueError, match=r"params must be \[..., D, P\] = \[4, 3, 31\], got \[4, 3, 23\]"):
+        ops.rqs(X, P, bins=8, order="linear")
 
 
 def test_an_unknown_backend() -> None:

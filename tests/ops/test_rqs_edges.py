@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -12,15 +13,20 @@ import torch
 from hypothesis import strategies as st
 
 from flowkernels import ops
-from tests.cases import PARAMETRIZATIONS, TAILS, n_params
-from tests.ops.spline import BOUND, Result, draw, knots, reference, run, weights
+from tests.cases import KINDS, PARAMETRIZATIONS, n_params
+from tests.ops.spline import BOUND, Result, draw, kernels_of, knots, reference, run, weights
 
 EMULATED = True  # the CUDA kernels are one more instruction set
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+OF_EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 BACKENDS = pytest.mark.parametrize("backend", [None, "reference"], ids=["kernel", "reference"])
 NAN, INF = math.nan, math.inf
+
+
+def count(bins: int, kind: dict[str, Any]) -> int:
+    return n_params(bins, kind.get("tails", "linear"), kind.get("order", "quadratic"))
 
 
 def assert_no_nan(found: Result, what: str) -> None:
@@ -31,17 +37,17 @@ def assert_no_nan(found: Result, what: str) -> None:
 # ---- finite input: never an error, never a NaN ----
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@OF_EVERY_KIND
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 @pytest.mark.parametrize("scale", [10.0, 1e2, 1e4])
 @pytest.mark.parametrize("bins", [1, 8, 64])
 @DIRECTIONS
-def test_extreme_logits(all_isas, tails, parametrization, scale, bins, inverse, device) -> None:
+def test_extreme_logits(all_isas, kind, parametrization, scale, bins, inverse, device) -> None:
     """nflows asserts on the inverse from scale 10, zuko gives NaN."""
-    settings = {"bins": bins, "tails": tails, "parametrization": parametrization, "inverse": inverse}
+    settings = {"bins": bins, "parametrization": parametrization, "inverse": inverse, **kind}
     g = torch.Generator().manual_seed(0)
     x = (7 * torch.rand(300, 1, generator=g) - 3.5).to(device)
-    gauss = scale * torch.randn(300, 1, n_params(bins, tails), generator=g).clamp(-1, 1).to(device)
+    gauss = scale * torch.randn(300, 1, count(bins, kind), generator=g).clamp(-1, 1).to(device)
     for isa in all_isas:
         for params in (gauss, scale * gauss.sign()):
             assert_no_nan(run(x, params, **settings), isa)
@@ -88,15 +94,15 @@ FLOATS = st.floats(-1e4, 1e4, width=32)
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
     x=hnp.arrays(np.float32, (3, 2), elements=st.floats(-4, 4, width=32) | st.floats(width=32, allow_nan=False)),
-    params=hnp.arrays(np.float32, (3, 2, 13), elements=FLOATS | st.sampled_from([0.0, 1e4, -1e4, 1e-40])),
-    tails=st.sampled_from(TAILS),
+    params=hnp.arrays(np.float32, (3, 2, 16), elements=FLOATS | st.sampled_from([0.0, 1e4, -1e4, 1e-40])),
+    kind=st.sampled_from([*KINDS.values()]),
     parametrization=st.sampled_from(PARAMETRIZATIONS),
     inverse=st.booleans(),
 )
-def test_fuzz(x, params, tails, parametrization, inverse) -> None:
-    p = torch.from_numpy(params)[..., : n_params(4, tails)]
+def test_fuzz(x, params, kind, parametrization, inverse) -> None:
+    p = torch.from_numpy(params)[..., : count(4, kind)]
     v = torch.from_numpy(x)
-    found = run(v, p, bins=4, tails=tails, parametrization=parametrization, inverse=inverse)
+    found = run(v, p, bins=4, parametrization=parametrization, inverse=inverse, **kind)
     assert not found.y.isnan().any() and not found.ladj.isnan().any()
     inside = v.abs() <= BOUND
     assert (found.y[inside].abs() <= BOUND).all(), "y left the box"
@@ -114,56 +120,56 @@ def outside_of(bound: float, dtype: torch.dtype, device: torch.device) -> torch.
     return torch.cat([up, -up]).to(device)[:, None]
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@OF_EVERY_KIND
 @DIRECTIONS
 @BACKENDS
-def test_outside_the_box_is_the_identity(isa, tails, inverse, backend, dtype, device) -> None:
+def test_outside_the_box_is_the_identity(isa, kind, inverse, backend, dtype, device) -> None:
     x = outside_of(BOUND, dtype, device)
     g = torch.Generator().manual_seed(0)
-    params = torch.randn(*x.shape, n_params(8, tails), generator=g).to(device, dtype)
-    found = run(x, params, bins=8, tails=tails, inverse=inverse, backend=backend)
+    params = torch.randn(*x.shape, count(8, kind), generator=g).to(device, dtype)
+    found = run(x, params, bins=8, inverse=inverse, backend=backend, **kind)
     assert torch.equal(found.y, x)
     assert (found.ladj == 0).all() and (found.grad_params == 0).all()
     assert torch.equal(found.grad_x, weights(x)), "the gradient of y = x is 1, exactly"
 
 
-def on_the_edge(bins, tails, dtype, device) -> tuple[torch.Tensor, torch.Tensor]:
+def on_the_edge(bins, kind, dtype, device) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.tensor([BOUND, -BOUND], dtype=dtype, device=device).repeat(500)[:, None]
     g = torch.Generator().manual_seed(0)
-    return x, torch.randn(*x.shape, n_params(bins, tails), generator=g).to(device, dtype)
+    return x, torch.randn(*x.shape, count(bins, kind), generator=g).to(device, dtype)
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@OF_EVERY_KIND
 @pytest.mark.parametrize("bins", [1, 8])
 @DIRECTIONS
 @BACKENDS
-def test_the_edge_of_the_box_maps_to_itself(all_isas, tails, bins, inverse, backend, dtype, device) -> None:
+def test_the_edge_of_the_box_maps_to_itself(all_isas, kind, bins, inverse, backend, dtype, device) -> None:
     """+-tail_bound is inside, and maps to itself to within rounding, never beyond.
 
     One ulp beyond would be outside for the inverse, whose ladj is then 0 instead of the log of the slope.
     """
-    settings = {"bins": bins, "tails": tails, "inverse": inverse}
-    edge, params = on_the_edge(bins, tails, dtype, device)
+    settings = {"bins": bins, "inverse": inverse, **kind}
+    edge, params = on_the_edge(bins, kind, dtype, device)
     _, exact_ladj = ops.rqs(edge.double(), params.double(), backend="reference", **settings)
     # What rounding at the box's size, before and after the map, may cost
     floor = 4 * torch.finfo(dtype).eps * BOUND * (1 + exact_ladj.exp()[:, None])
     for isa in all_isas:
-        y, ladj = ops.rqs(edge, params, backend=backend, **settings)
+        y, ladj = ops.rqs(edge, params, backend=backend or kernels_of(**kind), **settings)
         beyond, off = int((y.abs() > BOUND).sum()), int(((y - edge).abs() > floor).sum())
         assert beyond == 0 and off == 0, f"{isa}: of {len(edge)} edges {beyond} leave the box, {off} miss the corner"
         inside = (ladj.double() - exact_ladj).abs() <= 1e-2 * (1 + exact_ladj.abs())
         assert inside.all(), f"{isa}: ladj of {int((~inside).sum())} edges is not that of the spline"
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@OF_EVERY_KIND
 @pytest.mark.parametrize("bins", [1, 8])
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 @DIRECTIONS
 @BACKENDS
-def test_gradients_on_the_edge_of_the_box(all_isas, tails, bins, wide, inverse, backend, device) -> None:
+def test_gradients_on_the_edge_of_the_box(all_isas, kind, bins, wide, inverse, backend, device) -> None:
     """They are the limits from inside."""
-    settings = {"bins": bins, "tails": tails, "inverse": inverse}
-    edge, params = on_the_edge(bins, tails, torch.float64 if wide else torch.float32, device)
+    settings = {"bins": bins, "inverse": inverse, **kind}
+    edge, params = on_the_edge(bins, kind, torch.float64 if wide else torch.float32, device)
     inner = reference(edge.double() * (1 - 1e-12), params.double(), **settings)
     tolerance = 1e-6 if wide else 1e-2
     for isa in all_isas:
@@ -174,10 +180,10 @@ def test_gradients_on_the_edge_of_the_box(all_isas, tails, bins, wide, inverse, 
             assert not far.any(), f"{isa}: {int(far.sum())} of {far.numel()} {field} are not the limit"
 
 
-@pytest.mark.parametrize("tails", TAILS)
+@OF_EVERY_KIND
 @DIRECTIONS
 @BACKENDS
-def test_y_stays_in_the_box(all_isas, tails, inverse, backend, device) -> None:
+def test_y_stays_in_the_box(all_isas, kind, inverse, backend, device) -> None:
     b = torch.tensor(BOUND)
     steps = [b]
     for _ in range(4):
@@ -185,9 +191,9 @@ def test_y_stays_in_the_box(all_isas, tails, inverse, backend, device) -> None:
     x = torch.stack(steps).repeat(1000)[:, None].to(device)
     x = torch.cat([x, -x])
     g = torch.Generator().manual_seed(0)
-    params = torch.randn(*x.shape, n_params(8, tails), generator=g).to(device)
+    params = torch.randn(*x.shape, count(8, kind), generator=g).to(device)
     for isa in all_isas:
-        y, _ = ops.rqs(x, params, bins=8, tails=tails, inverse=inverse, backend=backend)
+        y, _ = ops.rqs(x, params, bins=8, inverse=inverse, backend=backend or kernels_of(**kind), **kind)
         assert (y.abs() <= BOUND).all(), f"{isa}: {int((y.abs() > BOUND).sum())} values left the box"
 
 
@@ -248,15 +254,16 @@ def test_bad_x_touches_its_row_only(isa, value, bins, inverse, dtype, device) ->
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
-@pytest.mark.parametrize("where", [0, 9, 18], ids=["width", "height", "slope"])
+@pytest.mark.parametrize("where", [0, 9, 18, 27], ids=["width", "height", "slope", "split"])
 @DIRECTIONS
 def test_bad_params_touch_their_row_only(isa, value, where, inverse, dtype, device) -> None:
-    x, params = draw((21, 3), dtype, device=device, bins=8, inverse=inverse)
-    clean = run(x, params, bins=8, inverse=inverse)
+    settings = {"bins": 8, "inverse": inverse, "order": "linear" if where == 27 else "quadratic"}
+    x, params = draw((21, 3), dtype, device=device, **settings)
+    clean = run(x, params, **settings)
     for row in (0, 10, 20):
         bad = params.clone()
         bad[row, 1, where] = value
-        found = run(x, bad, bins=8, inverse=inverse)
+        found = run(x, bad, **settings)
         assert_only_row(found, clean, row)
         assert torch.equal(found.y[row, ::2], clean.y[row, ::2])
         assert torch.equal(found.grad_params[row, ::2], clean.grad_params[row, ::2])

@@ -22,27 +22,28 @@ from flowkernels.compat.pyro_layers import (
 )
 
 _COUPLING = "affine map, columns and network as one op; in training and small batches as before"
+_AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"
 
 LIBRARY = Library(
     "pyro",
     {
         "distributions.transforms.spline.Spline": Entry(
-            Spline, frozenset({"_call", "_inverse", "spline_op"}), "quadratic splines", refusal
+            Spline, frozenset({"_call", "_inverse", "spline_op"}), "splines of both orders", refusal
         ),
         "distributions.transforms.spline.ConditionalSpline": Entry(
-            ConditionalSpline, frozenset({"condition", "_params"}), "quadratic splines", refusal
+            ConditionalSpline, frozenset({"condition", "_params"}), "splines of both orders", refusal
         ),
         "distributions.transforms.spline_autoregressive.SplineAutoregressive": Entry(
             SplineAutoregressive,
             frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            "quadratic splines and network as one op; inverse in one sweep",
+            _AUTOREGRESSIVE,
             autoregressive_refusal,
         ),
         "distributions.transforms.spline_autoregressive.ConditionalSplineAutoregressive": Entry(
             ConditionalSplineAutoregressive,
             frozenset({"condition"}),
-            "quadratic splines and network as one op; inverse in one sweep",
+            _AUTOREGRESSIVE,
             autoregressive_refusal,
         ),
         "distributions.transforms.affine_autoregressive.AffineAutoregressive": Entry(
@@ -65,6 +66,6 @@ LIBRARY = Library(
     containers={
         "distributions.torch_transform.ComposeTransformModule": "",
         "distributions.conditional.ConditionalComposeTransformModule": "",
-        "distributions.transforms.spline_coupling.SplineCoupling": "its two splines, where quadratic",
+        "distributions.transforms.spline_coupling.SplineCoupling": "its two splines",
     },
 )

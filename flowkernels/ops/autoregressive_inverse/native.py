@@ -16,7 +16,6 @@ from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
 from flowkernels.ops.rqs.spec import RqsSpec
 
@@ -36,7 +35,7 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return f"no kernel for {spec.only_on_cpu}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
-    bins = 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+    bins = spec.univariate.bins if isinstance(spec.univariate, RqsSpec) else 0
     if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None

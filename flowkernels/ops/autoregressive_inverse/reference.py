@@ -33,7 +33,11 @@ class SweepSpec(NamedTuple):
     @property
     def only_on_cpu(self) -> str | None:
         """What of these settings no GPU's kernel knows, or None."""
-        wanted = {"gates": self.gates, "waves": self.waves, "zero_outside": self.zero_outside}
+        linear = isinstance(self.univariate, RqsSpec) and self.univariate.splits
+        wanted = {
+            "gates": self.gates, "waves": self.waves, "zero_outside": self.zero_outside,
+            'splines of order "linear"': linear,
+        }  # fmt: skip
         return next((name for name, given in wanted.items() if given), None)
 
 

@@ -14,7 +14,7 @@ from flowkernels import _native
 from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 
-from .spec import TAILS, RqsSpec
+from .spec import NO_LINEAR, TAILS, RqsSpec
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -22,6 +22,8 @@ _WIDE = (torch.float32, torch.float64)
 def why_not(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
     if x.dtype not in DTYPES or params.dtype not in DTYPES:
         return f"no kernel for {x.dtype} with {params.dtype}"
+    if spec.splits and isinstance(on, Cuda):
+        return NO_LINEAR
     return on.why_not((x, params))
 
 
@@ -32,6 +34,7 @@ def handle(module: Any, spec: RqsSpec) -> Any:
     return module.RqsSpec(
         spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,
         spec.min_bin_height, spec.min_derivative, spec.logit_scale, 2 * clip, clip, spec.edge_logit, spec.inverse,
+        spec.min_lambda,
     )  # fmt: skip
 
 

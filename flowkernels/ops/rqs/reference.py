@@ -6,6 +6,7 @@ No data-dependent control flow, so it is also what torch.compile gets to fuse.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,16 +48,77 @@ def _slopes(logits: Tensor, spec: RqsSpec) -> Tensor:
     return spec.min_derivative + F.softplus(logits)
 
 
+class _Bin(NamedTuple):
+    """The bin of each element: corners, sizes and slopes at its knots, all like x."""
+
+    x0: Tensor
+    w: Tensor
+    y0: Tensor
+    y1: Tensor
+    h: Tensor
+    d0: Tensor
+    d1: Tensor
+
+
+def _quadratic(spec: RqsSpec, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
+    """Where v is in its bin, as shares of w and of h, and the log of the slope there."""
+    s = b.h / b.w
+    beta = b.d0 + b.d1 - 2 * s
+    if spec.inverse:
+        # Counted from the nearer knot: turned by 180 degrees a bin is a bin with its slopes exchanged.
+        below, above = v - b.y0, b.y1 - v
+        turn = above < below
+        dy, d = torch.where(turn, above, below), torch.where(turn, b.d1, b.d0)
+        qb, qa = b.h * d - dy * beta, dy * beta + b.h * (s - d)
+        # Not below tiny: the slope of the root at 0 is infinite.
+        root = torch.sqrt((qb * qb + 4 * qa * s * dy).clamp_min(torch.finfo(v.dtype).tiny))
+        den = torch.where(qb >= 0, qb + root, 2 * qa)
+        theta = torch.where(qb >= 0, 2 * s * dy, root - qb) / torch.where(den == 0, torch.ones_like(den), den)
+        theta = torch.where(turn, 1 - theta, theta)
+    else:
+        theta = (v - b.x0) / b.w
+    theta = _clamped(theta, 0.0, 1.0)
+    t = theta * (1 - theta)
+    den = s + beta * t
+    slope_num = b.d1 * theta.square() + 2 * s * t + b.d0 * (1 - theta).square()
+    ladj = 2 * torch.log(s) + torch.log(slope_num) - 2 * torch.log(den)
+    return theta, (s * theta.square() + b.d0 * t) / den, ladj
+
+
+def _linear(spec: RqsSpec, v: Tensor, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a linear spline, whose bins are split: counted from the outer knot of the piece that v is in."""
+    below, above = torch.sqrt(b.d0), torch.sqrt(b.d1)
+    at = spec.min_lambda + (1 - 2 * spec.min_lambda) * torch.sigmoid(logit)
+    mean = at * below + (1 - at) * above
+    middle = b.h / b.w / mean
+    if spec.inverse:
+        upper = v - b.y0 > at * below / mean * b.h
+    else:
+        theta = _clamped((v - b.x0) / b.w, 0.0, 1.0)
+        upper = theta > at
+    at, near = torch.where(upper, 1 - at, at), torch.where(upper, above, below)
+    top = at * near / mean
+    if spec.inverse:
+        z = _clamped(torch.where(upper, b.y1 - v, v - b.y0) / b.h, torch.zeros_like(top), top.detach())
+        den = near * (top - z) + middle * z
+        t, rise, ladj = at * middle * z / den, z, 2 * torch.log(den / top)
+    else:
+        t = torch.where(upper, 1 - theta, theta)
+        den = middle * (at - t) + near * t
+        rise, ladj = top * near * t / den, 2 * torch.log(near * middle * at / den)
+    return torch.where(upper, 1 - t, t), torch.where(upper, 1 - rise, rise), ladj
+
+
 def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., D], params [..., D, P] → y [..., D] and ladj [...]."""
-    K = spec.bins
+    K, P = spec.bins, params.shape[-1]
     out_dtype = torch.promote_types(x.dtype, params.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)
     v, p = x.to(dtype), params.to(dtype)
 
     knots_x, widths = _knots(p[..., :K], spec.left, spec.right, spec.min_bin_width, spec)
     knots_y, heights = _knots(p[..., K : 2 * K], spec.bottom, spec.top, spec.min_bin_height, spec)
-    slopes = _slopes(p[..., 2 * K :], spec)
+    slopes = _slopes(p[..., 2 * K : P - K if spec.splits else P], spec)
 
     low, high = (spec.bottom, spec.top) if spec.inverse else (spec.left, spec.right)
     inside = (v >= low) & (v <= high)
@@ -68,31 +130,14 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     def at(t: Tensor, i: Tensor = k) -> Tensor:
         return t.gather(-1, i)[..., 0]
 
-    x0, w, y0, h = at(knots_x), at(widths), at(knots_y), at(heights)
-    d0, d1 = at(slopes), at(slopes, k + 1)
-    s = h / w
-    beta = d0 + d1 - 2 * s
-    if spec.inverse:
-        # Counted from the nearer knot: turned by 180 degrees a bin is a bin with its slopes exchanged.
-        below, above = v_in - y0, at(knots_y, k + 1) - v_in
-        turn = above < below
-        dy, d = torch.where(turn, above, below), torch.where(turn, d1, d0)
-        b, a = h * d - dy * beta, dy * beta + h * (s - d)
-        # Not below tiny: the slope of the root at 0 is infinite.
-        root = torch.sqrt((b * b + 4 * a * s * dy).clamp_min(torch.finfo(dtype).tiny))
-        den = torch.where(b >= 0, b + root, 2 * a)
-        theta = torch.where(b >= 0, 2 * s * dy, root - b) / torch.where(den == 0, torch.ones_like(den), den)
-        theta = torch.where(turn, 1 - theta, theta)
+    b = _Bin(at(knots_x), at(widths), at(knots_y), at(knots_y, k + 1), at(heights), at(slopes), at(slopes, k + 1))
+    if spec.splits:
+        theta, rise, ladj = _linear(spec, v_in, b, at(p[..., -K:]))
     else:
-        theta = (v_in - x0) / w
-    theta = _clamped(theta, 0.0, 1.0)
-    t = theta * (1 - theta)
-    den = s + beta * t
-    slope_num = d1 * theta.square() + 2 * s * t + d0 * (1 - theta).square()
-    ladj = 2 * torch.log(s) + torch.log(slope_num) - 2 * torch.log(den)
-    y = x0 + w * theta if spec.inverse else y0 + h * ((s * theta.square() + d0 * t) / den)
+        theta, rise, ladj = _quadratic(spec, v_in, b)
+    y = b.x0 + b.w * theta if spec.inverse else b.y0 + b.h * rise
     # At the bin's upper end the upper knot itself, so that the box's corner maps to its corner.
-    upper = at(knots_x if spec.inverse else knots_y, k + 1)
+    upper = at(knots_x, k + 1) if spec.inverse else b.y1
     y = y + torch.where(theta >= 1, upper - y, torch.zeros_like(y)).detach()
     ladj = -ladj if spec.inverse else ladj
 

@@ -9,10 +9,12 @@ from typing import NamedTuple, NoReturn
 
 TAILS = ("none", "linear", "circular")  # the order of csrc/rqs/rqs.h
 MAX_BINS = 128
+MIN_LAMBDA = 0.025  # of linear splines; Pyro's
+NO_LINEAR = 'no kernel for splines of order "linear" there yet'
 
 
-def count_params(bins: int, tails: str) -> int:
-    return 3 * bins + {"linear": -1, "circular": 0, "none": 1}[tails]
+def count_params(bins: int, tails: str, splits: bool = False) -> int:
+    return (4 if splits else 3) * bins + {"linear": -1, "circular": 0, "none": 1}[tails]
 
 
 class RqsSpec(NamedTuple):
@@ -29,6 +31,12 @@ class RqsSpec(NamedTuple):
     slope: float  # of the soft-clipped parametrisation; 0: softmax with minimum sizes
     inverse: bool
     edge_slope: float = 1.0  # at both ends under linear tails
+    min_lambda: float = 0.0  # the smallest share of a bin on either side of its split; 0: none is split, order 2
+
+    @property
+    def splits(self) -> bool:
+        """Whether the spline is linear rational: two pieces a bin, and K logits of their shares among its params."""
+        return self.min_lambda > 0
 
     @property
     def clipped(self) -> bool:
@@ -36,8 +44,8 @@ class RqsSpec(NamedTuple):
 
     @property
     def n_params(self) -> int:
-        """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none)."""
-        return count_params(self.bins, self.tails)
+        """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of a linear spline."""
+        return count_params(self.bins, self.tails, self.splits)
 
     @property
     def edge_logit(self) -> float:
@@ -86,10 +94,13 @@ def make_spec(
     slope: float,
     inverse: bool,
     edge_slope: float = 1.0,
+    order: str = "quadratic",
 ) -> RqsSpec:
     """Checks every setting of `ops.rqs` and returns them in the form the kernels take."""
     if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or not 1 <= bins <= MAX_BINS:
         _fail("bins", f"an integer from 1 to {MAX_BINS}", bins)
+    if not (isinstance(order, str) and order in ("quadratic", "linear")):
+        _fail("order", '"quadratic" or "linear"', order)
     if not (tails is None or (isinstance(tails, str) and tails in TAILS[1:])):
         _fail("tails", '"linear", "circular" or None', tails)
     left, right, bottom, top = _box(tail_bound, box)
@@ -107,6 +118,8 @@ def make_spec(
             _fail("min_bin_height", f"from 0 to 1/bins = {1 / bins:g}", min_bin_height)
         if not 0 <= min_derivative < (edge_slope if tails == "linear" else math.inf):
             _fail("min_derivative", f"from 0 to {edge_slope:g} (exclusive)", min_derivative)
+        if order == "linear" and min_derivative == 0:  # its formulas divide by the roots of slopes
+            _fail("min_derivative", 'positive where order is "linear"', min_derivative)
         slope = 0.0
     elif parametrization == "soft_clip":
         if not 0 < slope < 1:
@@ -116,7 +129,7 @@ def make_spec(
         _fail("parametrization", '"softmax" or "soft_clip"', parametrization)
     return RqsSpec(
         int(bins), tails or "none", left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-        logit_scale, slope, bool(inverse), edge_slope,
+        logit_scale, slope, bool(inverse), edge_slope, MIN_LAMBDA if order == "linear" else 0.0,
     )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from flowkernels.ops import _triton
 
-from .spec import RqsSpec
+from .spec import NO_LINEAR, RqsSpec
 
 # Of a program, one per thread. The interpreter's time goes by programs, not by their sizes.
 _ELEMENTS = 1024 if _triton.INTERPRETING else 128
 
 
 def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
-    return _triton.why_not((x, params))
+    return NO_LINEAR if spec.splits else _triton.why_not((x, params))
 
 
 @functools.lru_cache(maxsize=1024)
