@@ -234,20 +234,17 @@ class Call(NamedTuple):
         return None if ladj is None else (y[:, :features].contiguous() if self.conditions else y, ladj)
 
 
-def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
-    """A call of a block with FrEIA's arguments, or None where the ops do not take them, or take as long."""
-    if torch.compiler.is_compiling():
-        return None
+def call_of(find: Halves, least: int, block: Any, x: Any, c: Any) -> Call | None:
+    """A call with FrEIA's arguments; None where the ops do not take them, or have less rows than pay."""
     if not isinstance(x, (tuple, list)) or len(x) != 1 or not _is_table(x[0], x[0]):
         return None
-    if x[0].shape[1] != block.dims_in[0][0]:
+    if len(x[0]) < least or torch.compiler.is_compiling() or x[0].shape[1] != block.dims_in[0][0]:
         return None
     conditions = tuple(c) if block.conditional and isinstance(c, (tuple, list)) else ()
     halves = find(block)
     if isinstance(halves, str) or not all(_is_table(t, x[0]) for t in conditions):
         return None
-    least = pays.FREIA_ROWS if len(halves[0].steps) == 1 else pays.FREIA_PAIR_ROWS
-    return Call(halves, conditions) if len(x[0]) >= least else None
+    return Call(halves, conditions)
 
 
 def _is_table(t: Any, x: Any) -> bool:
@@ -255,8 +252,8 @@ def _is_table(t: Any, x: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and (len(t), t.dtype, t.device) == (len(x), x.dtype, x.device)
 
 
-def _forward(find: Halves, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
-    call = call_of(find, block, x, c)
+def _forward(find: Halves, least: int, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
+    call = call_of(find, least, block, x, c)
     found = None if call is None else call.run(x[0], rev)
     return original_class(block).forward(block, x, c, rev, jac) if found is None else ((found[0],), found[1])
 
@@ -265,35 +262,35 @@ class GLOWCoupling(PureLayer):
     """The methods of an accelerated GLOWCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_glow, self, x, c, rev, jac)
+        return _forward(_glow, pays.FREIA_ROWS, self, x, c, rev, jac)
 
 
 class RNVPCoupling(PureLayer):
     """The methods of an accelerated RNVPCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_rnvp, self, x, c, rev, jac)
+        return _forward(_rnvp, pays.FREIA_PAIR_ROWS, self, x, c, rev, jac)
 
 
 class NICECoupling(PureLayer):
     """The methods of an accelerated NICECouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], float]:
-        return _forward(_nice, self, x, c, rev, jac)[0], 0.0
+        return _forward(_nice, pays.FREIA_ROWS, self, x, c, rev, jac)[0], 0.0
 
 
 class OneSidedCoupling(PureLayer):
     """The methods of an accelerated AffineCouplingOneSided."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_one_sided, self, x, c, rev, jac)
+        return _forward(_one_sided, pays.FREIA_ROWS, self, x, c, rev, jac)
 
 
 class ConditionalAffine(PureLayer):
     """The methods of an accelerated ConditionalAffineTransform."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_conditional, self, x, c, rev, jac)
+        return _forward(_conditional, pays.FREIA_ROWS, self, x, c, rev, jac)
 
 
 glow_refusal, rnvp_refusal, nice_refusal, one_sided_refusal, conditional_refusal = (

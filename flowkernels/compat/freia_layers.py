@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import pays
 from .buffers import Reading
 from .freia_couplings import all_in_one, call_of, refusal_of
 from .swap import PureLayer, original_class
@@ -61,7 +62,7 @@ class AllInOne(PureLayer):
 
 def _all_in_one(block: Any, x: Any, c: Any, rev: bool) -> tuple[tuple[Tensor], Tensor] | None:
     """What a block of features returns, its coupling as one op; None where FrEIA's own code is called for."""
-    call = None if block.householder or block.input_rank > 0 else call_of(all_in_one, block, x, c)
+    call = None if block.householder or block.input_rank > 0 else call_of(all_in_one, pays.FREIA_ROWS, block, x, c)
     if call is None:
         return None
     z, of_scales = x[0], 0.0
@@ -82,27 +83,29 @@ def _all_in_one(block: Any, x: Any, c: Any, rev: bool) -> tuple[tuple[Tensor], T
 
 def _permuted(block: Any, x: Tensor, inverse: bool) -> Tensor:
     weight = block.w_perm_inv if inverse else block.w_perm
-    if _permutation_refusal(block) is not None:
+    if block.householder or _is_narrow(block):
         return block.permute_function(x, weight)
     order = (_inverse_of if inverse else _order_of)(block, (weight,))
     return x.index_select(1, order) if isinstance(order, Tensor) else block.permute_function(x, weight)
 
 
+def _is_narrow(block: Any) -> bool:
+    return block.input_rank == 0 and block.in_channels < _LEAST_FEATURES
+
+
 def _permutation_refusal(block: Any) -> str | None:
-    """Why a block's permutation is multiplied with as before on every call, or None."""
+    """Why a block's permutation is multiplied with as before, or None."""
     if block.householder:
         return "its permutation is learned"
-    if block.input_rank == 0 and block.in_channels < _LEAST_FEATURES:
+    if _is_narrow(block):
         return f"a product with the matrix of {block.in_channels} features is as fast as moving them"
-    return None
+    order = _order_of(block, (block.w_perm,))
+    return order if isinstance(order, str) else None
 
 
 def refusal(block: Any) -> str | None:
     """Why an all-in-one block gains nothing, or None."""
     permutation = _permutation_refusal(block)
-    if permutation is None:
-        order = _order_of(block, (block.w_perm,))
-        permutation = order if isinstance(order, str) else None
     if permutation is None or block.householder or block.input_rank > 0:
         return permutation
     coupling = refusal_of(all_in_one, block)

@@ -20,7 +20,7 @@ LIBRARY = Library(
         ),
         "coupling_layers.GLOWCouplingBlock": Entry(couplings.GLOWCoupling, _SIDES, _WHAT, couplings.glow_refusal),
         "coupling_layers.RNVPCouplingBlock": Entry(
-            couplings.RNVPCoupling, _SIDES, "the same as two ops a half, one for each of its networks", couplings.rnvp_refusal
+            couplings.RNVPCoupling, _SIDES, "the same as two ops a half, one a network", couplings.rnvp_refusal
         ),
         "coupling_layers.AffineCouplingOneSided": Entry(
             couplings.OneSidedCoupling, frozenset({"forward"}), _WHAT, couplings.one_sided_refusal
