@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import dropin_layers
 import torch
-from models import Model, Truth, gradients_by_block
+from models import Model, Truth, gradients_by_block, learned
 from torch import Tensor, nn
 
 from flowkernels.compat import accelerate
@@ -198,6 +198,10 @@ MODELS = {
     "zuko Real NVP": Typical("zuko", _zuko("NICE")),
     "Pyro spline coupling": Typical("pyro", dropin_layers.pyro_coupling),
     "Pyro autoregressive spline": Typical("pyro", dropin_layers.pyro_autoregressive),
+    "FrEIA GLOW": Typical("FrEIA", dropin_layers.freia("GLOWCouplingBlock")),
+    "FrEIA RNVP": Typical("FrEIA", dropin_layers.freia("RNVPCouplingBlock")),
+    "FrEIA NICE": Typical("FrEIA", dropin_layers.freia("NICECouplingBlock")),
+    "FrEIA all-in-one": Typical("FrEIA", dropin_layers.freia("AllInOneBlock")),
     "VITS spline coupling": Typical("nflows", dropin_layers.vits),
 }
 
@@ -223,7 +227,7 @@ def build(name: str, row: str, features: int, hidden: int = 128, layers: int = 4
     torch.manual_seed(0)
     module = MODELS[name].make(features, hidden, layers).eval()  # batch norm has no inverse in training
     with torch.no_grad():
-        for p in module.parameters():
+        for p in learned(module):
             p.add_(0.02 * torch.randn_like(p))
         for b in (m.running_var for m in module.modules() if hasattr(m, "running_var")):
             b.fill_(1)

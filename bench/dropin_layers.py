@@ -1,8 +1,10 @@
-"""Models of layers whose libraries have no flow class: Pyro's, and those of speech models like VITS."""
+"""Models of layers whose libraries have no flow class: Pyro's, FrEIA's, and those of speech models like VITS."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,6 +89,42 @@ def pyro_autoregressive(features: int, hidden: int, layers: int) -> nn.Module:
         return pyro.SplineAutoregressive(features, net, BINS, TAIL_BOUND, order="quadratic")
 
     return _Pyro(features, [part for _ in range(layers) for part in _flipped(features, layer())])
+
+
+# ---- FrEIA ----
+
+
+class _Freia(Chain):
+    def call(self, layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        (y,), ladj = layer([x])
+        return y, ladj
+
+    def call_back(self, layer: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        (x,), ladj = layer([z], rev=True)
+        return x, ladj
+
+
+def freia(block: str) -> Callable[[int, int, int], nn.Module]:
+    """Coupling blocks with the networks of FrEIA's tutorials and random permutations, which all-in-one blocks have."""
+
+    def make(features: int, hidden: int, layers: int) -> nn.Module:
+        import numpy as np
+        from FrEIA import modules
+
+        def net(n_in: int, n_out: int) -> nn.Module:
+            sizes = [n_in, hidden, hidden, n_out]
+            parts = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
+            return nn.Sequential(*parts[:-1])
+
+        np.random.seed(0)  # FrEIA draws its permutations from it
+        found: list[Any] = []
+        for _ in range(layers):
+            found.append(getattr(modules, block)([(features,)], subnet_constructor=net))
+            if block != "AllInOneBlock":
+                found.append(modules.PermuteRandom([(features,)]))
+        return _Freia(features, found)
+
+    return make
 
 
 # ---- the VITS family ----

@@ -90,7 +90,12 @@ class Truth(NamedTuple):
 
 def gradients(model: Model, x: Tensor) -> tuple[Tensor, ...]:
     """Gradients of the mean negative log_prob with respect to every parameter."""
-    return torch.autograd.grad(-model.log_prob(x).mean(), tuple(model.module.parameters()))
+    return torch.autograd.grad(-model.log_prob(x).mean(), learned(model.module))
+
+
+def learned(module: nn.Module) -> tuple[nn.Parameter, ...]:
+    """FrEIA's permutations are parameters too."""
+    return tuple(p for p in module.parameters() if p.requires_grad)
 
 
 def gradients_by_block(model: Model, x: Tensor) -> Tensor:

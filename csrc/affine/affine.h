@@ -9,11 +9,11 @@
 
 namespace fk {
 
-enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip, clip, per_sigmoid };
+enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip, clip, per_sigmoid, atan };
 
 // y = s x + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale,
 // exp(clamp tanh(u / clamp)), 1, exp(u / (1 + |u / clamp|)), exp(u stopped at low and high) with the gradient of
-// exp(u), or 1 / sigmoid(u + 2).
+// exp(u), 1 / sigmoid(u + 2), or exp(c atan(u / c)) with c = 2 clamp / pi.
 struct AffineSpec {
   AffineScale scale;
   double min_scale, clamp;

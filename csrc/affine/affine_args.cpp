@@ -9,7 +9,7 @@ namespace fk {
 
 AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, double low, double high,
                        bool shift_first) {
-  if (scale < 0 || scale > 7) throw std::invalid_argument("AffineSpec: scale");
+  if (scale < 0 || scale > 8) throw std::invalid_argument("AffineSpec: scale");
   return {AffineScale(scale), min_scale, clamp, inverse, low, high, shift_first};
 }
 

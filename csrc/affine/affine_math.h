@@ -1,6 +1,6 @@
 // The formulas of the affine map, written once for a value type T: SIMD vectors on the CPU, float or double in CUDA.
 // Derivations are in flowkernels/ops/affine/README.md. Included inside each instruction set's namespace, after the
-// header that defines exp_, log_, log1p_unit, tanh_, abs_, max_, min_, select.
+// header that defines exp_, log_, log1p_unit, tanh_, atan_, abs_, max_, min_, select.
 #pragma once
 #include "affine.h"
 
@@ -13,16 +13,21 @@ struct Affine {
   static constexpr S kBound = sizeof(S) == 4 ? 87 : 708;
   AffineScale scale;
   bool inverse;
-  S min_scale, clamp, per_clamp, low, high;
+  S min_scale, clamp, per_clamp, low, high;  // an arc tangent's clamp is what stands before it
 
   explicit Affine(const AffineSpec& s)
       : scale(s.scale),
         inverse(s.inverse),
         min_scale(S(s.min_scale)),
-        clamp(S(s.clamp)),
-        per_clamp(S(1 / s.clamp)),
+        clamp(S(unit(s))),
+        per_clamp(S(1 / unit(s))),
         low(S(s.low)),
         high(S(s.high)) {}
+
+  // The logit that counts as 1.
+  static constexpr double unit(const AffineSpec& s) {
+    return s.scale == AffineScale::atan ? s.clamp * 0.63661977236758134308 : s.clamp;
+  }
 
   template <class T>
   struct At {
@@ -47,6 +52,10 @@ struct Affine {
       case AffineScale::tanh: {
         const T h = tanh_(u * per_clamp);
         return exponential(clamp * h, 1 - h * h);
+      }
+      case AffineScale::atan: {
+        const T r = u * per_clamp;
+        return exponential(clamp * atan_(r), 1 / (1 + r * r));
       }
       case AffineScale::clip: return exponential(min_(max_(u, T{} + low), T{} + high), one);
       case AffineScale::soft_clip: {

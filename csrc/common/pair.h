@@ -88,5 +88,9 @@ template <class V>
 FK_INLINE Pair<V> tanh_(Pair<V> p) {
   return {tanh_(p.a), tanh_(p.b)};
 }
+template <class V>
+FK_INLINE Pair<V> atan_(Pair<V> p) {
+  return {atan_(p.a), atan_(p.b)};
+}
 
 }  // namespace fk::FK_ISA

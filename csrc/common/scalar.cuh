@@ -103,6 +103,8 @@ FK_INLINE float log1p_unit(float e) {
 FK_INLINE double log1p_unit(double a) { return log1p(a); }
 FK_INLINE float tanh_(float a) { return tanhf(a); }
 FK_INLINE double tanh_(double a) { return tanh(a); }
+FK_INLINE float atan_(float a) { return atanf(a); }
+FK_INLINE double atan_(double a) { return atan(a); }
 // The normal distribution function.
 FK_INLINE float normal_cdf(float a) { return 0.5f * erfcf(a * -0.70710678f); }
 FK_INLINE double normal_cdf(double a) { return 0.5 * erfc(a * -0.70710678118654752); }

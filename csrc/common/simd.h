@@ -7,7 +7,7 @@
 // the C++ standard library may be instantiated (a weak symbol compiled for AVX-512 could be
 // the one the linker keeps for everybody).
 //
-// Accuracy by construction: exp, log, exp2 about 1 ulp, log1p_unit 2 ulp, with the C library's results
+// Accuracy by construction: exp, log, exp2 about 1 ulp, log1p_unit, atan 2 ulp, with the C library's results
 // on 0, inf, NaN and denormals. The numbers tests of the ops hold them to it.
 #pragma once
 #include <stdint.h>
@@ -274,6 +274,37 @@ FK_INLINE V tanh_(V v) {
   const V num = S(218243025) + t * (S(16081065) + t * (S(289575) + t * (S(1430) + t)));
   const V den = S(654729075) + t * (S(310134825) + t * (S(18918900) + t * (S(315315) + t * (S(1485) + t))));
   const V r = select(a < 1, a - a * (t * (num / den)), far);
+  return select(v < 0, -r, select(v == v, r, v));
+}
+
+// (1 - atan(z) / z) / z^2 of t = z^2, for |z| <= tan(pi/8): minimax polynomials.
+FK_INLINE f32 atan_rest(f32 t) {
+  return (((0.062429055147f * t - 0.1066476653f) * t + 0.14254172081f) * t - 0.19999109869f) * t + 0.33333327424f;
+}
+FK_INLINE f64 atan_rest(f64 t) {
+  f64 q = 0.01851526955311175759 * t - 0.03864194506625078982;
+  q = q * t + 0.05062982471442553423;
+  q = q * t - 0.05853375919788237233;
+  q = q * t + 0.06663893074794469968;
+  q = q * t - 0.07692133011180409623;
+  q = q * t + 0.0909090205878555861;
+  q = q * t - 0.1111111094092563938;
+  q = q * t + 0.1428571428351381269;
+  q = q * t - 0.1999999999998817434;
+  return q * t + 0.3333333333333332139;
+}
+
+// atan a = k pi/4 + atan z with |z| <= tan(pi/8), one division for every case; pi/4 in two parts.
+template <class V>
+FK_INLINE V atan_(V v) {
+  using S = typename ScalarOf<V>::S;
+  constexpr S quarter = S(0.78539816339744830962);
+  constexpr S rest = sizeof(S) == 4 ? S(0.78539816339744830962 - double(quarter)) : S(3.0616169978683829431e-17);
+  const V a = abs_(v), one = splat<V>(1);
+  const auto above = a > S(2.414213562373095), between = a > S(0.4142135623730951);
+  const V n = select(above, -one, select(between, a - 1, a)), d = select(above, a, select(between, a + 1, one));
+  const V k = select(above, one + 1, select(between, one, V{})), z = n / d, t = z * z;
+  const V r = k * quarter + (z + (k * rest - z * (t * atan_rest(t))));
   return select(v < 0, -r, select(v == v, r, v));
 }
 

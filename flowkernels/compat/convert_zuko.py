@@ -24,7 +24,8 @@ from flowkernels.ops.made import MadePlan
 from flowkernels.transforms import RQS, Affine, Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
 
 from .convert import CannotConvert, class_name, copied, fixed_affine, parts_of
-from .zuko_nets import _plan_of, parts
+from .dense_nets import parts
+from .zuko_nets import _plan_of
 from .zuko_univariate import univariate_of
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -1,4 +1,4 @@
-"""FrEIA's permutations as permutations.
+"""FrEIA's permutations as permutations, and its all-in-one blocks with their coupling as one op.
 
 `PermuteRandom` indexes, whose backward pass adds up element by element, and a hard permutation of an all-in-one block
 is a product with a matrix, a convolution for images. Nothing differs but the time: values are moved, not computed.
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import pays
 from .buffers import Reading
-from .swap import PureLayer
+from .freia_couplings import all_in_one, call_of, refusal_of
+from .swap import PureLayer, original_class
 
 # Features from which moving them beats a product with a matrix; measured on two cores.
 _LEAST_FEATURES = 32
@@ -41,6 +43,10 @@ class Permute(PureLayer):
 class AllInOne(PureLayer):
     """The methods of an accelerated AllInOneBlock."""
 
+    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
+        found = _all_in_one(self, x, c, rev)
+        return original_class(self).forward(self, x, c, rev, jac) if found is None else found
+
     def _permute(self: Any, x: Tensor, rev: bool = False) -> tuple[Tensor, Any]:
         scale, jac = 1.0, 0.0
         if not self.GIN:
@@ -54,17 +60,53 @@ class AllInOne(PureLayer):
         return _permuted(self, x, not rev)
 
 
+def _all_in_one(block: Any, x: Any, c: Any, rev: bool) -> tuple[tuple[Tensor], Tensor] | None:
+    """What a block of features returns, its coupling as one op; None where FrEIA's own code is called for."""
+    call = None if block.householder or block.input_rank > 0 else call_of(all_in_one, pays.FREIA_ROWS, block, x, c)
+    if call is None:
+        return None
+    z, of_scales = x[0], 0.0
+    if rev:
+        z, of_scales = block._permute(z, rev=True)
+    elif block.reverse_pre_permute:
+        z = block._pre_permute(z, rev=False)
+    found = call.run(z, rev)
+    if found is None:
+        return None
+    z, ladj = found
+    if not rev:
+        z, of_scales = block._permute(z, rev=False)
+    elif block.reverse_pre_permute:
+        z = block._pre_permute(z, rev=True)
+    return (z,), ladj - of_scales if rev else ladj + of_scales
+
+
 def _permuted(block: Any, x: Tensor, inverse: bool) -> Tensor:
     weight = block.w_perm_inv if inverse else block.w_perm
+    if block.householder or _is_narrow(block):
+        return block.permute_function(x, weight)
     order = (_inverse_of if inverse else _order_of)(block, (weight,))
     return x.index_select(1, order) if isinstance(order, Tensor) else block.permute_function(x, weight)
 
 
-def refusal(block: Any) -> str | None:
-    """Why an all-in-one block gains nothing, or None."""
+def _is_narrow(block: Any) -> bool:
+    return block.input_rank == 0 and block.in_channels < _LEAST_FEATURES
+
+
+def _permutation_refusal(block: Any) -> str | None:
+    """Why a block's permutation is multiplied with as before, or None."""
     if block.householder:
         return "its permutation is learned"
-    if block.input_rank == 0 and block.in_channels < _LEAST_FEATURES:
+    if _is_narrow(block):
         return f"a product with the matrix of {block.in_channels} features is as fast as moving them"
     order = _order_of(block, (block.w_perm,))
     return order if isinstance(order, str) else None
+
+
+def refusal(block: Any) -> str | None:
+    """Why an all-in-one block gains nothing, or None."""
+    permutation = _permutation_refusal(block)
+    if permutation is None or block.householder or block.input_rank > 0:
+        return permutation
+    coupling = refusal_of(all_in_one, block)
+    return None if coupling is None else f"{permutation}, and {coupling}"

@@ -18,13 +18,11 @@ from flowkernels.ops.flow_layer import columns, try_flow_layer
 from flowkernels.ops.residual_net.modules import hooked_globally
 
 from . import pays
+from .dense_nets import WIDEST
 from .nflows_made import _activation as activation_name
 from .nflows_made import is_bare
 from .pyro_layers import _affine_spec, _feature_major
 from .swap import PureLayer, original_class, swap
-
-# Width up to which a whole layer as one op beats torch's products, as for `flowkernels.nets.MLP`.
-_WIDEST = 512
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -48,7 +46,7 @@ def coupling_refusal(layer: Any) -> str | None:
     if len(net.param_dims) != 2 or net.param_dims[0] != net.param_dims[1]:
         return f"its network returns parameters of sizes {net.param_dims}"
     width = max(m.out_features for m in [*net.layers][:-1])
-    if width > _WIDEST:
+    if width > WIDEST:
         return f"its network is {width} wide: torch's own products are as fast"
     try:
         _affine_spec(layer)

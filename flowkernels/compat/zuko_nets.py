@@ -1,55 +1,18 @@
-"""The networks of zuko's layers as the ops take them: weights, activation and, where masked, degrees."""
+"""The masked networks of zuko's layers as the ops take them: weights, activation and degrees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from zuko.nn import MLP, Linear, MaskedLinear, MaskedMLP
+from torch import Tensor
+from zuko.nn import MaskedLinear, MaskedMLP
 
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import MadePlan
-from flowkernels.ops.residual_net.modules import hooked_globally
 
 from .buffers import Reading
+from .dense_nets import parts, runs_now
 from .masks import read_plan
-from .nflows_made import _activation as activation_name
-from .nflows_made import is_bare
-
-
-def parts(net: Any, net_class: type, linear_class: type) -> tuple[list[Any], str] | str:
-    """The linear layers and the activation between them, or why it is not such a network."""
-    if type(net) is not net_class:
-        return f"its network is a {type(net).__name__}, not zuko's {net_class.__name__}"
-    modules = [*net._modules.values()]
-    linears, activations = modules[::2], modules[1::2]
-    names = {activation_name(a) or "" for a in activations}
-    for layer in linears:
-        if type(layer) is not linear_class:
-            return f"a layer of its network is a {type(layer).__name__}, not zuko's {linear_class.__name__}"
-        weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-        if weight is None or bias is None or weight.dim() != 2:
-            return "a layer of its network has no weight matrix or no bias as a parameter"
-    if len(names) > 1 or "" in names:
-        return f"the activation of its network is {activations[0]!r}"
-    return linears, names.pop() if names else "identity"
-
-
-def _runs_now(net: Any, linears: Sequence[Any], x: Tensor, context: Tensor | None) -> bool:
-    """Whether calling the network now would do nothing but its arithmetic, in the dtype of its weights."""
-    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
-        return False
-    if not all(map(is_bare, (net, *net._modules.values()))):
-        return False
-    weight = linears[0]._parameters["weight"]
-    tensors = (x,) if context is None else (x, context)
-    return all(t.dtype is weight.dtype and t.device == weight.device for t in tensors)
-
-
-# ---- masked ----
 
 
 def _read(*masks_and_features: Any) -> MadePlan | str:
@@ -74,7 +37,7 @@ def masked_refusal(net: Any, features: int) -> str | None:
 def masked_arguments(net: Any, features: int, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
     """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called."""
     found = parts(net, MaskedMLP, MaskedLinear)
-    if isinstance(found, str) or not _runs_now(net, found[0], x, context) or x.shape[-1] != features:
+    if isinstance(found, str) or not runs_now(net, found[0], x, context) or x.shape[-1] != features:
         return None
     linears, activation = found
     plan = _plan_of(net, [layer._buffers["mask"] for layer in linears], features)
@@ -89,29 +52,3 @@ def masked_arguments(net: Any, features: int, x: Tensor, context: Tensor | None)
         layers[0] = (of_x, layers[0][1])
         adds = [F.linear(context, of_context), *[None] * (len(layers) - 1)]
     return {"layers": layers, "plan": plan, "activation": activation, "adds": adds}
-
-
-# ---- dense ----
-
-# Width up to which a whole layer as one op beats torch's products, as for `flowkernels.nets.MLP`.
-_WIDEST = 512
-
-
-def dense_refusal(net: Any) -> str | None:
-    """Why a network would be called on every call, or None."""
-    found = parts(net, MLP, Linear)
-    if isinstance(found, str):
-        return found
-    width = max((layer.weight.shape[0] for layer in found[0][:-1]), default=0)
-    return f"its network is {width} wide: torch's own products are as fast" if width > _WIDEST else None
-
-
-def dense_arguments(net: nn.Module, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
-    """The layers and the activation of a network as `ops.flow_layer` takes them; None where it must be called."""
-    if dense_refusal(net) is not None:
-        return None
-    found = parts(net, MLP, Linear)
-    if isinstance(found, str) or not _runs_now(net, found[0], x, context):
-        return None
-    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in found[0]]
-    return {"layers": layers, "activation": found[1], "residual": False}

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.transforms import Transform, _InverseTransform
 from zuko import transforms
 from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.nn import MLP, Linear
 from zuko.utils import broadcast
 
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
@@ -22,7 +23,8 @@ from flowkernels.ops.flow_layer import Columns, columns, try_autoregressive_laye
 from flowkernels.ops.made import made
 
 from .buffers import Reading
-from .zuko_nets import dense_arguments, masked_arguments
+from .dense_nets import dense_arguments
+from .zuko_nets import masked_arguments
 from .zuko_univariate import Univariate, univariate_of
 
 
@@ -152,7 +154,7 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
     def _couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
-        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context)
+        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context, MLP, Linear)
         if network is not None and self.columns is not None:
             spec = univariate.spec._replace(inverse=inverse)
             fused = try_flow_layer(x, univariate=spec, columns=self.columns, context=context, **network)

@@ -74,3 +74,28 @@ def tanh(x):
     near = a - a * (t * (num / den))
     r = tl.where(a < 1.0, near, 1.0 - 2.0 * e / (1.0 + e))
     return tl.where(x != x, x, tl.where(x < 0.0, -r, r))
+
+
+@triton.jit
+def atan(x):
+    """k pi/4 + atan z with |z| <= tan(pi/8), by a minimax polynomial."""
+    a = tl.abs(x)
+    above = a > 2.414213562373095
+    between = a > 0.4142135623730951
+    n = tl.where(above, -1.0, tl.where(between, a - 1.0, a))
+    d = tl.where(above, a, tl.where(between, a + 1.0, 1.0))
+    z = n / d
+    t = z * z
+    q = 0.01851526955311175759 * t - 0.03864194506625078982
+    q = q * t + 0.05062982471442553423
+    q = q * t - 0.05853375919788237233
+    q = q * t + 0.06663893074794469968
+    q = q * t - 0.07692133011180409623
+    q = q * t + 0.0909090205878555861
+    q = q * t - 0.1111111094092563938
+    q = q * t + 0.1428571428351381269
+    q = q * t - 0.1999999999998817434
+    q = q * t + 0.3333333333333332139
+    k = tl.where(above, 2.0, tl.where(between, 1.0, 0.0)).to(x.dtype)
+    r = k * 0.78539816339744830962 + (z - z * (t * q))
+    return tl.where(x != x, x, tl.where(x < 0.0, -r, r))

@@ -142,9 +142,9 @@ class Affine:
     P = ``params_per_feature`` = 2, or 1 for ``"additive"``.
 
     Args:
-        scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"tanh"`` or ``"soft_clip"``,
-            which keep it between exp(-clamp) and exp(clamp); ``"per_sigmoid"``, which keeps it above 1; ``"exp"`` (the
-            papers'); or ``"additive"``.
+        scale: ``"softplus"`` or ``"sigmoid"``, which keep the scale above ``min_scale``; ``"tanh"``, ``"atan"`` or
+            ``"soft_clip"``, which keep it between exp(-clamp) and exp(clamp); ``"per_sigmoid"``, which keeps it above
+            1; ``"exp"`` (the papers'); or ``"additive"``.
         min_scale: None stands for 1e-3 where the scale has a floor, and 0 elsewhere.
         clamp: None stands for 2 where the scale has bounds.
 

@@ -33,6 +33,9 @@ def instances() -> dict[str, nn.Module]:
     from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
     from zuko.transforms import MonotonicRQSTransform
 
+    def dense(n_in, n_out):
+        return nn.Sequential(nn.Linear(n_in, n_out))
+
     sizes = {"param_dims": [4, 4, 3]}
     found = [
         zuko.flows.MaskedAutoregressiveTransform(3),
@@ -40,6 +43,11 @@ def instances() -> dict[str, nn.Module]:
         zuko.flows.gaussianization.ElementWiseTransform(3, univariate=MonotonicRQSTransform, shapes=[(4,), (4,), (3,)]),
         freia.PermuteRandom([(3,)]),
         freia.AllInOneBlock([(4, 2, 2)], subnet_constructor=lambda a, b: nn.Conv2d(a, b, 1)),
+        freia.GLOWCouplingBlock([(3,)], subnet_constructor=dense),
+        freia.RNVPCouplingBlock([(3,)], subnet_constructor=dense),
+        freia.AffineCouplingOneSided([(3,)], subnet_constructor=dense),
+        freia.NICECouplingBlock([(3,)], subnet_constructor=dense),
+        freia.ConditionalAffineTransform([(3,)], [(2,)], subnet_constructor=dense),
         pyro.Spline(3, 4, order="quadratic"),
         pyro.ConditionalSpline(DenseNN(2, [8], [12, 12, 9]), 3, 4, order="quadratic"),
         pyro.SplineAutoregressive(3, AutoRegressiveNN(3, [8], **sizes), 4, order="quadratic"),

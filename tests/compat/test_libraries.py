@@ -378,9 +378,10 @@ def digits() -> torch.Tensor:
 @pytest.mark.parametrize(
     "name",
     ["nflows spline coupling", "glasflow CouplingNSF", "glasflow RealNVP", "normflows spline coupling",
-     "normflows autoregressive spline"],
+     "normflows autoregressive spline", "FrEIA GLOW", "FrEIA RNVP", "FrEIA all-in-one"],
 )  # fmt: skip
 def test_training_on_digits_gives_the_same_loss_curve(name, monkeypatch):
+    pytest.importorskip(dropin.MODELS[name].library)
     fuse_small_ones(monkeypatch)
 
     def theirs(model, data, dtype, fast=False):

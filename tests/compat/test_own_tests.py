@@ -1,7 +1,7 @@
 """The libraries' own unit tests, with every module of an accelerated class accelerated as soon as it is made.
 
-normflows installs its tests; nflows and zuko have them in their sdists, fetched here. glasflow publishes none:
-`test_parity.py` and `test_libraries.py` have tests of its flows, written anew.
+normflows installs its tests; nflows and zuko have them in their sdists, fetched here. glasflow publishes none,
+and FrEIA's release has none: `test_parity.py`, `test_libraries.py` and `test_parity_freia.py` have tests written anew.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def through_the_module(
 
 
 AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0),
-          "soft_clip": (5, 0.0), "clip": (6, 0.0), "per_sigmoid": (7, 0.0)}  # fmt: skip
+          "soft_clip": (5, 0.0), "clip": (6, 0.0), "per_sigmoid": (7, 0.0), "atan": (8, 0.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", AFFINE)

@@ -1,25 +1,42 @@
-"""FrEIA's classes, and why most of them gain nothing: their networks are the user's own, and called in any case."""
+"""FrEIA's classes; what remains of them calls networks that are the user's own, in any case."""
 
 from __future__ import annotations
 
+from flowkernels.compat import freia_couplings as couplings
 from flowkernels.compat.freia_layers import AllInOne, Permute, refusal
 from flowkernels.compat.library import Entry, Library
 
-_MAP = "its map in one op beside a network that is called was slower than FrEIA's own, 0.7 to 0.95 times"
+_SIDES = frozenset({"forward", "_coupling1", "_coupling2"})
+_WHAT = "features: map, clamp, columns and network of plain layers as one op a half; small batches as before"
 
 LIBRARY = Library(
     "FrEIA.modules",
     {
         "all_in_one_block.AllInOneBlock": Entry(
-            AllInOne, frozenset({"_permute", "_pre_permute"}), "hard permutation, of images or many features", refusal
+            AllInOne,
+            frozenset({"forward", "_affine", "_permute", "_pre_permute"}),
+            "features: coupling and network of plain layers as one op; hard permutation, of images or many features",
+            refusal,
+        ),
+        "coupling_layers.GLOWCouplingBlock": Entry(couplings.GLOWCoupling, _SIDES, _WHAT, couplings.glow_refusal),
+        "coupling_layers.RNVPCouplingBlock": Entry(
+            couplings.RNVPCoupling, _SIDES, "the same as two ops a half, one a network", couplings.rnvp_refusal
+        ),
+        "coupling_layers.AffineCouplingOneSided": Entry(
+            couplings.OneSidedCoupling, frozenset({"forward"}), _WHAT, couplings.one_sided_refusal
+        ),
+        "coupling_layers.NICECouplingBlock": Entry(
+            couplings.NICECoupling, _SIDES, "features: sum, columns and network as one op", couplings.nice_refusal
+        ),
+        "coupling_layers.ConditionalAffineTransform": Entry(
+            couplings.ConditionalAffine,
+            frozenset({"forward"}),
+            "features: map, clamp and network of plain layers as one op",
+            couplings.conditional_refusal,
         ),
         "fixed_transforms.PermuteRandom": Entry(Permute, frozenset({"forward"}), "permutation"),
     },
     left_alone={
-        "coupling_layers.RNVPCouplingBlock": _MAP,
-        "coupling_layers.GLOWCouplingBlock": _MAP,
-        "coupling_layers.AffineCouplingOneSided": _MAP,
-        "coupling_layers.NICECouplingBlock": "it adds, which is one operation already",
         "coupling_layers.GINCouplingBlock": "its log-scales are centred, which no kernel does",
         "splines.rational_quadratic.RationalQuadraticSpline": "the box of each element is learned, which no kernel has",
     },

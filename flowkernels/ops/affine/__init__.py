@@ -42,7 +42,8 @@ def affine(
     ``"exp"``          :math:`e^u`                                 MAF, Real NVP
     ``"softplus"``     :math:`\mathrm{softplus}(u)` + min_scale    nflows
     ``"sigmoid"``      :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
-    ``"tanh"``         :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's and FrEIA's bounded scale
+    ``"tanh"``         :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's bounded scale
+    ``"atan"``         :math:`e^{r \arctan(u/r)}`, r = 2c/π         FrEIA's bounded scale, c = clamp
     ``"soft_clip"``    :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
     ``"clip"``         :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
     ``"per_sigmoid"``  :math:`1/\sigma(u + 2)`                     normflows' sigmoid: its inverse multiplies
@@ -59,7 +60,8 @@ def affine(
             16-bit type beside a float32 ``x``. See below.
         scale: see the table.
         min_scale: smallest scale of ``"softplus"`` and ``"sigmoid"``.
-        clamp: largest \|log s\| of ``"tanh"`` and ``"soft_clip"``, 2 by default. Near u = 0 it is the exponential.
+        clamp: largest \|log s\| of ``"tanh"``, ``"atan"`` and ``"soft_clip"``, 2 by default. Near u = 0 it is the
+            exponential.
         log_bounds: where log s of ``"clip"`` stops, (-5, 3) by default. Gradients do not see it: they are those of
             :math:`e^u` at the u where it stops.
         shift_first: the order of ``params`` is shift | scale logit.

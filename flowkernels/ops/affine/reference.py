@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,10 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
         return torch.exp(u.clamp(-bound, bound)), u
     if spec.scale == "tanh":
         log_s = spec.clamp * torch.tanh(u / spec.clamp)
+        return torch.exp(log_s.clamp(-bound, bound)), log_s
+    if spec.scale == "atan":
+        unit = spec.clamp * 2 / math.pi
+        log_s = unit * torch.atan(u / unit)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "clip":
         log_s = u + (u.clamp(spec.low, spec.high) - u).detach()

@@ -10,10 +10,10 @@ from typing import NamedTuple, NoReturn
 from torch import Tensor
 
 # The order of csrc/affine/affine.h.
-SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip", "per_sigmoid")
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip", "per_sigmoid", "atan")
 CLAMP = 2.0
 LOW, HIGH = -5.0, 3.0
-CLAMPED = ("tanh", "soft_clip")
+CLAMPED = ("tanh", "soft_clip", "atan")
 
 
 class AffineSpec(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flowkernels.ops._triton_math import exp, log1p_unit, tanh
+from flowkernels.ops._triton_math import atan, exp, log1p_unit, tanh
 
 
 @triton.jit
@@ -34,6 +34,10 @@ def scale_at(
     elif SCALE == "tanh":
         h = tanh(u / CLAMP)
         factor, log_s, slope, of_factor = _exponential(CLAMP * h, 1.0 - h * h, INVERSE)
+    elif SCALE == "atan":
+        unit: tl.constexpr = CLAMP * 0.6366197723675814
+        r = u / unit
+        factor, log_s, slope, of_factor = _exponential(unit * atan(r), 1.0 / (1.0 + r * r), INVERSE)
     elif SCALE == "soft_clip":
         q = 1.0 / (1.0 + tl.abs(u / CLAMP))
         factor, log_s, slope, of_factor = _exponential(u * q, q * q, INVERSE)
