@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops._checks import expands
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
 from flowkernels.ops.residual_net.modules import hooked, hooked_globally
@@ -206,8 +207,7 @@ def _of_context(net: Any, context: Tensor, x: Tensor, parts: _Parts) -> dict[str
 
 
 def _broadcasts(context: Tensor, x: Tensor) -> bool:
-    sizes = zip(reversed(context.shape[:-1]), reversed(x.shape[:-1]), strict=False)
-    return 0 < context.dim() <= x.dim() and all(c in (1, n) for c, n in sizes)
+    return context.dim() > 0 and expands(context.shape[:-1], x.shape[:-1])
 
 
 def made_refusal(net: Any) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import expands
+
 from .flow import Flow
 
 
@@ -135,8 +137,7 @@ def inpaint(
     if not isinstance(known, Tensor) or known.dtype is not torch.bool:
         given = known.dtype if isinstance(known, Tensor) else type(known).__name__
         raise TypeError(f"flows.inpaint: known must be a bool tensor, got {given}")
-    pairs = zip(reversed(known.shape), reversed(x.shape), strict=False)
-    if known.dim() > x.dim() or any(k not in (1, n) for k, n in pairs):
+    if not expands(known.shape, x.shape):
         raise ValueError(f"flows.inpaint: known must broadcast to {list(x.shape)}, got {list(known.shape)}")
     x = x.detach()
     for i in range(steps):

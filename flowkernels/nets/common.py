@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops._checks import expands
 from flowkernels.ops._routing import in_transform
 
 Activation = Callable[[Tensor], Tensor] | type[nn.Module]
@@ -39,9 +40,7 @@ def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[i
     shape = context.shape
     if size == 0:
         raise ValueError(f"{name}: context must be None where context=0, got {list(shape)}")
-    fits = len(shape) <= len(lead) + 1
-    fits = fits and all(c in (1, n) for c, n in zip(reversed(shape[:-1]), reversed(lead), strict=False))
-    if shape[-1:] != (size,) or not fits:
+    if shape[-1:] != (size,) or not expands(shape[:-1], lead):
         raise ValueError(f"{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
 
 

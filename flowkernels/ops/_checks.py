@@ -20,6 +20,13 @@ def check_floating(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
 
 
+def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a tensor of one shape broadcasts to another."""
+    # Without a zip of unequal lengths, which torch 2.6 cannot trace.
+    missing = len(to) - len(shape)
+    return missing >= 0 and all(a in (1, b) for a, b in zip(shape, to[missing:], strict=True))
+
+
 def why_not_multiplied(tensors: Sequence[Tensor]) -> str | None:
     """Why kernels may not multiply these tensors, x first, as they are, or None."""
     if any(t.dtype is not tensors[0].dtype for t in tensors):

@@ -138,8 +138,8 @@ class VariationalDequantize(Dequantize):
 
     def _given(self, x: Tensor) -> Tensor:
         """The numbers as the noise sees them, in the dtype of its weights."""
-        dtype = next((p.dtype for p in self.noise.parameters()), x.dtype)
-        return (x / (self.levels - 1) - 0.5).to(dtype)
+        dtypes = [p.dtype for p in self.noise.parameters()]
+        return (x / (self.levels - 1) - 0.5).to(dtypes[0] if dtypes else x.dtype)
 
     def _log_slope(self, v: Tensor) -> Tensor:
         """Of the sigmoid."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating
+from flowkernels.ops._checks import check_floating, expands
 
 from .autograd import op
 from .spec import AffineSpec, cached_spec, make_spec
@@ -162,6 +162,5 @@ def _check_mask(x: Tensor, mask: Tensor, event: torch.Size) -> None:
         raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
     if mask.device != x.device:
         raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
-    pairs = zip(reversed(mask.shape), reversed(event), strict=False)
-    if mask.dim() > len(event) or any(m not in (1, n) for m, n in pairs):
+    if not expands(mask.shape, event):
         raise ValueError(f"ops.affine: mask must broadcast to the event {list(event)}, got {list(mask.shape)}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating
+from flowkernels.ops._checks import check_floating, expands
 
 from .activations import check_activation
 from .plan import MadePlan
@@ -43,8 +43,7 @@ def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
 
 def check_broadcasts(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
     """Raises unless `t` broadcasts to this shape."""
-    fits = 0 < t.dim() <= len(shape) and t.shape[-1] == shape[-1]
-    if not fits or any(a not in (1, b) for a, b in zip(reversed(t.shape), reversed(shape), strict=False)):
+    if t.dim() == 0 or t.shape[-1] != shape[-1] or not expands(t.shape, shape):
         raise ValueError(f"{op}: {name} must broadcast to {list(shape)}, got {list(t.shape)}")
 
 
