@@ -150,7 +150,7 @@ def _spline_spec(layer: Any) -> RqsSpec | None:
 
 def _of_own_tails(layer: Any, x: Tensor, context: Tensor | None, run: Callable[..., Any]) -> Any:
     """What `run` makes of a layer whose features have tails or bounds of their own; None where it does nothing."""
-    if x.dim() != 2 or not per_feature(layer):
+    if x.dim() != 2 or not per_feature(layer) or not x.is_cpu:  # where alone it has kernels
         return None
     if isinstance(layer.tail_bound, Tensor) and layer.tail_bound.dtype is not x.dtype:
         return None

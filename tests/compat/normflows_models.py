@@ -31,7 +31,7 @@ SPLINES = {
     "circular autoregressive, every feature": (
         F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": list(range(D)), "permute_mask": False}),
     "circular autoregressive, bounds": (
-        F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1], "tail_bound": BOUNDS}),
+        F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1, 2, 4], "tail_bound": BOUNDS}),
 }  # fmt: skip
 SCALE_MAPS = ("exp", "sigmoid", "sigmoid_inv")
 
