@@ -79,6 +79,12 @@ def cases():
     found |= {
         "maf": (shaken(F.MaskedAffineAutoregressive(D, 16)), normal(D), None),
         "maf, no blocks": (shaken(F.MaskedAffineAutoregressive(D, 16, num_blocks=0)), normal(D), None),
+        "maf, feed-forward": (shaken(F.MaskedAffineAutoregressive(D, 16, use_residual_blocks=False)), normal(D), None),
+        "maf, random mask": (
+            shaken(F.MaskedAffineAutoregressive(D, 16, use_residual_blocks=False, random_mask=True, num_blocks=1)),
+            normal(D),
+            None,
+        ),
         "maf, context": (
             shaken(F.MaskedAffineAutoregressive(D, 16, context_features=3, activation=torch.tanh)),
             normal(D),
