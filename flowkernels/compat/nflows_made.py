@@ -18,6 +18,7 @@ from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
 from flowkernels.ops.residual_net.modules import hooked
 
+from . import pays
 from .buffers import Reading
 from .nflows_classes import kind
 from .swap import PureLayer, original_class
@@ -65,7 +66,6 @@ def _parts(net: Any) -> _Parts | str:
         function = _activation_of(blocks[0]) if blocks else torch.relu
     else:
         residual, function = net.use_residual_blocks, _activation_of(net)
-    merged = "preprocessing" in modules and not residual
     activation = _activation(function)
     if activation is None:
         return f"its activation is {_shown(function)}"
@@ -97,7 +97,13 @@ def _parts(net: Any) -> _Parts | str:
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
     skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
-    return _Parts(residual, linears, skipped, dropouts, activation, merged)
+    return _Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
+
+
+def _is_merged(modules: dict[str, Any]) -> bool:
+    """Whether the first two layers of a network of these modules have nothing between them."""
+    blocks = modules["blocks"]._modules
+    return "preprocessing" in modules and "0" in blocks and kind(type(blocks["0"])) == "MaskedFeedforwardBlock"
 
 
 def _activation_of(module: Any) -> Any:
@@ -153,13 +159,16 @@ def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
 # ---- the network as one op ----
 
 
-def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False) -> dict[str, Any] | None:
+def arguments(
+    net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False, inverse: bool = False
+) -> dict[str, Any] | None:
     """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called.
 
-    normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it.
-
-    Hooks of the network itself are the caller's business.
+    normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it,
+    `inverse` that it is for a sweep. Hooks of the network itself are the caller's business.
     """
+    if not inverse and x.shape[:-1].numel() < pays.MERGED_ROWS and _is_merged(net._modules):
+        return None
     if in_transform((x, context)) or _module._has_any_global_hook():
         return None
     if not preprocessed and preprocessing_of(net) is not None:
