@@ -32,12 +32,12 @@ from .swap import PureLayer, layer_of, original_class, overridden
 Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
-def _network(layer: Any, x: Tensor, context: Tensor | None, preprocessed: bool = False) -> dict[str, Any] | None:
+def _network(layer: Any, x: Tensor, context: Tensor | None, **direction: bool) -> dict[str, Any] | None:
     """The network as the ops that fuse it with the map take it; None where it must be called."""
     net = layer.autoregressive_net
     # Of this layer: `accelerate` has seen that the network's forward is nflows'.
     if not in_transform((x, context)) and layer_of(net) is Made and is_bare(net):
-        return arguments(net, x, context, preprocessed=preprocessed)
+        return arguments(net, x, context, **direction)
     return None
 
 
@@ -69,7 +69,7 @@ def _inverse(
     if z.dim() != 2:
         return original_class(layer).inverse(layer, z, context)
     spec = spec_of(layer)
-    found = None if spec is None else _network(layer, z, context)
+    found = None if spec is None else _network(layer, z, context, inverse=True)
     fused = None if found is None or spec is None else try_autoregressive_inverse(z, univariate=spec, **found)
     if fused is not None:
         return fused
@@ -150,7 +150,7 @@ def _spline_spec(layer: Any) -> RqsSpec | None:
 
 def _of_own_tails(layer: Any, x: Tensor, context: Tensor | None, run: Callable[..., Any]) -> Any:
     """What `run` makes of a layer whose features have tails or bounds of their own; None where it does nothing."""
-    if x.dim() != 2 or not per_feature(layer):
+    if x.dim() != 2 or not per_feature(layer) or not x.is_cpu:  # where alone it has kernels
         return None
     if isinstance(layer.tail_bound, Tensor) and layer.tail_bound.dtype is not x.dtype:
         return None

@@ -18,6 +18,7 @@ from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
 from flowkernels.ops.residual_net.modules import hooked, hooked_globally
 
+from . import pays
 from .buffers import Reading
 from .nflows_classes import kind
 from .swap import PureLayer, original_class
@@ -52,6 +53,7 @@ class _Parts(NamedTuple):
     skipped: list[Any]  # every module that one op does not call
     dropouts: list[Any]
     activation: str
+    merged: bool  # the first two linears have nothing between them, and are one layer of the op
 
 
 def _parts(net: Any) -> _Parts | str:
@@ -61,8 +63,6 @@ def _parts(net: Any) -> _Parts | str:
     blocks = list(modules["blocks"]._modules.values())
     if "preprocessing" in modules:  # normflows' copy
         residual = not blocks or kind(type(blocks[0])) != "MaskedFeedforwardBlock"
-        if not residual:
-            return "normflows applies no activation between its first layer and blocks that are not residual"
         function = _activation_of(blocks[0]) if blocks else torch.relu
     else:
         residual, function = net.use_residual_blocks, _activation_of(net)
@@ -96,9 +96,14 @@ def _parts(net: Any) -> _Parts | str:
             return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
         if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
-    return _Parts(
-        residual, linears, [*linears, *(m for m in skipped if isinstance(m, nn.Module))], dropouts, activation
-    )
+    skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
+    return _Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
+
+
+def _is_merged(modules: dict[str, Any]) -> bool:
+    """Whether the first two layers of a network of these modules have nothing between them."""
+    blocks = modules["blocks"]._modules
+    return "preprocessing" in modules and "0" in blocks and kind(type(blocks["0"])) == "MaskedFeedforwardBlock"
 
 
 def _activation_of(module: Any) -> Any:
@@ -124,9 +129,9 @@ def preprocessing_of(net: Any) -> nn.Module | None:
 # ---- its plan ----
 
 
-def _read_plan(*buffers_and_residual: Any) -> MadePlan | str:
-    """The plan of the degrees and the mask of every layer; why there is none."""
-    *buffers, residual = buffers_and_residual
+def _read_plan(*buffers_and_kind: Any) -> MadePlan | str:
+    """The plan of the degrees and the mask of every layer, the first two as one where merged; why there is none."""
+    *buffers, residual, merged = buffers_and_kind
     degrees, masks = buffers[::2], buffers[1::2]
     rows, features = [d.tolist() for d in degrees], masks[0].shape[1]
     rows.insert(0, rows[-1][:: max(1, len(rows[-1]) // features)])  # those of the features' first output
@@ -139,7 +144,7 @@ def _read_plan(*buffers_and_residual: Any) -> MadePlan | str:
         mask = outs > ins if by_degrees.strict else outs >= ins
         if not torch.equal(given, mask.to(given)):
             return f"the mask of layer {i} is not the one of its degrees"
-    return plan
+    return MadePlan([rows[0], *rows[2:]]) if merged else plan
 
 
 _plan = Reading[MadePlan | str](_read_plan)
@@ -148,19 +153,22 @@ _plan = Reading[MadePlan | str](_read_plan)
 def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
     """The plan; why the masks have none; or None where their values cannot be read now."""
     buffers = [layer._buffers[name] for layer in parts.linears for name in ("degrees", "mask")]
-    return _plan(net, buffers, parts.residual)
+    return _plan(net, buffers, parts.residual, parts.merged)
 
 
 # ---- the network as one op ----
 
 
-def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False) -> dict[str, Any] | None:
+def arguments(
+    net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False, inverse: bool = False
+) -> dict[str, Any] | None:
     """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called.
 
-    normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it.
-
-    Hooks of the network itself are the caller's business.
+    normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it,
+    `inverse` that it is for a sweep. Hooks of the network itself are the caller's business.
     """
+    if not inverse and x.shape[:-1].numel() < pays.MERGED_ROWS and _is_merged(net._modules):
+        return None
     if in_transform((x, context)) or hooked_globally():
         return None
     if not preprocessed and preprocessing_of(net) is not None:
@@ -178,11 +186,19 @@ def arguments(net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool
     if not isinstance(plan, MadePlan) or x.shape[-1] != plan.features:
         return None
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
+    if parts.merged:
+        layers[:2] = [_merged(*parts.linears[:2])]
     found: dict[str, Any] = {"layers": layers, "plan": plan, "activation": parts.activation}
     if context is None:
         return found
     terms = _of_context(net, context, x, parts)
     return None if terms is None else found | terms
+
+
+def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
+    """Two masked layers without an activation between them as one; it sees what the second may see of the inputs."""
+    weight = second.weight * second.mask
+    return weight @ (first.weight * first.mask), torch.addmv(second.bias, weight, first.bias)
 
 
 def _of_context(net: Any, context: Tensor, x: Tensor, parts: _Parts) -> dict[str, Any] | None:

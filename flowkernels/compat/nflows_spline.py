@@ -3,7 +3,7 @@
 normflows' circular layers have a list of tails, one per feature, and bounds that may be a tensor. A spline on a box
 scaled by b is that on the box of 1 with the same slopes, and tails are free ones with their end slopes put in; so the
 kernel, which knows one kind of tails and one box per call, does these layers too. Outside the box of such a list
-normflows returns 0 for every feature, linear tails or not, and so does this.
+normflows returns 0 for every feature, linear tails or not, and so does this, but for a NaN, which stays one here.
 """
 
 from __future__ import annotations

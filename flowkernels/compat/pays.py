@@ -11,6 +11,7 @@ COUPLING_ROWS = 256  # rows of a coupling with its dense network in Pyro, withou
 CONDITIONAL_COUPLING_ROWS = 2048  # the same with a context, which Pyro's network has in its first columns
 FREIA_ROWS = 1024  # rows of a coupling of FrEIA with a network for both s and t; at 512 it took as long
 FREIA_PAIR_ROWS = 2048  # the same with a network each
+MERGED_ROWS = 128  # rows of a masked network whose first two layers are made one; its inverse always pays
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
 MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one

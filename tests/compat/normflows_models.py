@@ -31,7 +31,7 @@ SPLINES = {
     "circular autoregressive, every feature": (
         F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": list(range(D)), "permute_mask": False}),
     "circular autoregressive, bounds": (
-        F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1], "tail_bound": BOUNDS}),
+        F.CircularAutoregressiveRationalQuadraticSpline, {"ind_circ": [1, 2, 4], "tail_bound": BOUNDS}),
 }  # fmt: skip
 SCALE_MAPS = ("exp", "sigmoid", "sigmoid_inv")
 
@@ -79,6 +79,12 @@ def cases():
     found |= {
         "maf": (shaken(F.MaskedAffineAutoregressive(D, 16)), normal(D), None),
         "maf, no blocks": (shaken(F.MaskedAffineAutoregressive(D, 16, num_blocks=0)), normal(D), None),
+        "maf, feed-forward": (shaken(F.MaskedAffineAutoregressive(D, 16, use_residual_blocks=False)), normal(D), None),
+        "maf, random mask": (
+            shaken(F.MaskedAffineAutoregressive(D, 16, use_residual_blocks=False, random_mask=True, num_blocks=1)),
+            normal(D),
+            None,
+        ),
         "maf, context": (
             shaken(F.MaskedAffineAutoregressive(D, 16, context_features=3, activation=torch.tanh)),
             normal(D),

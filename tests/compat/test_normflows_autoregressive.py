@@ -11,10 +11,10 @@ import normflows as nf
 import pytest
 import torch
 
-from flowkernels.compat import nflows_autoregressive, nflows_made, normflows_circular
+from flowkernels.compat import nflows_autoregressive, nflows_made, normflows_circular, pays
 from tests.compat import normflows_models as models
 from tests.compat.nflows_models import normal
-from tests.compat.parity import accelerated_copy, watch
+from tests.compat.parity import accelerated_copy, fuse_small_ones, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,6 +24,7 @@ CASES = {name: case for name, case in models.cases().items() if "autoregressive"
 @pytest.fixture
 def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
+    fuse_small_ones(monkeypatch)
     names = []
     watch(monkeypatch, names, nflows_made, "made")
     for module in (nflows_autoregressive, normflows_circular):
@@ -120,3 +121,15 @@ def test_the_layers_of_a_context_are_called(ran):
         with pytest.raises(RuntimeError) as ours:
             fast(x, context)
         assert str(ours.value) == str(theirs.value)
+
+
+def test_small_batches_of_plain_blocks_stay_with_normflows_forward(ran, monkeypatch):
+    monkeypatch.setattr(pays, "MERGED_ROWS", 128)
+    layer, x, _ = CASES["maf, feed-forward"]
+    fast = accelerated_copy(layer).double()
+    fast(x)
+    fast.autoregressive_net(x)
+    assert ran == []
+    fast.inverse(x)
+    fast(torch.cat((x, x)))
+    assert ran == ["autoregressive_inverse", "flow_layer"]
