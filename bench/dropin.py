@@ -7,6 +7,7 @@ the module's methods have other names.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -190,6 +191,10 @@ MODELS = {
     "zuko Real NVP": Typical("zuko", _zuko("NICE")),
     "Pyro spline coupling": Typical("pyro", dropin_layers.pyro_coupling),
     "Pyro autoregressive spline": Typical("pyro", dropin_layers.pyro_autoregressive),
+    "Pyro linear spline coupling": Typical("pyro", functools.partial(dropin_layers.pyro_coupling, order="linear")),
+    "Pyro linear autoregressive spline": Typical(
+        "pyro", functools.partial(dropin_layers.pyro_autoregressive, order="linear")
+    ),
     "VITS spline coupling": Typical("nflows", dropin_layers.vits),
 }
 
