@@ -7,6 +7,7 @@ the module's methods have other names.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -202,6 +203,10 @@ MODELS = {
     "FrEIA RNVP": Typical("FrEIA", dropin_layers.freia("RNVPCouplingBlock")),
     "FrEIA NICE": Typical("FrEIA", dropin_layers.freia("NICECouplingBlock")),
     "FrEIA all-in-one": Typical("FrEIA", dropin_layers.freia("AllInOneBlock")),
+    "Pyro linear spline coupling": Typical("pyro", functools.partial(dropin_layers.pyro_coupling, order="linear")),
+    "Pyro linear autoregressive spline": Typical(
+        "pyro", functools.partial(dropin_layers.pyro_autoregressive, order="linear")
+    ),
     "VITS spline coupling": Typical("nflows", dropin_layers.vits),
 }
 

@@ -66,27 +66,32 @@ def _flipped(features: int, layer: Any) -> list[Any]:
     return [layer, pyro.Permute(torch.arange(features).flip(0))]
 
 
-def pyro_coupling(features: int, hidden: int, layers: int) -> nn.Module:
+def _pyro_params(order: str) -> list[int]:
+    """Parameters of a feature, in the parts that Pyro's networks return."""
+    return [BINS, BINS, BINS - 1, *([BINS] if order == "linear" else [])]
+
+
+def pyro_coupling(features: int, hidden: int, layers: int, order: str = "quadratic") -> nn.Module:
     from pyro.distributions import transforms as pyro
     from pyro.nn import DenseNN
 
     half = features // 2
-    moved = [(features - half) * n for n in (BINS, BINS, BINS - 1)]
+    moved = [(features - half) * n for n in _pyro_params(order)]
 
     def layer() -> Any:
         net = DenseNN(half, [hidden, hidden], moved)
-        return pyro.SplineCoupling(features, half, net, BINS, TAIL_BOUND, order="quadratic")
+        return pyro.SplineCoupling(features, half, net, BINS, TAIL_BOUND, order=order)
 
     return _Pyro(features, [part for _ in range(layers) for part in _flipped(features, layer())])
 
 
-def pyro_autoregressive(features: int, hidden: int, layers: int) -> nn.Module:
+def pyro_autoregressive(features: int, hidden: int, layers: int, order: str = "quadratic") -> nn.Module:
     from pyro.distributions import transforms as pyro
     from pyro.nn import AutoRegressiveNN
 
     def layer() -> Any:
-        net = AutoRegressiveNN(features, [hidden, hidden], [BINS, BINS, BINS - 1], permutation=torch.arange(features))
-        return pyro.SplineAutoregressive(features, net, BINS, TAIL_BOUND, order="quadratic")
+        net = AutoRegressiveNN(features, [hidden, hidden], _pyro_params(order), permutation=torch.arange(features))
+        return pyro.SplineAutoregressive(features, net, BINS, TAIL_BOUND, order=order)
 
     return _Pyro(features, [part for _ in range(layers) for part in _flipped(features, layer())])
 

@@ -23,17 +23,21 @@ struct Block {
   V grad[kMaxRows];
 };
 
-// Where the params lie in a block: under linear tails the first slope param belongs to the second knot.
+// Where the params lie in a block. Two of its rows may be nobody's: the slope at the first knot, before the slopes of
+// linear tails, and that at the last, after the slopes of linear and circular ones and before the splits.
 struct Rows {
   int bins, params;
   Tails tails;
-  int before_splits;
+  int first_gap, second_gap;  // the params before which such a row lies
 
-  FK_INLINE int row(int p) const {
-    if (p >= before_splits) return p - before_splits + 3 * bins + 1;
-    return p + (tails == Tails::linear && p >= 2 * bins ? 1 : 0);
-  }
+  FK_INLINE int row(int p) const { return p + (p >= first_gap) + (p >= second_gap); }
 };
+
+FK_INLINE Rows rows_of(const RqsSpec& s) {
+  const int P = s.params();
+  return {s.bins, P, s.tails, s.tails == Tails::linear ? 2 * s.bins : P,
+          s.tails == Tails::none ? P : s.before_splits()};
+}
 
 // A spline's constants, and where its params lie in a block.
 template <class Scalar, bool Clip>
@@ -48,7 +52,7 @@ struct Consts : Constants<Scalar, Clip>, Rows {
 
   explicit Consts(const RqsSpec& s)
       : Constants<S, Clip>(s),
-        Rows{s.bins, s.params(), s.tails, s.before_splits()},
+        Rows(rows_of(s)),
         splits(s.min_lambda != 0),
         min_lambda(S(s.min_lambda)),
         free_lambda(S(1 - 2 * s.min_lambda)) {
