@@ -117,6 +117,13 @@ class _Half(NamedTuple):
             return "one of its halves is empty"
         return next((r for r in (dense_refusal(step.net) for step in self.steps) if r is not None), None)
 
+    def pays(self, rows: int) -> bool:
+        """Whether so many rows take less time as ops, by the columns that FrEIA writes and reads again."""
+        layer = next(iter(self.steps[0].net._modules.values()), None)
+        weight = None if layer is None else layer._parameters.get("weight")
+        width = 0 if weight is None else len(weight)
+        return rows * (width + 4 * len(self.mapped)) >= pays.FREIA_ELEMENTS * len(self.steps)
+
     def run(self, x: Tensor, conditions: range, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """y and ladj of the columns of x, some of which are conditions; None where FrEIA's own code is called for."""
         seen, ladj = (*self.seen, *conditions), None
@@ -234,17 +241,18 @@ class Call(NamedTuple):
         return None if ladj is None else (y[:, :features].contiguous() if self.conditions else y, ladj)
 
 
-def call_of(find: Halves, least: int, block: Any, x: Any, c: Any) -> Call | None:
+def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
     """A call with FrEIA's arguments; None where the ops do not take them, or have less rows than pay."""
-    if not isinstance(x, (tuple, list)) or len(x) != 1 or not _is_table(x[0], x[0]):
+    first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else None
+    if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.FREIA_ROWS:
         return None
-    if len(x[0]) < least or torch.compiler.is_compiling() or x[0].shape[1] != block.dims_in[0][0]:
+    if torch.compiler.is_compiling() or first.shape[1] != block.dims_in[0][0]:
         return None
     conditions = tuple(c) if block.conditional and isinstance(c, (tuple, list)) else ()
     halves = find(block)
-    if isinstance(halves, str) or not all(_is_table(t, x[0]) for t in conditions):
+    if isinstance(halves, str) or not halves[0].pays(len(first)):
         return None
-    return Call(halves, conditions)
+    return Call(halves, conditions) if all(_is_table(t, first) for t in conditions) else None
 
 
 def _is_table(t: Any, x: Any) -> bool:
@@ -252,8 +260,8 @@ def _is_table(t: Any, x: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and (len(t), t.dtype, t.device) == (len(x), x.dtype, x.device)
 
 
-def _forward(find: Halves, least: int, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
-    call = call_of(find, least, block, x, c)
+def _forward(find: Halves, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
+    call = call_of(find, block, x, c)
     found = None if call is None else call.run(x[0], rev)
     return original_class(block).forward(block, x, c, rev, jac) if found is None else ((found[0],), found[1])
 
@@ -262,35 +270,35 @@ class GLOWCoupling(PureLayer):
     """The methods of an accelerated GLOWCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_glow, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_glow, self, x, c, rev, jac)
 
 
 class RNVPCoupling(PureLayer):
     """The methods of an accelerated RNVPCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_rnvp, pays.FREIA_PAIR_ROWS, self, x, c, rev, jac)
+        return _forward(_rnvp, self, x, c, rev, jac)
 
 
 class NICECoupling(PureLayer):
     """The methods of an accelerated NICECouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], float]:
-        return _forward(_nice, pays.FREIA_ROWS, self, x, c, rev, jac)[0], 0.0
+        return _forward(_nice, self, x, c, rev, jac)[0], 0.0
 
 
 class OneSidedCoupling(PureLayer):
     """The methods of an accelerated AffineCouplingOneSided."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_one_sided, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_one_sided, self, x, c, rev, jac)
 
 
 class ConditionalAffine(PureLayer):
     """The methods of an accelerated ConditionalAffineTransform."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_conditional, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_conditional, self, x, c, rev, jac)
 
 
 glow_refusal, rnvp_refusal, nice_refusal, one_sided_refusal, conditional_refusal = (

@@ -9,8 +9,10 @@ MASKED_AFFINE = 1 << 15  # the same
 AFFINE = 1 << 16  # an affine map without its network
 COUPLING_ROWS = 256  # rows of a coupling with its dense network in Pyro, without a graph; with one it does not pay
 CONDITIONAL_COUPLING_ROWS = 2048  # the same with a context, which Pyro's network has in its first columns
-FREIA_ROWS = 1024  # rows of a coupling of FrEIA with a network for both s and t; at 512 it took as long
-FREIA_PAIR_ROWS = 2048  # the same with a network each
+FREIA_ROWS = 1024  # rows of a coupling of FrEIA; at 512 it took as long
+FREIA_ELEMENTS = (
+    170_000  # the same, rows times (width of the network + 4 mapped columns); twice as many with two networks
+)
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
 MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one

@@ -240,13 +240,19 @@ def test_wrong_inputs_are_freias_to_refuse():
             call()
 
 
-def test_few_rows_are_freias(monkeypatch, ops):
+@pytest.mark.parametrize("name", ["glow", "rnvp"])
+def test_small_batches_are_freias(name, monkeypatch, ops):
+    block, n = accelerated_copy(coupling(name)), COUPLINGS[name][2]
     monkeypatch.setattr(pays, "FREIA_ROWS", 8)
-    block = accelerated_copy(coupling("glow"))
     block([torch.zeros(7, 5)])
     assert not ops
     block([torch.zeros(8, 5)])
-    assert len(ops) == 2
+    assert len(ops) == n
+    monkeypatch.setattr(pays, "FREIA_ELEMENTS", 20 * (16 + 4 * 2) * 2 // n)  # 16 hidden units, first 2 columns mapped
+    block([torch.zeros(19, 5)])
+    assert len(ops) == n
+    block([torch.zeros(20, 5)])
+    assert len(ops) == 2 * n
 
 
 def make(name):
