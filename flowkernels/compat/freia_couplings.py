@@ -29,22 +29,27 @@ from .swap import PureLayer, original_class
 # ---- soft clamps ----
 
 _ATAN = 0.636  # of FrEIA, where 2/pi is 0.6366
-_CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "atan": lambda u: _ATAN * torch.atan(u),
-    "sigmoid": lambda u: 2.0 * (torch.sigmoid(u) - 0.5),
+_CLAMPS: dict[str, Callable[[float], float]] = {
+    "atan": lambda u: _ATAN * math.atan(u),
+    "sigmoid": lambda u: math.tanh(u / 2),
 }
 _LAMBDA = "_BaseCouplingBlock.__init__.<locals>.<lambda>"
+_POINTS = (-9.0, -1.1, -0.2, 0.0, 0.3, 1.0, 4.0, 70.0)
+_OF_NUMBERS = types.SimpleNamespace(atan=math.atan, sigmoid=lambda u: 1 / (1 + math.exp(-u)))
 
 
 @functools.lru_cache(maxsize=64)
 def _clamp_of(code: types.CodeType) -> str | None:
-    """Which clamp a function of FrEIA's computes; one code serves all blocks."""
-    u = torch.tensor([-9.0, -1.1, -0.2, 0.0, 0.3, 1.0, 4.0, 70.0], dtype=torch.float64)
+    """Which clamp a function of FrEIA's computes; one code serves all blocks. Of numbers, in torch's place."""
+    function = types.FunctionType(code, {"torch": _OF_NUMBERS})
     try:
-        found = types.FunctionType(code, {"torch": torch})(u)
-        return next((name for name, f in _CLAMPS.items() if torch.allclose(found, f(u), rtol=1e-12, atol=0)), None)
-    except Exception:  # it reads what only its own module has
+        found = [function(u) for u in _POINTS]
+    except Exception:  # it reads what another version's has
         return None
+    for name, clamp in _CLAMPS.items():
+        if all(math.isclose(f, clamp(u), rel_tol=1e-12, abs_tol=1e-15) for f, u in zip(found, _POINTS, strict=True)):
+            return name
+    return None
 
 
 def _clamp_name(function: Any) -> str | None:
