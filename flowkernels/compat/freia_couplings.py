@@ -5,7 +5,7 @@ is two layers that see the same columns, one that scales and one that shifts. Th
 `ops.affine`, with what stands before s in the last weights: FrEIA's 0.636 is its own, a rounded 2/pi.
 
 Under compilers FrEIA's own code runs, which they fuse as it stands. What differs by design: exponentials of clamps
-beyond 87 (708 in float64) saturate, and do not become infinities.
+beyond 87 (708 in float64) saturate, and do not become infinities; log-determinants of 16-bit inputs are float32.
 """
 
 from __future__ import annotations
@@ -251,8 +251,8 @@ def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
     first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else None
     if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.FREIA_ROWS:
         return None
-    if torch.compiler.is_compiling() or first.shape[1] != block.dims_in[0][0]:
-        return None
+    if torch.compiler.is_compiling() or not first.is_cpu or first.shape[1] != block.dims_in[0][0]:
+        return None  # on a GPU there is no such op, and what goes before it would be launched for nothing
     conditions = tuple(c) if block.conditional and isinstance(c, (tuple, list)) else ()
     halves = find(block)
     if isinstance(halves, str) or not halves[0].pays(len(first)):
