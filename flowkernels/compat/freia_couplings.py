@@ -5,7 +5,7 @@ is two layers that see the same columns, one that scales and one that shifts. Th
 `ops.affine`, with what stands before s in the last weights: FrEIA's 0.636 is its own, a rounded 2/pi.
 
 Under compilers FrEIA's own code runs, which they fuse as it stands. What differs by design: exponentials of clamps
-beyond 87 (708 in float64) saturate, and do not become infinities.
+beyond 87 (708 in float64) saturate, and do not become infinities; log-determinants of 16-bit inputs are float32.
 """
 
 from __future__ import annotations
@@ -29,22 +29,27 @@ from .swap import PureLayer, original_class
 # ---- soft clamps ----
 
 _ATAN = 0.636  # of FrEIA, where 2/pi is 0.6366
-_CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "atan": lambda u: _ATAN * torch.atan(u),
-    "sigmoid": lambda u: 2.0 * (torch.sigmoid(u) - 0.5),
+_CLAMPS: dict[str, Callable[[float], float]] = {
+    "atan": lambda u: _ATAN * math.atan(u),
+    "sigmoid": lambda u: math.tanh(u / 2),
 }
 _LAMBDA = "_BaseCouplingBlock.__init__.<locals>.<lambda>"
+_POINTS = (-9.0, -1.1, -0.2, 0.0, 0.3, 1.0, 4.0, 70.0)
+_OF_NUMBERS = types.SimpleNamespace(atan=math.atan, sigmoid=lambda u: 1 / (1 + math.exp(-u)))
 
 
 @functools.lru_cache(maxsize=64)
 def _clamp_of(code: types.CodeType) -> str | None:
-    """Which clamp a function of FrEIA's computes; one code serves all blocks."""
-    u = torch.tensor([-9.0, -1.1, -0.2, 0.0, 0.3, 1.0, 4.0, 70.0], dtype=torch.float64)
+    """Which clamp a function of FrEIA's computes; one code serves all blocks. Of numbers, in torch's place."""
+    function = types.FunctionType(code, {"torch": _OF_NUMBERS})
     try:
-        found = types.FunctionType(code, {"torch": torch})(u)
-        return next((name for name, f in _CLAMPS.items() if torch.allclose(found, f(u), rtol=1e-12, atol=0)), None)
-    except Exception:  # it reads what only its own module has
+        found = [function(u) for u in _POINTS]
+    except Exception:  # it reads what another version's has
         return None
+    for name, clamp in _CLAMPS.items():
+        if all(math.isclose(f, clamp(u), rel_tol=1e-12, abs_tol=1e-15) for f, u in zip(found, _POINTS, strict=True)):
+            return name
+    return None
 
 
 def _clamp_name(function: Any) -> str | None:
@@ -116,6 +121,13 @@ class _Half(NamedTuple):
         if not self.mapped or not (self.seen or conditional):
             return "one of its halves is empty"
         return next((r for r in (dense_refusal(step.net) for step in self.steps) if r is not None), None)
+
+    def pays(self, rows: int) -> bool:
+        """Whether so many rows take less time as ops, by the columns that FrEIA writes and reads again."""
+        layer = next(iter(self.steps[0].net._modules.values()), None)
+        weight = None if layer is None else layer._parameters.get("weight")
+        width = 0 if weight is None else len(weight)
+        return rows * (width + 4 * len(self.mapped)) >= pays.FREIA_ELEMENTS * len(self.steps)
 
     def run(self, x: Tensor, conditions: range, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """y and ladj of the columns of x, some of which are conditions; None where FrEIA's own code is called for."""
@@ -234,17 +246,18 @@ class Call(NamedTuple):
         return None if ladj is None else (y[:, :features].contiguous() if self.conditions else y, ladj)
 
 
-def call_of(find: Halves, least: int, block: Any, x: Any, c: Any) -> Call | None:
+def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
     """A call with FrEIA's arguments; None where the ops do not take them, or have less rows than pay."""
-    if not isinstance(x, (tuple, list)) or len(x) != 1 or not _is_table(x[0], x[0]):
+    first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else None
+    if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.FREIA_ROWS:
         return None
-    if len(x[0]) < least or torch.compiler.is_compiling() or x[0].shape[1] != block.dims_in[0][0]:
-        return None
+    if torch.compiler.is_compiling() or not first.is_cpu or first.shape[1] != block.dims_in[0][0]:
+        return None  # on a GPU there is no such op, and what goes before it would be launched for nothing
     conditions = tuple(c) if block.conditional and isinstance(c, (tuple, list)) else ()
     halves = find(block)
-    if isinstance(halves, str) or not all(_is_table(t, x[0]) for t in conditions):
+    if isinstance(halves, str) or not halves[0].pays(len(first)):
         return None
-    return Call(halves, conditions)
+    return Call(halves, conditions) if all(_is_table(t, first) for t in conditions) else None
 
 
 def _is_table(t: Any, x: Any) -> bool:
@@ -252,8 +265,8 @@ def _is_table(t: Any, x: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and (len(t), t.dtype, t.device) == (len(x), x.dtype, x.device)
 
 
-def _forward(find: Halves, least: int, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
-    call = call_of(find, least, block, x, c)
+def _forward(find: Halves, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
+    call = call_of(find, block, x, c)
     found = None if call is None else call.run(x[0], rev)
     return original_class(block).forward(block, x, c, rev, jac) if found is None else ((found[0],), found[1])
 
@@ -262,35 +275,35 @@ class GLOWCoupling(PureLayer):
     """The methods of an accelerated GLOWCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_glow, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_glow, self, x, c, rev, jac)
 
 
 class RNVPCoupling(PureLayer):
     """The methods of an accelerated RNVPCouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_rnvp, pays.FREIA_PAIR_ROWS, self, x, c, rev, jac)
+        return _forward(_rnvp, self, x, c, rev, jac)
 
 
 class NICECoupling(PureLayer):
     """The methods of an accelerated NICECouplingBlock."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], float]:
-        return _forward(_nice, pays.FREIA_ROWS, self, x, c, rev, jac)[0], 0.0
+        return _forward(_nice, self, x, c, rev, jac)[0], 0.0
 
 
 class OneSidedCoupling(PureLayer):
     """The methods of an accelerated AffineCouplingOneSided."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_one_sided, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_one_sided, self, x, c, rev, jac)
 
 
 class ConditionalAffine(PureLayer):
     """The methods of an accelerated ConditionalAffineTransform."""
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_conditional, pays.FREIA_ROWS, self, x, c, rev, jac)
+        return _forward(_conditional, self, x, c, rev, jac)
 
 
 glow_refusal, rnvp_refusal, nice_refusal, one_sided_refusal, conditional_refusal = (

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import pays
 from .buffers import Reading
 from .freia_couplings import all_in_one, call_of, refusal_of
 from .swap import PureLayer, original_class
@@ -62,7 +61,7 @@ class AllInOne(PureLayer):
 
 def _all_in_one(block: Any, x: Any, c: Any, rev: bool) -> tuple[tuple[Tensor], Tensor] | None:
     """What a block of features returns, its coupling as one op; None where FrEIA's own code is called for."""
-    call = None if block.householder or block.input_rank > 0 else call_of(all_in_one, pays.FREIA_ROWS, block, x, c)
+    call = None if block.householder or block.input_rank > 0 else call_of(all_in_one, block, x, c)
     if call is None:
         return None
     z, of_scales = x[0], 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -240,13 +242,19 @@ def test_wrong_inputs_are_freias_to_refuse():
             call()
 
 
-def test_few_rows_are_freias(monkeypatch, ops):
+@pytest.mark.parametrize("name", ["glow", "rnvp"])
+def test_small_batches_are_freias(name, monkeypatch, ops):
+    block, n = accelerated_copy(coupling(name)), COUPLINGS[name][2]
     monkeypatch.setattr(pays, "FREIA_ROWS", 8)
-    block = accelerated_copy(coupling("glow"))
     block([torch.zeros(7, 5)])
     assert not ops
     block([torch.zeros(8, 5)])
-    assert len(ops) == 2
+    assert len(ops) == n
+    monkeypatch.setattr(pays, "FREIA_ELEMENTS", 20 * (16 + 4 * 2) * 2 // n)  # 16 hidden units, first 2 columns mapped
+    block([torch.zeros(19, 5)])
+    assert len(ops) == n
+    block([torch.zeros(20, 5)])
+    assert len(ops) == 2 * n
 
 
 def make(name):
@@ -338,6 +346,20 @@ class Own(freia.PermuteRandom):
         return super().forward(x, rev, jac)
 
 
+def named_as_freias(factor):
+    code = (lambda u: 0.636 * torch.atan(u)).__code__
+    constants = tuple(factor if c == 0.636 else c for c in code.co_consts)
+    made = types.FunctionType(code.replace(co_consts=constants), {"torch": torch})
+    made.__qualname__ = freia_couplings._LAMBDA
+    return made
+
+
+def test_a_clamp_is_known_by_its_values():
+    assert freia_couplings._clamp_name(named_as_freias(0.636)) == "atan"
+    assert freia_couplings._clamp_name(torch.tanh) == "tanh"
+    assert freia_couplings._clamp_name(lambda u: 0.636 * torch.atan(u)) is None  # not FrEIA's own
+
+
 LEFT_ALONE = {
     "its own forward": (lambda: Own([(5,)]), "Own defines its own forward"),
     "few features": (
@@ -369,6 +391,7 @@ LEFT_ALONE = {
         "its network is 513 wide",
     ),
     "its own clamp": (lambda: coupling("glow", clamp_activation=lambda u: torch.atan(u)), "a function of its own"),
+    "another version's": (lambda: coupling("glow", clamp_activation=named_as_freias(0.637)), "a function of its own"),
     "no clamp": (lambda: coupling("glow", clamp=0.0), "its clamp is at 0.0"),
     "an empty half": (lambda: coupling("nice", split_len=0), "one of its halves is empty"),
     "nothing mapped": (lambda: coupling("one-sided", ", condition", split_len=1.0), "one of its halves is empty"),
