@@ -85,10 +85,10 @@ def _pyro() -> nn.Module:
     from pyro.nn import AutoRegressiveNN, DenseNN
 
     K, half = 4, D // 2
-    net = DenseNN(half, [16], [half * K, half * K, half * (K - 1)])
+    net = DenseNN(half, [16], [half * n for n in (K, K, K - 1, K)])
     layers = nn.ModuleList(
         [
-            pyro.SplineCoupling(D, half, net, K, order="quadratic"),
+            pyro.SplineCoupling(D, half, net, K),  # of linear order
             pyro.SplineAutoregressive(D, AutoRegressiveNN(D, [16], [K, K, K - 1]), K, order="quadratic"),
         ]
     )

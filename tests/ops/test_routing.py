@@ -584,7 +584,7 @@ def test_saved_tensors_on_cpu_hook() -> None:
 @pytest.mark.parametrize("bound", ["op", "bwd"])
 def test_opcheck(bound) -> None:
     x, p = inputs()
-    settings = (3, "linear", -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3, 1.0, 0.0, False, 1.0, "cpu")
+    settings = (3, "linear", -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3, 1.0, 0.0, False, 1.0, 0.0, "cpu")
     if bound == "op":
         torch.library.opcheck(OP, (x, p, *settings))
         torch.library.opcheck(OP, (x.detach().float(), p.detach().bfloat16(), *settings))
