@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from flowkernels import ops
+from flowkernels.backends import BackendUnavailableError
 from flowkernels.transforms import RQS, Affine
 from tests.device import here
 from tests.ops.masked import Shape, assert_numbers, backends_of, draw
@@ -129,3 +130,10 @@ def test_a_gate_closes_a_residual_block(op) -> None:
     ):
         with pytest.raises(ValueError, match=f"ops.{op}: {message}"):
             run(x, **{**arguments, "gates": gates}, **more)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_gpu_has_no_kernel_and_says_so(op) -> None:
+    gated = Gated(SHAPES["two leading dims"], AFFINE)
+    with pytest.raises(BackendUnavailableError, match=f"op {op} cannot run on backend 'triton': no kernel for gates"):
+        OPS[op](gated, "triton", gated.tensors)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowkernels import ops
+from flowkernels.backends import BackendUnavailableError
 from flowkernels.transforms import RQS, Affine
 from tests.device import here
 from tests.ops.masked import Shape, assert_numbers, backends_of, draw
@@ -140,3 +141,13 @@ def test_errors() -> None:
     ):
         with pytest.raises(error, match=f"ops.{OP}: {message}"):
             problem.solve(None, problem.tensors, **settings)
+
+
+@pytest.mark.parametrize("missing", ["waves", "zero_outside"])
+def test_a_gpu_has_no_kernel_and_says_so(missing) -> None:
+    problem = Problem(SHAPES["one row"], "spline on its box")
+    settings = {"zero_outside": False} if missing == "waves" else {"waves": None}
+    with pytest.raises(
+        BackendUnavailableError, match=f"op {OP} cannot run on backend 'triton': no kernel for {missing}"
+    ):
+        problem.solve("triton", problem.tensors, **settings)
