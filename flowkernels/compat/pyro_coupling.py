@@ -1,6 +1,6 @@
-"""Pyro's affine couplings, conditional ones too, as one op with their dense network, where no graph is recorded.
+"""Pyro's couplings as one op with their dense network: of splines, and affine ones where no graph is recorded.
 
-With one, Pyro's own took as long: between 0.9 and 1.4 times on batches of 512 and 4096.
+With one, Pyro's own affine couplings took as long: between 0.9 and 1.4 times on batches of 512 and 4096.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from . import pays
 from .dense_nets import WIDEST
 from .nflows_made import _activation as activation_name
 from .nflows_made import is_bare
-from .pyro_layers import _affine_spec, _feature_major
-from .swap import PureLayer, original_class, swap
+from .pyro_layers import ConditionalSpline, _affine_spec, _feature_major, _spec
+from .swap import PureLayer, layer_of, original_class, swap
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -33,21 +33,43 @@ def _network(layer: Any) -> tuple[Any, Tensor | None]:
     return net, None
 
 
-def coupling_refusal(layer: Any) -> str | None:
-    """Why a coupling would run as before on every call, or None."""
-    net, context = _network(layer)
-    known = "DenseNN" if context is None else "ConditionalDenseNN"
-    if layer.dim != -1:
-        return f"its event has {-layer.dim} dims"
+def _network_refusal(net: Any, known: str) -> str | None:
+    """Why no op can run a network, or None."""
     if type(net) is not getattr(importlib.import_module("pyro.nn"), known):
         return f"its network is a {type(net).__name__}, not Pyro's {known}, and its map alone is as fast in Pyro"
     if activation_name(net.f) is None or not all(type(m) is nn.Linear and m.bias is not None for m in net.layers):
         return "its network has an activation or a layer that the ops do not know"
+    width = max(m.out_features for m in [*net.layers][:-1])
+    return f"its network is {width} wide: torch's own products are as fast" if width > WIDEST else None
+
+
+def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
+    """Weights and biases, where calling the network now would do nothing but its arithmetic, in the dtype of x."""
+    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
+        return None
+    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    if not all(map(is_bare, modules)):
+        return None
+    pairs = [(m._parameters.get("weight"), m._parameters.get("bias")) for m in net.layers]
+    tensors = [] if context is None else [context]
+    if any(t is None or t.dtype is not x.dtype or t.device != x.device for pair in (*pairs, tensors) for t in pair):
+        return None
+    return pairs
+
+
+# ---- affine ----
+
+
+def coupling_refusal(layer: Any) -> str | None:
+    """Why a coupling would run as before on every call, or None."""
+    net, context = _network(layer)
+    if layer.dim != -1:
+        return f"its event has {-layer.dim} dims"
+    why = _network_refusal(net, "DenseNN" if context is None else "ConditionalDenseNN")
+    if why is not None:
+        return why
     if len(net.param_dims) != 2 or net.param_dims[0] != net.param_dims[1]:
         return f"its network returns parameters of sizes {net.param_dims}"
-    width = max(m.out_features for m in [*net.layers][:-1])
-    if width > WIDEST:
-        return f"its network is {width} wide: torch's own products are as fast"
     try:
         _affine_spec(layer)
     except (TypeError, ValueError) as error:
@@ -67,16 +89,9 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     least = pays.COUPLING_ROWS if context is None else pays.CONDITIONAL_COUPLING_ROWS
     if x.dim() == 0 or torch.is_grad_enabled() or rows < least:
         return None
-    if coupling_refusal(layer) is not None or in_transform((x, context)) or hooked_globally():
+    layers = _layers(net, x, context) if coupling_refusal(layer) is None else None
+    if layers is None:
         return None
-    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    if not all(map(is_bare, modules)) or torch.is_autocast_enabled(x.device.type):
-        return None
-    tensors = [] if context is None else [context]
-    pairs = [(m._parameters.get("weight"), m._parameters.get("bias")) for m in net.layers]
-    if any(t is None or t.dtype is not x.dtype or t.device != x.device for pair in (*pairs, tensors) for t in pair):
-        return None
-    layers: list[Any] = pairs
     mapped, given = x.shape[-1] - seen, 0
     if context is not None:  # the network's first columns; the op's last
         if not isinstance(context, Tensor) or context.dim() == 0:
@@ -120,3 +135,58 @@ class ConditionalAffineCoupling(PureLayer):
         transform = original_class(self).condition(self, context)
         swap(transform, AffineCoupling)
         return transform
+
+
+# ---- splines ----
+
+
+def _by_feature(rows: Tensor, features: int, sizes: list[int]) -> Tensor:
+    """Pyro's dense networks return a parameter of all features, feature by feature, before the next parameter."""
+    parts = rows.split([features * n for n in sizes])
+    return torch.cat([p.unflatten(0, (features, n)) for p, n in zip(parts, sizes, strict=True)], dim=1).flatten(0, 1)
+
+
+def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The upper spline of a coupling, beside what it sees, and its ladj; None where its parts are to be called."""
+    upper, seen = layer.upper_spline, layer.split_dim
+    net, mapped, K = upper.nn, upper.input_dim, upper.count_bins
+    if layer_of(upper) is not ConditionalSpline or _network_refusal(net, "DenseNN") is not None:
+        return None
+    sizes = [K, K, K - 1, *([K] if upper.order == "linear" else [])]
+    layers = _layers(net, x)
+    if layers is None or x.dim() == 0 or x.shape[-1] != seen + mapped or layers[0][0].shape[1] != seen or seen == 0:
+        return None
+    if [*net.param_dims] != [mapped * n for n in sizes]:
+        return None
+    layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
+    split = columns(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
+    spec = _spec(upper)._replace(inverse=inverse)
+    return try_flow_layer(x, layers, spec, split, residual=False, activation=activation_name(net.f) or "")
+
+
+class SplineCoupling(PureLayer):
+    """The methods of an accelerated SplineCoupling; its upper spline's log-slopes are kept summed, one number a row."""
+
+    def _call(self: Any, x: Tensor) -> Tensor:
+        fused = _fused_spline(self, x, False)
+        if fused is None:
+            return original_class(self)._call(self, x)
+        y, slopes = fused[0], fused[1].unsqueeze(-1)
+        if not self.identity:
+            lower = self.lower_spline(x[..., : self.split_dim])
+            y = torch.cat([lower, y[..., self.split_dim :]], dim=-1)
+            slopes = torch.cat([slopes, self.lower_spline._cache_log_detJ], dim=-1)
+        self._cache_log_detJ = slopes
+        return y
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        z, of_lower = y, None
+        if not self.identity:
+            lower = self.lower_spline._inv_call(y[..., : self.split_dim])
+            z, of_lower = torch.cat([lower, y[..., self.split_dim :]], dim=-1), self.lower_spline._cache_log_detJ
+        fused = _fused_spline(self, z, True)
+        if fused is None:
+            return original_class(self)._inverse(self, y)
+        slopes = -fused[1].unsqueeze(-1)
+        self._cache_log_detJ = slopes if of_lower is None else torch.cat([slopes, of_lower], dim=-1)
+        return fused[0]

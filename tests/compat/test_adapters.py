@@ -54,6 +54,7 @@ def instances() -> dict[str, nn.Module]:
         pyro.ConditionalSplineAutoregressive(
             3, ConditionalAutoRegressiveNN(3, 2, [8], **sizes), count_bins=4, order="quadratic"
         ),
+        pyro.SplineCoupling(3, 1, DenseNN(1, [8], [8, 8, 6]), 4, order="quadratic"),
         pyro.affine_autoregressive(3),
         pyro.affine_coupling(3),
         pyro.conditional_affine_autoregressive(3, 2),

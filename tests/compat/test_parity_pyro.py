@@ -50,8 +50,14 @@ def small_ones_too(monkeypatch):
 LAYERS = {
     "spline": lambda: (pyro.Spline(D, K, order="quadratic"), 1),
     "conditional spline": lambda: (pyro.conditional_spline(D, 3, [16], K, 2.0, order="quadratic"), 1),
-    "coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3), K, order="quadratic"), 2),
-    "coupling, identity": lambda: (pyro.SplineCoupling(D, 2, dense(2, 2), K, order="quadratic", identity=True), 2),
+    "coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3), K, order="quadratic"), 3),
+    "coupling, identity": lambda: (pyro.SplineCoupling(D, 2, dense(2, 2), K, order="quadratic", identity=True), 3),
+    "coupling, tanh": lambda: (
+        pyro.SplineCoupling(D, 3, DenseNN(3, [16, 9], QUADRATIC, torch.nn.Tanh()), K, 2.0, "quadratic"), 3
+    ),
+    "coupling, wide network": lambda: (
+        pyro.SplineCoupling(D, 1, DenseNN(1, [600], [3 * n for n in LINEAR]), K), 3
+    ),
     "autoregressive": lambda: (pyro.SplineAutoregressive(D, autoregressive(), K, order="quadratic"), 2),
     "autoregressive, tanh, in order": lambda: (
         pyro.SplineAutoregressive(
@@ -82,7 +88,7 @@ LAYERS = {
     ),
     "linear spline": lambda: (pyro.Spline(D, K), 1),
     "linear conditional spline": lambda: (pyro.conditional_spline(D, 3, [16], K, 2.0), 1),
-    "linear coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3, LINEAR), K), 2),
+    "linear coupling": lambda: (pyro.SplineCoupling(D, 1, dense(1, 3, LINEAR), K), 3),
     "linear autoregressive": lambda: (pyro.SplineAutoregressive(D, autoregressive(LINEAR), K), 2),
     "linear autoregressive, skips": lambda: (
         pyro.SplineAutoregressive(D, autoregressive(LINEAR, skip_connections=True), K, 2.0), 2
@@ -165,10 +171,48 @@ def test_the_ops_are_reached(monkeypatch):
         run(fast, draw(7, D), True, context)
         assert names == ["try_autoregressive_layer"] * ("affine" not in case) + ["autoregressive_inverse"]
         names.clear()
-    for case in ("coupling", "linear coupling"):
-        run(accelerated_copy(make(case)[0]), draw(7, D), False)
-        assert names == ["rqs", "rqs"]
-        names.clear()
+
+
+def test_a_spline_coupling_is_one_op_beside_its_lower_spline(monkeypatch):
+    names = []
+    watch(monkeypatch, names, pyro_coupling, "try_flow_layer")
+    watch(monkeypatch, names, pyro_layers, "rqs")
+    for case, wanted in (
+        ("coupling", ["rqs", "try_flow_layer"]),
+        ("linear coupling", ["rqs", "try_flow_layer"]),
+        ("coupling, identity", ["try_flow_layer"]),
+        ("coupling, wide network", ["rqs", "rqs"]),
+    ):
+        for inverse in (False, True):
+            run(accelerated_copy(make(case)[0]), draw(7, D), inverse)
+            assert sorted(set(names)) == sorted(set(wanted)), case
+            names.clear()
+
+
+def _hook(coupling):
+    coupling.upper_spline.nn.layers[0].register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def _own_condition(coupling):
+    plain = coupling.upper_spline.condition
+    coupling.upper_spline.condition = lambda context: plain(context + 1)
+
+
+def _other_activation(coupling):
+    coupling.upper_spline.nn.f = torch.nn.Softplus()
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("edit", [_hook, _own_condition, _other_activation])
+def test_an_edited_spline_coupling_computes_what_pyro_would(edit, inverse):
+    plain = make("coupling")[0].double()
+    fast = accelerated_copy(plain)
+    before = run(fast, draw(7, D).double(), inverse)
+    edit(plain)
+    edit(fast)
+    found, wanted = (run(m, draw(7, D).double(), inverse) for m in (fast, plain))
+    torch.testing.assert_close(found, wanted)
+    assert not torch.equal(found[0], before[0])
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

@@ -6,6 +6,7 @@ from flowkernels.compat.library import Entry, Library
 from flowkernels.compat.pyro_coupling import (
     AffineCoupling,
     ConditionalAffineCoupling,
+    SplineCoupling,
     conditional_coupling_refusal,
     coupling_refusal,
 )
@@ -52,6 +53,11 @@ LIBRARY = Library(
         "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Entry(
             ConditionalAffineAutoregressive, frozenset({"condition"}), _AFFINE, affine_refusal
         ),
+        "distributions.transforms.spline_coupling.SplineCoupling": Entry(
+            SplineCoupling,
+            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
+            "its two splines; the upper one, columns and dense network as one op",
+        ),
         "distributions.transforms.affine_coupling.AffineCoupling": Entry(
             AffineCoupling,
             frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
@@ -66,6 +72,5 @@ LIBRARY = Library(
     containers={
         "distributions.torch_transform.ComposeTransformModule": "",
         "distributions.conditional.ConditionalComposeTransformModule": "",
-        "distributions.transforms.spline_coupling.SplineCoupling": "its two splines",
     },
 )
