@@ -21,6 +21,7 @@ from torch._logging._internal import set_logs
 # Time spent on one row: slow peers get few rounds, and the whole suite stays short on any machine.
 SECONDS_PER_ROW = 1.0
 ROUNDS = (5, 200)
+SLOW = 2.0  # seconds of a call from which one round is enough: samples that take D passes
 SECONDS_PER_ROUND = 1e-3  # short calls are repeated within a round, far above the timer's resolution
 
 _MACHINE = pytest.StashKey[dict[str, Any]]()
@@ -97,13 +98,16 @@ def checked(request: pytest.FixtureRequest) -> Callable[..., float]:
     return check
 
 
-def _settle(call: Callable[[], Any], times: int) -> float:
+def _settle(call: Callable[[], Any], compiled: bool) -> float:
     """Calls until caches are warm and nothing is left to compile; → seconds of the fastest of the last two calls."""
     seconds = []
-    for _ in range(times):
+    # A compiled peer whose masks change size compiles once more, for any size, on the second or third call.
+    for _ in range(6 if compiled else 2):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
+        if seconds[-1] >= SLOW and not compiled:
+            break  # it is warm after one
     return min(seconds[-2:])
 
 
@@ -123,11 +127,11 @@ def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callab
         **figures: Any,
     ) -> None:
         facts = _facts(request.config)
-        # A compiled peer whose masks change size compiles once more, for any size, on the second or third call.
-        seconds = _settle(call, 6 if compiled else 2)
+        seconds = _settle(call, compiled)
         iterations = max(1, math.ceil(SECONDS_PER_ROUND / seconds))
         budget = 0.01 if quick else SECONDS_PER_ROW
-        rounds = min(max(int(budget / (seconds * iterations)), ROUNDS[0]), ROUNDS[1])
+        least = ROUNDS[0] if seconds < SLOW else 1
+        rounds = min(max(int(budget / (seconds * iterations)), least), ROUNDS[1])
         benchmark.pedantic(call, rounds=rounds, iterations=iterations)
         info: dict[str, Any] = {"suite": suite, "case": case, "op": op, "row": row, **figures}
         if least_bytes is not None:
