@@ -1,8 +1,7 @@
 """FrEIA's affine couplings of features as ops: network, soft clamp, columns and log-determinant of a half in one.
 
-A half is one op where a network of plain layers predicts both s and t. Where s and t have networks of their own the map
-is two layers that see the same columns, one that scales and one that shifts. The clamps become the bounded scales of
-`ops.affine`, with what stands before s in the last weights: FrEIA's 0.636 is its own, a rounded 2/pi.
+The clamps become the bounded scales of `ops.affine`, with what stands before s in the last weights: FrEIA's 0.636 is
+its own, a rounded 2/pi.
 
 Under compilers FrEIA's own code runs, which they fuse as it stands. What differs by design: exponentials of clamps
 beyond 87 (708 in float64) saturate, and do not become infinities; log-determinants of 16-bit inputs are float32.
@@ -20,10 +19,9 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops.affine.spec import AffineSpec, cached_spec
-from flowkernels.ops.flow_layer import columns, try_flow_layer
 
 from . import pays
-from .dense_nets import dense_arguments, dense_refusal
+from .dense_couplings import Half, Layers
 from .swap import PureLayer, original_class
 
 # ---- soft clamps ----
@@ -84,7 +82,7 @@ def _scale_of(block: Any) -> _Scale | str:
     return _scale(_clamp_name(block.f_clamp), block.clamp)
 
 
-# ---- halves ----
+# ---- steps ----
 
 
 class _Step(NamedTuple):
@@ -94,7 +92,17 @@ class _Step(NamedTuple):
     scale: _Scale | None
     shifts: bool
 
-    def rows(self, last: Tensor) -> Tensor:
+    @property
+    def scales(self) -> bool:
+        return self.scale is not None
+
+    def layers(self, layers: Layers, seen: int, mapped: int) -> Layers | None:
+        n_out = mapped * (2 if self.scales and self.shifts else 1)
+        if layers[0][0].shape[1] != seen or layers[-1][0].shape[0] != n_out:  # FrEIA says what is wrong
+            return None
+        return [*layers[:-1], (self._rows(layers[-1][0]), self._rows(layers[-1][1]))]
+
+    def _rows(self, last: Tensor) -> Tensor:
         """The rows of the last layer as the op has them: a feature's logit, its shift, the next feature's."""
         if self.scale is None:
             return last
@@ -110,53 +118,9 @@ class _Step(NamedTuple):
         return cached_spec(self.scale.name, 0.0, inverse, self.scale.bound)
 
 
-class _Half(NamedTuple):
-    """The columns that are seen, those that are mapped, and the steps from x to y."""
-
-    seen: range
-    mapped: range
-    steps: tuple[_Step, ...]
-
-    def refusal(self, conditional: bool) -> str | None:
-        if not self.mapped or not (self.seen or conditional):
-            return "one of its halves is empty"
-        return next((r for r in (dense_refusal(step.net) for step in self.steps) if r is not None), None)
-
-    def pays(self, rows: int) -> bool:
-        """Whether so many rows take less time as ops, by the columns that FrEIA writes and reads again."""
-        layer = next(iter(self.steps[0].net._modules.values()), None)
-        weight = None if layer is None else layer._parameters.get("weight")
-        width = 0 if weight is None else len(weight)
-        return rows * (width + 4 * len(self.mapped)) >= pays.FREIA_ELEMENTS * len(self.steps)
-
-    def run(self, x: Tensor, conditions: range, inverse: bool) -> tuple[Tensor, Tensor] | None:
-        """y and ladj of the columns of x, some of which are conditions; None where FrEIA's own code is called for."""
-        seen, ladj = (*self.seen, *conditions), None
-        if not seen or not self.mapped:
-            return None
-        for step in reversed(self.steps) if inverse else self.steps:
-            found = self._run(step, x, seen, inverse)
-            if found is None:
-                return None
-            x, term = found
-            ladj = ladj if step.scale is None and ladj is not None else term
-        return None if ladj is None else (x, ladj)
-
-    def _run(self, step: _Step, x: Tensor, seen: tuple[int, ...], inverse: bool) -> tuple[Tensor, Tensor] | None:
-        network = dense_arguments(step.net, x, None)
-        if network is None:
-            return None
-        layers, spec = network["layers"], step.spec(inverse)
-        n_out = len(self.mapped) * (1 if step.scale is None or not step.shifts else 2)
-        if layers[0][0].shape[1] != len(seen) or layers[-1][0].shape[0] != n_out:  # FrEIA says what is wrong
-            return None
-        layers[-1] = tuple(map(step.rows, layers[-1]))
-        return try_flow_layer(x, univariate=spec, columns=columns(x.shape[1], seen, tuple(self.mapped)), **network)
-
-
 # ---- blocks ----
 
-Halves = Callable[[Any], "list[_Half] | str"]
+Halves = Callable[[Any], "list[Half] | str"]
 
 
 def _sides(block: Any) -> tuple[range, range]:
@@ -164,47 +128,47 @@ def _sides(block: Any) -> tuple[range, range]:
     return range(n), range(n, n + block.split_len2)
 
 
-def _glow(block: Any) -> list[_Half] | str:
+def _glow(block: Any) -> list[Half] | str:
     scale, (first, second) = _scale_of(block), _sides(block)
     if isinstance(scale, str):
         return scale
     return [
-        _Half(second, first, (_Step(block.subnet2, scale, True),)),
-        _Half(first, second, (_Step(block.subnet1, scale, True),)),
+        Half(second, first, (_Step(block.subnet2, scale, True),)),
+        Half(first, second, (_Step(block.subnet1, scale, True),)),
     ]
 
 
-def _rnvp(block: Any) -> list[_Half] | str:
+def _rnvp(block: Any) -> list[Half] | str:
     scale, (first, second) = _scale_of(block), _sides(block)
     if isinstance(scale, str):
         return scale
     return [
-        _Half(second, first, (_Step(block.subnet_s2, scale, False), _Step(block.subnet_t2, None, True))),
-        _Half(first, second, (_Step(block.subnet_s1, scale, False), _Step(block.subnet_t1, None, True))),
+        Half(second, first, (_Step(block.subnet_s2, scale, False), _Step(block.subnet_t2, None, True))),
+        Half(first, second, (_Step(block.subnet_s1, scale, False), _Step(block.subnet_t1, None, True))),
     ]
 
 
-def _nice(block: Any) -> list[_Half] | str:
+def _nice(block: Any) -> list[Half] | str:
     first, second = _sides(block)
     return [
-        _Half(second, first, (_Step(block.F, None, True),)),
-        _Half(first, second, (_Step(block.G, None, True),)),
+        Half(second, first, (_Step(block.F, None, True),)),
+        Half(first, second, (_Step(block.G, None, True),)),
     ]
 
 
-def _one_sided(block: Any) -> list[_Half] | str:
+def _one_sided(block: Any) -> list[Half] | str:
     scale, (first, second) = _scale_of(block), _sides(block)
-    return scale if isinstance(scale, str) else [_Half(first, second, (_Step(block.subnet, scale, True),))]
+    return scale if isinstance(scale, str) else [Half(first, second, (_Step(block.subnet, scale, True),))]
 
 
-def _conditional(block: Any) -> list[_Half] | str:
+def _conditional(block: Any) -> list[Half] | str:
     scale = _scale_of(block)
     if isinstance(scale, str):
         return scale
-    return [_Half(range(0), range(block.channels), (_Step(block.subnet, scale, True),))]
+    return [Half(range(0), range(block.channels), (_Step(block.subnet, scale, True),))]
 
 
-def all_in_one(block: Any) -> list[_Half] | str:
+def all_in_one(block: Any) -> list[Half] | str:
     """The half of an all-in-one block, whose network predicts ten times s and t."""
     if block.GIN:
         return "its log-scales are centred, which no kernel does"
@@ -213,7 +177,7 @@ def all_in_one(block: Any) -> list[_Half] | str:
         return scale
     n = block.splits[0]
     scale = scale._replace(before_s=0.1 * scale.before_s, before_t=0.1)
-    return [_Half(range(n), range(n, n + block.splits[1]), (_Step(block.subnet, scale, True),))]
+    return [Half(range(n), range(n, n + block.splits[1]), (_Step(block.subnet, scale, True),))]
 
 
 def refusal_of(find: Halves, block: Any) -> str | None:
@@ -229,7 +193,7 @@ def refusal_of(find: Halves, block: Any) -> str | None:
 class Call(NamedTuple):
     """A block's halves and the conditions of a call."""
 
-    halves: list[_Half]
+    halves: list[Half]
     conditions: tuple[Tensor, ...]
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -249,7 +213,7 @@ class Call(NamedTuple):
 def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
     """A call with FrEIA's arguments; None where the ops do not take them, or have less rows than pay."""
     first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else None
-    if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.FREIA_ROWS:
+    if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.COUPLED_ROWS:
         return None
     if torch.compiler.is_compiling() or not first.is_cpu or first.shape[1] != block.dims_in[0][0]:
         return None  # on a GPU there is no such op, and what goes before it would be launched for nothing

@@ -42,6 +42,8 @@ _MODULES: dict[type, tuple[str, dict[str, Any]]] = {
 def _activation(activation: Any) -> str | None:
     """Its name in the table of the ops, or None."""
     if isinstance(activation, nn.Module):
+        if type(activation) is nn.LeakyReLU and activation.negative_slope == 0 and not activation.inplace:
+            return "relu"  # of normflows' MLP
         name, settings = _MODULES.get(type(activation), (None, {}))
         return name if all(getattr(activation, n) == value for n, value in settings.items()) else None
     return next((name for name, function in _FUNCTIONS if function is activation), None)

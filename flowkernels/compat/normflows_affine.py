@@ -6,6 +6,7 @@
 |---------------------------------------------------------|-----------------------|----------------------------------|
 | `MaskedAffineFlow`: a network returns an infinity        | NaN there             | an exponential that saturates    |
 | the same: a network returns NaN where the mask is 1     | NaN in ladj           | nothing: nothing is mapped there |
+| features: a hidden unit of its MLP is minus infinity    | NaN there             | 0, what a relu returns           |
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from flowkernels.ops import actnorm, affine, lu_linear
 
 from . import pays
 from .nflows_made import is_bare
+from .normflows_dense import coupled, masked, may_pay
 from .swap import PureLayer, layer_of, original_class
 
 # ---- coupling ----
@@ -60,14 +62,22 @@ class AffineCoupling(PureLayer):
 
 
 def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    """Split, map and merge as one pass that writes the whole output, or None where they must be called."""
+    """Split, map and merge as one pass that writes the whole output, its network's too; None where they are called."""
+    dense, split_off = may_pay(z), z.numel() >= 2 * pays.AFFINE
+    if not dense and not split_off:
+        return None
     split, coupling, merge = layer.flows
-    if z.numel() < 2 * pays.AFFINE or not all(map(is_bare, (split, coupling, merge))):
+    if not all(map(is_bare, (split, coupling, merge))):
         return None
     if not split.mode == merge.mode in ("channel", "channel_inv") or layer_of(coupling) is not AffineCoupling:
         return None
     C = z.shape[1]
     first = (C + 1) // 2
+    if dense:
+        sides = (range(first), range(first, C)) if split.mode == "channel" else (range(first, C), range(first))
+        fused = coupled(coupling.param_map, _SCALES[coupling.scale_map], z, *sides, inverse)
+        if fused is not None or not split_off:
+            return fused
     seen, part = (z[:, :first], slice(first, C)) if split.mode == "channel" else (z[:, first:], slice(0, first))
     return _affine(coupling, z, coupling.param_map(seen), inverse, part)
 
@@ -103,6 +113,16 @@ def _masked(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     return affine(z, (logit, shift), mask=mask, event_dims=kept.dim() - 1, inverse=inverse)
 
 
+def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    fused = masked(layer, z, inverse) if may_pay(z) else None
+    if fused is not None:
+        return fused
+    if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
+        theirs = original_class(layer)
+        return theirs.inverse(layer, z) if inverse else theirs.forward(layer, z)
+    return _masked(layer, z, inverse)
+
+
 def masked_refusal(layer: Any) -> str | None:
     return None if bool(((layer.b == 0) | (layer.b == 1)).all()) else "its mask is not of 0 and 1"
 
@@ -111,14 +131,10 @@ class MaskedAffine(PureLayer):
     """The methods of an accelerated MaskedAffineFlow."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
-            return original_class(self).forward(self, z)
-        return _masked(self, z, False)
+        return _masked_affine(self, z, False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
-            return original_class(self).inverse(self, z)
-        return _masked(self, z, True)
+        return _masked_affine(self, z, True)
 
 
 # ---- one scale per channel ----

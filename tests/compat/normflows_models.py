@@ -43,8 +43,8 @@ def spline(name, features=D, **sizes):
     return shaken(cls(features, **sizes, **settings), 0.2)
 
 
-def mlp(i, o):
-    return nf.nets.MLP([i, 16, o])
+def mlp(i, o, **settings):
+    return nf.nets.MLP([i, 16, o], **settings)
 
 
 def initialised(layer, data):
@@ -93,6 +93,11 @@ def cases():
         "masked affine": (F.MaskedAffineFlow(mask, mlp(D, D), mlp(D, D)), normal(D), None),
         "masked affine, no shift": (F.MaskedAffineFlow(mask, None, mlp(D, D)), normal(D), None),
         "masked affine, no scale": (F.MaskedAffineFlow(mask, mlp(D, D)), normal(D), None),
+        "masked affine, nets called": (
+            F.MaskedAffineFlow(mask, mlp(D, D, output_fn="tanh"), mlp(D, D, leaky=0.2)),
+            normal(D),
+            None,
+        ),
         "masked affine, image": (F.MaskedAffineFlow(pixels, net, net), image, None),
         "LU permute": (shaken(F.LULinearPermute(D, identity_init=False)), normal(D), None),
         "1x1 LU": (shaken(F.Invertible1x1Conv(D, use_lu=True), 0.1), image, None),
@@ -105,6 +110,8 @@ def cases():
         found[f"glow, {scale_map}"] = (initialised(glow, image), image, None)
     other = F.AffineCouplingBlock(mlp(3, 8), split_mode="channel_inv")
     found["affine block, inverted"] = (other, normal(7), None)
+    called = F.AffineCouplingBlock(mlp(4, 6, output_fn="tanh", output_scale=2.0))
+    found["affine block, net called"] = (called, normal(7), None)
     checkers = F.GlowBlock(D, 8, split_mode="checkerboard", init_zeros=False)
     found["glow, checkerboard"] = (initialised(checkers, image), image, None)
     return found

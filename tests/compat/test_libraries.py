@@ -161,7 +161,7 @@ def test_small_inputs_stay_with_the_library(monkeypatch, large):
         fuse_small_ones(monkeypatch)
     for cases, name in (
         (nflows_models.other_cases, "LU"), (nflows_models.other_cases, "actnorm"),
-        (normflows_models.cases, "affine block, exp"), (normflows_models.cases, "masked affine"),
+        (normflows_models.cases, "affine block, net called"), (normflows_models.cases, "masked affine, nets called"),
         (normflows_models.cases, "actnorm"),
     ):  # fmt: skip
         layer, x, _ = cases()[name]

@@ -67,11 +67,14 @@ LIBRARY = Library(
         "flows.affine.coupling.AffineCouplingBlock": Entry(
             affine.CouplingBlock,
             _BOTH,
-            "the same with split and merge of channels",
+            "features: map, columns and network of plain layers as one op; else the same with split and merge of channels",
             affine.block_refusal,
         ),
         "flows.affine.coupling.MaskedAffineFlow": Entry(
-            affine.MaskedAffine, _BOTH, "affine map under its mask", affine.masked_refusal
+            affine.MaskedAffine,
+            _BOTH,
+            "features: map, columns and network of plain layers as one op a network; else affine map under its mask",
+            affine.masked_refusal,
         ),
         "flows.normalization.ActNorm": Entry(
             affine.Norm, _BOTH, "one pass over large batches, once it is initialised", affine.norm_refusal
