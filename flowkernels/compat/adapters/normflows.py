@@ -67,13 +67,13 @@ LIBRARY = Library(
         "flows.affine.coupling.AffineCouplingBlock": Entry(
             affine.CouplingBlock,
             _BOTH,
-            "features: map, columns and network of plain layers as one op; else the same with split and merge of channels",
+            "the same, split and merge of channels; features with a network of plain layers as one op",
             affine.block_refusal,
         ),
         "flows.affine.coupling.MaskedAffineFlow": Entry(
             affine.MaskedAffine,
             _BOTH,
-            "features: map, columns and network of plain layers as one op a network; else affine map under its mask",
+            "affine map under its mask; features with networks of plain layers as one op a network",
             affine.masked_refusal,
         ),
         "flows.normalization.ActNorm": Entry(
