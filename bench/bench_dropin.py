@@ -11,14 +11,14 @@ import models
 import peers
 import pytest
 import torch
+from beside import Beside
 from torch import Tensor
 
 PARAMS = [
-    pytest.param(name, features, batch, op, row, id=peers.row_id(name, f"D{features}", f"B{batch}", op, row))
+    pytest.param(name, features, batch, op, id=peers.row_id(name, f"D{features}", f"B{batch}", op))
     for name in dropin.MODELS
     for features, batch in dropin.SIZES
     for op in models.OPS
-    for row in dropin.ROWS
 ]
 
 
@@ -35,13 +35,12 @@ def _truth(name: str, features: int, batch: int) -> models.Truth:
     return dropin.float64_truth(name, x, z[:64])
 
 
-@pytest.mark.parametrize(("name", "features", "batch", "op", "row"), PARAMS)
+@pytest.mark.parametrize(("name", "features", "batch", "op"), PARAMS)
 def bench_dropin(
     name: str,
     features: int,
     batch: int,
     op: str,
-    row: str,
     checked: Callable[..., float],
     timed: Callable[..., None],
     quick: bool,
@@ -49,16 +48,27 @@ def bench_dropin(
     pytest.importorskip(dropin.MODELS[name].library)
     batch = batch // 32 if quick else batch
     x, z = _data(features, batch)
-    model, truth = dropin.build(name, row, features), _truth(name, features, batch)
-    place = (f"drop-in {name}", f"D={features}, batch {batch}", op, row)
-    error = functools.partial(models.worst_error, model, op, x, z[:64], truth)
-    figures = {"error": checked(error, *place, compiled_peer=False)}
-    if op == models.OPS[2]:
-        weights = tuple(model.module.parameters())
-        figures |= {
-            "saved_bytes": memory.saved_bytes(lambda: model.log_prob(x), resident=weights),
-            "peak_bytes": memory.peak_bytes(lambda: models.gradients(model, x)),
-        }
-    call = models.bind(model, op, x)
-    timed(call, *place, compiled=False, **figures)
-    assert call().isfinite().all()
+    truth, calls, figures, last = _truth(name, features, batch), {}, {}, {}
+    place = (f"drop-in {name}", f"D={features}, batch {batch}", op)
+    for row in dropin.ROWS:
+        model = dropin.build(name, row, features)
+        error = functools.partial(models.worst_error, model, op, x, z[:64], truth)
+        figures[row] = {"error": checked(error, *place, row, compiled_peer=False)}
+        if op == models.OPS[2]:
+            figures[row] |= _memory(model, x)
+        calls[row] = functools.partial(_keep, last, row, models.bind(model, op, x))
+    before, after = dropin.ROWS
+    timed(calls[after], *place, after, beside=Beside(before, calls[before], figures[before]), **figures[after])
+    assert all(found.isfinite().all() for found in last.values())
+
+
+def _keep(last: dict[str, Tensor], row: str, call: Callable[[], Tensor]) -> None:
+    last[row] = call()
+
+
+def _memory(model: models.Model, x: Tensor) -> dict[str, int]:
+    weights = tuple(model.module.parameters())
+    return {
+        "saved_bytes": memory.saved_bytes(lambda: model.log_prob(x), resident=weights),
+        "peak_bytes": memory.peak_bytes(lambda: models.gradients(model, x)),
+    }

@@ -66,17 +66,14 @@ def load(path: Path) -> Result:
     """
     data = json.loads(path.read_text())
     if "benchmarks" in data:
-        rows = [
-            {
-                **bench["extra_info"],
-                "median_s": bench["stats"]["median"],
-                "iqr_s": bench["stats"]["iqr"],
-                "rounds": bench["stats"]["rounds"],
-                "iterations": bench["stats"]["iterations"],
-            }
-            for bench in data["benchmarks"]
-            if "row" in bench["extra_info"]
-        ]
+        rows = []
+        for bench in data["benchmarks"]:
+            info, stats = bench["extra_info"], bench["stats"]
+            if "beside" in info:  # the row that this one was timed against, turn by turn
+                rows.append(info["beside"])
+            if "row" in info:
+                times = {"median_s": stats["median"], "iqr_s": stats["iqr"]}
+                rows.append({**info, **times, "rounds": stats["rounds"], "iterations": stats["iterations"]})
         data = {"machine": data["machine_info"], "rows": rows, "refused": data.get("refused", [])}
     if not {"machine", "rows", "refused"} <= data.keys():
         raise ValueError(f"compare: {path.name} must be a JSON of pytest-benchmark or of compare.py, got neither")

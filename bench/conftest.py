@@ -16,6 +16,7 @@ import compare
 import machine
 import pytest
 import torch
+from beside import Beside
 from torch._logging._internal import set_logs
 
 # Time spent on one row: slow peers get few rounds, and the whole suite stays short on any machine.
@@ -113,7 +114,11 @@ def _settle(call: Callable[[], Any], compiled: bool) -> float:
 
 @pytest.fixture
 def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callable[..., None]:
-    """`timed(call, suite, case, op, row, compiled=..., least_bytes=..., **figures)` times one row of a table."""
+    """`timed(call, suite, case, op, row, compiled=..., least_bytes=..., **figures)` times one row of a table.
+
+    With `beside`, a row with a call of its own, the two are called turn by turn: what the machine does to one in that
+    second it does to the other.
+    """
 
     def run(
         call: Callable[[], Any],
@@ -124,16 +129,28 @@ def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callab
         *,
         compiled: bool = False,
         least_bytes: int | None = None,
+        beside: Beside | None = None,
         **figures: Any,
     ) -> None:
         facts = _facts(request.config)
         seconds = _settle(call, compiled)
-        iterations = max(1, math.ceil(SECONDS_PER_ROUND / seconds))
+        others: list[float] = []
+        iterations = 1 if beside else max(1, math.ceil(SECONDS_PER_ROUND / seconds))
         budget = 0.01 if quick else SECONDS_PER_ROW
+        if beside:
+            seconds, budget = seconds + _settle(beside.call, False), 2 * budget
         least = ROUNDS[0] if seconds < SLOW else 1
         rounds = min(max(int(budget / (seconds * iterations)), least), ROUNDS[1])
-        benchmark.pedantic(call, rounds=rounds, iterations=iterations)
-        info: dict[str, Any] = {"suite": suite, "case": case, "op": op, "row": row, **figures}
+
+        def other() -> None:
+            if beside:
+                start = time.perf_counter()
+                beside.call()
+                others.append(time.perf_counter() - start)
+
+        benchmark.pedantic(call, setup=other if beside else None, rounds=rounds, iterations=iterations)
+        place = {"suite": suite, "case": case, "op": op}
+        info: dict[str, Any] = {**place, "row": row, **figures}
         if least_bytes is not None:
             info["least_bytes"] = least_bytes
             info["gbps"] = least_bytes / benchmark.stats.stats.median / 1e9
@@ -142,6 +159,15 @@ def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callab
                 info["share_of_read"] = info["gbps"] / facts["read_gbps"]
         benchmark.group = f"{suite}: {case}: {op}"
         benchmark.extra_info.update(info)
+        if beside:
+            quartiles = torch.tensor((0.25, 0.5, 0.75), dtype=torch.float64)
+            low, middle, high = torch.tensor(others, dtype=torch.float64).quantile(quartiles).tolist()
+            theirs = {
+                **place, "row": beside.row, **beside.figures,
+                "median_s": middle, "iqr_s": high - low, "rounds": rounds, "iterations": 1,
+            }  # fmt: skip
+            benchmark.extra_info["beside"] = theirs
+            request.config.stash[_ROWS].append(theirs)
         stats = benchmark.stats.stats
         request.config.stash[_ROWS].append(
             {**info, "median_s": stats.median, "iqr_s": stats.iqr, "rounds": rounds, "iterations": iterations}
