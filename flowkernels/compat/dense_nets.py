@@ -24,8 +24,6 @@ def parts(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Lin
         return f"its network is a {type(net).__name__}, not {_full_name(net_class)}"
     modules = [*net._modules.values()]
     linears, activations = modules[::2], modules[1::2]
-    if len(activations) != len(linears) - 1:
-        return "its network does not end with a linear layer"
     names = {activation_name(a) or "" for a in activations}
     for layer in linears:
         if type(layer) is not linear_class:
@@ -33,6 +31,8 @@ def parts(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Lin
         weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
         if weight is None or bias is None or weight.dim() != 2:
             return "a layer of its network has no weight matrix or no bias as a parameter"
+    if len(activations) != len(linears) - 1:
+        return "its network does not end with a linear layer"
     if len(names) > 1 or "" in names:
         return f"the activation of its network is {activations[0]!r}"
     return linears, names.pop() if names else "identity"
