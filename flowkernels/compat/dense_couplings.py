@@ -53,7 +53,7 @@ class Half(NamedTuple):
         """Whether so many rows take less time as ops, by the columns that the library writes and reads again."""
         layer = next(iter(self.steps[0].net._modules.values()), None)
         weight = None if layer is None else layer._parameters.get("weight")
-        width = 0 if weight is None else len(weight)
+        width = 0 if weight is None or weight.dim() == 0 else len(weight)
         return rows * (width + 4 * len(self.mapped)) >= pays.COUPLED_ELEMENTS * len(self.steps)
 
     def run(self, x: Tensor, conditions: Sequence[int], inverse: bool) -> tuple[Tensor, Tensor] | None:
@@ -61,18 +61,21 @@ class Half(NamedTuple):
         seen, ladj = (*self.seen, *conditions), None
         if not seen or not self.mapped:
             return None
-        for step in reversed(self.steps) if inverse else self.steps:
-            found = self._run(step, x, seen, inverse)
+        given = [(step, self._network(step, x, len(seen))) for step in self.steps]
+        ready = [(step, network) for step, network in given if network is not None]
+        if len(ready) < len(given):  # before any is run
+            return None
+        at = columns(x.shape[1], seen, tuple(self.mapped))
+        for step, network in reversed(ready) if inverse else ready:
+            found = try_flow_layer(x, univariate=step.spec(inverse), columns=at, **network)
             if found is None:
                 return None
             x, term = found
             ladj = term if step.scales or ladj is None else ladj
         return None if ladj is None else (x, ladj)
 
-    def _run(self, step: Step, x: Tensor, seen: tuple[int, ...], inverse: bool) -> tuple[Tensor, Tensor] | None:
+    def _network(self, step: Step, x: Tensor, seen: int) -> dict[str, Any] | None:
+        """A step's network as the op has it, or None."""
         network = dense_arguments(step.net, x, None)
-        layers = None if network is None else step.layers(network["layers"], len(seen), len(self.mapped))
-        if network is None or layers is None:
-            return None
-        at = columns(x.shape[1], seen, tuple(self.mapped))
-        return try_flow_layer(x, univariate=step.spec(inverse), columns=at, **{**network, "layers": layers})
+        layers = None if network is None else step.layers(network["layers"], seen, len(self.mapped))
+        return None if network is None or layers is None else {**network, "layers": layers}

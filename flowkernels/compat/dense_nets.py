@@ -56,10 +56,11 @@ def runs_now(net: Any, linears: Sequence[Any], x: Tensor, context: Tensor | None
 def dense_refusal(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Linear) -> str | None:
     """Why a network would be called on every call, or None."""
     found = parts(net, net_class, linear_class)
-    return found if isinstance(found, str) else _too_wide(found[0])
+    return found if isinstance(found, str) else too_wide(found[0])
 
 
-def _too_wide(linears: Sequence[Any]) -> str | None:
+def too_wide(linears: Sequence[Any]) -> str | None:
+    """Why a network is better called, for the width of its hidden layers, or None."""
     width = max((layer._parameters["weight"].shape[0] for layer in linears[:-1]), default=0)
     return f"its network is {width} wide: torch's own products are as fast" if width > WIDEST else None
 
@@ -69,7 +70,7 @@ def dense_arguments(
 ) -> dict[str, Any] | None:
     """The layers and the activation of a network as `ops.flow_layer` takes them; None where it must be called."""
     found = parts(net, net_class, linear_class)
-    if isinstance(found, str) or _too_wide(found[0]) is not None or not runs_now(net, found[0], x, context):
+    if isinstance(found, str) or too_wide(found[0]) is not None or not runs_now(net, found[0], x, context):
         return None
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in found[0]]
     return {"layers": layers, "activation": found[1], "residual": False}

@@ -18,7 +18,7 @@ from flowkernels.ops.flow_layer import columns, try_flow_layer
 from flowkernels.ops.residual_net.modules import hooked_globally
 
 from . import pays
-from .dense_nets import WIDEST
+from .dense_nets import too_wide
 from .nflows_made import _activation as activation_name
 from .nflows_made import is_bare
 from .pyro_layers import ConditionalSpline, _affine_spec, _feature_major, _spec
@@ -39,8 +39,7 @@ def _network_refusal(net: Any, known: str) -> str | None:
         return f"its network is a {type(net).__name__}, not Pyro's {known}, and its map alone is as fast in Pyro"
     if activation_name(net.f) is None or not all(type(m) is nn.Linear and m.bias is not None for m in net.layers):
         return "its network has an activation or a layer that the ops do not know"
-    width = max(m.out_features for m in [*net.layers][:-1])
-    return f"its network is {width} wide: torch's own products are as fast" if width > WIDEST else None
+    return too_wide([*net.layers])
 
 
 def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
