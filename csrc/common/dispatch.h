@@ -3,7 +3,7 @@
 #pragma once
 #include "isa.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FK_BASELINE_ONLY)
 #define FK_KERNELS(Type, name)               \
   namespace baseline {                       \
   extern const Type name;                    \

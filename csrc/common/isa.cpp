@@ -12,7 +12,7 @@ namespace fk {
 namespace {
 
 bool can_run(Isa i) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FK_BASELINE_ONLY)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (i == Isa::avx2) return avx2;
