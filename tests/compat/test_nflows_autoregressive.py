@@ -229,7 +229,7 @@ def test_state_repr_restore_and_copies(make):
     assert [type(m) for m in pickle.loads(data).modules()] == types
     buffer = io.BytesIO()
     torch.save(flow.state_dict(), buffer)
-    before.load_state_dict(torch.load(io.BytesIO(buffer.getvalue())))
+    before.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
     compat.restore(flow)
     assert [type(m) for m in flow.modules()] == types
     assert torch.equal(flow.log_prob(x, c), theirs)
