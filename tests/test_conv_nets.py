@@ -157,8 +157,8 @@ X = torch.zeros(6, 2, 4, 4)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ConvNet(0, 5), "nets.ConvNet: in_channels must be at least 1 and context at least 0, got 0 and 0"),
-        (lambda: ConvResNet(2, 5, context=-1), "nets.ConvResNet: in_channels must be .*, got 2 and -1"),
+        (lambda: ConvNet(0, 5), "nets.ConvNet: in_channels must be at least 1, got 0"),
+        (lambda: ConvResNet(2, 5, context=-1), "nets.ConvResNet: context must be at least 0, got -1"),
         (lambda: ConvNet(2, 5, context=2, context_dims=2), r"context_dims must be 1 \(features\) or 3 .*, got 2"),
         (lambda: ConvNet(3, 5)(X), r"nets.ConvNet: x must be \[\.\.\., 3, H, W\], got \[6, 2, 4, 4\]"),
         (lambda: ConvNet(2, 5, context=C)(X), r"nets.ConvNet: context must be \[\.\.\., 3\], got None"),

@@ -393,7 +393,7 @@ def test_bad_row_stays_in_its_row(case, bad, device) -> None:
         y, ladj = transform(broken, context)
         others = [0, 1, 2, 3, 5, 6, 7, 8]
         assert torch.equal(y[others], clean[0][others]) and torch.equal(ladj[others], clean[1][others])
-        assert not y[4].isfinite().all()
+        assert not (y[4].isfinite().all() and ladj[4].isfinite())  # infinity lies outside of some domains
 
 
 @EVERY

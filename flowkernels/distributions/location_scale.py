@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Distribution, Size, as_vector
+from flowkernels._arguments import check_tensor, count, flag
+
+from .base import Distribution, Size, as_vectors
 
 
 class _Family(Distribution):
@@ -38,7 +40,7 @@ class _Logistic(_Family):
         return torch.logit(u).to(like.dtype)
 
     def _log_density(self, z: Tensor) -> Tensor:
-        return (2 * F.logsigmoid(z) - z).sum(-1)
+        return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(-1)  # of infinite z too
 
 
 class _Standard(_Family):
@@ -48,14 +50,14 @@ class _Standard(_Family):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = count(f"distributions.{type(self).__name__}", "features", features)
         # Holds nothing: `.to()` moves it, and samples are drawn where it is.
         self.register_buffer("_like", torch.empty(0), persistent=False)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self._log_density(self._wide(x))
 
-    def rsample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def rsample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         noise = self._noise(self._shape(n, context), self._like)
         return noise if temperature == 1 else temperature * noise
 
@@ -121,24 +123,27 @@ class _Diagonal(_Family):
         context: int = 0,
     ) -> None:
         super().__init__()
-        self.features = features
-        self.context_features = context
         name = type(self).__name__
+        self.features = count(f"distributions.{name}", "features", features)
+        self.context_features = count(f"distributions.{name}", "context", context, least=0)
+        flag(f"distributions.{name}", "learnable", learnable)
         if context and not learnable:
             raise ValueError(f"distributions.{name}: learnable must be True beside a context, got {learnable}")
-        for parameter, value in (("loc", loc), ("log_scale", log_scale)):
-            vector = as_vector(value, features, f"{name}: {parameter}")
+        vectors = as_vectors(name, features, loc=loc, log_scale=log_scale)
+        for parameter, vector in zip(("loc", "log_scale"), vectors, strict=True):
             if learnable:
                 self.register_parameter(parameter, nn.Parameter(vector))
             else:
                 self.register_buffer(parameter, vector)
         # Zero: every context starts with the same location and scale.
-        self.weight = nn.Parameter(torch.zeros(context, 2 * features)) if context else None
+        self.weight = nn.Parameter(vectors[0].new_zeros(context, 2 * features)) if context else None
 
     def _location_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and log-scale, ``[D]`` or ``[..., D]``."""
         if self.weight is None:
             return self.loc, self.log_scale
+        if context is not None:
+            check_tensor(f"distributions.{type(self).__name__}", "context", context)
         if context is None or context.dim() == 0 or context.shape[-1] != self.context_features:
             given = None if context is None else list(context.shape)
             name = type(self).__name__
@@ -150,7 +155,7 @@ class _Diagonal(_Family):
         loc, log_scale = (self._wide(p) for p in self._location_scale(context))
         return self._log_density((self._wide(x) - loc) * torch.exp(-log_scale)) - log_scale.sum(-1)
 
-    def rsample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def rsample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         loc, log_scale = self._location_scale(context)
         noise = self._noise(self._shape(n, context), self.loc)
         return loc + (torch.exp(log_scale) if temperature == 1 else temperature * torch.exp(log_scale)) * noise
@@ -172,6 +177,7 @@ class DiagonalNormal(_Normal, _Diagonal):
         features: D.
         loc: :math:`\mu`, a number or ``[D]``.
         log_scale: :math:`\log \sigma`, a number or ``[D]``.
+            A floating-point tensor keeps its dtype and device, and the other follows; else they are the default ones.
         learnable: ``loc`` and ``log_scale`` are parameters; otherwise buffers.
         context: C, 0 for none. The weights start at zero.
 

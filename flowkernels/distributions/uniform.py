@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from .base import Distribution, Size, as_vector, check_no_temperature
+from .base import Distribution, Size, as_vectors, check_no_temperature
 
 
 class UniformBox(Distribution):
@@ -18,7 +19,7 @@ class UniformBox(Distribution):
     nothing raises on values. Shapes and dtypes as in `Distribution`.
 
     Args:
-        low, high: ``[D]`` corners, low < high.
+        low, high: ``[D]`` corners, low < high. Tensors keep their floating-point dtype.
 
     Raises:
         ValueError: ``low`` and ``high`` are not both ``[D]``, or low < high does not hold; ``x`` is not ``[..., D]``; a
@@ -45,7 +46,7 @@ class UniformBox(Distribution):
                 f"distributions.UniformBox: low and high must both be [D], got {shapes[0]} and {shapes[1]}"
             )
         self.features = shapes[0][0]
-        low, high = (as_vector(v, self.features, "UniformBox: low and high") for v in (low, high))
+        low, high = as_vectors("UniformBox", self.features, low=low, high=high)
         if not bool((low < high).all()):
             raise ValueError(
                 f"distributions.UniformBox: low must be less than high, got {low.tolist()} and {high.tolist()}"
@@ -53,12 +54,16 @@ class UniformBox(Distribution):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low, self.high)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         low, high, x = self._wide(self.low), self._wide(self.high), self._wide(x)
         outside = torch.where(x.isnan(), x, torch.full_like(x, -math.inf))
         return torch.where((x >= low) & (x <= high), -torch.log(high - low), outside).sum(-1)
 
-    def rsample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def rsample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         check_no_temperature("distributions.UniformBox", temperature)
         u = torch.rand(self._shape(n, context), dtype=self.low.dtype, device=self.low.device)
         return torch.lerp(self.low, self.high, u)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowkernels._arguments import count, generator, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MADE, Activation
-from flowkernels.nets.degrees import Seed, as_generator
+from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Univariate
+from flowkernels.transforms.univariate import check_univariate
 
 from .flow import Flow
 
@@ -20,36 +22,37 @@ def autoregressive_layers(
     features: int,
     context: int,
     transforms: int,
-    hidden: Sequence[int],
+    hidden: int | Sequence[int],
     univariate: Univariate,
     *,
     residual: bool,
-    activation: str | Activation,
+    activation: Activation,
     dropout: float,
     order: str,
     seed: Seed,
 ) -> list[Autoregressive]:
     """Layers that start near the identity, each with another order of the features."""
     for name, value in (("features", features), ("transforms", transforms)):
-        if value < 1:
-            raise ValueError(f"flows.{flow}: {name} must be at least 1, got {value}")
+        count(f"flows.{flow}", name, value)
+    sizes = widths(f"flows.{flow}", "hidden", hidden)
+    check_univariate(f"flows.{flow}", univariate)
     if order not in ("reversed", "random"):
         raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
-    generator = as_generator(seed)
+    draws = generator(f"flows.{flow}", seed)
     layers = []
     for i in range(transforms):
         net = MADE(
             features,
             univariate.params_per_feature,
-            hidden,
+            sizes,
             residual=residual,
             context=context,
             activation=activation,
             dropout=dropout,
             order="random" if order == "random" else ("natural", "reversed")[i % 2],
             # nflows' degrees, except where they would hide most features from the last ones.
-            degrees="sequential" if min(hidden, default=0) >= features - 1 else "even",
-            seed=generator,
+            degrees="sequential" if min(sizes, default=0) >= features - 1 else "even",
+            seed=draws,
         )
         net.start_at(torch.tensor(univariate.identity).repeat(features))
         layers.append(Autoregressive(net, univariate))
@@ -68,7 +71,7 @@ class MAF(Flow):
         features: D. With D = 1 the networks see the context only.
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
         transforms: number of layers.
-        hidden: widths of the hidden layers; with ``residual`` one equal width per residual block.
+        hidden: widths of the hidden layers, a number for one; with ``residual`` one equal width per residual block.
         univariate: the map of one feature: `flowkernels.transforms.Affine` by default (``Affine("exp")`` is the
             paper's), or ``RQS``.
         residual: residual blocks, as nflows has them, instead of plain layers.
@@ -80,6 +83,7 @@ class MAF(Flow):
 
     Raises:
         ValueError: ``features`` or ``transforms`` is less than 1, ``order`` is unknown, or ``hidden`` does not fit.
+        TypeError: a part is of another kind.
 
     Reference:
         Papamakarios, Pavlakou, Murray: Masked Autoregressive Flow for Density Estimation, NeurIPS 2017,
@@ -101,11 +105,11 @@ class MAF(Flow):
         features: int,
         context: int = 0,
         transforms: int = 5,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         *,
         univariate: Univariate | None = None,
         residual: bool = False,
-        activation: str | Activation = "relu",
+        activation: Activation = "relu",
         dropout: float = 0.0,
         order: str = "reversed",
         seed: Seed = None,
@@ -113,7 +117,8 @@ class MAF(Flow):
         embedding: nn.Module | None = None,
     ) -> None:
         layers = autoregressive_layers(
-            type(self).__name__, features, context, transforms, hidden, univariate or Affine(),
+            type(self).__name__, features, context, transforms, hidden,
+            Affine() if univariate is None else univariate,
             residual=residual, activation=activation, dropout=dropout, order=order, seed=seed,
         )  # fmt: skip
         super().__init__(Composite(self._turned(layers)), StandardNormal(features) if base is None else base, embedding)

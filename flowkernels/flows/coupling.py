@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowkernels._arguments import count, widths
 from flowkernels.distributions import Distribution, StandardLogistic
 from flowkernels.nets import MLP, Activation, Constant
 from flowkernels.transforms import Affine, Composite, Coupling, DiagonalScale, Univariate
+from flowkernels.transforms.univariate import check_univariate
 
 from .flow import Flow
 
@@ -23,8 +25,8 @@ def coupling_layers(
 ) -> list[Coupling]:
     """Layers with alternating masks that start near the identity; layer i transforms the features j with i + j odd."""
     for name, value in (("features", features), ("transforms", transforms)):
-        if value < 1:
-            raise ValueError(f"flows.{flow}: {name} must be at least 1, got {value}")
+        count(f"flows.{flow}", name, value)
+    check_univariate(f"flows.{flow}", univariate)
     factory = functools.partial(near_identity, net, univariate)
     return [Coupling(_alternating(features, i), factory, univariate) for i in range(transforms)]
 
@@ -55,7 +57,7 @@ class NICE(Flow):
         features: D. With D = 1 the networks see the context only; without a context they are learned constants.
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
         transforms: number of coupling layers.
-        hidden: widths of the hidden layers of each.
+        hidden: widths of the hidden layers of each, a number for one.
         activation, dropout: of the networks; see `flowkernels.nets.MLP`.
         base: density of the latent; standard logistic by default, `flowkernels.distributions.StandardNormal` is the
             paper's other choice.
@@ -83,13 +85,15 @@ class NICE(Flow):
         features: int,
         context: int = 0,
         transforms: int = 4,
-        hidden: Sequence[int] = (1000,) * 5,
+        hidden: int | Sequence[int] = (1000,) * 5,
         *,
         activation: Activation = F.relu,
         dropout: float = 0.0,
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
+        count("flows.NICE", "context", context, least=0)
+        hidden = widths("flows.NICE", "hidden", hidden)
         net = functools.partial(MLP, hidden=hidden, context=context, activation=activation, dropout=dropout)
         if features == 1 and context == 0:
             net = Constant

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
+import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
 class FlowDistribution(Distribution):
     """What `Flow.as_distribution` returns; the context is embedded anew at every call, as the weights may have moved.
+
+    Made after Pyro was imported it is one of Pyro's distributions too, for ``pyro.sample`` in models and guides.
 
     ``sample``, ``rsample`` → ``sample_shape + batch_shape + event_shape``; ``log_prob`` broadcasts over
     ``batch_shape``, in nats. With ``validate_args`` a NaN in the value raises, as everywhere in `torch.distributions`.
@@ -38,9 +44,17 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """Every real vector, or image."""
-        dims = len(self.event_shape)
-        return constraints.real_vector if dims == 1 else constraints.independent(constraints.real, dims)
+        """Where the density is not zero: what the transform takes and the base, behind it, can be.
+
+        A constraint of `torch.distributions` where one says it: every real vector or image, or what a first layer such
+        as `flowkernels.transforms.Logit` takes. Elsewhere (a base on a box, say) its ``check`` runs the flow once.
+        """
+        domain, dims = self.flow.transform.domain, len(self.event_shape)
+        if self.flow.base.support is not constraints.real or domain is None:
+            return _Support(self)
+        if domain is constraints.real and dims == 1:
+            return constraints.real_vector
+        return constraints.independent(domain, dims)
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> FlowDistribution:
         """The same distribution, with its batch dims broadcast to ``batch_shape``."""
@@ -49,7 +63,7 @@ class FlowDistribution(Distribution):
             raise ValueError(
                 f"flows.FlowDistribution: batch_shape must extend {list(self.batch_shape)}, got {list(shape)}"
             )
-        new = FlowDistribution.__new__(FlowDistribution)
+        new = type(self).__new__(type(self))
         new.flow, new.context = self.flow, self.context
         Distribution.__init__(new, shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -70,6 +84,44 @@ class FlowDistribution(Distribution):
         out = self.flow._log_prob(value, self._embedded())
         return out.expand(torch.broadcast_shapes(out.shape, self.batch_shape))
 
+    def __reduce__(self) -> Any:
+        return _blank, (), self.__dict__  # by no class's name: the one with Pyro's methods has none to be found by
+
+    def _inside(self, value: Tensor) -> Tensor:
+        """Whether the flow takes each value, and its base what becomes of it."""
+        with torch.no_grad():
+            embedded = self._embedded()
+            z, ladj = self.flow._encode(self.flow._per_context(value, embedded), embedded)
+            return self.flow.base.support.check(z).all(-1) & (ladj > -math.inf)  # a NaN is neither
+
     def _embedded(self) -> Tensor | None:
         embedded = self.flow.embed(self.context)
         return None if embedded is None else embedded.expand(*self.batch_shape, embedded.shape[-1])
+
+
+def distribution_class() -> type[FlowDistribution]:
+    """`FlowDistribution`, with the methods that Pyro asks of a distribution where Pyro is in use."""
+    module = sys.modules.get("pyro.distributions.torch_distribution")
+    return FlowDistribution if module is None else _with(module.TorchDistributionMixin)
+
+
+@functools.cache
+def _with(mixin: type) -> Any:
+    body = {"__module__": FlowDistribution.__module__, "__doc__": FlowDistribution.__doc__}
+    return types.new_class("FlowDistribution", (FlowDistribution, mixin), exec_body=lambda space: space.update(body))
+
+
+def _blank() -> FlowDistribution:
+    cls = distribution_class()
+    return cls.__new__(cls)
+
+
+class _Support(constraints.Constraint):
+    """What a flow takes and its base, behind it, can be; known by trying."""
+
+    def __init__(self, distribution: FlowDistribution) -> None:
+        self.event_dim = len(distribution.event_shape)  # type: ignore[assignment]
+        self._distribution = distribution
+
+    def check(self, value: Tensor) -> Tensor:
+        return self._distribution._inside(value)

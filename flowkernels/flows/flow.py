@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import check_tensor, count, flag
 from flowkernels.distributions import Distribution, Size
 from flowkernels.transforms import Transform
 
-from .distribution import FlowDistribution
+from .distribution import FlowDistribution, distribution_class
 
 
 class Flow(nn.Module):
@@ -32,8 +33,13 @@ class Flow(nn.Module):
     ====================  ==============================  ==================
 
     In words: the leading dims of ``context`` broadcast against those of ``x`` (``[1, C]`` fits any batch; one ``x [D]``
-    under ``[B, C]`` gives ``[B]``), and sampling puts ``n``, a number or a shape, in front of them. All rows go through
-    the networks together. Values have the dtype of the weights, log-probabilities are float32 or wider.
+    under ``[B, C]`` gives ``[B]``), and sampling puts ``n``, a number or a shape, in front of them; ``sample()`` is
+    one draw ``[D]``, or ``[B, D]``, as in `torch.distributions`. All rows go through the networks together.
+
+    Values have the dtype of the weights (``flow.double()`` for float64 data, or ``x.float()``), log-probabilities are
+    float32 or wider. A value outside of the support, e.g. of a `flowkernels.distributions.UniformBox` or a
+    `flowkernels.transforms.Logit`, has log-probability ``-inf``, a NaN makes that of its own row NaN. So may values so
+    large (from 1e18 on in float32) that the networks overflow: there some models say NaN where others say ``-inf``.
 
     ``forward`` is ``log_prob``: call the module itself under DistributedDataParallel or ``torch.compile``.
 
@@ -73,6 +79,9 @@ class Flow(nn.Module):
         if not isinstance(base, Distribution):
             given = f"{type(base).__module__}.{type(base).__name__}"
             raise TypeError(f"flows.Flow: base must be a flowkernels.distributions.Distribution, got {given}")
+        if embedding is not None and not callable(embedding):
+            raise TypeError(f"flows.Flow: embedding must be a module or None, got {embedding!r:.60}")
+        flag("flows.Flow", "context_to_base", context_to_base)
         self.transform = transform
         self.base = base
         self.embedding = embedding
@@ -91,7 +100,7 @@ class Flow(nn.Module):
         """The log-density of ``x [..., D]``, in nats."""
         return self._log_prob(x, self.embed(context))
 
-    def sample(self, n: Size, context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def sample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         r"""Draws ``[n, ..., D]`` without gradients.
 
         ``temperature`` T multiplies the deviation of the latent from its centre. With a normal base and layers whose
@@ -101,11 +110,11 @@ class Flow(nn.Module):
         with torch.no_grad():
             return self._rsample(n, self.embed(context), temperature)
 
-    def rsample(self, n: Size, context: Tensor | None = None) -> Tensor:
+    def rsample(self, n: Size = (), context: Tensor | None = None) -> Tensor:
         """Draws ``[n, ..., D]`` through which gradients flow to the parameters and the context."""
         return self._rsample(n, self.embed(context))
 
-    def sample_and_log_prob(self, n: Size, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def sample_and_log_prob(self, n: Size = (), context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws ``[n, ..., D]`` and their log-densities ``[n, ...]`` (nats) in one inverse pass.
 
         Reparameterised: gradients flow through both, as variational inference needs; use ``torch.no_grad()``
@@ -150,8 +159,7 @@ class Flow(nn.Module):
             >>> NSF(2).interpolate(torch.zeros(2), torch.ones(2), 3).shape
             torch.Size([3, 2])
         """
-        if steps < 2:
-            raise ValueError(f"flows.{type(self).__name__}: steps must be at least 2, got {steps}")
+        count(self._name, "steps", steps, least=2)
         with torch.no_grad():
             embedded = self.embed(context)
             z0, z1 = self._encode(x0, embedded)[0], self._encode(x1, embedded)[0]
@@ -162,6 +170,7 @@ class Flow(nn.Module):
         """This flow, given ``context [..., C]``, as a `torch.distributions.Distribution`.
 
         ``batch_shape`` is the leading dims of the context, ``event_shape`` is ``(D,)``. It holds the flow, not a copy.
+        Where Pyro has been imported it is one of its distributions as well, for ``pyro.sample``.
 
         Example:
             >>> import torch
@@ -170,27 +179,52 @@ class Flow(nn.Module):
             >>> posterior.batch_shape, posterior.event_shape, posterior.sample((10,)).shape
             (torch.Size([4]), torch.Size([2]), torch.Size([10, 4, 2]))
         """
-        return FlowDistribution(self, context, validate_args=validate_args)
+        return distribution_class()(self, context, validate_args=validate_args)
 
     def embed(self, context: Tensor | None) -> Tensor | None:
         """The context as the layers see it."""
-        return context if context is None or self.embedding is None else self.embedding(context)
+        if context is None:
+            return None
+        self._check("context", context)
+        return context if self.embedding is None else self.embedding(context)
+
+    @property
+    def _name(self) -> str:
+        return f"flows.{type(self).__name__}"
+
+    def _check(self, name: str, value: object) -> None:
+        if not isinstance(value, Tensor):  # before the name is put together
+            check_tensor(self._name, name, value)
 
     def _encode(self, x: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._check("x", x)
         return self.transform(x, None if self.context_to_base else embedded)
 
     def _decode(self, z: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor]:
+        self._check("z", z)
         return self.transform.inverse(z, None if self.context_to_base else embedded)
 
     def _log_prob(self, x: Tensor, embedded: Tensor | None) -> Tensor:
-        if embedded is not None and not self.context_to_base:
-            dims = len(self.event_shape)
-            lead = x.shape[: x.dim() - dims]
-            if embedded.shape[:-1] != lead:
-                # Layers broadcast the context to x; here x follows a context with more rows.
-                x = x.expand(*torch.broadcast_shapes(lead, embedded.shape[:-1]), *x.shape[x.dim() - dims :])
-        z, ladj = self._encode(x, embedded)
+        z, ladj = self._encode(self._per_context(x, embedded), embedded)
         return self.base.log_prob(z, embedded) + ladj
+
+    def _per_context(self, x: Tensor, embedded: Tensor | None) -> Tensor:
+        """``x``, repeated where the context has more rows: layers broadcast the context to x, not x to the context."""
+        self._check("x", x)
+        if embedded is None or self.context_to_base:
+            return x
+        event = self.event_shape
+        lead, given = x.shape[: max(0, x.dim() - len(event))], embedded.shape[:-1]
+        if given == lead:
+            return x
+        both = min(len(lead), len(given))
+        ends = zip(lead[len(lead) - both :], given[len(given) - both :], strict=True)
+        if x.dim() < len(event) or not all(a == b or 1 in (a, b) for a, b in ends):
+            raise ValueError(
+                f"{self._name}: the leading dims of x [..., {', '.join(map(str, event))}] and of the context [..., C] "
+                f"must broadcast, got {list(x.shape)} and {list(embedded.shape)}"
+            )
+        return x.expand(*torch.broadcast_shapes(lead, given), *x.shape[len(lead) :])
 
     def _rsample(self, n: Size, embedded: Tensor | None, temperature: float = 1.0) -> Tensor:
         return self._decode(self.base.rsample(n, embedded, temperature), embedded)[0]

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import nn
 
+from flowkernels._arguments import count, generator, widths
 from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal
 from flowkernels.nets import Activation, ConvNet
-from flowkernels.nets.degrees import Seed, as_generator
+from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import ActNorm, Affine, LUConv1x1, Permutation, Squeeze, Transform, Univariate
 
 from .flow import Flow
@@ -43,7 +44,7 @@ class Glow(Flow):
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
         levels: L of the paper.
         steps: K of the paper, steps per level.
-        hidden: channels of the hidden layers of `flowkernels.nets.ConvNet`; the paper has (512, 512).
+        hidden: channels of the hidden layers of `flowkernels.nets.ConvNet`, a number for one; the paper has (512, 512).
         univariate: the map of one element: ``Affine("sigmoid")`` by default, as in the paper's code, which starts with
             scales of 0.88; ``Affine("additive")`` for additive coupling; ``Affine("tanh")`` or ``RQS`` start as the
             identity.
@@ -81,7 +82,7 @@ class Glow(Flow):
         context: int = 0,
         levels: int = 3,
         steps: int = 8,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         *,
         univariate: Univariate | None = None,
         permutation: str = "lu",
@@ -93,6 +94,9 @@ class Glow(Flow):
         embedding: nn.Module | None = None,
     ) -> None:
         channels, height, width = check_image("Glow", shape, levels=levels, steps=steps)
+        for name, value in (("context", context), ("classes", classes)):
+            count("flows.Glow", name, value, least=0)
+        hidden = widths("flows.Glow", "hidden", hidden)
         if permutation not in ("lu", "shuffle", "reverse"):
             raise ValueError(f'flows.Glow: permutation must be "lu", "shuffle" or "reverse", got {permutation!r}')
         if classes and (context not in (0, classes) or base is not None):
@@ -100,13 +104,13 @@ class Glow(Flow):
             raise ValueError(f"flows.Glow: beside classes context must be 0 or classes and base None, got {given}")
         univariate = Affine("sigmoid") if univariate is None else univariate
         net = functools.partial(ConvNet, hidden=hidden, context=context, activation=activation)
-        generator = as_generator(seed)
+        draws = generator("flows.Glow", seed)
         scales = []
         for level in range(levels):
             channels, height, width = Squeeze().latent_shape((channels, height, width))
             layers: list[Transform] = [Squeeze()]
             for _ in range(steps):
-                mixing = _mixing(permutation, channels, generator)
+                mixing = _mixing(permutation, channels, draws)
                 layers += [ActNorm(channels, channel_dim=1), mixing, image_coupling(halves(channels), net, univariate)]
             if level + 1 < levels:
                 prior = functools.partial(ConvNet, hidden=(), context=context)

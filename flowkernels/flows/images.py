@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import count, widths
 from flowkernels.transforms import Composite, ImageCoupling, MultiScale, Transform, Univariate
 
 from .coupling import Net
@@ -16,11 +17,11 @@ from .coupling import Net
 def check_image(flow: str, shape: Sequence[int], **at_least_one: int) -> tuple[int, int, int]:
     """``shape`` as (C, H, W); raises unless it is one, and the other settings are at least 1."""
     for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"flows.{flow}: {name} must be at least 1, got {value}")
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"flows.{flow}: shape must be (C, H, W), got {tuple(shape)}")
-    return shape[0], shape[1], shape[2]
+        count(f"flows.{flow}", name, value)
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"flows.{flow}: shape must be (C, H, W), got {shape!r:.60}")
+    channels, height, width = widths(f"flows.{flow}", "shape", shape)
+    return channels, height, width
 
 
 def image_coupling(mask: Sequence[bool] | Tensor, net: Net, univariate: Univariate) -> ImageCoupling:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import check_tensor, count
 from flowkernels.ops._checks import expands
 
 from .flow import Flow
@@ -46,8 +47,7 @@ def bits_per_dim(log_prob: Tensor, dims: int, bins: int = 256) -> Tensor:
         tensor([8., 8.])
     """
     for name, value in (("dims", dims), ("bins", bins)):
-        if value < 1:
-            raise ValueError(f"flows.bits_per_dim: {name} must be at least 1, got {value}")
+        count("flows.bits_per_dim", name, value)
     return math.log2(bins) - log_prob / (dims * math.log(2))
 
 
@@ -137,6 +137,8 @@ def inpaint(
     if not isinstance(known, Tensor) or known.dtype is not torch.bool:
         given = known.dtype if isinstance(known, Tensor) else type(known).__name__
         raise TypeError(f"flows.inpaint: known must be a bool tensor, got {given}")
+    check_tensor("flows.inpaint", "x", x)
+    count("flows.inpaint", "steps", steps, least=0)
     if not expands(known.shape, x.shape):
         raise ValueError(f"flows.inpaint: known must broadcast to {list(x.shape)}, got {list(known.shape)}")
     x = x.detach()

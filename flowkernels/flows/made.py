@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels import nets
+from flowkernels._arguments import count
 from flowkernels.distributions import Distribution, Size, StandardNormal
 from flowkernels.distributions.base import check_no_temperature
 from flowkernels.nets import Activation
@@ -53,6 +54,8 @@ class MixtureMADE(Distribution):
 
     def __init__(self, net: nets.MADE) -> None:
         super().__init__()
+        if not isinstance(net, nets.MADE):
+            raise TypeError(f"flows.MixtureMADE: net must be a flowkernels.nets.MADE, got {type(net).__name__}")
         self.components, rest = divmod(net.params_per_feature, 3)
         if rest:
             given = net.params_per_feature
@@ -114,7 +117,7 @@ class MADE(Flow):
         features: D.
         components: normals per conditional.
         context: C, the number of context features the network sees (after ``embedding``), 0 for none.
-        hidden: widths of the hidden layers; with ``residual`` one equal width per residual block.
+        hidden: widths of the hidden layers, a number for one; with ``residual`` one equal width per residual block.
         residual, activation, dropout, order, degrees, seed: see `flowkernels.nets.MADE`.
         embedding: a module applied to the context first.
 
@@ -138,18 +141,18 @@ class MADE(Flow):
         features: int,
         components: int = 1,
         context: int = 0,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         *,
         residual: bool = False,
-        activation: str | Activation = "relu",
+        activation: Activation = "relu",
         dropout: float = 0.0,
         order: str | Sequence[int] | Tensor = "natural",
         degrees: str = "sequential",
         seed: Seed = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        if components < 1:
-            raise ValueError(f"flows.MADE: components must be at least 1, got {components}")
+        for name, value in (("features", features), ("components", components)):
+            count("flows.MADE", name, value)
         affine = Affine("softplus", _MIN_SCALE)
         net = nets.MADE(
             features, affine.params_per_feature if components == 1 else 3 * components, hidden, residual=residual,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import nn
 
+from flowkernels._arguments import count, flag, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ResidualNet
 from flowkernels.nets.degrees import Seed
@@ -31,7 +32,7 @@ class NSF(Flow):
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
         transforms: number of coupling layers; from two on every feature is transformed.
         bins: K, bins of each spline.
-        hidden: widths of the hidden layers. For ``net="residual"`` one equal width per residual block.
+        hidden: widths of the hidden layers, a number for one; for ``net="residual"`` one equal width per block.
         tail_bound: half the width of the box.
         net: ``"residual"`` (the paper's), ``"mlp"``, or a function ``(in_features, out_features) -> module`` of your
             own (started near the identity if it has ``start_at(values)``; coupling layers only).
@@ -66,7 +67,7 @@ class NSF(Flow):
         context: int = 0,
         transforms: int = 5,
         bins: int = 8,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         tail_bound: float = 3.0,
         *,
         net: str | Net = "residual",
@@ -83,6 +84,9 @@ class NSF(Flow):
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
+        count("flows.NSF", "context", context, least=0)
+        for name, value in (("autoregressive", autoregressive), ("batch_norm", batch_norm)):
+            flag("flows.NSF", name, value)
         univariate = RQS(
             bins=bins,
             tail_bound=tail_bound,
@@ -91,6 +95,7 @@ class NSF(Flow):
             min_derivative=min_derivative,
             parametrization=parametrization,
         )
+        sizes = widths("flows.NSF", "hidden", hidden)
         layers: list[Transform]
         if autoregressive:
             if net not in ("residual", "mlp") or batch_norm:
@@ -100,12 +105,12 @@ class NSF(Flow):
                 )
             layers = [
                 *autoregressive_layers(
-                    "NSF", features, context, transforms, hidden, univariate, residual=net == "residual",
+                    "NSF", features, context, transforms, sizes, univariate, residual=net == "residual",
                     activation=activation, dropout=dropout, order=order, seed=seed,
                 )
             ]  # fmt: skip
         else:
-            factory = _factory(net, features, hidden, context, activation, dropout, batch_norm)
+            factory = _factory(net, features, sizes, context, activation, dropout, batch_norm)
             layers = [*coupling_layers("NSF", features, context, transforms, univariate, factory)]
         super().__init__(Composite(layers), StandardNormal(features) if base is None else base, embedding)
 
@@ -119,7 +124,7 @@ def _factory(
     dropout: float,
     batch_norm: bool,
 ) -> Net:
-    if not isinstance(net, str):
+    if not isinstance(net, str) and callable(net):
         return net
     if features == 1 and context == 0:
         return Constant

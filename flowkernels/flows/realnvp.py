@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import nn
 
+from flowkernels._arguments import count, flag, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ConvResNet
 from flowkernels.transforms import Affine, BatchNorm, Composite, Squeeze, Transform, Univariate, checkerboard
@@ -35,8 +36,8 @@ class RealNVP(Flow):
         features: D, or (C, H, W) with H and W divisible by two to the power of ``levels`` - 1.
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
         transforms: couplings, see above; by default 6, on images 3.
-        hidden: widths of the hidden layers of `flowkernels.nets.MLP`, by default (128, 128); on images one equal number
-            of channels per block of `flowkernels.nets.ConvResNet`, by default (64, 64, 64, 64).
+        hidden: widths of the hidden layers of `flowkernels.nets.MLP`, a number for one, by default (128, 128); on
+            images one equal number of channels per block of `flowkernels.nets.ConvResNet`, by default (64, 64, 64, 64).
         levels: of images.
         univariate: the map of one element; ``Affine("tanh")`` by default, the paper's bounded scale.
         batch_norm: a `flowkernels.transforms.BatchNorm` behind every coupling, and batch norm in the blocks.
@@ -67,7 +68,7 @@ class RealNVP(Flow):
         features: int | Sequence[int],
         context: int = 0,
         transforms: int | None = None,
-        hidden: Sequence[int] | None = None,
+        hidden: int | Sequence[int] | None = None,
         *,
         levels: int = 2,
         univariate: Univariate | None = None,
@@ -78,8 +79,11 @@ class RealNVP(Flow):
         embedding: nn.Module | None = None,
     ) -> None:
         univariate = Affine("tanh") if univariate is None else univariate
-        if isinstance(features, int):
-            size, hidden = features, (128, 128) if hidden is None else hidden
+        count("flows.RealNVP", "context", context, least=0)
+        flag("flows.RealNVP", "batch_norm", batch_norm)
+        if isinstance(features, str) or not isinstance(features, Sequence):
+            features = size = count("flows.RealNVP", "features", features)
+            hidden = (128, 128) if hidden is None else widths("flows.RealNVP", "hidden", hidden)
             net = functools.partial(MLP, hidden=hidden, context=context, activation=activation)
             if features == 1 and context == 0:
                 net = Constant
@@ -89,11 +93,12 @@ class RealNVP(Flow):
             transform = Composite([*preprocessing, *_normed(couplings, features, -1, batch_norm)])
         else:
             transforms, hidden = 3 if transforms is None else transforms, (64,) * 4 if hidden is None else hidden
-            if len(set(hidden)) != 1:
-                raise ValueError(f"flows.RealNVP: hidden must be equal numbers of channels, got {tuple(hidden)}")
+            sizes = widths("flows.RealNVP", "hidden", hidden)
+            if len(set(sizes)) != 1:
+                raise ValueError(f"flows.RealNVP: hidden must be equal numbers of channels, got {sizes}")
             shape = check_image("RealNVP", features, levels=levels, transforms=transforms)
             net = functools.partial(
-                ConvResNet, hidden=hidden[0], blocks=len(hidden), context=context, activation=activation,
+                ConvResNet, hidden=sizes[0], blocks=len(sizes), context=context, activation=activation,
                 batch_norm=batch_norm,
             )  # fmt: skip
             scales = _scales(shape, levels, transforms, univariate, net, batch_norm)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import check_tensor, count
 from flowkernels.ops._checks import expands
 from flowkernels.ops._routing import in_transform
+from flowkernels.ops.made.activations import FUNCTIONS, check_activation
 
-Activation = Callable[[Tensor], Tensor] | type[nn.Module]
+Activation = Callable[[Tensor], Tensor] | type[nn.Module] | str
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -20,11 +22,20 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def as_function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    return activation() if isinstance(activation, type) else activation
+def as_function(name: str, activation: Activation) -> Callable[[Tensor], Tensor]:
+    """The function of a name, of a module class, or the function or module that it is already."""
+    if isinstance(activation, str):
+        check_activation(name, activation)
+        return FUNCTIONS[activation]
+    made = activation() if isinstance(activation, type) and issubclass(activation, nn.Module) else activation
+    if isinstance(made, type) or not callable(made):
+        raise TypeError(f"{name}: activation must be a function, a module, its class or a name, got {activation!r:.60}")
+    return made
 
 
 def check_sizes(name: str, in_features: int, context: int) -> None:
+    for argument, size in (("in_features", in_features), ("context", context)):
+        count(f"nets.{name}", argument, size, least=0)
     if in_features + context < 1:
         raise ValueError(
             f"nets.{name}: in_features + context must be at least 1, got {in_features} + {context} (see nets.Constant)"
@@ -37,11 +48,31 @@ def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[i
         if size > 0:
             raise ValueError(f"{name}: context must be [..., {size}], got None")
         return
+    check_tensor(name, "context", context)
     shape = context.shape
     if size == 0:
         raise ValueError(f"{name}: context must be None where context=0, got {list(shape)}")
     if shape[-1:] != (size,) or not expands(shape[:-1], lead):
         raise ValueError(f"{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
+
+
+def check_dtype(name: str, x: Tensor, context: Tensor | None, weight: Tensor) -> None:
+    """Raises where x or the context cannot be multiplied by the weights: torch would, without a name."""
+    check_tensor(name, "x", x)
+    for argument, t in (("x", x), ("context", context)):
+        if t is None or t.dtype is weight.dtype:
+            continue
+        if torch.is_autocast_enabled(t.device.type) and _autocast(t) and _autocast(weight):
+            continue
+        ways = f"{argument}.to({weight.dtype})" + (f" or flow.to({t.dtype})" if t.is_floating_point() else "")
+        raise TypeError(
+            f"{name}: {argument} must be of the dtype of the weights, {weight.dtype}, got {t.dtype} (try {ways})"
+        )
+
+
+def _autocast(t: Tensor) -> bool:
+    """Whether autocast brings t to its dtype, as it does all but float64 and what does not float."""
+    return t.is_floating_point() and t.dtype is not torch.float64
 
 
 def join(name: str, x: Tensor, context: Tensor | None, size: int) -> Tensor:

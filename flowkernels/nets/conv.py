@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import Activation, as_function, channels_last, check_context, start_at
+from flowkernels._arguments import count, flag, widths
+
+from .common import Activation, as_function, channels_last, check_context, check_dtype, start_at
 
 
 class _Images(nn.Module):
@@ -18,10 +20,9 @@ class _Images(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, width: int, context: int, context_dims: int) -> None:
         super().__init__()
         name = type(self).__name__
-        if in_channels < 1 or context < 0:
-            raise ValueError(
-                f"nets.{name}: in_channels must be at least 1 and context at least 0, got {in_channels} and {context}"
-            )
+        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels), ("hidden", width)):
+            count(f"nets.{name}", argument, value)
+        count(f"nets.{name}", "context", context, least=0)
         if context_dims not in (1, 3):
             raise ValueError(f"nets.{name}: context_dims must be 1 (features) or 3 (images), got {context_dims!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -36,6 +37,7 @@ class _Images(nn.Module):
     def _first(self, layer: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None) -> Tensor:
         """``layer`` of ``x [..., C, H, W]``, with the context's part, as ``[N, width, H, W]``."""
         name = type(self).__name__
+        check_dtype(f"nets.{name}", x, context, self.final_layer.weight)  # type: ignore[arg-type]
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise ValueError(f"nets.{name}: x must be [..., {self.in_channels}, H, W], got {list(x.shape)}")
         lead = x.shape[:-3]
@@ -67,13 +69,16 @@ class ConvNet(_Images):
 
     Args:
         in_channels, out_channels: of x and of the output.
-        hidden: channels of the hidden layers: 3 x 3 the first, 1 x 1 the others; may be empty.
+        hidden: channels of the hidden layers: 3 x 3 the first, 1 x 1 the others; may be empty; a number is one.
         context: C, channels of the context, 0 for none.
         context_dims: 1 for features, 3 for images.
-        activation: a function of a tensor, a module, or a module class.
+        activation: a function of a tensor, a module, a module class, or a name that `nets.MADE` knows.
 
     Raises:
-        ValueError: ``x`` does not have ``in_channels``; the context is missing, not wanted, or of another shape.
+        ValueError: ``x`` does not have ``in_channels``; the context is missing, not wanted, or of another shape; a
+            setting is none of these.
+        TypeError: ``x`` or the context is not in the dtype of the weights, outside of autocast; ``activation`` is
+            nothing that can be called.
 
     Reference:
         Kingma, Dhariwal: Glow: Generative Flow with Invertible 1x1 Convolutions, NeurIPS 2018, arXiv:1807.03039.
@@ -90,13 +95,14 @@ class ConvNet(_Images):
         self,
         in_channels: int,
         out_channels: int,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         context: int = 0,
         context_dims: int = 1,
         activation: Activation = F.relu,
     ) -> None:
+        hidden = widths("nets.ConvNet", "hidden", hidden)
         super().__init__(in_channels, out_channels, hidden[0] if hidden else out_channels, context, context_dims)
-        self.activation = as_function(activation)
+        self.activation = as_function("nets.ConvNet", activation)
         sizes = [in_channels, *hidden]
         self.hidden_layers = nn.ModuleList(
             [
@@ -162,7 +168,10 @@ class ConvResNet(_Images):
         batch_norm: batch norm in every block. In training mode images then depend on each other.
 
     Raises:
-        ValueError: ``x`` does not have ``in_channels``; the context is missing, not wanted, or of another shape.
+        ValueError: ``x`` does not have ``in_channels``; the context is missing, not wanted, or of another shape; a
+            setting is none of these.
+        TypeError: ``x`` or the context is not in the dtype of the weights, outside of autocast; ``activation`` is
+            nothing that can be called.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803, section 4.1;
@@ -187,7 +196,9 @@ class ConvResNet(_Images):
         batch_norm: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, hidden, context, context_dims)
-        self.activation = as_function(activation)
+        count("nets.ConvResNet", "blocks", blocks, least=0)
+        flag("nets.ConvResNet", "batch_norm", batch_norm)
+        self.activation = as_function("nets.ConvResNet", activation)
         self.initial_layer = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.blocks = nn.ModuleList([_ConvBlock(hidden, self.activation, batch_norm) for _ in range(blocks)])
         self.skip_layers = nn.ModuleList([nn.Conv2d(hidden, hidden, 1, bias=not i) for i in range(blocks + 1)])

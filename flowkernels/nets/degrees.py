@@ -7,20 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import permutation
+
 Seed = int | torch.Generator | None
-
-
-def as_generator(seed: Seed) -> torch.Generator | None:
-    """A generator on the CPU, or None for torch's global one."""
-    return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
 
 def input_degrees(order: str | Sequence[int] | Tensor, D: int, generator: torch.Generator | None) -> list[int]:
     """The rank of every feature in the order, from 1 on."""
     if not isinstance(order, str):
-        indices = order.tolist() if isinstance(order, Tensor) else list(order)
-        if sorted(indices) != list(range(D)):
-            raise ValueError(f"nets.MADE: order must hold each of 0 to {D - 1} once, got {indices}")
+        indices = permutation("nets.MADE", "order", order, D)
     elif order == "random":
         indices = torch.randperm(D, generator=generator, device="cpu").tolist()
     elif order in ("natural", "reversed"):

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowkernels._arguments import count, flag, share, widths
 from flowkernels.ops.made.activations import FUNCTIONS
 from flowkernels.ops.residual_net import layers_of, plain_layers_of, residual_net
 from flowkernels.ops.residual_net.modules import hooked
 
-from .common import Activation, as_function, check_context, check_sizes, join, start_at
+from .common import Activation, as_function, check_context, check_dtype, check_sizes, join, start_at
 
 
 class Constant(nn.Module):
@@ -42,6 +43,7 @@ class Constant(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
+        count("nets.Constant", "out_features", out_features)
         self.value = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -72,13 +74,16 @@ class MLP(nn.Module):
     Args:
         in_features: size of ``x``; 0 where there is a context.
         out_features: size of the output.
-        hidden: width of each hidden layer; may be empty.
+        hidden: width of each hidden layer; may be empty; a number is the width of one.
         context: C, the size of the context, 0 for none.
-        activation: a function of a tensor, a module, or a module class.
+        activation: a function of a tensor, a module, a module class, or a name that `nets.MADE` knows.
         dropout: probability, after each activation.
 
     Raises:
-        ValueError: there is no input at all; the context is missing, not wanted, or of another shape.
+        ValueError: there is no input at all; the context is missing, not wanted, or of another shape; a setting is
+            none of these.
+        TypeError: ``x`` or the context is not in the dtype of the weights, outside of autocast; ``activation`` is
+            nothing that can be called.
 
     Reference:
         Rumelhart, Hinton, Williams: Learning representations by back-propagating errors, Nature 323, 1986.
@@ -95,21 +100,24 @@ class MLP(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         context: int = 0,
         activation: Activation = F.relu,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_sizes("MLP", in_features, context)
+        count("nets.MLP", "out_features", out_features)
+        share("nets.MLP", "dropout", dropout)
         self.context_features = context
-        self.activation = as_function(activation)
-        sizes = [in_features + context, *hidden]
+        self.activation = as_function("nets.MLP", activation)
+        sizes = [in_features + context, *widths("nets.MLP", "hidden", hidden)]
         self.hidden_layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.final_layer = nn.Linear(sizes[-1], out_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_dtype("nets.MLP", x, context, self.final_layer.weight)
         h = join("nets.MLP", x, context, self.context_features)
         for layer in self.hidden_layers:
             h = self.activation(layer(h))
@@ -195,12 +203,15 @@ class ResidualNet(nn.Module):
         hidden: width of the blocks.
         blocks: number of blocks.
         context: C, the size of the context, 0 for none.
-        activation: a function of a tensor, a module, or a module class.
+        activation: a function of a tensor, a module, a module class, or a name that `nets.MADE` knows.
         dropout: probability, in every block.
         batch_norm: batch norm in every block. In training mode rows then depend on each other.
 
     Raises:
-        ValueError: there is no input at all; the context is missing, not wanted, or of another shape.
+        ValueError: there is no input at all; the context is missing, not wanted, or of another shape; a setting is
+            none of these.
+        TypeError: ``x`` or the context is not in the dtype of the weights, outside of autocast; ``activation`` is
+            nothing that can be called.
 
     Reference:
         He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027; as in
@@ -227,8 +238,13 @@ class ResidualNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("ResidualNet", in_features, context)
+        for name, value in (("out_features", out_features), ("hidden", hidden)):
+            count("nets.ResidualNet", name, value)
+        count("nets.ResidualNet", "blocks", blocks, least=0)
+        share("nets.ResidualNet", "dropout", dropout)
+        flag("nets.ResidualNet", "batch_norm", batch_norm)
         self.context_features = context
-        function = as_function(activation)
+        function = as_function("nets.ResidualNet", activation)
         self.initial_layer = nn.Linear(in_features + context, hidden)
         self.blocks = nn.ModuleList(
             [_ResidualBlock(hidden, context, function, dropout, batch_norm) for _ in range(blocks)]
@@ -244,6 +260,7 @@ class ResidualNet(nn.Module):
         return None if torch.compiler.is_compiling() else layers_of(self, context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_dtype("nets.ResidualNet", x, context, self.final_layer.weight)
         layers = self.layers(context, x.shape[:-1])
         if layers is not None:
             return residual_net(x, layers, blocks=len(self.blocks), context=context)

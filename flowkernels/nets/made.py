@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowkernels._arguments import count, flag, generator, share, widths
 from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
 from flowkernels.ops.masked_linear import masked_linear
 from flowkernels.ops.residual_net.modules import hooked, hooked_globally, passes
 
-from .common import Activation, check_context, start_at
-from .degrees import Seed, as_generator, hidden_degrees, input_degrees, output_degrees
+from .common import Activation, check_context, check_dtype, start_at
+from .degrees import Seed, hidden_degrees, input_degrees, output_degrees
 
 _NAMES: dict[Any, str] = {
     **{function: name for name, function in FUNCTIONS.items()},
@@ -31,9 +32,10 @@ _NAMES: dict[Any, str] = {
 }
 
 
-def _activation(activation: str | Activation) -> str:
+def _activation(activation: Activation) -> str:
     """Its name in the table of the ops; torch's functions and module classes go by theirs."""
-    name = activation if isinstance(activation, str) else _NAMES.get(activation)
+    hashable = isinstance(activation, Hashable)
+    name = activation if isinstance(activation, str) else _NAMES.get(activation) if hashable else None
     if name not in FUNCTIONS:
         raise ValueError(f"nets.MADE: activation must be one of {', '.join(FUNCTIONS)}, got {activation!r}")
     return name
@@ -121,7 +123,7 @@ class MADE(nn.Module):
     Args:
         features: D. With D = 1 the parameters depend on the context only.
         params_per_feature: P.
-        hidden: width of each hidden layer; with ``residual`` one equal width per block.
+        hidden: width of each hidden layer, or a number for one; with ``residual`` one equal width per block.
         residual: residual blocks instead of plain layers.
         context: C, the size of the context, 0 for none.
         activation: relu, leaky_relu, elu, gelu, silu, tanh or identity; or torch's function or module class for it.
@@ -136,6 +138,8 @@ class MADE(nn.Module):
 
     Raises:
         ValueError: an argument is none of these; the context is missing, not wanted, or of another shape.
+        TypeError: ``x`` or the context is not in the dtype of the weights, outside of autocast; ``seed`` or a switch is
+            of another type.
 
     Reference:
         Germain, Gregor, Murray, Larochelle: MADE: Masked Autoencoder for Distribution Estimation, ICML 2015,
@@ -155,11 +159,11 @@ class MADE(nn.Module):
         self,
         features: int,
         params_per_feature: int,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         *,
         residual: bool = False,
         context: int = 0,
-        activation: str | Activation = "relu",
+        activation: Activation = "relu",
         dropout: float = 0.0,
         order: str | Sequence[int] | Tensor = "natural",
         degrees: str = "sequential",
@@ -168,31 +172,33 @@ class MADE(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("params_per_feature", params_per_feature)):
-            if value < 1:
-                raise ValueError(f"nets.MADE: {name} must be at least 1, got {value}")
-        if len(hidden) < 1 or min(hidden) < 1:
-            raise ValueError(f"nets.MADE: hidden must be at least one width from 1 on, got {tuple(hidden)}")
+            count("nets.MADE", name, value)
+        count("nets.MADE", "context", context, least=0)
+        share("nets.MADE", "dropout", dropout)
+        for name, value in (("residual", residual), ("context_activation", context_activation)):
+            flag("nets.MADE", name, value)
+        hidden = widths("nets.MADE", "hidden", hidden, layers=1)
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"nets.MADE: hidden must be equal widths for residual blocks, got {tuple(hidden)}")
         self.features, self.params_per_feature, self.context_features = features, params_per_feature, context
         self.residual, self.activation = residual, _activation(activation)
         self.context_activation = context_activation
-        generator = as_generator(seed)
-        inputs = input_degrees(order, features, generator)
-        widths = [hidden[0]] * (1 + 2 * len(hidden)) if residual else list(hidden)
-        rows = [inputs, *hidden_degrees(degrees, inputs, widths, residual, generator)]
+        draws = generator("nets.MADE", seed)
+        inputs = input_degrees(order, features, draws)
+        sizes = [hidden[0]] * (1 + 2 * len(hidden)) if residual else list(hidden)
+        rows = [inputs, *hidden_degrees(degrees, inputs, sizes, residual, draws)]
         rows.append(output_degrees(inputs, params_per_feature))
 
         self.initial_layer = MaskedLinear(features, rows[1])
         if context > 0:
-            self.context_layer = nn.Linear(context, widths[0])
+            self.context_layer = nn.Linear(context, sizes[0])
         if residual:
             pairs = zip(rows[2:-1:2], rows[3:-1:2], strict=True)
             blocks = [_ResidualBlock(a, b, context, self.activation, dropout) for a, b in pairs]
         else:
             blocks = [_Block(len(a), b, self.activation, dropout) for a, b in itertools.pairwise(rows[1:-1])]
         self.blocks = nn.ModuleList(blocks)
-        self.final_layer = MaskedLinear(widths[-1], rows[-1])
+        self.final_layer = MaskedLinear(sizes[-1], rows[-1])
         self._set_plan(rows)
         self.register_load_state_dict_post_hook(_reread)
 
@@ -205,15 +211,15 @@ class MADE(nn.Module):
 
     def shuffle_order(self, seed: Seed = None) -> None:
         """Draws another order of the features; the weights stay (order-agnostic training)."""
-        inputs = input_degrees("random", self.features, as_generator(seed))
+        inputs = input_degrees("random", self.features, generator("nets.MADE", seed))
         hidden = [layer.degrees.tolist() for layer in self._linears()[:-1]]
         self._store([inputs, *hidden, output_degrees(inputs, self.params_per_feature)])
 
     def resample_masks(self, seed: Seed = None) -> None:
         """Draws other degrees of the hidden units; the weights stay (connectivity-agnostic training)."""
         inputs = self.final_layer.degrees[:: self.params_per_feature].tolist()
-        widths = [layer.out_features for layer in self._linears()[:-1]]
-        hidden = hidden_degrees("random", inputs, widths, self.residual, as_generator(seed))
+        sizes = [layer.out_features for layer in self._linears()[:-1]]
+        hidden = hidden_degrees("random", inputs, sizes, self.residual, generator("nets.MADE", seed))
         self._store([inputs, *hidden, output_degrees(inputs, self.params_per_feature)])
 
     @torch.no_grad()
@@ -248,6 +254,7 @@ class MADE(nn.Module):
 
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
+        check_dtype("nets.MADE", x, context, self.initial_layer.weight)
         check_context("nets.MADE", context, self.context_features, x.shape[:-1])
         if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
             return None

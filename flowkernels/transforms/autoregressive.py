@@ -14,7 +14,7 @@ from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from .base import Transform, check_features
-from .univariate import Univariate
+from .univariate import Univariate, check_univariate
 
 
 class Autoregressive(Transform):
@@ -62,6 +62,7 @@ class Autoregressive(Transform):
             raise TypeError(f"transforms.Autoregressive: conditioner must be a module with an order, got {given}")
         self.features = len(order)
         self.conditioner = conditioner
+        check_univariate("transforms.Autoregressive", univariate)
         self.univariate = univariate
         if isinstance(conditioner, MADE):
             self._check_params(conditioner.features * conditioner.params_per_feature)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkernels._arguments import check_tensor
 
 
 class Transform(nn.Module):
@@ -15,6 +18,21 @@ class Transform(nn.Module):
     :math:`\mathrm{ladj} = \log|\det \partial y/\partial x|` in nats, ``[...]``, float32 or wider, so that
     ``transform.inverse(y)[1]`` is ``-ladj``. ``context [..., C]`` broadcasts to the leading dims of ``x``.
     """
+
+    rearranges: bool = False  # y holds the numbers of x, only in other places
+
+    @property
+    def domain(self) -> constraints.Constraint | None:
+        """Where each number of x must lie; None where that depends on the others, or is known by trying only.
+
+        Outside of it ``forward`` gives a finite y and a ladj of -inf: a density of zero, in that row alone.
+        """
+        return constraints.real
+
+    @property
+    def codomain(self) -> constraints.Constraint | None:
+        """Where each number of y must lie, for ``inverse``."""
+        return constraints.real
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of one y, e.g. ``(D,)`` or ``(C, H, W)``, for one x of ``shape``; raises where it does not fit."""
@@ -40,12 +58,14 @@ def zero_ladj(x: Tensor, event_dims: int = 1) -> Tensor:
 
 def check_features(name: str, x: Tensor, features: int) -> None:
     """Raises unless ``x`` is ``[..., features]``."""
+    check_tensor(name, "x", x)
     if x.dim() == 0 or x.shape[-1] != features:
         raise ValueError(f"{name}: x must be [..., {features}], got {list(x.shape)}")
 
 
 def check_images(name: str, x: Tensor, channels: int) -> None:
     """Raises unless ``x`` is ``[..., channels, H, W]``."""
+    check_tensor(name, "x", x)
     if x.dim() < 3 or x.shape[-3] != channels:
         raise ValueError(f"{name}: x must be [..., {channels}, H, W], got {list(x.shape)}")
 
@@ -54,7 +74,9 @@ def check_channels(name: str, x: Tensor, channels: int, channel_dim: int) -> Non
     """Raises unless ``x`` is ``[..., channels]`` (``channel_dim=-1``) or ``[N, channels, ...]`` (``channel_dim=1``)."""
     if channel_dim == -1:
         check_features(name, x, channels)
-    elif x.dim() < 2 or x.shape[1] != channels:
+        return
+    check_tensor(name, "x", x)
+    if x.dim() < 2 or x.shape[1] != channels:
         raise ValueError(f"{name}: x must be [N, {channels}, ...], got {list(x.shape)}")
 
 
@@ -68,6 +90,6 @@ def check_layout(name: str, features: object, channel_dim: object) -> None:
 
 def check_event_dims(name: str, event_dims: int) -> int:
     """1 for features, 3 for images."""
-    if event_dims not in (1, 3):
+    if event_dims not in (1, 3) or isinstance(event_dims, bool):
         raise ValueError(f"{name}: event_dims must be 1 (features) or 3 (images), got {event_dims!r}")
     return event_dims

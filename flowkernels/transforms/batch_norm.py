@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels import ops
+from flowkernels._arguments import check_tensor, share
 
 from .base import Transform, check_channels, check_layout
 
@@ -54,6 +55,8 @@ class BatchNorm(Transform):
         super().__init__()
         check_layout("transforms.BatchNorm", features, channel_dim)
         self.features, self.channel_dim = features, channel_dim
+        for name, value in (("eps", eps), ("momentum", momentum)):
+            share("transforms.BatchNorm", name, value)
         self.eps, self.momentum = eps, momentum
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.shift = nn.Parameter(torch.zeros(features))
@@ -61,6 +64,7 @@ class BatchNorm(Transform):
         self.register_buffer("running_var", torch.ones(features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.BatchNorm", "x", x)
         if not self.training or x.numel() == 0:
             return self._map(x, self.running_mean, self.running_var, False)
         check_channels("transforms.BatchNorm", x, self.features, self.channel_dim)

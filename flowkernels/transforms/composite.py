@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkernels._arguments import check_tensor
 
 from .base import Transform, zero_ladj
 
@@ -34,7 +37,10 @@ class Composite(Transform):
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
-        self.transforms = nn.ModuleList([_checked("Composite", t) for t in transforms])
+        if not isinstance(transforms, Iterable):
+            given = type(transforms).__name__
+            raise TypeError(f"transforms.Composite: transforms must be a sequence of Transform, got {given}")
+        self.transforms = nn.ModuleList([checked("Composite", t) for t in transforms])
 
     def __len__(self) -> int:
         return len(self.transforms)
@@ -46,6 +52,7 @@ class Composite(Transform):
         return self.transforms[i]  # type: ignore[return-value]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.Composite", "x", x)  # without a part nobody else would look
         total = None
         for transform in self.transforms:
             x, ladj = transform(x, context)
@@ -53,11 +60,24 @@ class Composite(Transform):
         return x, zero_ladj(x) if total is None else total
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.Composite", "y", y)
         total = None
         for transform in reversed(self.transforms):
             y, ladj = transform.inverse(y, context)  # type: ignore[operator]
             total = ladj if total is None else total + ladj
         return y, zero_ladj(y) if total is None else total
+
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return all(transform.rearranges for transform in self)
+
+    @property
+    def domain(self) -> constraints.Constraint | None:
+        return first_domain(self)
+
+    @property
+    def codomain(self) -> constraints.Constraint | None:
+        return first_domain([Inverse(transform) for transform in reversed(self.transforms)])  # type: ignore[arg-type]
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         for transform in self:
@@ -95,13 +115,25 @@ class Inverse(Transform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
-        self.transform = _checked("Inverse", transform)
+        self.transform = checked("Inverse", transform)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse(x, context)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform(y, context)
+
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return self.transform.rearranges
+
+    @property
+    def domain(self) -> constraints.Constraint | None:
+        return self.transform.codomain
+
+    @property
+    def codomain(self) -> constraints.Constraint | None:
+        return self.transform.domain
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return self.transform.data_shape(shape)
@@ -110,7 +142,19 @@ class Inverse(Transform):
         return self.transform.latent_shape(shape)
 
 
-def _checked(name: str, transform: object) -> Transform:
+def first_domain(transforms: Iterable[Transform]) -> constraints.Constraint | None:
+    """Where each number of x must lie for transforms one after another; None where only trying can tell."""
+    found, moved = constraints.real, True
+    for transform in transforms:
+        if transform.domain is not constraints.real:
+            if found is not constraints.real or not moved:
+                return None
+            found = transform.domain
+        moved = moved and transform.rearranges
+    return found
+
+
+def checked(name: str, transform: object) -> Transform:
     if not isinstance(transform, Transform):
         raise TypeError(f"transforms.{name}: every part must be a Transform, got {type(transform).__name__}")
     return transform

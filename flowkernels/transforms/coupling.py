@@ -12,7 +12,7 @@ from flowkernels.ops.flow_layer import try_flow_layer
 
 from .base import Transform, check_features
 from .split import FeatureSplit
-from .univariate import RQS, Affine, Univariate
+from .univariate import RQS, Affine, Univariate, check_univariate
 
 
 def as_conditioner(name: str, given: nn.Module | Callable[[int, int], nn.Module], n_in: int, n_out: int) -> nn.Module:
@@ -68,6 +68,7 @@ class Coupling(Transform):
     ) -> None:
         super().__init__()
         self.split = FeatureSplit(mask)
+        check_univariate("transforms.Coupling", univariate)
         self.univariate = univariate
         self.features = self.split.features
         n_params = self.split.n_transformed * univariate.params_per_feature

@@ -7,9 +7,15 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import constraints
+
+from flowkernels._arguments import check_tensor, count
 
 from .base import Transform, check_event_dims
-from .composite import _checked
+from .composite import checked
+
+# How far a level may be off: data were divided by `levels` and multiplied again, in float32.
+_ROUNDING = 1e-3
 
 
 class Dequantize(Transform):
@@ -22,6 +28,9 @@ class Dequantize(Transform):
     ``log_prob(x)`` an unbiased estimate of a lower bound of the log-probability of the whole numbers,
     :math:`\log P(x) \ge \mathrm E_u \log p(x + u)`, with p the density of the flow on [0, levels]; average it over
     draws. ``inverse`` rounds down, and puts what is outside on the nearest level.
+
+    A number that is no level (by more than rounding, 1e-3) has no probability: ladj, and the log_prob of a flow, are
+    ``-inf`` in its row.
 
     ``x [..., D]``, or images with 3 event dims, of whole numbers in any dtype, uint8 too; ``y`` in its dtype but
     float32 at least (a 16-bit type cannot hold a level and its noise); ``ladj [...]``. ``context`` is ignored.
@@ -47,17 +56,22 @@ class Dequantize(Transform):
 
     def __init__(self, levels: int = 256, event_dims: int = 1) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"transforms.{type(self).__name__}: levels must be at least 2, got {levels}")
-        self.levels = levels
+        self.levels = count(f"transforms.{type(self).__name__}", "levels", levels, least=2)
         self.event_dims = check_event_dims(f"transforms.{type(self).__name__}", event_dims)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = x.to(torch.promote_types(x.dtype if x.is_floating_point() else torch.get_default_dtype(), torch.float32))
+        check_tensor(f"transforms.{type(self).__name__}", "x", x)
+        wide = torch.promote_types(x.dtype if x.is_floating_point() else torch.get_default_dtype(), torch.float32)
+        given = x.to(wide)
+        # Whatever is drawn beside a number that is no level, its y and its gradients are finite.
+        x = given.clamp(-0.5, self.levels - 0.5)
         u, log_q = self._noise(x)
-        return (x + self._inside(u)) / self.levels, -log_q - self._log_volume(x)
+        missed = (given - x.round().clamp(0, self.levels - 1)).abs() > max(_ROUNDING, self._margin(x))
+        ladj = (-log_q - self._log_volume(x)).masked_fill(missed.flatten(-self.event_dims).any(-1), -math.inf)
+        return (x + self._inside(u)) / self.levels, ladj
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor(f"transforms.{type(self).__name__}", "y", y)
         scaled = y.to(torch.promote_types(y.dtype, torch.float32)) * self.levels
         x = scaled.floor().clamp(0, self.levels - 1)
         return x, self._log_density(x, self._inside(scaled - x)) + self._log_volume(x)
@@ -72,8 +86,15 @@ class Dequantize(Transform):
 
     def _inside(self, u: Tensor) -> Tensor:
         """Away from 0 and 1 by what rounding may add, so that no number comes back as its neighbour."""
-        margin = 2 * self.levels * torch.finfo(u.dtype).eps
+        margin = self._margin(u)
         return u.clamp(margin, 1 - margin)
+
+    def _margin(self, x: Tensor) -> float:
+        return 2 * self.levels * torch.finfo(x.dtype).eps
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return constraints.integer_interval(0, self.levels - 1)
 
     def _log_volume(self, x: Tensor) -> float:
         return math.log(self.levels) * math.prod(x.shape[x.dim() - self.event_dims :])
@@ -119,7 +140,7 @@ class VariationalDequantize(Dequantize):
 
     def __init__(self, noise: Transform, levels: int = 256, event_dims: int = 1) -> None:
         super().__init__(levels, event_dims)
-        self.noise = _checked("VariationalDequantize", noise)
+        self.noise = checked("VariationalDequantize", noise)
 
     def _noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.noise.latent_shape(x.shape[x.dim() - self.event_dims :])

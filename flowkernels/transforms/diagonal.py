@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import check_tensor, widths
+
 from .base import Transform
 
 
@@ -37,6 +39,7 @@ class DiagonalScale(Transform):
 
     def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__()
+        shape = widths("transforms.DiagonalScale", "shape", shape, layers=1)
         self.log_scale = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -52,6 +55,7 @@ class DiagonalScale(Transform):
         return self.log_scale.sum(dtype=dtype).expand(x.shape[: x.dim() - self.log_scale.dim()])
 
     def _check(self, x: Tensor) -> None:
+        check_tensor("transforms.DiagonalScale", "x", x)
         shape = self.log_scale.shape
         if x.dim() < len(shape) or x.shape[x.dim() - len(shape) :] != shape:
             expected = ", ".join(str(n) for n in shape)

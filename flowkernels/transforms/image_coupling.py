@@ -12,7 +12,7 @@ from flowkernels.nets.common import channels_last
 from .base import Transform, check_images
 from .coupling import as_conditioner
 from .split import FeatureSplit
-from .univariate import Affine, Univariate
+from .univariate import Affine, Univariate, check_univariate
 
 
 def checkerboard(channels: int, height: int, width: int, phase: int = 0) -> Tensor:
@@ -86,6 +86,7 @@ class ImageCoupling(Transform):
             raise ValueError(
                 f"transforms.ImageCoupling: mask must be [C] or [C, H, W] of 0 and 1, with at least one 1, got {given}"
             )
+        check_univariate("transforms.ImageCoupling", univariate)
         self.univariate = univariate
         self.channels = flags.shape[0]
         if flags.dim() == 1:

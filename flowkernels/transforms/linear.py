@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels import ops
+from flowkernels._arguments import flag, generator
 
 from .base import Transform, check_channels, check_layout
 
@@ -53,8 +54,10 @@ class LULinear(Transform):
         self._name = f"transforms.{type(self).__name__}"
         check_layout(self._name, features, channel_dim)
         self.features, self.channel_dim = features, channel_dim
-        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        noise = torch.randn(features, features, generator=generator, dtype=torch.float64, device="cpu")
+        flag(self._name, "bias", bias)
+        noise = torch.randn(
+            features, features, generator=generator(self._name, seed), dtype=torch.float64, device="cpu"
+        )
         P, L, U = torch.linalg.lu(torch.linalg.qr(noise).Q)
         like = torch.empty(())  # the default dtype and device
         s = U.diagonal()

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
+from flowkernels._arguments import check_tensor, widths
 from flowkernels.nets.common import check_context
 
 from .base import Transform
+from .composite import checked, first_domain
 
 
 class MultiScale(Transform):
@@ -47,8 +50,8 @@ class MultiScale(Transform):
 
     def __init__(self, levels: Iterable[Transform], shape: Sequence[int]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(levels)
-        self.shape = tuple(shape)
+        self.levels = nn.ModuleList([checked("MultiScale", level) for level in levels])
+        self.shape = widths("transforms.MultiScale", "shape", shape, layers=1)
         if not self.levels or len(self.shape) != 3:
             given = f"{len(self.levels)} and {self.shape}"
             raise ValueError(f"transforms.MultiScale: there must be a level and a shape (C, H, W), got {given}")
@@ -64,6 +67,7 @@ class MultiScale(Transform):
         self._sizes = [torch.Size(s).numel() for s in self._done]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.MultiScale", "x", x)
         if x.shape[-3:] != self.shape:
             expected = str(list(self.shape))[1:]
             raise ValueError(f"transforms.MultiScale: x must be [..., {expected}, got {list(x.shape)}")
@@ -80,6 +84,7 @@ class MultiScale(Transform):
         return torch.cat([*done, x.flatten(1)], dim=1).reshape(*lead, sum(self._sizes)), total.reshape(lead)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.MultiScale", "y", y)
         if y.dim() == 0 or y.shape[-1] != sum(self._sizes):
             raise ValueError(f"transforms.MultiScale: y must be [..., {sum(self._sizes)}], got {list(y.shape)}")
         lead = y.shape[:-1]
@@ -94,6 +99,10 @@ class MultiScale(Transform):
                 x = torch.cat((x, parts.pop().to(x.dtype)), dim=1)
         assert total is not None  # for the type checker: there is a level
         return x.reshape(*lead, *self.shape), total.reshape(lead)
+
+    @property
+    def domain(self) -> constraints.Constraint | None:
+        return first_domain(self.levels)  # type: ignore[arg-type]
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (sum(self._sizes),)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import count, generator, permutation
+
 from .base import Transform, check_channels, check_layout, zero_ladj
 
 
@@ -37,11 +39,11 @@ class Permutation(Transform):
     order: Tensor
     inverse_order: Tensor
 
+    rearranges = True
+
     def __init__(self, order: Sequence[int] | Tensor, channel_dim: int = -1) -> None:
         super().__init__()
-        indices = order.tolist() if isinstance(order, Tensor) else list(order)
-        if not indices or sorted(indices) != list(range(len(indices))):
-            raise ValueError(f"transforms.Permutation: order must hold each of 0 to D-1 once, got {indices}")
+        indices = permutation("transforms.Permutation", "order", order)
         check_layout("transforms.Permutation", len(indices), channel_dim)
         self.features, self.channel_dim = len(indices), channel_dim
         inverse = sorted(range(len(indices)), key=indices.__getitem__)
@@ -52,14 +54,15 @@ class Permutation(Transform):
     @classmethod
     def reverse(cls, features: int, channel_dim: int = -1) -> Permutation:
         """The last feature first."""
-        return cls(range(features - 1, -1, -1), channel_dim)
+        return cls(range(count("transforms.Permutation", "features", features) - 1, -1, -1), channel_dim)
 
     @classmethod
     def random(cls, features: int, seed: int | torch.Generator | None = None, channel_dim: int = -1) -> Permutation:
         """A random order; from ``seed`` (a number or a generator), or from torch's global generator."""
-        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-        device = None if generator is None else generator.device  # whatever torch.set_default_device says
-        return cls(torch.randperm(features, generator=generator, device=device), channel_dim)
+        count("transforms.Permutation", "features", features)
+        draws = generator("transforms.Permutation", seed)
+        device = None if draws is None else draws.device  # whatever torch.set_default_device says
+        return cls(torch.randperm(features, generator=draws, device=device), channel_dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._reorder(x, self.order)

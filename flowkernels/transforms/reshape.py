@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkernels._arguments import check_tensor
+
 from .base import Transform, zero_ladj
 from .composite import Inverse
 
@@ -33,13 +35,17 @@ class Squeeze(Transform):
                 [ 5.,  7., 13., 15.]])
     """
 
+    rearranges = True
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.Squeeze", "x", x)
         shape = self.latent_shape(x.shape[-3:])
         # torch gives an empty batch back as it came.
         y = F.pixel_unshuffle(x, 2) if x.numel() > 0 else x.reshape(*x.shape[:-3], *shape)
         return y, zero_ladj(x, 3)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("transforms.Squeeze", "y", y)
         shape = self.data_shape(y.shape[-3:])
         x = F.pixel_shuffle(y, 2) if y.numel() > 0 else y.reshape(*y.shape[:-3], *shape)
         return x, zero_ladj(y, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,11 @@ class FeatureSplit(nn.Module):
     ) -> None:
         super().__init__()
         self._dim = -event_dims
-        shape = torch.as_tensor(mask).shape
-        if len(shape) != 1:
-            raise ValueError(f"transforms.{name}: mask must have 1 dimension, got {len(shape)}")
+        if isinstance(mask, str) or not isinstance(mask, (Iterable, Tensor)):
+            raise TypeError(f"transforms.{name}: mask must be a tensor or a sequence of 0 and 1, got {mask!r:.60}")
+        dims = mask.dim() if isinstance(mask, Tensor) else 1 + any(isinstance(v, Iterable) for v in mask)
+        if dims != 1:
+            raise ValueError(f"transforms.{name}: mask must have 1 dimension, got {dims}")
         values = mask.tolist() if isinstance(mask, Tensor) else list(mask)
         if any(v not in (0, 1) for v in values):
             raise ValueError(f"transforms.{name}: mask must hold only 0 and 1 (False and True), got {values}")

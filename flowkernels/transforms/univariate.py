@@ -45,6 +45,13 @@ class Univariate(Protocol):
         ...
 
 
+def check_univariate(name: str, univariate: object) -> None:
+    """Raises unless it can be the map of a layer."""
+    if isinstance(univariate, type) or not callable(univariate) or not hasattr(univariate, "params_per_feature"):
+        given = univariate.__qualname__ if isinstance(univariate, type) else repr(univariate)
+        raise TypeError(f"{name}: univariate must be a map of one feature, e.g. RQS() or Affine(), got {given:.60}")
+
+
 @dataclass(frozen=True)
 class RQS:
     r"""The monotonic rational spline of `flowkernels.ops.rqs`, quadratic or linear, as a choice for a layer.

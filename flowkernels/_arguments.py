@@ -1,0 +1,82 @@
+"""Checks of what users give to constructors and methods; their messages say name, contract and value given."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(where: str, name: str, value: object) -> None:
+    """Raises unless ``value`` is a tensor: lists and arrays would otherwise fail deep inside, or not at all."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{where}: {name} must be a torch.Tensor, got {_kind(value)} (torch.as_tensor makes one)")
+
+
+def count(where: str, name: str, value: Any, least: int = 1) -> int:
+    """A whole number from ``least`` on, as a Python int; numpy's count, truth values do not."""
+    contract = f"at least {least}" if _whole(value) else f"an integer, at least {least}"
+    if not _whole(value) or int(value) < least:
+        raise ValueError(f"{where}: {name} must be {contract}, got {value!r:.60}")
+    return int(value)
+
+
+def widths(where: str, name: str, value: Any, layers: int = 0) -> tuple[int, ...]:
+    """The widths of hidden layers, of at least so many ``layers``; a number is the width of one."""
+    given = [value] if _whole(value) else value
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Tensor)):
+        found = list(given)
+        if len(found) >= layers and all(_whole(w) and w >= 1 for w in found):
+            return tuple(int(w) for w in found)
+    some = "widths" if layers == 0 else "at least one width"
+    raise ValueError(f"{where}: {name} must be {some} from 1 on, got {value!r:.60}")
+
+
+def share(where: str, name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1:
+        raise ValueError(f"{where}: {name} must be a number from 0 to 1, got {value!r:.60}")
+    return number
+
+
+def flag(where: str, name: str, value: object) -> bool:
+    """True or False: "no", 0.0 and NaN all have a truth value, and seldom the meant one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{where}: {name} must be True or False, got {value!r:.60}")
+    return value
+
+
+def permutation(where: str, name: str, value: Any, features: int | None = None) -> list[int]:
+    """Each of 0 to D-1 once, as a list; D is ``features`` where it is known."""
+    given = value.tolist() if isinstance(value, Tensor) else value
+    indices = list(given) if isinstance(given, Iterable) else []
+    D = len(indices) if features is None else features
+    if D < 1 or not all(_whole(i) for i in indices) or sorted(indices) != list(range(D)):
+        last = "D-1" if features is None else D - 1
+        shown = given if isinstance(value, Tensor) or not indices else indices
+        raise ValueError(f"{where}: {name} must hold each of 0 to {last} once, got {shown!r:.60}")
+    return [int(i) for i in indices]
+
+
+def generator(where: str, seed: Any) -> torch.Generator | None:
+    """A generator on the CPU, or None for torch's global one."""
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    if not _whole(seed):
+        raise TypeError(f"{where}: seed must be an integer, a torch.Generator or None, got {seed!r:.60}")
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _kind(value: object) -> str:
+    """The class of a value, and its module where that is not Python itself."""
+    cls = type(value)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
