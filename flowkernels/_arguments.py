@@ -12,9 +12,11 @@ from torch import Tensor
 
 
 def check_tensor(where: str, name: str, value: object) -> None:
-    """Raises unless ``value`` is a tensor: lists and arrays would otherwise fail deep inside, or not at all."""
+    """Raises unless ``value`` is a dense tensor: lists and arrays would otherwise fail deep inside, or not at all."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{where}: {name} must be a torch.Tensor, got {_kind(value)} (torch.as_tensor makes one)")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{where}: {name} must be a dense tensor, got layout {value.layout}")
 
 
 def count(where: str, name: str, value: Any, least: int = 1) -> int:
@@ -42,6 +44,13 @@ def share(where: str, name: str, value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{where}: {name} must be a number from 0 to 1, got {value!r:.60}")
     return number
+
+
+def event_dims(where: str, name: str, value: Any) -> int:
+    """1 for features, 3 for images."""
+    if not _whole(value) or value not in (1, 3):
+        raise ValueError(f"{where}: {name} must be 1 (features) or 3 (images), got {value!r:.60}")
+    return int(value)
 
 
 def flag(where: str, name: str, value: object) -> bool:

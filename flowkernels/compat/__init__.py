@@ -12,6 +12,7 @@ from torch import nn
 from . import adapters, swap
 from .buffers import forget
 from .library import Entry
+from .models import Model, modules_of, parts_of
 from .report import Report, Row
 
 __all__ = ["Report", "accelerate", "accelerated", "restore"]
@@ -50,13 +51,21 @@ def _swap(module: nn.Module, swapped: list[nn.Module]) -> str | None:
     return ""
 
 
-def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+def _named_modules(model: Model, rows: list[Row]) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of a model once; transforms that are none get their rows here."""
+    seen: set[nn.Module] = set()
+    for path, part in parts_of("accelerate", model):
+        if isinstance(part, nn.Module):
+            yield from part.named_modules(seen, path)
+        else:
+            rows.append(Row(path, type(part).__name__, "it is no torch.nn.Module"))
+
+
+def _accelerate(model: Model) -> tuple[Report, list[nn.Module]]:
     rows, notes, swapped = [], [], []
     parts: set[nn.Module] = set()  # of modules that run them
     with swap.lock:
-        for path, module in model.named_modules():
+        for path, module in _named_modules(model, rows):
             reason = _swap(module, swapped)
             layer = swap.layer_of(module)
             if layer is not None and layer.runs_its_parts:
@@ -69,7 +78,7 @@ def _accelerate(model: nn.Module) -> tuple[Report, list[nn.Module]]:
     return Report(rows, notes), swapped
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: Model) -> Report:
     """Makes the parts of a model that flowkernels knows run on its kernels, in place.
 
     The function computed is the same: outputs agree with the original's within its own rounding error. Parameters,
@@ -83,13 +92,15 @@ def accelerate(model: nn.Module) -> Report:
 
     Args:
         model: any `torch.nn.Module`; its submodules are searched. A module whose class overrides something the fast
-            path would bypass is left alone.
+            path would bypass is left alone. Or a list or tuple of modules (of Pyro's transforms, say, among which some
+            need not be modules), or a `torch.distributions.TransformedDistribution` of modules, conditional ones of
+            Pyro too. Of a zuko flow give the flow, not the distribution that a call of it makes.
 
     Returns:
         A report of what was accelerated, what was not, and why; it prints as a table.
 
     Raises:
-        TypeError: `model` is not a `torch.nn.Module`. An unknown model is no error: it is returned unchanged.
+        TypeError: `model` is none of these. An unknown model is no error: it is returned unchanged.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
@@ -114,34 +125,33 @@ def accelerate(model: nn.Module) -> Report:
     return _accelerate(model)[0]
 
 
-def restore(model: nn.Module) -> None:
+def restore(model: Model) -> None:
     """Undoes `accelerate`: every submodule gets its original class back; an untouched model stays as it is.
 
     A module whose own parameters were parametrised since, so that torch derived a class from the accelerated one, stays
     accelerated; remove the parametrisation first.
 
     Raises:
-        TypeError: `model` is not a `torch.nn.Module`.
+        TypeError: `model` is nothing that `accelerate` takes.
 
     Example:
         >>> import torch
         >>> from flowkernels import compat
         >>> compat.restore(torch.nn.Linear(2, 2))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = modules_of("restore", model)
     with swap.lock:
-        for module in model.modules():
+        for module in (inner for part in modules for inner in part.modules()):
             swap.unswap(module)
             forget(module)
 
 
 @contextlib.contextmanager
-def accelerated(model: nn.Module) -> Iterator[Report]:
+def accelerated(model: Model) -> Iterator[Report]:
     """Accelerates a model inside a `with` block; what was accelerated before the block stays so after it.
 
     Raises:
-        TypeError: `model` is not a `torch.nn.Module`.
+        TypeError: `model` is nothing that `accelerate` takes.
 
     Example:
         >>> from nflows.transforms import PiecewiseRationalQuadraticCDF

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +71,8 @@ class Distribution(nn.Module):
             name = type(self).__name__
             check_tensor(f"distributions.{name}", "x", x)
             raise ValueError(f"distributions.{name}: x must be [..., {self.features}], got {list(x.shape)}")
+        if x.is_complex():
+            raise TypeError(f"distributions.{type(self).__name__}: x must be real, got {x.dtype}")
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def extra_repr(self) -> str:
@@ -88,16 +92,26 @@ def as_vectors(where: str, features: int, **values: float | Sequence[float] | Te
         raise ValueError(f"distributions.{where}: {names} must be on one device, got {given}")
     vectors = []
     for name, value in values.items():
-        try:
-            t = torch.as_tensor(value, device=next(iter(devices), None)).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            contract = f"a number or [{features}]"
-            raise TypeError(f"distributions.{where}: {name} must be {contract}, got {value!r:.60}") from error
+        t = as_numbers(where, name, value, next(iter(devices), None))
         if t.shape not in ((), (1,), (features,)) or t.is_complex():
             given = f"{list(t.shape)}, {t.dtype}" if t.is_complex() else list(t.shape)
             raise ValueError(f"distributions.{where}: {name} must be a number or [{features}], got {given}")
         vectors.append(t.to(dtype).expand(features).clone())
     return vectors
+
+
+def as_numbers(where: str, name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """A number, a list, an array or a tensor as a tensor of no gradient."""
+    try:
+        return torch.as_tensor(value, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"distributions.{where}: {name} must be numbers, got {value!r:.60}") from error
+
+
+def check_temperature(name: str, temperature: Any) -> None:
+    """Raises unless it is a number from 0 on."""
+    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: temperature must be a finite number from 0 on, got {temperature!r:.60}")
 
 
 def check_no_temperature(name: str, temperature: float) -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels._arguments import check_tensor, count, flag
+from flowkernels._arguments import count, flag
+from flowkernels.nets.common import check_dtypes
 
-from .base import Distribution, Size, as_vectors
+from .base import Distribution, Size, as_vectors, check_temperature
 
 
 class _Family(Distribution):
@@ -58,6 +59,7 @@ class _Standard(_Family):
         return self._log_density(self._wide(x))
 
     def rsample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(f"distributions.{type(self).__name__}", temperature)
         noise = self._noise(self._shape(n, context), self._like)
         return noise if temperature == 1 else temperature * noise
 
@@ -143,7 +145,7 @@ class _Diagonal(_Family):
         if self.weight is None:
             return self.loc, self.log_scale
         if context is not None:
-            check_tensor(f"distributions.{type(self).__name__}", "context", context)
+            check_dtypes(f"distributions.{type(self).__name__}", self, self.weight, None, context)
         if context is None or context.dim() == 0 or context.shape[-1] != self.context_features:
             given = None if context is None else list(context.shape)
             name = type(self).__name__
@@ -156,6 +158,7 @@ class _Diagonal(_Family):
         return self._log_density((self._wide(x) - loc) * torch.exp(-log_scale)) - log_scale.sum(-1)
 
     def rsample(self, n: Size = (), context: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        check_temperature(f"distributions.{type(self).__name__}", temperature)
         loc, log_scale = self._location_scale(context)
         noise = self._noise(self._shape(n, context), self.loc)
         return loc + (torch.exp(log_scale) if temperature == 1 else temperature * torch.exp(log_scale)) * noise

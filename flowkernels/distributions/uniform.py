@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Distribution, Size, as_vectors, check_no_temperature
+from .base import Distribution, Size, as_numbers, as_vectors, check_no_temperature
 
 
 class UniformBox(Distribution):
@@ -40,7 +40,7 @@ class UniformBox(Distribution):
 
     def __init__(self, low: Sequence[float] | Tensor, high: Sequence[float] | Tensor) -> None:
         super().__init__()
-        shapes = [list(torch.as_tensor(v).shape) for v in (low, high)]
+        shapes = [list(as_numbers("UniformBox", n, v).shape) for n, v in (("low", low), ("high", high))]
         if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
             raise ValueError(
                 f"distributions.UniformBox: low and high must both be [D], got {shapes[0]} and {shapes[1]}"

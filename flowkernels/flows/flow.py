@@ -79,7 +79,7 @@ class Flow(nn.Module):
         if not isinstance(base, Distribution):
             given = f"{type(base).__module__}.{type(base).__name__}"
             raise TypeError(f"flows.Flow: base must be a flowkernels.distributions.Distribution, got {given}")
-        if embedding is not None and not callable(embedding):
+        if embedding is not None and (isinstance(embedding, type) or not callable(embedding)):
             raise TypeError(f"flows.Flow: embedding must be a module or None, got {embedding!r:.60}")
         flag("flows.Flow", "context_to_base", context_to_base)
         self.transform = transform
@@ -134,10 +134,13 @@ class Flow(nn.Module):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The latent ``[..., L]`` of ``x [..., D]``."""
-        return self._encode(x, self.embed(context))[0]
+        return self._latent("x", x, self.embed(context))
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The ``x [..., D]`` of a latent ``z [..., L]``."""
+        self._check("z", z)
+        if z.dim() == 0 or z.shape[-1] != self.base.features:
+            raise ValueError(f"{self._name}: z must be [..., {self.base.features}], got {list(z.shape)}")
         return self._decode(z, self.embed(context))[0]
 
     def interpolate(self, x0: Tensor, x1: Tensor, steps: int, context: Tensor | None = None) -> Tensor:
@@ -162,7 +165,12 @@ class Flow(nn.Module):
         count(self._name, "steps", steps, least=2)
         with torch.no_grad():
             embedded = self.embed(context)
-            z0, z1 = self._encode(x0, embedded)[0], self._encode(x1, embedded)[0]
+            z0, z1 = self._latent("x0", x0, embedded), self._latent("x1", x1, embedded)
+            for what, a, b in (("dtype", z0.dtype, z1.dtype), ("device", z0.device, z1.device)):
+                if a != b:
+                    raise TypeError(f"{self._name}: x1 must be of the {what} of x0, {a}, got {b}")
+            if not z0.is_floating_point():
+                raise TypeError(f"{self._name}: x0 must be of a floating-point dtype, got {x0.dtype}")
             w = torch.linspace(0, 1, steps, dtype=z0.dtype, device=z0.device)
             return self._decode(torch.lerp(z0, z1, w.view(-1, *[1] * z0.dim())), embedded)[0]
 
@@ -186,14 +194,25 @@ class Flow(nn.Module):
         if context is None:
             return None
         self._check("context", context)
-        return context if self.embedding is None else self.embedding(context)
+        embedded = context if self.embedding is None else self.embedding(context)
+        if embedded.dim() == 0:
+            raise ValueError(f"{self._name}: context must be [..., C], got a scalar")
+        return embedded
 
     @property
     def _name(self) -> str:
         return f"flows.{type(self).__name__}"
 
+    def _latent(self, name: str, x: Tensor, embedded: Tensor | None) -> Tensor:
+        self._check(name, x)
+        z = self._encode(x, embedded)[0]
+        if z.dim() == 0 or z.shape[-1] != self.base.features:
+            event = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"{self._name}: {name} must be [..., {event}], got {list(x.shape)}")
+        return z
+
     def _check(self, name: str, value: object) -> None:
-        if not isinstance(value, Tensor):  # before the name is put together
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:  # before the name is put together
             check_tensor(self._name, name, value)
 
     def _encode(self, x: Tensor, embedded: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkernels._arguments import count, widths
 from flowkernels.transforms import Composite, ImageCoupling, MultiScale, Transform, Univariate
+from flowkernels.transforms.composite import parts
 
 from .coupling import Net
 
@@ -36,7 +37,7 @@ def halves(channels: int, first: bool = False) -> list[bool]:
 
 def multi_scale(before: Iterable[Transform], levels: Sequence[list[Transform]], shape: Sequence[int]) -> Composite:
     """The levels, each a list of layers, behind what comes ``before`` them."""
-    return Composite([*before, MultiScale([Composite(level) for level in levels], shape)])
+    return Composite([*parts("Composite", before), MultiScale([Composite(level) for level in levels], shape)])
 
 
 def _near_identity(net: Net, univariate: Univariate, in_channels: int, out_channels: int) -> nn.Module:

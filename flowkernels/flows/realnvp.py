@@ -13,6 +13,7 @@ from flowkernels._arguments import count, flag, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ConvResNet
 from flowkernels.transforms import Affine, BatchNorm, Composite, Squeeze, Transform, Univariate, checkerboard
+from flowkernels.transforms.composite import parts
 
 from .coupling import Net, coupling_layers
 from .flow import Flow
@@ -90,7 +91,7 @@ class RealNVP(Flow):
             couplings = coupling_layers(
                 "RealNVP", features, context, 6 if transforms is None else transforms, univariate, net
             )
-            transform = Composite([*preprocessing, *_normed(couplings, features, -1, batch_norm)])
+            transform = Composite([*parts("Composite", preprocessing), *_normed(couplings, features, -1, batch_norm)])
         else:
             transforms, hidden = 3 if transforms is None else transforms, (64,) * 4 if hidden is None else hidden
             sizes = widths("flows.RealNVP", "hidden", hidden)

@@ -11,6 +11,7 @@ from flowkernels._arguments import check_tensor, count
 from flowkernels.ops._checks import expands
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made.activations import FUNCTIONS, check_activation
+from flowkernels.ops.residual_net.modules import hooked
 
 Activation = Callable[[Tensor], Tensor] | type[nn.Module] | str
 
@@ -56,12 +57,23 @@ def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[i
         raise ValueError(f"{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
 
 
-def check_dtype(name: str, x: Tensor, context: Tensor | None, weight: Tensor) -> None:
-    """Raises where x or the context cannot be multiplied by the weights: torch would, without a name."""
-    check_tensor(name, "x", x)
+def check_dtypes(name: str, layer: nn.Module, weight: Tensor, x: Tensor | None, context: Tensor | None) -> None:
+    """Raises where x or the context cannot meet the weights of a layer: torch would, but names neither.
+
+    ``weight`` is one that is stored, and not worked out by a parametrisation whenever somebody asks for it.
+    """
     for argument, t in (("x", x), ("context", context)):
-        if t is None or t.dtype is weight.dtype:
+        if t is None:
             continue
+        check_tensor(name, argument, t)
+        if t.dtype is weight.dtype and t.device == weight.device:
+            continue
+        if hooked(layer):  # which may bring the weights to x
+            continue
+        if t.device != weight.device:
+            raise ValueError(
+                f"{name}: {argument} must be on the device of the weights, {weight.device}, got {t.device}"
+            )
         if torch.is_autocast_enabled(t.device.type) and _autocast(t) and _autocast(weight):
             continue
         ways = f"{argument}.to({weight.dtype})" + (f" or flow.to({t.dtype})" if t.is_floating_point() else "")

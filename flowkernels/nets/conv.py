@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels._arguments import count, flag, widths
+from flowkernels._arguments import count, event_dims, flag, widths
 
-from .common import Activation, as_function, channels_last, check_context, check_dtype, start_at
+from .common import Activation, as_function, channels_last, check_context, check_dtypes, start_at
 
 
 class _Images(nn.Module):
@@ -23,8 +23,7 @@ class _Images(nn.Module):
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels), ("hidden", width)):
             count(f"nets.{name}", argument, value)
         count(f"nets.{name}", "context", context, least=0)
-        if context_dims not in (1, 3):
-            raise ValueError(f"nets.{name}: context_dims must be 1 (features) or 3 (images), got {context_dims!r}")
+        event_dims(f"nets.{name}", "context_dims", context_dims)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.context_features, self.context_dims = context, context_dims
         # A convolution of [x, c] is one of x and one of c: nothing to concatenate, and features c need no pixels.
@@ -37,7 +36,7 @@ class _Images(nn.Module):
     def _first(self, layer: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None) -> Tensor:
         """``layer`` of ``x [..., C, H, W]``, with the context's part, as ``[N, width, H, W]``."""
         name = type(self).__name__
-        check_dtype(f"nets.{name}", x, context, self.final_layer.weight)  # type: ignore[arg-type]
+        check_dtypes(f"nets.{name}", self.final_layer, self.final_layer.bias, x, context)  # type: ignore[arg-type]
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise ValueError(f"nets.{name}: x must be [..., {self.in_channels}, H, W], got {list(x.shape)}")
         lead = x.shape[:-3]

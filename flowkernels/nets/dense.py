@@ -15,7 +15,7 @@ from flowkernels.ops.made.activations import FUNCTIONS
 from flowkernels.ops.residual_net import layers_of, plain_layers_of, residual_net
 from flowkernels.ops.residual_net.modules import hooked
 
-from .common import Activation, as_function, check_context, check_dtype, check_sizes, join, start_at
+from .common import Activation, as_function, check_context, check_dtypes, check_sizes, join, start_at
 
 
 class Constant(nn.Module):
@@ -117,7 +117,7 @@ class MLP(nn.Module):
         self.final_layer = nn.Linear(sizes[-1], out_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_dtype("nets.MLP", x, context, self.final_layer.weight)
+        self._check(x, context)
         h = join("nets.MLP", x, context, self.context_features)
         for layer in self.hidden_layers:
             h = self.activation(layer(h))
@@ -130,11 +130,16 @@ class MLP(nn.Module):
 
         ``lead``: the leading dims of x.
         """
-        check_context("MLP", context, self.context_features, lead)
+        if context is not None:
+            self._check(None, context)
+        check_context("nets.MLP", context, self.context_features, lead)
         if torch.compiler.is_compiling() or self.activation_name is None:
             return None
         layers = plain_layers_of([*self.hidden_layers, self.final_layer], self.dropout, self)
         return None if layers is None or any(len(bias) > _WIDEST for _, bias in layers[:-1]) else layers
+
+    def _check(self, x: Tensor | None, context: Tensor | None) -> None:
+        check_dtypes("nets.MLP", self.final_layer, self.final_layer.bias, x, context)
 
     @property
     def activation_name(self) -> str | None:
@@ -256,11 +261,16 @@ class ResidualNet(nn.Module):
 
         ``lead``: the leading dims of x.
         """
+        if context is not None:
+            self._check(None, context)
         check_context("nets.ResidualNet", context, self.context_features, lead)
         return None if torch.compiler.is_compiling() else layers_of(self, context)
 
+    def _check(self, x: Tensor | None, context: Tensor | None) -> None:
+        check_dtypes("nets.ResidualNet", self.final_layer, self.final_layer.bias, x, context)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        check_dtype("nets.ResidualNet", x, context, self.final_layer.weight)
+        self._check(x, context)
         layers = self.layers(context, x.shape[:-1])
         if layers is not None:
             return residual_net(x, layers, blocks=len(self.blocks), context=context)

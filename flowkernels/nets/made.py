@@ -15,7 +15,7 @@ from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
 from flowkernels.ops.masked_linear import masked_linear
 from flowkernels.ops.residual_net.modules import hooked, hooked_globally, passes
 
-from .common import Activation, check_context, check_dtype, start_at
+from .common import Activation, check_context, check_dtypes, start_at
 from .degrees import Seed, hidden_degrees, input_degrees, output_degrees
 
 _NAMES: dict[Any, str] = {
@@ -254,7 +254,7 @@ class MADE(nn.Module):
 
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
-        check_dtype("nets.MADE", x, context, self.initial_layer.weight)
+        check_dtypes("nets.MADE", self.initial_layer, self.initial_layer.bias, x, context)
         check_context("nets.MADE", context, self.context_features, x.shape[:-1])
         if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
             return None

@@ -84,12 +84,5 @@ def check_layout(name: str, features: object, channel_dim: object) -> None:
     """Raises unless these are a number of channels and where they lie."""
     if not isinstance(features, int) or isinstance(features, bool) or features < 1:
         raise ValueError(f"{name}: features must be a positive integer, got {features!r}")
-    if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
+    if not isinstance(channel_dim, int) or channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
         raise ValueError(f"{name}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
-
-
-def check_event_dims(name: str, event_dims: int) -> int:
-    """1 for features, 3 for images."""
-    if event_dims not in (1, 3) or isinstance(event_dims, bool):
-        raise ValueError(f"{name}: event_dims must be 1 (features) or 3 (images), got {event_dims!r}")
-    return event_dims

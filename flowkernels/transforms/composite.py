@@ -37,10 +37,7 @@ class Composite(Transform):
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
-        if not isinstance(transforms, Iterable):
-            given = type(transforms).__name__
-            raise TypeError(f"transforms.Composite: transforms must be a sequence of Transform, got {given}")
-        self.transforms = nn.ModuleList([checked("Composite", t) for t in transforms])
+        self.transforms = nn.ModuleList(parts("Composite", transforms))
 
     def __len__(self) -> int:
         return len(self.transforms)
@@ -152,6 +149,13 @@ def first_domain(transforms: Iterable[Transform]) -> constraints.Constraint | No
             found = transform.domain
         moved = moved and transform.rearranges
     return found
+
+
+def parts(name: str, transforms: object) -> list[Transform]:
+    """The transforms of a sequence, which hold nothing else."""
+    if not isinstance(transforms, Iterable):
+        raise TypeError(f"transforms.{name}: there must be a sequence of Transform, got {transforms!r:.60}")
+    return [checked(name, transform) for transform in transforms]
 
 
 def checked(name: str, transform: object) -> Transform:

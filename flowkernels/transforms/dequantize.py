@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowkernels._arguments import check_tensor, count
+from flowkernels._arguments import event_dims as event_dims_of
 
-from .base import Transform, check_event_dims
+from .base import Transform
 from .composite import checked
 
 # How far a level may be off: data were divided by `levels` and multiplied again, in float32.
@@ -57,7 +58,7 @@ class Dequantize(Transform):
     def __init__(self, levels: int = 256, event_dims: int = 1) -> None:
         super().__init__()
         self.levels = count(f"transforms.{type(self).__name__}", "levels", levels, least=2)
-        self.event_dims = check_event_dims(f"transforms.{type(self).__name__}", event_dims)
+        self.event_dims = event_dims_of(f"transforms.{type(self).__name__}", "event_dims", event_dims)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_tensor(f"transforms.{type(self).__name__}", "x", x)

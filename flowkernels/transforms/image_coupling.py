@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import count
 from flowkernels.nets.common import channels_last
 
 from .base import Transform, check_images
 from .coupling import as_conditioner
-from .split import FeatureSplit
+from .split import FeatureSplit, as_flags
 from .univariate import Affine, Univariate, check_univariate
 
 
@@ -24,6 +25,8 @@ def checkerboard(channels: int, height: int, width: int, phase: int = 0) -> Tens
         tensor([[[0, 1, 0, 1],
                  [1, 0, 1, 0]]], dtype=torch.int32)
     """
+    for name, value in (("channels", channels), ("height", height), ("width", width)):
+        count("transforms.checkerboard", name, value)
     odd = (torch.arange(height)[:, None] + torch.arange(width) + phase) % 2 == 1
     return odd.expand(channels, height, width)
 
@@ -80,7 +83,7 @@ class ImageCoupling(Transform):
         univariate: Univariate,
     ) -> None:
         super().__init__()
-        flags = torch.as_tensor(mask)
+        flags = as_flags("ImageCoupling", mask)
         if flags.dim() not in (1, 3) or not bool(((flags == 0) | (flags == 1)).all()) or not bool(flags.any()):
             given = f"{list(flags.shape)} with {flags.unique().tolist()}"
             raise ValueError(

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowkernels._arguments import check_tensor
+from flowkernels._arguments import event_dims as event_dims_of
 
-from .base import Transform, check_event_dims
+from .base import Transform
 
 
 class Logit(Transform):
@@ -54,7 +55,7 @@ class Logit(Transform):
             given = f"{ends[0]!r:.60} and {ends[1]!r:.60}"
             raise ValueError(f"transforms.Logit: alpha and upper must be 0 <= alpha < upper <= 1, got {given}")
         self.alpha, self.upper = (float(end) for end in ends)  # type: ignore[arg-type]
-        self.event_dims = check_event_dims("transforms.Logit", event_dims)
+        self.event_dims = event_dims_of("transforms.Logit", "event_dims", event_dims)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_floating("x", x)

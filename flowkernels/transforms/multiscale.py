@@ -12,7 +12,7 @@ from flowkernels._arguments import check_tensor, widths
 from flowkernels.nets.common import check_context
 
 from .base import Transform
-from .composite import checked, first_domain
+from .composite import first_domain, parts
 
 
 class MultiScale(Transform):
@@ -50,7 +50,7 @@ class MultiScale(Transform):
 
     def __init__(self, levels: Iterable[Transform], shape: Sequence[int]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList([checked("MultiScale", level) for level in levels])
+        self.levels = nn.ModuleList(parts("MultiScale", levels))
         self.shape = widths("transforms.MultiScale", "shape", shape, layers=1)
         if not self.levels or len(self.shape) != 3:
             given = f"{len(self.levels)} and {self.shape}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,7 @@ class FeatureSplit(nn.Module):
     ) -> None:
         super().__init__()
         self._dim = -event_dims
-        if isinstance(mask, str) or not isinstance(mask, (Iterable, Tensor)):
-            raise TypeError(f"transforms.{name}: mask must be a tensor or a sequence of 0 and 1, got {mask!r:.60}")
-        dims = mask.dim() if isinstance(mask, Tensor) else 1 + any(isinstance(v, Iterable) for v in mask)
+        dims = as_flags(name, mask).dim()
         if dims != 1:
             raise ValueError(f"transforms.{name}: mask must have 1 dimension, got {dims}")
         values = mask.tolist() if isinstance(mask, Tensor) else list(mask)
@@ -95,6 +94,15 @@ class FeatureSplit(nn.Module):
 
     def extra_repr(self) -> str:
         return "mask=" + "".join(str(int(f)) for f in self.mask.tolist())
+
+
+def as_flags(name: str, mask: Any) -> Tensor:
+    """A mask as a tensor, whatever its entries."""
+    try:
+        return torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        contract = "a tensor or a sequence of 0 and 1"
+        raise TypeError(f"transforms.{name}: mask must be {contract}, got {mask!r:.60}") from error
 
 
 def _as_slice(indices: list[int]) -> slice | None:

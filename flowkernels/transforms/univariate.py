@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels.ops.affine import affine
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import make_spec as make_affine_spec
@@ -97,6 +98,7 @@ class RQS:
     spec: RqsSpec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        flag("transforms.RQS", "half_turn", self.half_turn)
         spec = make_spec(
             self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
             self.min_derivative, self.logit_scale, self.parametrization, self.slope, False, order=self.order,
