@@ -139,7 +139,8 @@ class MLP(nn.Module):
         return None if layers is None or any(len(bias) > _WIDEST for _, bias in layers[:-1]) else layers
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
-        check_dtypes("nets.MLP", self.final_layer, self.final_layer.bias, x, context)
+        layer = self.final_layer
+        check_dtypes("nets.MLP", layer, layer.bias, x, context)
 
     @property
     def activation_name(self) -> str | None:
@@ -267,7 +268,8 @@ class ResidualNet(nn.Module):
         return None if torch.compiler.is_compiling() else layers_of(self, context)
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
-        check_dtypes("nets.ResidualNet", self.final_layer, self.final_layer.bias, x, context)
+        layer = self.final_layer
+        check_dtypes("nets.ResidualNet", layer, layer.bias, x, context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._check(x, context)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels._arguments import count, flag, generator, share, widths
+from flowkernels._arguments import check_tensor, count, flag, generator, share, widths
 from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
 from flowkernels.ops.masked_linear import masked_linear
 from flowkernels.ops.residual_net.modules import hooked, hooked_globally, passes
@@ -254,11 +254,12 @@ class MADE(nn.Module):
 
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
-        check_dtypes("nets.MADE", self.initial_layer, self.initial_layer.bias, x, context)
+        check_tensor("nets.MADE", "x", x)
         check_context("nets.MADE", context, self.context_features, x.shape[:-1])
         if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
             return None
         linears = self._linears()
+        check_dtypes("nets.MADE", linears[0], linears[0].bias, x, context)
         if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):
             return None
         for block in self.blocks:
