@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from flowkernels.ops._routing import in_transform
-from flowkernels.ops.residual_net.modules import hooked_globally
-
 from .nflows_made import _activation as activation_name
-from .nflows_made import is_bare
+from .reading import may_read, of_parameters
 
 # Width up to which a whole layer as one op beats torch's products, as for `flowkernels.nets.MLP`.
 WIDEST = 512
@@ -28,8 +24,7 @@ def parts(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Lin
     for layer in linears:
         if type(layer) is not linear_class:
             return f"a layer of its network is a {type(layer).__name__}, not {_full_name(linear_class)}"
-        weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-        if weight is None or bias is None or weight.dim() != 2:
+        if not of_parameters(layer):
             return "a layer of its network has no weight matrix or no bias as a parameter"
     if len(activations) != len(linears) - 1:
         return "its network does not end with a linear layer"
@@ -44,13 +39,7 @@ def _full_name(cls: type) -> str:
 
 def runs_now(net: Any, linears: Sequence[Any], x: Tensor, context: Tensor | None) -> bool:
     """Whether calling the network now would do nothing but its arithmetic, in the dtype of its weights."""
-    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
-        return False
-    if not all(map(is_bare, (net, *net._modules.values()))):
-        return False
-    weight = linears[0]._parameters["weight"]
-    tensors = (x,) if context is None else (x, context)
-    return all(t.dtype is weight.dtype and t.device == weight.device for t in tensors)
+    return may_read((net, *net._modules.values()), linears[0]._parameters["weight"], x, context)
 
 
 def dense_refusal(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Linear) -> str | None:

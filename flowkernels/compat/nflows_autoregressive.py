@@ -23,9 +23,10 @@ from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import normflows_circular
 from .nflows_classes import made_class
-from .nflows_made import Made, arguments, is_bare, made_refusal
+from .nflows_made import Made, arguments, made_refusal
 from .nflows_settings import spline_spec
 from .nflows_spline import per_feature, spline
+from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class, overridden
 
 # (layer, x [B, D], params, inverse) → y and ladj [B]

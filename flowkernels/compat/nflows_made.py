@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.ops._checks import expands
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import FUNCTIONS, MadePlan, made
-from flowkernels.ops.residual_net.modules import hooked, hooked_globally
 
 from . import pays
 from .buffers import Reading
 from .nflows_classes import kind
+from .reading import is_bare, may_read, of_parameters
 from .swap import PureLayer, original_class
 
 # ---- the parts of a network ----
@@ -96,7 +95,7 @@ def _parts(net: Any) -> _Parts | str:
     for layer in linears:
         if kind(type(layer)) != "MaskedLinear":
             return f"a layer is a {type(layer).__name__}, not a MaskedLinear"
-        if layer._parameters.get("weight") is None or layer._parameters.get("bias") is None:
+        if not of_parameters(layer):
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
     skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
     return _Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
@@ -115,11 +114,6 @@ def _activation_of(module: Any) -> Any:
 
 def _shown(activation: Any) -> str:
     return repr(activation) if isinstance(activation, nn.Module) else getattr(activation, "__name__", repr(activation))
-
-
-def is_bare(module: nn.Module) -> bool:
-    """Whether calling the module does nothing but its class's forward."""
-    return not hooked(module)
 
 
 def preprocessing_of(net: Any) -> nn.Module | None:
@@ -171,21 +165,15 @@ def arguments(
     """
     if not inverse and x.shape[:-1].numel() < pays.MERGED_ROWS and _is_merged(net._modules):
         return None
-    if in_transform((x, context)) or hooked_globally():
-        return None
     if not preprocessed and preprocessing_of(net) is not None:
         return None
     parts = _parts(net)
-    if isinstance(parts, str) or not all(map(is_bare, parts.skipped)):
+    if isinstance(parts, str) or not may_read(parts.skipped, parts.linears[0]._parameters["weight"], x):
         return None
     if any(d.training and d.p > 0 for d in parts.dropouts):
         return None
-    weight = parts.linears[0]._parameters["weight"]
-    fits = x.dim() > 0 and x.dtype is weight.dtype and x.device == weight.device
-    if not fits or torch.is_autocast_enabled(x.device.type):
-        return None
     plan = _plan_of(net, parts)
-    if not isinstance(plan, MadePlan) or x.shape[-1] != plan.features:
+    if not isinstance(plan, MadePlan) or x.dim() == 0 or x.shape[-1] != plan.features:
         return None
     layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
     if parts.merged:

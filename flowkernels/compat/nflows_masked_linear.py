@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops import masked_linear
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.made import LayerPlan
 
 from . import pays
 from .buffers import Reading
 from .masks import read_layer
+from .reading import may_read
 from .swap import PureLayer, original_class
 
 _plan_of = Reading[LayerPlan | str](read_layer)
@@ -25,8 +25,7 @@ def _plan(layer: Any, x: Tensor) -> LayerPlan | None:
     least = pays.MASKED_LINEAR * (4 if torch.is_grad_enabled() else 1)
     if weight is None or weight.numel() < pays.MASKED_WEIGHT or x.numel() * weight.shape[0] < least:
         return None
-    fits = x.dim() > 0 and x.shape[-1] == weight.shape[1] and x.dtype is weight.dtype and x.device == weight.device
-    if not fits or in_transform((x, weight)) or torch.is_autocast_enabled(x.device.type):
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1] or not may_read((), weight, x, weight):
         return None
     plan = _plan_of(layer, (layer._buffers["mask"],))
     return plan if isinstance(plan, LayerPlan) else None

@@ -19,8 +19,8 @@ from torch import Tensor
 from flowkernels.ops import actnorm, affine, lu_linear
 
 from . import pays
-from .nflows_made import is_bare
 from .normflows_dense import coupled, masked, may_pay
+from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class
 
 # ---- coupling ----

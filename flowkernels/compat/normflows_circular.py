@@ -20,8 +20,9 @@ from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
 
 from .buffers import Reading
-from .nflows_made import is_bare, preprocessing_of
+from .nflows_made import preprocessing_of
 from .nflows_spline import is_listed
+from .reading import is_bare
 
 Net = dict[str, Any]  # what `ops.made` takes beside x
 

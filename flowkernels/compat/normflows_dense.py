@@ -12,7 +12,7 @@ from flowkernels.ops.affine.spec import AffineSpec, cached_spec
 from . import pays
 from .buffers import Reading
 from .dense_couplings import Half, Layers, Step
-from .nflows_made import is_bare
+from .reading import is_bare
 
 
 def _layers_of(net: Any) -> Any:

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.flow_layer import columns, try_flow_layer
-from flowkernels.ops.residual_net.modules import hooked_globally
 
 from . import pays
 from .dense_nets import too_wide
 from .nflows_made import _activation as activation_name
-from .nflows_made import is_bare
 from .pyro_layers import ConditionalSpline, _affine_spec, _feature_major, _spec
+from .reading import may_read, of_parameters
 from .swap import PureLayer, layer_of, original_class, swap
 
 
@@ -37,23 +35,16 @@ def _network_refusal(net: Any, known: str) -> str | None:
     """Why no op can run a network, or None."""
     if type(net) is not getattr(importlib.import_module("pyro.nn"), known):
         return f"its network is a {type(net).__name__}, not Pyro's {known}, and its map alone is as fast in Pyro"
-    if activation_name(net.f) is None or not all(type(m) is nn.Linear and m.bias is not None for m in net.layers):
+    if activation_name(net.f) is None or not all(type(m) is nn.Linear and of_parameters(m) for m in net.layers):
         return "its network has an activation or a layer that the ops do not know"
     return too_wide([*net.layers])
 
 
 def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
-    """Weights and biases, where calling the network now would do nothing but its arithmetic, in the dtype of x."""
-    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
-        return None
+    """Weights and biases of a network that is not refused, where calling it now would do nothing but its arithmetic."""
     modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    if not all(map(is_bare, modules)):
-        return None
-    pairs = [(m._parameters.get("weight"), m._parameters.get("bias")) for m in net.layers]
-    tensors = [] if context is None else [context]
-    if any(t is None or t.dtype is not x.dtype or t.device != x.device for pair in (*pairs, tensors) for t in pair):
-        return None
-    return pairs
+    pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
+    return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
 
 
 # ---- affine ----

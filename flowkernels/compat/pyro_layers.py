@@ -15,19 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.ops import rqs
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.made import MadePlan
-from flowkernels.ops.residual_net.modules import hooked_globally
 from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 from .buffers import Reading
 from .masks import read_plan
 from .nflows_made import _activation as activation_name
-from .nflows_made import is_bare
+from .reading import may_read, of_parameters
 from .swap import PureLayer, swap
 
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
@@ -145,15 +143,12 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
     if _network_refusal(net) is not None or (context is None) != (net.context_dim == 0):
         return None
     layers: list[Any] = [*net.layers]
-    if in_transform((x, context)) or hooked_globally() or torch.is_autocast_enabled(x.device.type):
+    if not all(map(of_parameters, layers)):
         return None
-    weights = [m._parameters.get(name) for m in layers for name in ("weight", "bias")]
-    modules = [net, *layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    if not all(map(is_bare, modules)) or any(w is None for w in weights):
-        return None
-    pairs: list[tuple[Tensor, Tensor]] = [(m.weight, m.bias) for m in layers]
+    pairs: list[tuple[Tensor, Tensor]] = [(m._parameters["weight"], m._parameters["bias"]) for m in layers]
     weight, features = pairs[0][0], net.input_dim
-    if any(t is not None and t.dtype is not weight.dtype for t in (x, context)):
+    modules = [net, *layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    if not may_read(modules, weight, x, context):
         return None
     plan = _plan_of(net, [m.mask for m in layers], net.context_dim, features)
     if not isinstance(plan, MadePlan) or x.shape[-1] != features or plan.params_per_feature != n_params:

@@ -27,10 +27,15 @@ def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
     return missing >= 0 and all(a in (1, b) for a, b in zip(shape, to[missing:], strict=True))
 
 
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast chooses the dtype of products on the device of x; torch's query does not know every device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def why_not_multiplied(tensors: Sequence[Tensor]) -> str | None:
     """Why kernels may not multiply these tensors, x first, as they are, or None."""
     if any(t.dtype is not tensors[0].dtype for t in tensors):
         return "the inputs have several dtypes"
-    if torch.is_autocast_enabled(tensors[0].device.type):
+    if in_autocast(tensors[0]):
         return "autocast chooses the dtype of every product"
     return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating, expands
+from flowkernels.ops._checks import check_floating, expands, in_autocast
 
 from .activations import check_activation
 from .plan import MadePlan
@@ -31,7 +31,7 @@ def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> N
         return
     if t.device != like.device:
         raise ValueError(f"{op}: {name} must be on the device of x = {like.device}, got {t.device}")
-    if t.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if t.dtype != like.dtype and not in_autocast(like):
         raise TypeError(f"{op}: {name} must be of the dtype of x = {like.dtype}, got {t.dtype}")
 
 
