@@ -12,6 +12,13 @@ from torch import Tensor
 
 from flowkernels.ops.made import LayerPlan, MadePlan, layer_plan
 
+SOFT = "its mask is not of 0 and 1"  # which the ops would multiply weights with
+
+
+def is_hard(mask: Tensor) -> bool:
+    """Whether a mask is of 0 and 1 alone, and no soft or learned one."""
+    return bool(((mask == 0) | (mask == 1)).all())
+
 
 def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
     """The plan whose masks these are, or why there is none.
@@ -20,6 +27,8 @@ def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
         masks: one per layer, ``[n_out, n_in]``, nonzero where an output sees an input. The inputs of the first are
             the D features, the outputs of the last the D * P parameters, feature-major.
     """
+    if not all(map(is_hard, masks)):
+        return SOFT
     masks = [m.detach().cpu() != 0 for m in masks]
     features = masks[0].shape[1]
     params = masks[-1].shape[0] // features
@@ -33,7 +42,7 @@ def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
     degrees = [levels.double()]
     for mask, after, bound in zip(masks[:-1], masks[1:], bounds[:-1], strict=True):
         # At least the degree of what it sees, too; among equals, the one that fewer see has more.
-        of_level = torch.cat((torch.zeros(1).double(), torch.unique(degrees[0])))
+        of_level = torch.cat((torch.zeros(1, dtype=torch.double, device="cpu"), torch.unique(degrees[0])))
         least = torch.maximum(torch.where(mask, degrees[-1], 0.0).amax(1), of_level[bound])
         seen = after.sum(0)
         degrees = _ranked([*degrees, least + 1 - (seen + 1) / (seen.max() + 2)])
@@ -51,6 +60,8 @@ def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
 
 def read_layer(mask: Tensor) -> LayerPlan | str:
     """The plan of one layer whose mask this is, ``[n_out, n_in]``, or why there is none."""
+    if not is_hard(mask):
+        return SOFT
     mask = mask.detach().cpu() != 0
     # An input that fewer units see has more; a unit has the largest of what it sees.
     degrees_in = len(mask) + 1 - mask.sum(0)

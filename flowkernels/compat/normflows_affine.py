@@ -19,7 +19,7 @@ from torch import Tensor
 from flowkernels.ops import actnorm, affine, lu_linear
 
 from . import pays
-from .normflows_dense import coupled, masked, may_pay
+from .normflows_dense import Mask, coupled, mask_of, masked, may_pay
 from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class
 
@@ -105,26 +105,28 @@ class CouplingBlock(PureLayer):
         return original_class(self).inverse(self, z) if found is None else found
 
 
-def _masked(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    kept = layer.b
-    seen = kept * z
+def _masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    seen = layer.b * z
     logit, shift = layer.s(seen), layer.t(seen)
-    mask = (kept == 0)[0]
-    return affine(z, (logit, shift), mask=mask, event_dims=kept.dim() - 1, inverse=inverse)
+    return affine(z, (logit, shift), mask=mask.maps, event_dims=mask.maps.dim(), inverse=inverse)
 
 
 def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    fused = masked(layer, z, inverse) if may_pay(z) else None
-    if fused is not None:
-        return fused
-    if z.numel() < pays.MASKED_AFFINE and torch.is_grad_enabled():
-        theirs = original_class(layer)
-        return theirs.inverse(layer, z) if inverse else theirs.forward(layer, z)
-    return _masked(layer, z, inverse)
+    dense, large = may_pay(z), z.numel() >= pays.MASKED_AFFINE or not torch.is_grad_enabled()
+    mask = mask_of(layer) if dense or large else None
+    if isinstance(mask, Mask):
+        fused = masked(layer, mask, z, inverse) if dense else None
+        if fused is not None:
+            return fused
+        if large:
+            return _masked(layer, mask, z, inverse)
+    theirs = original_class(layer)
+    return theirs.inverse(layer, z) if inverse else theirs.forward(layer, z)
 
 
 def masked_refusal(layer: Any) -> str | None:
-    return None if bool(((layer.b == 0) | (layer.b == 1)).all()) else "its mask is not of 0 and 1"
+    mask = mask_of(layer)
+    return mask if isinstance(mask, str) else None
 
 
 class MaskedAffine(PureLayer):

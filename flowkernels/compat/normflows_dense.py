@@ -12,6 +12,7 @@ from flowkernels.ops.affine.spec import AffineSpec, cached_spec
 from . import pays
 from .buffers import Reading
 from .dense_couplings import Half, Layers, Step
+from .masks import SOFT, is_hard
 from .reading import is_bare
 
 
@@ -81,30 +82,37 @@ def coupled(net: Any, scale: str, z: Tensor, seen: range, mapped: range, inverse
 # ---- with a mask ----
 
 
-class _Columns(NamedTuple):
-    """The columns that a mask keeps and those that it maps."""
+class Mask(NamedTuple):
+    """What a mask of 0 and 1 maps, as `ops.affine` takes it; of features also the columns that it keeps and maps."""
 
-    kept: Tensor
-    mapped: Tensor
+    maps: Tensor
+    columns: tuple[Tensor, Tensor] | None
     numbers: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _read_columns(mask: Tensor) -> _Columns | None:
-    if mask.dim() != 2:
-        return None
-    kept, mapped = mask[0].nonzero()[:, 0], (mask[0] == 0).nonzero()[:, 0]
-    return _Columns(kept, mapped, (tuple(kept.tolist()), tuple(mapped.tolist())))
+def _read_mask(mask: Tensor) -> Mask | str:
+    if not is_hard(mask):
+        return SOFT
+    maps = (mask == 0)[0]
+    if maps.dim() != 1:
+        return Mask(maps, None, ((), ()))
+    kept, mapped = (~maps).nonzero()[:, 0], maps.nonzero()[:, 0]
+    return Mask(maps, (kept, mapped), (tuple(kept.tolist()), tuple(mapped.tolist())))
 
 
-_columns_of = Reading[_Columns | None](_read_columns)
+_mask_of = Reading[Mask | str](_read_mask)
 
 
-def masked(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+def mask_of(layer: Any) -> Mask | str | None:
+    """The layer's mask; why no op has it; or None where its values cannot be read now."""
+    return _mask_of(layer, [layer.b])
+
+
+def masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """A coupling with a mask and a network each for scale and shift, if any; None where they are to be called."""
-    at = _columns_of(layer, [layer.b])
-    if at is None or z.shape[1] != layer.b.shape[1]:
+    if mask.columns is None or z.shape[1] != len(mask.maps):
         return None
     nets = [(net, net is layer.s) for net in (layer.s, layer.t) if isinstance(net, nn.Module)]
-    steps: tuple[Step, ...] = tuple(_Masked(_layers_of(net), scales, at.kept, at.mapped) for net, scales in nets)
+    steps: tuple[Step, ...] = tuple(_Masked(_layers_of(net), scales, *mask.columns) for net, scales in nets)
     given = all(isinstance(net, nn.Module) or net is torch.zeros_like for net in (layer.s, layer.t))
-    return _run(Half(*at.numbers, steps), z, inverse) if steps and given else None
+    return _run(Half(*mask.numbers, steps), z, inverse) if steps and given else None

@@ -120,7 +120,7 @@ def why_not(theirs: Callable[..., Any]) -> str | None:
     if [(p.name, p.default) for p in found] != [(p.name, p.default) for p in known]:
         return f"the parameters of its {name} are not those of VITS"
     generator = torch.Generator().manual_seed(0)
-    x, params = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((64,), (64, 14)))
+    x, params = (torch.randn(s, generator=generator, dtype=torch.float64, device="cpu") for s in ((64,), (64, 14)))
     arguments = (x, params[:, :5], params[:, 5:10], params[:, 10:])
     for inverse in (False, True):
         try:

@@ -84,7 +84,9 @@ class ImageCoupling(Transform):
     ) -> None:
         super().__init__()
         flags = as_flags("ImageCoupling", mask)
-        if flags.dim() not in (1, 3) or not bool(((flags == 0) | (flags == 1)).all()) or not bool(flags.any()):
+        # A tensor on meta has no values to check.
+        is_mask = flags.is_meta or (bool(((flags == 0) | (flags == 1)).all()) and bool(flags.any()))
+        if flags.dim() not in (1, 3) or not is_mask:
             given = f"{list(flags.shape)} with {flags.unique().tolist()}"
             raise ValueError(
                 f"transforms.ImageCoupling: mask must be [C] or [C, H, W] of 0 and 1, with at least one 1, got {given}"
@@ -98,7 +100,7 @@ class ImageCoupling(Transform):
         else:
             self.split = None
             # Stored with the weights: the same weights under another mask are another density, silently.
-            self.register_buffer("mask", flags.bool().contiguous())
+            self.register_buffer("mask", torch.as_tensor(mask).bool().contiguous())
             n_in = self.n_transformed = self.channels
         n_params = self.n_transformed * univariate.params_per_feature
         self.conditioner = as_conditioner("transforms.ImageCoupling", conditioner, n_in, n_params)
