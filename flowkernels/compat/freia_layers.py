@@ -9,27 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .buffers import Reading
 from .freia_couplings import all_in_one, call_of, refusal_of
+from .masks import read_order
 from .swap import PureLayer, original_class
 
 # Features from which moving them beats a product with a matrix; measured on two cores.
 _LEAST_FEATURES = 32
 
 
-def _read_order(weight: Tensor) -> Tensor | str:
-    """Where each output of a permutation matrix comes from, or that it is none."""
-    matrix = weight.detach().flatten(1)
-    order = matrix.argmax(1)
-    is_one = torch.equal(F.one_hot(order, len(matrix)).to(matrix), matrix) and len(order.unique()) == len(order)
-    return order if is_one else "its permutation is a soft one, a matrix"
-
-
-_order_of = Reading[Tensor | str](_read_order)
-_inverse_of = Reading[Tensor | str](_read_order)
+_order_of = Reading[Tensor | str](read_order)
+_inverse_of = Reading[Tensor | str](read_order)
 
 
 class Permute(PureLayer):

@@ -1,4 +1,4 @@
-"""The degrees of a masked network, read off its masks.
+"""The degrees of a masked network, read off its masks; and the order of a permutation, off its matrix.
 
 Libraries number their hidden units in their own ways, and some at random; the masks are all that they have in common.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels.ops.made import LayerPlan, MadePlan, layer_plan
@@ -68,6 +69,14 @@ def read_layer(mask: Tensor) -> LayerPlan | str:
     degrees_out = torch.where(mask, degrees_in, 0).amax(1)
     plan = layer_plan(degrees_in.tolist(), degrees_out.tolist())
     return plan if torch.equal(plan.mask(mask), mask) else "its mask is not that of an order"
+
+
+def read_order(matrix: Tensor) -> Tensor | str:
+    """Where each output of a permutation matrix comes from, or that it is none."""
+    matrix = matrix.detach().flatten(1)
+    order = matrix.argmax(1)
+    is_one = torch.equal(F.one_hot(order, len(matrix)).to(matrix), matrix) and len(order.unique()) == len(order)
+    return order if is_one else "its permutation is a soft one, a matrix"
 
 
 def _ranked(degrees: Sequence[Tensor]) -> list[Tensor]:

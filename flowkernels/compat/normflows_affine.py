@@ -19,6 +19,8 @@ from torch import Tensor
 from flowkernels.ops import actnorm, affine, lu_linear
 
 from . import pays
+from .buffers import Reading
+from .masks import read_order
 from .normflows_dense import Mask, coupled, mask_of, masked, may_pay
 from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class
@@ -171,12 +173,26 @@ class Norm(PureLayer):
 # ---- 1 × 1 convolution ----
 
 
+def _read_factors(permutation: Tensor, signs: Tensor) -> Tensor | str:
+    return read_order(permutation) if bool((signs.abs() == 1).all()) else "its signs are not 1 and -1"
+
+
+_order_of = Reading[Tensor | str](_read_factors)
+
+
 def conv_refusal(layer: Any) -> str | None:
-    return None if layer.use_lu else "its matrix is dense; with use_lu=True it would be accelerated"
+    if not layer.use_lu:
+        return "its matrix is dense; with use_lu=True it would be accelerated"
+    order = _order_of(layer, (layer.P, layer.sign_S))
+    return order if isinstance(order, str) else None
 
 
 def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    order = layer.P.argmax(1)
+    order = _order_of(layer, (layer.P, layer.sign_S))
+    if isinstance(order, str):
+        theirs = original_class(layer)
+        return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
+    order = layer.P.argmax(1) if order is None else order  # None: not to be read now
     y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
     ladj = layer.log_S.sum() * (z.shape[2] * z.shape[3])
     return y, -ladj if inverse else ladj

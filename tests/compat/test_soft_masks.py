@@ -59,3 +59,16 @@ def test_as_the_library(name, direction, how, which):
     wanted = values_and_gradients(name, plain, x, direction)
     assert not torch.allclose(wanted[0], hard[0], atol=1e-4)
     assert_same(values_and_gradients(name, fast, x, direction), wanted)
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("buffer", ["P", "sign_S"])
+def test_factors_of_a_convolution(buffer, direction):
+    name = "normflows, flows.mixing.Invertible1x1Conv"
+    plain, fast, x = make(name), make(name), data(name)
+    compat.accelerate(fast)
+    values_and_gradients(name, fast, x, direction)
+    for layer in (plain, fast):
+        getattr(layer, buffer).mul_(0.7)
+    found, wanted = (values_and_gradients(name, layer, x, direction) for layer in (fast, plain))
+    assert_same(found, wanted)
