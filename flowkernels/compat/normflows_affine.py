@@ -194,6 +194,8 @@ def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now
     y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
+    if inverse and y.requires_grad:  # which the op keeps for backward, and normflows lets one write to
+        y = y.clone()
     ladj = layer.log_S.sum() * (z.shape[2] * z.shape[3])
     return y, -ladj if inverse else ladj
 

@@ -109,7 +109,16 @@ def _fast_class(plain: type, layer: type[PureLayer], bypassed: frozenset[str]) -
 
 
 def swap(module: Any, layer: type[PureLayer], bypassed: frozenset[str] = frozenset()) -> None:
-    """Puts `layer`'s methods in front of the module's own class, until one of `bypassed` is set on the instance."""
+    """Puts `layer`'s methods in front of the module's own class, until one of `bypassed` is set on the instance.
+
+    A module that has a layer already, as one that accelerates itself when it is made, gets the new one in its place.
+    """
+    if is_fast(module):
+        if layer_of(module) is layer:
+            return
+        unswap(module)
+        if is_fast(module):  # by a class that was derived from the fast one, whose layer cannot be taken away
+            return
     key = (type(module), layer, bypassed)
     if key not in _fast_classes:
         _fast_classes[key] = _fast_class(*key)

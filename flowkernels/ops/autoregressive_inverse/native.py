@@ -1,7 +1,7 @@
 """The autoregressive inverse on the compiled kernels: one sweep over the hidden units, and one back.
 
-Kept for backward are z and x; the network runs forward once more before the sweep back: on a CPU in cache, on a GPU as
-the dense products of `dense`.
+Kept for backward are z and a copy of x, which whoever called may write to; the network runs forward once more before
+the sweep back: on a CPU in cache, on a GPU as the dense products of `dense`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def fwd(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tens
 
 def fwd_saving(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     x, ladj = _fwd(on, spec, _net.widen(*tensors))
-    return (x.to(tensors[0].dtype), ladj), [x]
+    given = x.to(tensors[0].dtype)
+    return (given, ladj), [x.clone() if given is x else x]
 
 
 def bwd(

@@ -1,6 +1,6 @@
 """The autoregressive inverse on Triton: one launch after two that put the weights in the order of the degrees.
 
-Back it is one between the dense products of `dense`. Kept for it are z and x.
+Back it is one between the dense products of `dense`. Kept for it are z and a copy of x.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 def fwd_saving(spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     x, ladj = _fwd(spec, _net.widen(*tensors))
-    return (x.to(tensors[0].dtype), ladj), [x]
+    given = x.to(tensors[0].dtype)
+    return (given, ladj), [x.clone() if given is x else x]
 
 
 def bwd(
