@@ -77,7 +77,9 @@ def _permuted(block: Any, x: Tensor, inverse: bool) -> Tensor:
     if block.householder or _is_narrow(block):
         return block.permute_function(x, weight)
     order = (_inverse_of if inverse else _order_of)(block, (weight,))
-    return x.index_select(1, order) if isinstance(order, Tensor) else block.permute_function(x, weight)
+    # The product says what is wrong with x; an index would pick columns from whatever it is given.
+    fits = x.dim() > 1 and x.shape[1] == weight.shape[0] and x.dtype is weight.dtype
+    return x.index_select(1, order) if fits and isinstance(order, Tensor) else block.permute_function(x, weight)
 
 
 def _is_narrow(block: Any) -> bool:

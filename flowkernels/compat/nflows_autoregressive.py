@@ -67,7 +67,7 @@ def _inverse(
     univariate: Univariate,
     spec_of: Callable[[Any], AffineSpec | RqsSpec | None],
 ) -> tuple[Tensor, Tensor]:
-    if z.dim() != 2:
+    if z.dim() != 2 or z.shape[1] == 0:
         return original_class(layer).inverse(layer, z, context)
     spec = spec_of(layer)
     found = None if spec is None else _network(layer, z, context, inverse=True)

@@ -86,7 +86,7 @@ def _fused(
     split = _split_of(layer)
     if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
-    layers = nflows_residual.layers(net, context)
+    layers = nflows_residual.layers(net, inputs, context)
     if layers is None or getattr(net, "preprocessing", None) is not None:
         return None
     spec = univariate.spec(layer, net, inverse)

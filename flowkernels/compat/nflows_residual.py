@@ -16,15 +16,17 @@ from .swap import PureLayer, original_class
 _RELU = (nn.functional.relu, torch.relu)
 
 
-def layers(net: Any, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
+def layers(net: Any, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
     """The network's layers for one op; None where it, or a block that was put in, must be called."""
+    if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
+        return None  # the op would expand it, where the network raises
     blocks = net._modules["blocks"]._modules.values()
     return layers_of(net, context) if all(kind(type(block)) == "ResidualBlock" for block in blocks) else None
 
 
 def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     """The network's output; None where it must be called."""
-    found = None if torch.compiler.is_compiling() or x.dim() != 2 else layers(net, context)
+    found = None if torch.compiler.is_compiling() or x.dim() != 2 else layers(net, x, context)
     if found is None:
         return None
     preprocessing = getattr(net, "preprocessing", None)  # of normflows

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops import actnorm, affine, lu_linear
+from flowkernels.ops._checks import in_autocast
 
 from . import pays
 from .buffers import Reading
@@ -115,7 +116,7 @@ def _masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, T
 
 def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     dense, large = may_pay(z), z.numel() >= pays.MASKED_AFFINE or not torch.is_grad_enabled()
-    mask = mask_of(layer) if dense or large else None
+    mask = mask_of(layer) if (dense or large) and z.dim() == layer.b.dim() else None
     if isinstance(mask, Mask):
         fused = masked(layer, mask, z, inverse) if dense else None
         if fused is not None:
@@ -189,7 +190,8 @@ def conv_refusal(layer: Any) -> str | None:
 
 def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     order = _order_of(layer, (layer.P, layer.sign_S))
-    if isinstance(order, str):
+    like = z.dtype is layer.L.dtype or in_autocast(z)
+    if isinstance(order, str) or z.dim() != 4 or not like:
         theirs = original_class(layer)
         return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now

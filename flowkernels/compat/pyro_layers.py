@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.ops import rqs
+from flowkernels.ops._checks import expands, in_autocast
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
@@ -46,10 +47,13 @@ def _spec(layer: Any) -> RqsSpec:
 
 def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """x ``[..., D]``, params ``[..., D, P]`` → y and log-slopes, both like x."""
-    lead = torch.broadcast_shapes(x.shape, params.shape[:-1])
-    y, ladj = rqs(
-        x.expand(lead).unsqueeze(-1), params.expand(*lead, -1).unsqueeze(-2), inverse=inverse, **_settings(layer)
-    )
+    if not expands(params.shape[:-1], x.shape):
+        expected, given = f"[..., {str(list(params.shape[:-1]))[1:]}", list(x.shape)
+        raise ValueError(f"compat.pyro: x must be {expected}, one element for each spline, got {given}")
+    if x.dtype is not params.dtype and not in_autocast(x):
+        raise TypeError(f"compat.pyro: x must be of the dtype of the spline = {params.dtype}, got {x.dtype}")
+    params = params.expand(*x.shape, params.shape[-1])
+    y, ladj = rqs(x.unsqueeze(-1), params.unsqueeze(-2), inverse=inverse, **_settings(layer))
     return y.squeeze(-1), ladj
 
 
@@ -84,7 +88,7 @@ def _params(layer: Any, parts: tuple[Tensor, ...]) -> Tensor:
     """What a network returns as one tensor ``[..., D, P]``: parts of autoregressive ones are ``[..., K, D]``."""
     if parts[0].shape[-1] == layer.input_dim:
         return torch.cat(parts, dim=-2).mT
-    return torch.cat([p.reshape(*p.shape[:-1], layer.input_dim, -1) for p in parts], dim=-1)
+    return torch.cat([p.unflatten(-1, (layer.input_dim, p.shape[-1] // layer.input_dim)) for p in parts], dim=-1)
 
 
 def _theirs(name: str) -> Any:
@@ -183,6 +187,8 @@ class SplineAutoregressive(PureLayer):
             x, ladj = autoregressive_inverse(y, univariate=spec, **found)
             self._cache_log_detJ = -ladj.unsqueeze(-1)
             return x
+        if y.dim() == 0 or y.shape[-1] != self.spline.input_dim:  # no pass of the network would say so
+            raise ValueError(f"compat.pyro: y must be [..., {self.spline.input_dim}], got {list(y.shape)}")
         x = slopes = torch.zeros_like(y)
         for _ in range(y.shape[-1]):
             x, slopes = conditioned(self.spline, x, y, True)

@@ -152,6 +152,9 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
         return self._couple(y, True)
 
     def _couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        features = self.layer.mask.shape[0]
+        if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
+            raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
         network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context, MLP, Linear)
