@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops import actnorm, affine, lu_linear
-from flowkernels.ops._checks import in_autocast
 
 from . import pays
 from .buffers import Reading
@@ -190,8 +189,7 @@ def conv_refusal(layer: Any) -> str | None:
 
 def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     order = _order_of(layer, (layer.P, layer.sign_S))
-    like = z.dtype is layer.L.dtype or in_autocast(z)
-    if isinstance(order, str) or z.dim() != 4 or not like:
+    if isinstance(order, str) or z.dim() != 4:
         theirs = original_class(layer)
         return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now

@@ -28,7 +28,7 @@ WRONG = {
     "transposed": lambda x: x.transpose(0, 1),
 }
 # By design, see `flowkernels.compat.nflows`: another dtype than that of the weights gives the wider of the two.
-PROMOTED = ("LULinear", "OneByOneConvolution")
+PROMOTED = ("LULinear", "OneByOneConvolution", "Invertible1x1Conv")
 
 
 @pytest.fixture(autouse=True)
