@@ -97,9 +97,9 @@ class FeatureSplit(nn.Module):
 
 
 def as_flags(name: str, mask: Any) -> Tensor:
-    """A mask as a tensor, whatever its entries."""
+    """A mask as a tensor, whatever its entries; a list keeps them where the default device is meta."""
     try:
-        return torch.as_tensor(mask)
+        return mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         contract = "a tensor or a sequence of 0 and 1"
         raise TypeError(f"transforms.{name}: mask must be {contract}, got {mask!r:.60}") from error
