@@ -4,7 +4,8 @@
 
 namespace fk {
 
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
+// Kernels compute in the first four; the others are those of orders and masks, and any that no kernel takes.
+enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4, bytes = 5, other = 6 };
 
 // The leading dims of two inputs that share them (x and params), with strides in elements.
 // Contiguous leading dims arrive collapsed to one.
