@@ -27,7 +27,8 @@ set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS -Xcompiler=-fPIC,-fvis
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not know it
   target_compile_options(cuda_kernels PRIVATE --compress-mode=size)
 endif()
-pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} $<TARGET_OBJECTS:cuda_kernels>)
+pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} csrc/masked_linear/epilogue_args.cpp
+                    csrc/autoregressive_inverse/sweep_gpu_args.cpp $<TARGET_OBJECTS:cuda_kernels>)
 list(TRANSFORM archs REPLACE "^([0-9]+)(-real)?$" "sm_\\1" OUTPUT_VARIABLE names)
 list(JOIN names ", " names)
 target_compile_definitions(_cuda PRIVATE "FK_CUDA_ARCHS=\"${names}\"")

@@ -1,6 +1,7 @@
-// Every entry point of the compiled module, on one screen: pointers, sizes and strides in,
-// nothing out. Shapes and types are checked in Python (flowkernels/ops/<op>); what is checked
-// here is what would corrupt memory. The GIL is released inside kernels.
+// Every entry point of the compiled module, on one screen: tensors in, nothing out. Shapes and
+// types are checked in Python (flowkernels/ops/<op>), for users; what kernels rely on is checked
+// once more before they run, against the tensors themselves (<op>_args.cpp). The GIL is released
+// inside kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <sys/mman.h>
@@ -12,7 +13,7 @@
 #include "common/parallel.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
-#include "masked_linear/net_args.h"
+#include "masked_linear/net_bindings.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -28,12 +29,6 @@ static void advise_huge(uintptr_t p, size_t bytes) {
   const uintptr_t begin = (p + kPage - 1) / kPage * kPage, end = (p + bytes) / kPage * kPage;
   if (begin < end) madvise(ptr(begin), end - begin, MADV_HUGEPAGE);
 #endif
-}
-
-static void require_rows(int64_t rows, std::initializer_list<uintptr_t> pointers) {
-  if (rows < 1) throw std::invalid_argument("rows must be at least 1");  // tiles divide by their number
-  for (uintptr_t p : pointers)
-    if (!p) throw std::invalid_argument("null data pointer");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -97,74 +92,53 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     actnorm_bwd(a, threads);
   });
-  py::class_<NetLayers>(m, "Net").def(py::init<const std::vector<LayerNumbers>&, bool, int, int>());
-  m.def("net_fwd",
-        [](const NetLayers& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y, int threads) {
-          require_rows(rows, {x, y});
-          py::gil_scoped_release unlocked;
-          net_fwd({net.spec, DType(type), rows, ptr(x), x_stride, ptr(y), nullptr, nullptr}, threads);
-        });
-  m.def("net_bwd", [](const NetLayers& net, int type, int64_t rows, uintptr_t x, int64_t x_stride, uintptr_t y,
-                      uintptr_t grad_y, uintptr_t grad_x, int threads) {
-    require_rows(rows, {x, grad_y});
+  bind_net(m);
+  m.def("net_fwd", [](const NetLayers& net, const View& x, const View& y, int threads) {
+    check_threads(threads);
+    const NetArgs a = net_fwd_args(net, x, y);
     py::gil_scoped_release unlocked;
-    net_bwd({net.spec, DType(type), rows, ptr(x), x_stride, ptr(y), ptr(grad_y), ptr(grad_x)}, threads);
+    net_fwd(a, threads);
   });
+  m.def("net_bwd",
+        [](const NetLayers& net, const View& x, const View& y, const View& grad_y, const View& grad_x, int threads) {
+          check_threads(threads);
+          const NetArgs a = net_bwd_args(net, x, y, grad_y, grad_x);
+          py::gil_scoped_release unlocked;
+          net_bwd(a, threads);
+        });
 
   py::class_<UnivariateMap>(m, "UnivariateMap")
       .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
       .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
-  const auto flow_layer = [](bool backward) {
-    return [backward](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                      uintptr_t x, int64_t x_stride, uintptr_t in_columns, uintptr_t columns, int64_t n_columns,
-                      uintptr_t y, uintptr_t ladj, uintptr_t grad_x, int threads) {
-      if (net.spec.n_out() != n_columns * map.params()) throw std::invalid_argument("flow_layer: the net does not fit");
-      require_rows(rows, {x, in_columns, columns});
-      if (!backward) require_rows(rows, {y, ladj});
-      FlowLayerArgs a = {};
-      a.net = net.spec;
-      a.map = map;
-      a.type = DType(type);
-      a.rows = rows;
-      a.features = features;
-      a.x = ptr(x);
-      a.x_stride = x_stride;
-      a.in_columns = static_cast<const int32_t*>(ptr(in_columns));
-      a.columns = static_cast<const int32_t*>(ptr(columns));
-      a.n_columns = n_columns;
-      if (backward) {
-        a.grad_y = ptr(y);
-        a.grad_ladj = ptr(ladj);
-      } else {
-        a.y = ptr(y);
-        a.ladj = ptr(ladj);
-      }
-      a.grad_x = ptr(grad_x);
-      py::gil_scoped_release unlocked;
-      backward ? flow_layer_bwd(a, threads) : flow_layer_fwd(a, threads);
-    };
-  };
-  m.def("flow_layer_fwd", flow_layer(false));
-  m.def("flow_layer_bwd", flow_layer(true));
-  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, bool zero_outside,
-                        uintptr_t waves, int threads) {
-    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
-    require_rows(rows, {ladj});
-    a.ladj = ptr(ladj);
-    if (half_turn) a.turn = half_turn_of(map);
-    if (zero_outside && map.is_affine) throw std::invalid_argument("sweep: only a spline has a box");
-    a.zero_outside = zero_outside;
-    a.waves = ptr(waves);
+  py::class_<Columns>(m, "Columns").def(py::init<int64_t, std::vector<int32_t>, std::vector<int32_t>>());
+  m.def("flow_layer_fwd", [](const NetLayers& net, const UnivariateMap& map, const Columns& columns, const View& x,
+                             const View& y, const View& ladj, int threads) {
+    check_threads(threads);
+    const FlowLayerArgs a = flow_layer_fwd_args(net, map, columns, x, y, ladj);
+    py::gil_scoped_release unlocked;
+    flow_layer_fwd(a, threads);
+  });
+  m.def("flow_layer_bwd", [](const NetLayers& net, const UnivariateMap& map, const Columns& columns, const View& x,
+                             const View& grad_y, const View& grad_ladj, const View& grad_x, int threads) {
+    check_threads(threads);
+    const FlowLayerArgs a = flow_layer_bwd_args(net, map, columns, x, grad_y, grad_ladj, grad_x);
+    py::gil_scoped_release unlocked;
+    flow_layer_bwd(a, threads);
+  });
+  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
+                        bool half_turn, bool zero_outside, const View& waves, int threads) {
+    check_threads(threads);
+    SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, half_turn);
+    sweep_fwd_more(a, waves, zero_outside);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, threads);
   });
-  m.def("sweep_bwd", [](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                        uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj,
-                        uintptr_t grad_z, uintptr_t seen, uintptr_t slope, uintptr_t grad_seen, int threads) {
-    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
-    a.grad_x = ptr(grad_x), a.grad_ladj = ptr(grad_ladj), a.grad_z = ptr(grad_z);
-    a.seen = ptr(seen), a.slope = ptr(slope), a.grad_seen = ptr(grad_seen);
+  m.def("sweep_bwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x,
+                        const View& grad_x, const View& grad_ladj, const View& grad_z, const View& seen,
+                        const View& slope, const View& grad_seen, int threads) {
+    check_threads(threads);
+    SweepArgs a = sweep_bwd_args(net, map, z, x, grad_x, grad_ladj, grad_z);
+    sweep_bwd_more(a, seen, slope, grad_seen);
     py::gil_scoped_release unlocked;
     sweep_bwd(a, threads);
   });

@@ -9,7 +9,7 @@
 #include "common/device.h"
 #include "lu_linear/lu_linear.h"
 #include "masked_linear/epilogue.h"
-#include "masked_linear/net_args.h"
+#include "masked_linear/net_bindings.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -85,69 +85,100 @@ PYBIND11_MODULE(_cuda, m) {
     lu_bwd(a, w, stream_of(device, stream));
   });
 
-  m.def("epilogue_fwd", [](int type, int activation, int64_t rows, int64_t columns,
-                           const std::array<MatrixNumbers, 6>& matrices, int device, uintptr_t stream) {
-    const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
+  using Ints = std::vector<int32_t>;
+  py::class_<DeviceOrder>(m, "DeviceOrder", py::module_local())
+      .def(py::init<const Ints&, const View&>(), py::keep_alive<1, 3>());
+  py::class_<PackLayout>(m, "PackLayout", py::module_local())
+      .def(py::init([](int64_t n_out, int64_t n_in, const std::array<Ints, 5>& values, const py::tuple& there) {
+             View views[5];
+             std::array<const View*, 5> pointers;
+             if (there.size() != 5) throw py::type_error("pack: tensors must be five, got another number");
+             for (size_t i = 0; i < 5; ++i) read(there[i], views[i]), pointers[i] = &views[i];
+             return std::make_unique<PackLayout>(n_out, n_in, values, pointers);
+           }),
+           py::keep_alive<1, 5>());
+  // Per matrix: the tensor, and the order of its columns or None.
+  const auto epilogue = [](int activation, const py::list& matrices) {
+    View views[6];
+    std::array<MatrixViews, 6> of;
+    if (matrices.size() != 6) throw py::type_error("epilogue: matrices must be six, got another number");
+    for (size_t i = 0; i < 6; ++i) {
+      const py::tuple pair = matrices[i];
+      if (pair.size() != 2)
+        throw py::type_error("epilogue: a matrix must be a tensor and an order, got another object");
+      read(pair[0], views[i]);
+      of[i] = {&views[i], pair[1].is_none() ? nullptr : pair[1].cast<const DeviceOrder*>()};
+    }
+    return epilogue_args(activation, of);
+  };
+  m.def("epilogue_fwd", [=](int activation, const py::list& matrices, int device, uintptr_t stream) {
+    const EpilogueArgs a = epilogue(activation, matrices);
     py::gil_scoped_release unlocked;
     epilogue_fwd(a, stream_of(device, stream));
   });
-  m.def("epilogue_bwd",
-        [](int type, int activation, int64_t rows, int64_t columns, const std::array<MatrixNumbers, 6>& matrices,
-           uintptr_t sums, int64_t sums_columns, uintptr_t sums_at, int64_t slices, int device, uintptr_t stream) {
-          const EpilogueArgs a = epilogue_args(type, activation, rows, columns, matrices);
-          py::gil_scoped_release unlocked;
-          epilogue_bwd(a, reinterpret_cast<double*>(sums), sums_columns, reinterpret_cast<const int32_t*>(sums_at),
-                       slices, stream_of(device, stream));
-        });
-  m.def("epilogue_sums",
-        [](int type, uintptr_t sums, int64_t slices, int64_t columns, uintptr_t out, int device, uintptr_t stream) {
-          if (!sums || !out) throw std::invalid_argument("epilogue: null data pointer");
-          py::gil_scoped_release unlocked;
-          epilogue_sums(DType(type), reinterpret_cast<const double*>(sums), slices, columns,
-                        reinterpret_cast<void*>(out), stream_of(device, stream));
-        });
-  m.def("masked_pack", [](int64_t bytes_of_number, bool unpack, const std::vector<PackingNumbers>& numbers, int device,
-                          uintptr_t stream) {
-    const std::vector<Packing> layers = packings_of(numbers);
+  m.def("epilogue_bwd", [=](int activation, const py::list& matrices, const View& sums, int64_t first,
+                            const DeviceOrder* sums_at, int64_t slices, int device, uintptr_t stream) {
+    const EpilogueArgs a = epilogue(activation, matrices);
+    const EpilogueSums to = epilogue_sums_args(a, sums, first, sums_at, slices);
     py::gil_scoped_release unlocked;
-    masked_pack(bytes_of_number, unpack, layers, stream_of(device, stream));
+    epilogue_bwd(a, to.data, to.columns, to.at, to.slices, stream_of(device, stream));
+  });
+  m.def("epilogue_sums", [](const View& sums, const View& out, int device, uintptr_t stream) {
+    check_epilogue_sums(sums, out);
+    py::gil_scoped_release unlocked;
+    epilogue_sums(out.type, static_cast<const double*>(sums.data), sums.size[0], sums.size[1], out.data,
+                  stream_of(device, stream));
+  });
+  // Per layer: weight, packed, layout.
+  m.def("masked_pack", [](bool unpack, const py::list& layers, int device, uintptr_t stream) {
+    std::vector<Packing> packings;
+    DType type = DType::other;
+    View weight, packed;
+    for (const py::handle layer : layers) {
+      const auto [w, p, layout] = layer.cast<std::tuple<py::object, py::object, const PackLayout*>>();
+      read(w, weight), read(p, packed);
+      if (packings.empty()) type = weight.type;
+      packings.push_back(packing_of(type, weight, packed, *layout));
+    }
+    py::gil_scoped_release unlocked;
+    masked_pack(type, unpack, packings, stream_of(device, stream));
   });
 
-  py::class_<NetLayers>(m, "Net", py::module_local())
-      .def(py::init<const std::vector<LayerNumbers>&, bool, int, int>())
-      .def("packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
+  bind_net(m);
   py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local())
       .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
       .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
   m.def("sweep_fits", &sweep_fits);
-  const auto sweep_work = [](uintptr_t steps, int64_t n_steps, uintptr_t packed) {
-    if (!steps || !packed) throw std::invalid_argument("sweep: null data pointer");
-    return SweepWork{reinterpret_cast<const SweepStep*>(steps), n_steps, reinterpret_cast<void*>(packed)};
-  };
-  m.def("sweep_fwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t ladj, bool half_turn, uintptr_t steps,
-                         int64_t n_steps, uintptr_t packed, int device, uintptr_t stream) {
-    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
-    a.ladj = reinterpret_cast<void*>(ladj);
-    if (!a.ladj) throw std::invalid_argument("sweep: null data pointer");
-    if (half_turn) a.turn = half_turn_of(map);
-    const SweepWork w = sweep_work(steps, n_steps, packed);
+  m.def("sweep_packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
+  py::class_<SweepSteps>(m, "SweepSteps", py::module_local())
+      .def(py::init([](const std::vector<std::shared_ptr<LayerMask>>& masks,
+                       const std::vector<std::array<int32_t, 4>>& steps, const View& there) {
+             return std::make_unique<SweepSteps>(
+                 std::vector<std::shared_ptr<const LayerMask>>(masks.begin(), masks.end()), steps, there);
+           }),
+           py::keep_alive<1, 4>());
+  m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
+                        bool half_turn, const SweepSteps& steps, const View& packed, int device, uintptr_t stream) {
+    const SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, half_turn);
+    const SweepWork w = sweep_work(a, net, steps, packed);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, w, stream_of(device, stream));
   });
-  m.def("sweep_bwd", [=](const NetLayers& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                         uintptr_t z, int64_t z_stride, uintptr_t x, uintptr_t grad_x, uintptr_t grad_ladj,
-                         uintptr_t grad_z, uintptr_t steps, int64_t n_steps, uintptr_t packed,
-                         const std::vector<std::array<uintptr_t, 2>>& units, int device, uintptr_t stream) {
-    SweepArgs a = sweep_args(net.spec, map, type, rows, features, z, z_stride, x);
-    a.grad_x = reinterpret_cast<void*>(grad_x);
-    a.grad_ladj = reinterpret_cast<void*>(grad_ladj);
-    a.grad_z = reinterpret_cast<void*>(grad_z);
-    const SweepWork w = sweep_work(steps, n_steps, packed);
-    if (units.size() != net.layers.size() || !units.back()[0]) throw std::invalid_argument("sweep: no parameters");
-    std::vector<LayerUnits> of_layers;
-    for (const auto& u : units) of_layers.push_back({reinterpret_cast<void*>(u[0]), reinterpret_cast<void*>(u[1])});
-    py::gil_scoped_release unlocked;
-    sweep_bwd(a, w, of_layers.data(), stream_of(device, stream));
-  });
+  // units: of every layer, value and gradient.
+  m.def("sweep_bwd",
+        [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& grad_x,
+           const View& grad_ladj, const View& grad_z, const SweepSteps& steps, const View& packed,
+           const std::vector<std::array<py::object, 2>>& units, int device, uintptr_t stream) {
+          const SweepArgs a = sweep_bwd_args(net, map, z, x, grad_x, grad_ladj, grad_z);
+          const SweepWork w = sweep_work(a, net, steps, packed);
+          std::vector<std::array<View, 2>> views(units.size());
+          std::vector<std::array<const View*, 2>> pointers;
+          for (size_t i = 0; i < units.size(); ++i) {
+            for (size_t k = 0; k < 2; ++k) read(units[i][k], views[i][k]);
+            pointers.push_back({&views[i][0], &views[i][1]});
+          }
+          const std::vector<LayerUnits> of_layers = sweep_units(net, pointers);
+          py::gil_scoped_release unlocked;
+          sweep_bwd(a, w, of_layers.data(), stream_of(device, stream));
+        });
 }

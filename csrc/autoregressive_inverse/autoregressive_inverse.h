@@ -33,12 +33,13 @@ struct SweepArgs {
   void* grad_z;
 };
 
-// Without ladj and gradients.
-SweepArgs sweep_args(const NetSpec&, const UnivariateMap&, int type, int64_t rows, int64_t features, uintptr_t z,
-                     int64_t z_stride, uintptr_t x);
-
-// Of the box of a map that is a spline.
-HalfTurn half_turn_of(const UnivariateMap&);
+SweepArgs sweep_fwd_args(const NetLayers&, const UnivariateMap&, const View& z, const View& x, const View& ladj,
+                         bool half_turn);
+// What only a CPU sweeps.
+void sweep_fwd_more(SweepArgs&, const View& waves, bool zero_outside);
+SweepArgs sweep_bwd_args(const NetLayers&, const UnivariateMap&, const View& z, const View& x, const View& grad_x,
+                         const View& grad_ladj, const View& grad_z);
+void sweep_bwd_more(SweepArgs&, const View& seen, const View& slope, const View& grad_seen);
 
 void sweep_fwd(const SweepArgs&, int threads);
 void sweep_bwd(const SweepArgs&, int threads);
@@ -52,11 +53,24 @@ struct SweepStep {
 constexpr int kSweepUnits = 32;      // of a step
 constexpr int kMaxSweepLayers = 16;  // of a net that a GPU sweeps
 
+// The steps of a sweep over layers with these masks, checked once for all calls; what kernels read lies on the device.
+class SweepSteps {
+ public:
+  SweepSteps(std::vector<std::shared_ptr<const LayerMask>> masks, const std::vector<std::array<int32_t, 4>>& steps,
+             const View& on_device);
+
+  const std::vector<std::shared_ptr<const LayerMask>> masks;
+  const int64_t n;
+  const SweepStep* const on_device;
+};
+
 struct SweepWork {
   const SweepStep* steps;  // on the device
   int64_t n_steps;
   void* packed;  // of sweep_packed() numbers, to be overwritten
 };
+
+SweepWork sweep_work(const SweepArgs&, const NetLayers&, const SweepSteps&, const View& packed);
 
 // What the sweep back reads and leaves of the units of a layer, [units, rows] in memory's order, contiguous.
 struct LayerUnits {
@@ -65,6 +79,9 @@ struct LayerUnits {
   const void* value;
   void* grad;  // of what the layer computes; null: not wanted. Units that no step computes are left as they are.
 };
+
+// Value and gradient of every layer.
+std::vector<LayerUnits> sweep_units(const NetLayers&, const std::vector<std::array<const View*, 2>>&);
 
 int64_t sweep_packed(const NetSpec&);
 // Whether 32 rows of what enters the layers, so many units in all, find room in shared memory; bins: 0 for affine maps.

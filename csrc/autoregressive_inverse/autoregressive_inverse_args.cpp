@@ -1,31 +1,70 @@
 // From what Python lists to a call of the autoregressive inverse, checked for what would corrupt memory: shared by the
 // CPU's module and CUDA's.
-#include <stdexcept>
-
 #include "autoregressive_inverse.h"
 
 namespace fk {
 
-SweepArgs sweep_args(const NetSpec& net, const UnivariateMap& map, int type, int64_t rows, int64_t features,
-                     uintptr_t z, int64_t z_stride, uintptr_t x) {
-  if (net.layers[0].n_in != features || net.n_out() != features * map.params())
-    throw std::invalid_argument("sweep: the net does not fit");
-  if (rows < 1) throw std::invalid_argument("sweep: rows must be at least 1");  // tiles divide by their number
-  if (!z || !x) throw std::invalid_argument("sweep: null data pointer");
+namespace {
+
+SweepArgs sweep_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x) {
+  const int64_t features = net.spec.layers[0].n_in, n_out = net.spec.n_out();
+  if (n_out != features * map.params())
+    refuse("sweep: outputs of the net", std::to_string(features * map.params()), std::to_string(n_out));
+  check_rows("sweep: z", z, net.type, net.rows, features);
+  check_dense("sweep: x", x, net.type, net.rows * features);
   SweepArgs a = {};
-  a.net = net;
+  a.net = net.spec;
   a.map = map;
-  a.type = DType(type);
-  a.rows = rows, a.features = features;
-  a.z = reinterpret_cast<void*>(z), a.z_stride = z_stride;
-  a.x = reinterpret_cast<void*>(x);
+  a.type = net.type;
+  a.rows = net.rows, a.features = features;
+  a.z = z.data, a.z_stride = z.stride[0];
+  a.x = x.data;
   return a;
 }
 
+void check_box(const char* name, const UnivariateMap& map) {
+  if (map.is_affine)
+    refuse("sweep: the map", std::string("a spline, as only that has a box, where ") + name + " is", "an affine one");
+}
+
 HalfTurn half_turn_of(const UnivariateMap& map) {
-  if (map.is_affine) throw std::invalid_argument("sweep: only a spline has a box to turn");
+  check_box("half_turn", map);
   const double left = map.rqs.left, length = map.rqs.right - left;
   return {left + length / 2, length / 2, 1 / length};
+}
+
+}  // namespace
+
+SweepArgs sweep_fwd_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
+                         bool half_turn) {
+  SweepArgs a = sweep_args(net, map, z, x);
+  check_dense("sweep: ladj", ladj, a.type, a.rows);
+  a.ladj = ladj.data;
+  if (half_turn) a.turn = half_turn_of(map);
+  return a;
+}
+
+void sweep_fwd_more(SweepArgs& a, const View& waves, bool zero_outside) {
+  if (zero_outside) check_box("zero_outside", a.map);
+  if (waves.given()) check_contiguous("sweep: waves", waves, a.type, {a.features, 5});
+  a.waves = waves.data, a.zero_outside = zero_outside;
+}
+
+SweepArgs sweep_bwd_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x,
+                         const View& grad_x, const View& grad_ladj, const View& grad_z) {
+  SweepArgs a = sweep_args(net, map, z, x);
+  if (grad_x.given()) check_dense("sweep: grad_x", grad_x, a.type, a.rows * a.features);
+  if (grad_ladj.given()) check_dense("sweep: grad_ladj", grad_ladj, a.type, a.rows);
+  if (grad_z.given()) check_dense("sweep: grad_z", grad_z, a.type, a.rows * a.features);
+  a.grad_x = grad_x.data, a.grad_ladj = grad_ladj.data, a.grad_z = grad_z.data;
+  return a;
+}
+
+void sweep_bwd_more(SweepArgs& a, const View& seen, const View& slope, const View& grad_seen) {
+  if (seen.given()) check_dense("sweep: seen", seen, a.type, a.rows * a.features);
+  if (slope.given()) check_dense("sweep: slope", slope, a.type, a.rows * a.features);
+  if (grad_seen.given()) check_dense("sweep: grad_seen", grad_seen, a.type, a.rows * a.features);
+  a.seen = seen.data, a.slope = slope.data, a.grad_seen = grad_seen.data;
 }
 
 }  // namespace fk

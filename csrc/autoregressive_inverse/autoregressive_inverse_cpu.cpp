@@ -1,7 +1,5 @@
 // The autoregressive inverse in one sweep: a hidden unit is computed once, when the last feature it sees is known. The
 // backward pass is the same sweep from the other end: a triangular solve with the network's Jacobian.
-#include <stdexcept>
-
 #include "../flow_layer/univariate_map.h"
 #include "autoregressive_inverse_kernels.h"
 #include "front.h"
@@ -14,11 +12,6 @@ namespace {
 template <class S>
 FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
   return net.layer[0].in_at(f);
-}
-
-// No plan of degrees gets here; an output must not be left as it is.
-[[noreturn]] void throw_stuck() {
-  throw std::invalid_argument("sweep: every unit must see none but features before it, got masks of another kind");
 }
 
 // ---- forward ----
@@ -112,7 +105,7 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
       advance(net.layer[i], front[i], inputs, cap, rows, t.a[i], t.sums[i], outlet[i]);
     }
     const int64_t ready = front[n - 1].at / P;
-    if (ready == known) throw_stuck();
+    if (ready == known) sweep_is_stuck();
     for (; known < ready; ++known)
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t at = (s * D + feature_at(net, known)) * R;
@@ -200,7 +193,7 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
   while (done > 0) {
     retreat_hidden(done * P);
     retreat(net.layer[0], front[0], n > 1 ? front[1].at : done * P, 0, strips, t.g[0], t.sums[0], inlet[0]);
-    if (done == front[0].at) throw_stuck();
+    if (done == front[0].at) sweep_is_stuck();
     for (; done > front[0].at; --done)
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;

@@ -125,7 +125,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 // `back`: what the sweep back reads and leaves of every layer; null: forward.
 template <class S>
 void run(const SweepArgs& a, const SweepWork& w, const LayerUnits* back, const CudaStream& on) {
-  if (a.net.n > kMaxSweepLayers) throw std::invalid_argument("sweep: a GPU's has at most 16 layers");
   Net net = {};
   lay_out<S>(a.net, a.map, net);
   int64_t units = 0;

@@ -4,6 +4,9 @@
 
 namespace fk {
 
+// Throws: with masks of no plan of degrees a sweep would leave outputs as they are.
+[[noreturn]] void sweep_is_stuck();
+
 struct SweepKernels {
   void (*fwd)(const SweepArgs&, int threads);
   void (*bwd)(const SweepArgs&, int threads);

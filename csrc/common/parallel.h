@@ -1,31 +1,14 @@
 // Splits work over torch's OpenMP pool. The thread count comes from torch on every call.
 #pragma once
 #include <stdint.h>
-#include <exception>
 
 namespace fk {
 
-// Carries the first exception of several threads to the one that waits for them: what leaves a parallel region any
-// other way ends the process.
-class FirstException {
- public:
-  template <class F>
-  void watch(const F& f) noexcept {
-    try {
-      f();
-    } catch (...) {
-      if (!__atomic_exchange_n(&caught_, true, __ATOMIC_RELAXED)) first_ = std::current_exception();
-    }
-  }
-  // Once all threads are done.
-  void rethrow() const {
-    if (first_) std::rethrow_exception(first_);
-  }
-
- private:
-  std::exception_ptr first_;
-  bool caught_ = false;
-};
+// What leaves a parallel region as an exception ends the process: one that is being handled is kept in *first instead,
+// unless another was there before, and thrown again by the thread that waits for them all. Defined elsewhere, as the
+// linker may give a file compiled for one instruction set inline functions that were compiled for another.
+void keep_exception(void** first) noexcept;
+[[noreturn]] void rethrow_exception(void* first);
 
 // True in a child of fork(): its copy of the OpenMP pool has no threads behind it and a
 // parallel region would wait for them for ever.
@@ -42,10 +25,14 @@ void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
     f(int64_t(0), n);
     return;
   }
-  FirstException exception;
+  void* first = nullptr;
 #pragma omp parallel for num_threads(int(parts)) schedule(static, 1)
-  for (int64_t i = 0; i < parts; ++i) exception.watch([&] { f(n * i / parts, n * (i + 1) / parts); });
-  exception.rethrow();
+  for (int64_t i = 0; i < parts; ++i) {
+    try {
+      f(n * i / parts, n * (i + 1) / parts);
+    } catch (...) { keep_exception(&first); }
+  }
+  if (first) rethrow_exception(first);
 }
 
 }  // namespace fk

@@ -22,9 +22,10 @@ struct View {
 
   View() : data(nullptr), type(DType::other), ndim(-1) {}
   bool given() const { return ndim >= 0; }
-  int64_t count() const {  // of a tensor that has storage: torch has seen to it that this is a number
+  int64_t count() const {  // -1: more than a number can say
     int64_t n = 1;
-    for (int i = 0; i < ndim; ++i) n *= size[i];
+    for (int i = 0; i < ndim; ++i)
+      if (__builtin_mul_overflow(n, size[i], &n)) return -1;
     return n;
   }
 };
@@ -106,7 +107,16 @@ inline void check_contiguous(const char* name, const View& v, DType type, std::i
   if (!is_contiguous(v)) refuse(name, "contiguous", "strides " + text_of(v.stride, v.ndim));
 }
 
-// The same of a matrix whose rows may lie anywhere; each without gaps.
+// The same of any shape with so many elements: for tensors that have leading dims where kernels have rows.
+inline void check_dense(const char* name, const View& v, DType type, int64_t count) {
+  check_given(name, v);
+  check_type(name, v, type);
+  if (v.count() != count) refuse(name, "of " + std::to_string(count) + " elements", text_of(v.size, v.ndim));
+  if (!v.data && count) refuse(name, "in memory", "a null data pointer");
+  if (!is_contiguous(v)) refuse(name, "contiguous", "strides " + text_of(v.stride, v.ndim));
+}
+
+// As check_contiguous, of a matrix whose rows may lie anywhere; each without gaps.
 inline void check_rows(const char* name, const View& v, DType type, int64_t rows, int64_t columns) {
   check_given(name, v);
   check_type(name, v, type);

@@ -44,6 +44,39 @@ struct TorchNames {
   }
 };
 
+inline pybind11::object asked(PyObject* answer) {
+  if (!answer) throw pybind11::error_already_set();
+  return pybind11::reinterpret_steal<pybind11::object>(answer);
+}
+template <class N>
+N number(N n) {
+  if (n == N(-1) && PyErr_Occurred()) throw pybind11::error_already_set();
+  return n;
+}
+
+// Asks a tensor, or None.
+inline void read(pybind11::handle tensor, View& v) {
+  v.data = nullptr, v.type = DType::other, v.ndim = -1;
+  if (tensor.is_none()) return;
+  const auto& names = TorchNames::get();
+  const auto address = asked(PyObject_CallMethodNoArgs(tensor.ptr(), names.data_ptr));
+  const auto shape = asked(PyObject_GetAttr(tensor.ptr(), names.shape));
+  const auto stride = asked(PyObject_CallMethodNoArgs(tensor.ptr(), names.stride));
+  const auto dtype = asked(PyObject_GetAttr(tensor.ptr(), names.dtype));
+  const bool tuples = PyTuple_Check(shape.ptr()) && PyTuple_Check(stride.ptr());
+  const Py_ssize_t ndim = tuples ? PyTuple_GET_SIZE(shape.ptr()) : -1;
+  if (ndim < 0 || ndim > View::kMaxDims || PyTuple_GET_SIZE(stride.ptr()) != ndim)
+    throw pybind11::type_error("a tensor must have tuples of sizes and of strides, at most 64, got others");
+  for (Py_ssize_t i = 0; i < ndim; ++i) {
+    v.size[i] = number(PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i)));
+    v.stride[i] = number(PyLong_AsLongLong(PyTuple_GET_ITEM(stride.ptr(), i)));
+    if (v.size[i] < 0) refuse("a tensor's size", "from 0 on", std::to_string(v.size[i]));
+  }
+  v.data = reinterpret_cast<void*>(uintptr_t(number(PyLong_AsUnsignedLongLong(address.ptr()))));
+  v.type = names.type_of(dtype.ptr());
+  v.ndim = int(ndim);
+}
+
 }  // namespace fk
 
 namespace pybind11::detail {
@@ -53,34 +86,8 @@ struct type_caster<fk::View> {
   PYBIND11_TYPE_CASTER(fk::View, const_name("Optional[Tensor]"));
 
   bool load(handle tensor, bool) {
-    if (tensor.is_none()) return true;
-    const auto& names = fk::TorchNames::get();
-    const object address = asked(PyObject_CallMethodNoArgs(tensor.ptr(), names.data_ptr));
-    const object shape = asked(PyObject_GetAttr(tensor.ptr(), names.shape));
-    const object stride = asked(PyObject_CallMethodNoArgs(tensor.ptr(), names.stride));
-    const object dtype = asked(PyObject_GetAttr(tensor.ptr(), names.dtype));
-    value.data = reinterpret_cast<void*>(uintptr_t(number(PyLong_AsUnsignedLongLong(address.ptr()))));
-    value.type = names.type_of(dtype.ptr());
-    const Py_ssize_t ndim = PyTuple_Check(shape.ptr()) ? PyTuple_GET_SIZE(shape.ptr()) : -1;
-    if (ndim < 0 || ndim > fk::View::kMaxDims) return false;
-    if (!PyTuple_Check(stride.ptr()) || PyTuple_GET_SIZE(stride.ptr()) != ndim) return false;
-    value.ndim = int(ndim);
-    for (Py_ssize_t i = 0; i < ndim; ++i) {
-      value.size[i] = number(PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i)));
-      value.stride[i] = number(PyLong_AsLongLong(PyTuple_GET_ITEM(stride.ptr(), i)));
-    }
+    fk::read(tensor, value);
     return true;
-  }
-
- private:
-  static object asked(PyObject* answer) {
-    if (!answer) throw error_already_set();
-    return reinterpret_steal<object>(answer);
-  }
-  template <class N>
-  static N number(N n) {
-    if (n == N(-1) && PyErr_Occurred()) throw error_already_set();
-    return n;
   }
 };
 

@@ -1,8 +1,10 @@
 // Launchers of whole flow layers, on raw pointers: a conditioner, a univariate map of each feature with the parameters
 // the conditioner returns, and the log-determinant. No torch, no Python.
 #pragma once
+#include <vector>
+
 #include "../affine/affine.h"
-#include "../masked_linear/net.h"
+#include "../masked_linear/net_args.h"
 #include "../rqs/rqs.h"
 
 namespace fk {
@@ -13,6 +15,14 @@ struct UnivariateMap {
   RqsSpec rqs;        // or that
 
   int params() const { return is_affine ? affine.params() : rqs.params(); }
+};
+
+// Which features of a layer its net sees, and which are mapped: distinct ones of so many, checked once for all calls.
+struct Columns {
+  const int64_t features;
+  const std::vector<int32_t> inputs, outputs;
+
+  Columns(int64_t features, std::vector<int32_t> inputs, std::vector<int32_t> outputs);
 };
 
 // The features `columns` of x are mapped, given the features `in_columns`; the others stay as they are. The net returns
@@ -33,6 +43,11 @@ struct FlowLayerArgs {
   const void* grad_ladj;
   void* grad_x;  // null: not wanted
 };
+
+FlowLayerArgs flow_layer_fwd_args(const NetLayers&, const UnivariateMap&, const Columns&, const View& x, const View& y,
+                                  const View& ladj);
+FlowLayerArgs flow_layer_bwd_args(const NetLayers&, const UnivariateMap&, const Columns&, const View& x,
+                                  const View& grad_y, const View& grad_ladj, const View& grad_x);
 
 void flow_layer_fwd(const FlowLayerArgs&, int threads);
 void flow_layer_bwd(const FlowLayerArgs&, int threads);

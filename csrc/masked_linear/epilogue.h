@@ -2,10 +2,10 @@
 // activations after them. Launchers on raw pointers. No torch, no Python.
 #pragma once
 #include <array>
-#include <stdexcept>
 #include <vector>
 
 #include "../common/cuda_stream.h"
+#include "../common/view.h"
 #include "net.h"
 
 namespace fk {
@@ -48,38 +48,47 @@ void epilogue_bwd(const EpilogueArgs&, double* sums, int64_t sums_columns, const
 // Adds up the slices.
 void epilogue_sums(DType, const double* sums, int64_t slices, int64_t columns, void* out, const CudaStream&);
 // Fills what products read of packed; or, `unpack`, all of weight, the gradient of one whose gradient is packed.
-void masked_pack(int64_t bytes_of_number, bool unpack, const std::vector<Packing>&, const CudaStream&);
+void masked_pack(DType, bool unpack, const std::vector<Packing>&, const CudaStream&);
 
-// ---- as Python lists them ----
+// ---- as Python lists them, checked ----
 
-using MatrixNumbers = std::array<int64_t, 3>;
+// A permutation that lies on a device: `values` are what is there, read once where it was made.
+class DeviceOrder {
+ public:
+  DeviceOrder(const std::vector<int32_t>& values, const View& there);
+  const int64_t n;
+  const int32_t* const at;
+};
 
-inline Matrix matrix_of(const MatrixNumbers& n) {
-  return {reinterpret_cast<void*>(uintptr_t(n[0])), n[1], reinterpret_cast<const int32_t*>(uintptr_t(n[2]))};
-}
+// How a layer is packed; made once for all calls. Empty: null in Packing.
+class PackLayout {
+ public:
+  using Ints = std::vector<int32_t>;
+  // `values`: row, column, rank, limit, width; `there`: the same on the device.
+  PackLayout(int64_t n_out, int64_t n_in, const std::array<Ints, 5>& values, const std::array<const View*, 5>& there);
+  Packing layout;  // without weight and packed
+};
 
-inline EpilogueArgs epilogue_args(int type, int activation, int64_t rows, int64_t columns,
-                                  const std::array<MatrixNumbers, 6>& m) {
-  EpilogueArgs a = {DType(type), Activation(activation), rows, columns, {}, {}};
-  for (int i = 0; i < 6; ++i) (i < 4 ? a.operands[i] : a.outputs[i - 4]) = matrix_of(m[i]);
-  if (rows < 1 || columns < 1) throw std::invalid_argument("epilogue: empty tensor");
-  if (!a.operands[0].data) throw std::invalid_argument("epilogue: null data pointer");
-  return a;
-}
+struct MatrixViews {
+  const View* matrix;
+  const DeviceOrder* at;  // null: columns lie in order
+};
 
-// Weight, its stride, packed, its stride, n_out, n_in, row, column, rank, limit, width.
-using PackingNumbers = std::array<int64_t, 11>;
+// operands and outputs of EpilogueArgs, the product's type and size being everybody's.
+EpilogueArgs epilogue_args(int activation, const std::array<MatrixViews, 6>&);
 
-inline std::vector<Packing> packings_of(const std::vector<PackingNumbers>& numbers) {
-  const auto at = [](int64_t p) { return reinterpret_cast<void*>(uintptr_t(p)); };
-  const auto ints = [&](int64_t p) { return static_cast<const int32_t*>(at(p)); };
-  std::vector<Packing> out;
-  for (const PackingNumbers& n : numbers) {
-    if (!n[0] || !n[2] || !n[9]) throw std::invalid_argument("pack: null data pointer");
-    out.push_back(
-        {at(n[0]), n[1], at(n[2]), n[3], n[4], n[5], ints(n[6]), ints(n[7]), ints(n[8]), ints(n[9]), ints(n[10])});
-  }
-  return out;
-}
+struct EpilogueSums {
+  double* data;  // null: not wanted
+  int64_t columns;
+  const int32_t* at;
+  int64_t slices;
+};
+// `sums` [slices, all columns]: the call's go to those from `first` on.
+EpilogueSums epilogue_sums_args(const EpilogueArgs&, const View& sums, int64_t first, const DeviceOrder* at,
+                                int64_t slices);
+void check_epilogue_sums(const View& sums, const View& out);
+
+// A layer of a launch, all of whose layers are of this type.
+Packing packing_of(DType, const View& weight, const View& packed, const PackLayout&);
 
 }  // namespace fk

@@ -206,16 +206,16 @@ void epilogue_sums(DType type, const double* sums, int64_t slices, int64_t colum
   });
 }
 
-void masked_pack(int64_t bytes_of_number, bool unpack, const std::vector<Packing>& layers, const CudaStream& on) {
+void masked_pack(DType type, bool unpack, const std::vector<Packing>& layers, const CudaStream& on) {
   for (size_t first = 0; first < layers.size(); first += kMostPackings) {
     cuda::Packings all = {};
     for (size_t i = first; i < layers.size() && i < first + kMostPackings; ++i) {
       all.layer[i - first] = layers[i];
       all.units += layers[i].n_out;
     }
-    const auto kernel = bytes_of_number == 8   ? cuda::masked_pack_kernel<uint64_t>
-                        : bytes_of_number == 4 ? cuda::masked_pack_kernel<uint32_t>
-                                               : cuda::masked_pack_kernel<uint16_t>;
+    const auto kernel = bytes_of(type) == 8   ? cuda::masked_pack_kernel<uint64_t>
+                        : bytes_of(type) == 4 ? cuda::masked_pack_kernel<uint32_t>
+                                              : cuda::masked_pack_kernel<uint16_t>;
     launch(on, grid_of(all.units), cuda::kThreads, 0, kernel, all, unpack);
   }
 }

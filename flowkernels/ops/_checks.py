@@ -20,6 +20,15 @@ def check_floating(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
 
 
+def check_flag(op: str, name: str, given: object) -> bool:
+    """A setting that is True or False: what is true in some other way is a mistake, as a tensor or a 2 would be."""
+    if isinstance(given, bool):
+        return given
+    if type(given).__name__ in ("bool", "bool_") and type(given).__module__ == "numpy":
+        return bool(given)
+    raise ValueError(f"{op}: {name} must be True or False, got {given!r:.60}")
+
+
 def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether a tensor of one shape broadcasts to another."""
     # Without a zip of unequal lengths, which torch 2.6 cannot trace.

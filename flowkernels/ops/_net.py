@@ -18,6 +18,7 @@ from flowkernels.ops.made.plan import LayerPlan
 _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/masked_linear/net.h
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 SLOPE_NEEDS_INPUT = ("gelu", "silu")
 _MAX_LAYERS = 64  # kMaxLayers of csrc/masked_linear/net.h
 
@@ -43,9 +44,7 @@ class Layer:
 
     weight: Tensor
     bias: Tensor | None
-    in_order: Tensor | None = None
-    out_order: Tensor | None = None
-    limit: Tensor | None = None
+    plan: LayerPlan | None = None  # its mask
     add: Tensor | None = None  # [rows, n_out] or [1, n_out]
     gate: Tensor | None = None
     kept: Tensor | None = None  # [rows, n_in], what enters the layer
@@ -58,13 +57,11 @@ class Layer:
     grad_add: Tensor | None = None
     grad_gate: Tensor | None = None
 
-    def numbers(self) -> tuple[int, ...]:
-        w, add, gate = self.weight, self.add, self.gate
+    def tensors(self, module: Any, device: torch.device | None) -> tuple[Any, ...]:
+        """The layer as a compiled module takes it, which asks each tensor what it is."""
         return (
-            w.data_ptr(), w.stride(0), pointer(self.bias), w.shape[1], w.shape[0], pointer(self.in_order),
-            pointer(self.out_order), pointer(self.limit), pointer(add), 0 if add is None else add.stride(0),
-            pointer(gate), 0 if gate is None else gate.stride(0), pointer(self.kept), pointer(self.grad_weight),
-            pointer(self.grad_bias), pointer(self.grad_add), pointer(self.grad_gate),
+            None if self.plan is None else self.plan.handle(module, device), self.weight, self.bias, self.add,
+            self.gate, self.kept, self.grad_weight, self.grad_bias, self.grad_add, self.grad_gate,
         )  # fmt: skip
 
     def allocate_grads(self, rows: int) -> None:
@@ -77,15 +74,11 @@ class Layer:
         self.grad_gate = new((rows, n_out)) if self.need_gate else None
 
 
-def pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def _rows_dense(t: Tensor) -> Tensor:
     """A tensor whose rows the kernels can walk: dense, at any distance, in memory as they read."""
     if t.is_neg():
         t = t.resolve_neg()
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+    return t if t.is_contiguous() or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 @dataclass(slots=True)
@@ -97,11 +90,10 @@ class Net:
     activation: str
     last: str = "identity"
 
-    def handle(self, module: Any = _native.C) -> Any:
-        """The network as this compiled module takes it."""
-        numbers = [layer.numbers() for layer in self.layers]
-        act, last = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.last)
-        return module.Net(numbers, self.residual, act, last)
+    def handle(self, rows: int, module: Any = _native.C, device: torch.device | None = None) -> Any:
+        """The network as this compiled module takes it, in a call on so many rows; `device`: where masks are to be."""
+        layers = [layer.tensors(module, device) for layer in self.layers]
+        return module.Net(layers, rows, self.residual, _CODES[self.activation], _CODES[self.last])
 
     def keep(self, rows: int) -> list[Tensor]:
         """Makes the forward pass leave what enters hidden layers, for `reuse` in the backward pass.
@@ -164,12 +156,8 @@ def describe(
     n_terms = sum(adds) + sum(gates)
     n = (len(tensors) - n_terms) // 2
     layers = [Layer(_rows_dense(tensors[2 * i]), _rows_dense(tensors[2 * i + 1])) for i in range(n)]
-    for i, layer in enumerate(layers):
-        _check_size(f"bias of layers[{i}]", tensors[2 * i + 1], layer)
     for layer, plan in zip(layers, plans, strict=False):
-        layer.limit = plan.limit
-        layer.in_order = None if plan.in_sorted else plan.in_order
-        layer.out_order = None if plan.out_sorted else plan.out_order
+        layer.plan = plan
     at = 2 * n
     if needs is not None:
         for i, layer in enumerate(layers):
@@ -178,23 +166,15 @@ def describe(
         if has:
             add = tensors[at]
             layer.add = flat(add if lead is None else add.expand(*lead, layer.weight.shape[0]))
-            _check_size("term of a layer", layer.add, layer)
             layer.need_add = needs is not None and needs[at]
             at += 1
     for layer, has in zip(layers, gates, strict=False):
         if has:
             gate = tensors[at]
-            _check_size("gate of a layer", gate, layer)
             layer.gate = flat(gate if lead is None else gate.expand(*lead, gate.shape[-1]))
             layer.need_gate = needs is not None and needs[at]
             at += 1
     return Net(layers, residual, activation)
-
-
-def _check_size(name: str, t: Tensor, layer: Layer) -> None:
-    """Raises where a kernel would read past the end: it knows sizes of weights only."""
-    if t.shape[-1] != layer.weight.shape[0]:
-        raise ValueError(f"flowkernels: {name} must be [..., {layer.weight.shape[0]}], got {list(t.shape)}")
 
 
 def flat(x: Tensor) -> Tensor:
@@ -207,9 +187,7 @@ def fwd(x: Tensor, net: Net) -> Tensor:
     rows = flat(x)
     y = x.new_empty((*x.shape[:-1], net.layers[-1].weight.shape[0]))
     if rows.shape[0] > 0:
-        _native.C.net_fwd(
-            net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), y.data_ptr(), _threads()
-        )
+        _native.C.net_fwd(net.handle(rows.shape[0]), rows, y, _threads())
     return y
 
 
@@ -220,10 +198,8 @@ def bwd(x: Tensor, net: Net, grad_y: Tensor, need_x: bool, y: Tensor | None = No
         layer.allocate_grads(rows.shape[0])
     grad_x = x.new_empty(x.shape) if need_x else None
     if rows.shape[0] > 0:
-        _native.C.net_bwd(
-            net.handle(), DTYPES[x.dtype], rows.shape[0], rows.data_ptr(), rows.stride(0), pointer(y),
-            grad_y.data_ptr(), pointer(grad_x), _threads(),
-        )  # fmt: skip
+        y = None if y is None else y.contiguous()
+        _native.C.net_bwd(net.handle(rows.shape[0]), rows, y, grad_y, grad_x, _threads())
     return grad_x
 
 

@@ -15,26 +15,23 @@ import torch
 from torch import Tensor
 
 from flowkernels._machine import CUDA
-from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops.made.plan import LayerPlan, MadePlan
-from flowkernels.ops.made.strips import frame, outer, product, product_back
+from flowkernels.ops.made.strips import Order, frame, outer, product, product_back
 
 _BLOCKS = 1024  # of a launch that sums over rows
 _WARPS, _STEPS = 8, 32  # of csrc/masked_linear/masked_linear_cuda.cu: rows of a block at a time, and vectors of columns
-_NO_MATRIX = (0, 0, 0)
-_ACTIVATIONS = {name: i for i, name in enumerate(_net.ACTIVATIONS)}
+_NO_MATRIX = (None, None)
+_CODES = {name: code for code, name in enumerate(_net.ACTIVATIONS)}
 
 
 def why_not(tensors: Sequence[Tensor]) -> str | None:
     return _net.why_not(tensors, CUDA)
 
 
-def _matrix(t: Tensor | None, at: Tensor | None = None) -> tuple[int, int, int]:
+def _matrix(t: Tensor | None, at: Order | None = None) -> tuple[Tensor | None, Any]:
     """A matrix as the kernels take it, with its c-th column at at[c]."""
-    if t is None:
-        return _NO_MATRIX
-    return t.data_ptr(), t.stride(0) if t.dim() == 2 and t.shape[0] > 1 else 0, _net.pointer(at)
+    return t, None if at is None else at.handle(CUDA.module)
 
 
 def _rows_aligned(like: Tensor, rows: int, n: int) -> Tensor:
@@ -76,7 +73,7 @@ class Net:
         self.biases = [None if b is None else _term(b, (), b.numel()) for b in biases]
         self.adds = [None if a is None else _term(a, self.lead, p.n_out) for a, p in zip(adds, self.plans, strict=True)]
         self.strips, self.sorted, self.layouts, self.orders = frame(plan, self.rows, x.device)
-        self.dtype, self.where = DTYPES[x.dtype], CUDA.where(x)
+        self.where = CUDA.where(x)
 
     # ---- the shape of the network ----
 
@@ -106,17 +103,13 @@ class Net:
     def room(self, n: int) -> Tensor:
         return _rows_aligned(self.x, self.rows, n)
 
-    def call(self, entry: Any, activation: str, n: int, matrices: Sequence[Any], *more: int) -> None:
-        entry(self.dtype, _ACTIVATIONS[activation], self.rows, n, matrices, *more, *self.where)
+    def call(self, entry: Any, activation: str, matrices: Sequence[Any], *more: Any) -> None:
+        entry(_CODES[activation], matrices, *more, *self.where)
 
     def _pack(self, weights: Sequence[Tensor], packed: Sequence[Tensor], which: Sequence[int], unpack: bool) -> None:
         """Weights into packed ones, or gradients of these into those of weights; of the layers `which`."""
-        numbers = []
-        for w, p, i in zip(weights, packed, which, strict=True):
-            numbers.append((
-                w.data_ptr(), w.stride(0), p.data_ptr(), p.stride(0), *w.shape, *map(_net.pointer, self.layouts[i])
-            ))  # fmt: skip
-        CUDA.module.masked_pack(self.x.element_size(), unpack, numbers, *self.where)
+        layouts = [self.layouts[i].handle(CUDA.module) for i in which]
+        CUDA.module.masked_pack(unpack, list(zip(weights, packed, layouts, strict=True)), *self.where)
 
     def pack(self) -> list[Tensor]:
         packed = [_rows_aligned(w, *w.shape) for w in self.weights]
@@ -126,7 +119,7 @@ class Net:
     def first_input(self) -> Tensor:
         """x in the order of the first layer's products."""
         order = self.orders[0].in_order if self.sorted[0] else None
-        return self.x if order is None else self.x.index_select(1, order)
+        return self.x if order is None else self.x.index_select(1, order.there)
 
     # ---- forward ----
 
@@ -163,14 +156,14 @@ class Net:
             p = product(a, packed, self.strips[i], y if rank is None else self.room(n))
             if rank is not None or bias is not None or self.adds[i] is not None or self.last != "identity":
                 operands = [_matrix(p, rank), _matrix(bias), _matrix(self.adds[i]), _NO_MATRIX]
-                self.call(CUDA.module.epilogue_fwd, self.last, n, [*operands, _matrix(z), _matrix(y)])
+                self.call(CUDA.module.epilogue_fwd, self.last, [*operands, _matrix(z), _matrix(y)])
         return y.view(*self.lead, n), z
 
     def _epilogue(self, i: int, z: Tensor, stream: Tensor | None, activation: str, to: Sequence[Tensor | None]) -> None:
         """Behind a hidden layer's product: to = z, act(z)."""
         at = self.orders[i].out_order if self.sorted[i + 1] else None
         given = [_matrix(z), _matrix(self.biases[i], at), _matrix(self.adds[i], at), _matrix(stream)]
-        self.call(CUDA.module.epilogue_fwd, activation, z.shape[1], [*given, *map(_matrix, to)])
+        self.call(CUDA.module.epilogue_fwd, activation, [*given, *map(_matrix, to)])
 
     # ---- backward ----
 
@@ -196,7 +189,7 @@ class Net:
         for i in reversed(range(lowest, n)):
             if need_adds[i]:
                 rank = self.orders[i].out_rank if self.sorted[i + 1] else None
-                found_adds[i] = g if rank is None else g.index_select(1, rank)
+                found_adds[i] = g if rank is None else g.index_select(1, rank.there)
             if need_weights[i]:
                 a = self.first_input() if i == 0 else inputs[i]
                 outers.append(self._outer(i, g, a))
@@ -247,15 +240,15 @@ class Net:
 
     def _outer(self, i: int, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Room for the gradient of a weight, and the gradient of its packed form: the same where none is moved."""
-        at, weight = self.layouts[i], self.weights[i]
+        (row, column, *_), weight = self.layouts[i].numbers, self.weights[i]
         grad = weight.new_empty(weight.shape)
-        packed = grad if at.row is None and at.column is None else torch.empty_like(grad)
+        packed = grad if row is None and column is None else torch.empty_like(grad)
         return grad, outer(g, a, self.strips[i], packed)
 
     def _gradient_of_x(self, g: Tensor, packed: Tensor) -> Tensor:
         grad = product_back(g, packed, self.strips[0], self.x.new_empty(self.x.shape))
         rank = self.orders[0].in_rank if self.sorted[0] else None
-        grad = grad if rank is None else grad.index_select(1, rank)
+        grad = grad if rank is None else grad.index_select(1, rank.there)
         return grad.view(*self.lead, grad.shape[1])
 
 
@@ -276,19 +269,16 @@ class _Sums:
 
     def add(
         self, i: int, g: Tensor, kept: Tensor | None, stream: Tensor | None, activation: str, out: Tensor | None,
-        columns: Tensor | None = None,
+        columns: Order | None = None,
     ) -> None:  # fmt: skip
         """out = g act'(kept) + stream, and its sums where the bias of layer i wants them."""
         net = self.net
         if not self.needs[i] and out is None:
             return
         at = net.orders[i].out_order if net.sorted[i + 1] else None
-        sums = self.sums.data_ptr() + 8 * self.first[i] if self.needs[i] else 0
         matrices = [_matrix(g, columns), _matrix(kept, columns), _matrix(stream), _NO_MATRIX, _matrix(out), _NO_MATRIX]
-        net.call(
-            CUDA.module.epilogue_bwd, activation, g.shape[1], matrices, sums, self.columns, _net.pointer(at),
-            self.slices,
-        )  # fmt: skip
+        sums, sums_at = (self.sums, None if at is None else at.handle(CUDA.module)) if self.needs[i] else (None, None)
+        net.call(CUDA.module.epilogue_bwd, activation, matrices, sums, self.first[i], sums_at, self.slices)
 
     def add_up(self) -> list[Tensor | None]:
         """The gradient of every bias, or None."""
@@ -296,9 +286,7 @@ class _Sums:
         if self.columns == 0:
             return [None] * net.n
         out = net.x.new_empty(self.columns)
-        CUDA.module.epilogue_sums(
-            net.dtype, self.sums.data_ptr(), self.slices, self.columns, out.data_ptr(), *net.where
-        )
+        CUDA.module.epilogue_sums(self.sums, out, *net.where)
         return [
             out[first : first + plan.n_out] if need else None
             for first, plan, need in zip(self.first, net.plans, self.needs, strict=True)

@@ -8,7 +8,6 @@ import itertools
 import pickle
 import sys
 import threading
-from array import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,15 +174,11 @@ def through_the_module(
     net = _net.describe(rest, residual=False, activation="relu", needs=[True] * len(rest), plans=made.plan.layers)
     for layer in net.layers:
         layer.allocate_grads(rows)
-    y, ladj, grad_x, every = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x), array("i", range(D))
-    at, g, g_ladj = every.buffer_info()[0], weights(y), weights(ladj)
-    univariate, dtype = (
-        C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first)),
-        _native.DTYPES[x.dtype],
-    )
-    same = (net.handle(), univariate, dtype, rows, D, x.data_ptr(), x.stride(0), at, at, D)
-    C.flow_layer_fwd(*same, y.data_ptr(), ladj.data_ptr(), 0, 1)
-    C.flow_layer_bwd(*same, g.data_ptr(), g_ladj.data_ptr(), grad_x.data_ptr(), 1)
+    y, ladj, grad_x = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x)
+    univariate = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first))
+    same = (net.handle(rows), univariate, C.Columns(D, range(D), range(D)), x)
+    C.flow_layer_fwd(*same, y, ladj, 1)
+    C.flow_layer_bwd(*same, weights(y), weights(ladj), grad_x, 1)
     grads = [t for layer in net.layers for t in (layer.grad_weight, layer.grad_bias)]
     return [y, ladj, grad_x, *(t for t in grads if t is not None)]
 
@@ -751,13 +746,17 @@ def _with(i: int, t: Tensor) -> list[Tensor]:
     ("tensors", "message"),
     [
         (_with(0, torch.zeros(5, 7).double()), r"x must be \[..., 6\], got \[5, 7\]"),
-        (_with(0, torch.zeros(()).double()), r"x must be \[..., 6\], got \[\]"),
-        (_with(1, torch.zeros(32, 2).double()), "the first layer must take 3 features, got 2"),
-        (_with(1, torch.zeros(32, 4).double()), "the first layer must take 3 features, got 4"),
-        (_with(11, torch.zeros(68, 32).double()), "the last layer must return 69 parameters, got 68"),
+        (_with(0, torch.zeros(()).double()), r"x must be \[..., D\], got a scalar"),
+        (_with(1, torch.zeros(32, 2).double()), r"\[0\] weight must be \[out, 3\], for 3 features of x, got \[32, 2\]"),
+        (_with(1, torch.zeros(32, 4).double()), r"\[0\] weight must be \[out, 3\], for 3 features of x, got \[32, 4\]"),
+        (_with(11, torch.zeros(68, 32).double()), r"layers\[5\] bias must be \[68\], got \[69\]"),
+        (
+            [*_with(11, torch.zeros(68, 32).double())[:-1], torch.zeros(68).double()],
+            "must return 69 parameters, got 68",
+        ),
         (_without(3), "layers must be 2 \\+ 2 \\* blocks, got 5"),
-        (_with(4, torch.zeros(31).double()), r"bias of layers\[1\] must be \[..., 32\], got \[31\]"),
-        (_with(5, torch.zeros(32, 31).double()), "layers do not fit"),
+        (_with(4, torch.zeros(31).double()), r"layers\[1\] bias must be \[32\], got \[31\]"),
+        (_with(5, torch.zeros(32, 31).double()), r"layers\[2\] weight must be \[32, 32\], got \[32, 31\]"),
     ],
 )
 def test_errors(tensors, message) -> None:
@@ -771,7 +770,7 @@ def test_a_gate_of_another_width_is_an_error() -> None:
     tensors = draw(c)
     tensors[8], tensors[9] = tensors[8][:5], tensors[9][:5]  # the gate of the first block
     assert tensors[8].shape == (5, 3)
-    with pytest.raises(ValueError, match=r"gate of a layer must be \[..., 13\], got \[33, 5\]"):
+    with pytest.raises(ValueError, match=r"layers\[3\] weight must be \[13, 3\], got \[5, 3\]"):
         call(c, tensors)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from flowkernels import backends
+from flowkernels.ops._checks import check_flag
+from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
@@ -116,8 +118,9 @@ def _prepare(
 ) -> tuple[SweepSpec, tuple[Tensor, ...]]:
     """The settings and tensors of a call."""
     flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
-    if not isinstance(univariate, (RqsSpec, AffineSpec)):
-        raise TypeError(f"{_NAME}: univariate must be an RqsSpec or an AffineSpec, got {type(univariate).__name__}")
+    check_univariate(_NAME, univariate)
+    half_turn = check_flag(_NAME, "half_turn", half_turn)
+    zero_outside = check_flag(_NAME, "zero_outside", zero_outside)
     for name, given in (("half_turn", half_turn), ("zero_outside", zero_outside)):
         if given and not isinstance(univariate, RqsSpec):
             raise TypeError(f"{_NAME}: univariate must be an RqsSpec where {name} is, got {type(univariate).__name__}")
@@ -131,7 +134,5 @@ def _prepare(
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     flat = [t for layer in layers for t in layer]
     terms = (t for t in (*(adds or ()), *(gates or ()), waves) if t is not None)
-    spec = SweepSpec(
-        plan, activation, flags[0], univariate, bool(half_turn), flags[1], bool(zero_outside), waves is not None
-    )
+    spec = SweepSpec(plan, activation, flags[0], univariate, half_turn, flags[1], zero_outside, waves is not None)
     return spec, (z, *flat, *terms)

@@ -29,8 +29,9 @@ class Units(NamedTuple):
     grads: list[Tensor | None]
     joined: tuple[Tensor, Tensor | None] | None  # values and gradients of all layers, one after the other
 
-    def pointers(self) -> list[tuple[int, int]]:
-        return [(_net.pointer(v), _net.pointer(g)) for v, g in zip(self.values, self.grads, strict=True)]
+    def pairs(self) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Value and gradient of each layer."""
+        return list(zip(self.values, self.grads, strict=True))
 
 
 def forward(spec: SweepSpec, net: _net.Net, x: Tensor, *, join: bool = False) -> Units:

@@ -50,17 +50,9 @@ def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
     return univariate_map(spec.univariate._replace(inverse=True), on.module)
 
 
-def _arguments(on: Cpu | Cuda, spec: SweepSpec, net: _net.Net, rows: Tensor) -> tuple:
-    return net.handle(on.module), _map(on, spec), DTYPES[rows.dtype], *rows.shape, rows.data_ptr(), rows.stride(0)
-
-
-def _on_gpu(on: Cuda, spec: SweepSpec, net: _net.Net, z: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Puts the masks where the kernels are; what they need beside the net, and the room that holds it."""
-    for layer, plan in zip(net.layers, spec.plan.layers, strict=True):
-        layer.in_order, layer.out_order, layer.limit = schedule.layer_on_device(plan, z.device)
-    steps = schedule.on_device(spec.plan, z.device)
-    packed = z.new_empty(net.handle(on.module).packed())
-    return packed, (steps.data_ptr(), steps.shape[0], packed.data_ptr())
+def _on_gpu(on: Cuda, spec: SweepSpec, net: Any, z: Tensor) -> tuple[Any, Tensor]:
+    """What a GPU is told besides: the steps, and room for the weights in order of the degrees."""
+    return schedule.handle(spec.plan, on.module, z.device), z.new_empty(on.module.sweep_packed(net))
 
 
 def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,10 +63,9 @@ def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Te
     waves = None if waves is None else waves.contiguous().resolve_neg()
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
-        more = (spec.zero_outside, _net.pointer(waves))
-        _packed, work = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (None, more)
-        written = x.data_ptr(), ladj.data_ptr()
-        on.module.sweep_fwd(*_arguments(on, spec, net, rows), *written, spec.half_turn, *work, *on.where(z))
+        handle = net.handle(rows.shape[0], on.module, z.device if isinstance(on, Cuda) else None)
+        more = _on_gpu(on, spec, handle, z) if isinstance(on, Cuda) else (spec.zero_outside, waves)
+        on.module.sweep_fwd(handle, _map(on, spec), rows, x, ladj, spec.half_turn, *more, *on.where(z))
     return x, ladj
 
 
@@ -104,11 +95,11 @@ def bwd(
     grad_z, grad_waves = z.new_empty(z.shape) if needs[0] else None, None
     x = saved[0] if saved else _fwd(on, spec, _net.widen(*tensors))[0]
     if isinstance(on, Cuda) and rows.shape[0] > 0:
-        passed = x.data_ptr(), _net.pointer(grad_x), _net.pointer(grad_ladj), _net.pointer(grad_z)
         with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
             units = dense.forward(spec, net, x.view(rows.shape))
-            _packed, work = _on_gpu(on, spec, net, z)
-            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *passed, *work, units.pointers(), *on.where(z))
+            handle = net.handle(rows.shape[0], on.module, z.device)
+            given = rows, x, grad_x, grad_ladj, grad_z, *_on_gpu(on, spec, handle, z)
+            on.module.sweep_bwd(handle, _map(on, spec), *given, units.pairs(), *on.where(z))
             dense.gradients(net, spec.plan, units)
     else:
         for layer in net.layers:
@@ -121,8 +112,8 @@ def bwd(
             grad_x = None if grad_x is None else seen.zero_outside(spec.univariate, z, grad_x)
         grad_seen = torch.zeros_like(x) if need_waves else None
         if rows.shape[0] > 0:
-            passed = (x, grad_x, grad_ladj, grad_z, given, slope, grad_seen)
-            on.module.sweep_bwd(*_arguments(on, spec, net, rows), *map(_net.pointer, passed), *on.where(z))
+            passed = (rows, x, grad_x, grad_ladj, grad_z, given, slope, grad_seen)
+            on.module.sweep_bwd(net.handle(rows.shape[0], on.module), _map(on, spec), *passed, *on.where(z))
         if grad_seen is not None and waves is not None:
             grad_waves = seen.gradient(x.view(rows.shape), waves, grad_seen.view(rows.shape)).to(tensors[0].dtype)
     grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)

@@ -6,6 +6,7 @@ It follows from the masks alone. The CPU's kernels find it as they go; a GPU's a
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,9 +69,11 @@ def computes_all(plan: MadePlan) -> tuple[bool, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def on_device(plan: MadePlan, device: torch.device) -> Tensor:
-    """The steps as int32 ``[steps, 4]`` on this device: one copy for all calls."""
-    return torch.tensor(steps(plan), dtype=torch.int32, device="cpu").to(device)
+def handle(plan: MadePlan, module: Any, device: torch.device) -> Any:
+    """The steps as this compiled module takes them, int32 ``[steps, 4]`` on this device: one copy for all calls."""
+    found = steps(plan)
+    there = torch.tensor(found, dtype=torch.int32, device="cpu").to(device)
+    return module.SweepSteps([layer.handle(module, device) for layer in plan.layers], found, there)
 
 
 @functools.lru_cache(maxsize=256)

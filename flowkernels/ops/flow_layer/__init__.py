@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels import backends
+from flowkernels.ops._checks import check_flag
+from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.activations import check_activation
-from flowkernels.ops.made.checks import check_net
+from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.residual_net import ResidualNetSpec, with_context
+from flowkernels.ops.residual_net.checks import check_dense
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import native, reference
@@ -22,6 +25,7 @@ from .spec import Columns, FlowLayerSpec, columns
 
 __all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "try_autoregressive_layer", "try_flow_layer"]
 
+_NAME = "ops.flow_layer"
 _op = Op(
     "flow_layer",
     spec_type=FlowLayerSpec,
@@ -65,7 +69,9 @@ def flow_layer(
         ``y [..., D]`` and ``ladj [...]``, in nats.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        TypeError: an input is not a floating-point tensor, or of another dtype than ``x``; ``univariate`` or
+            ``columns`` is of another kind.
+        ValueError: shapes that do not fit each other; a univariate map of a part, or of several event dims.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
@@ -120,6 +126,13 @@ def try_autoregressive_layer(
     ``seen``: what the network sees in place of x.
     """
     flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
+    check_univariate(_NAME, univariate)
+    if plan.params_per_feature != univariate.n_params:
+        expected, given = univariate.n_params, plan.params_per_feature
+        raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
+    if seen is not None:
+        check_tensor(_NAME, "seen", seen, x)
+        check_shape(_NAME, "seen", seen, x.shape)
     every = tuple(range(plan.features))
     of_map = every if seen is None else tuple(range(plan.features, 2 * plan.features))
     at = columns(len(every) if seen is None else 2 * len(every), every, of_map)
@@ -143,19 +156,19 @@ def prepare(
     activation: str,
 ) -> tuple[FlowLayerSpec, list[Tensor]]:
     """The settings and tensors of a call."""
-    if x.dim() == 0 or x.shape[-1] != columns.features:
-        raise ValueError(f"ops.flow_layer: x must be [..., {columns.features}], got {list(x.shape)}")
+    check_tensor(_NAME, "x", x)
+    if not isinstance(columns, Columns):
+        raise TypeError(f"{_NAME}: columns must be Columns, got {type(columns).__name__} {columns!r:.60}")
+    if x.shape[-1] != columns.features:
+        raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
+    check_univariate(_NAME, univariate)
+    residual = check_flag(_NAME, "residual", residual)
+    check_dense(_NAME, x, len(columns.inputs), layers, context, residual=residual)
     n_out, expected = layers[-1][0].shape[0], len(columns.outputs) * univariate.n_params
     if n_out != expected:
-        raise ValueError(f"ops.flow_layer: the last layer must return {expected} parameters, got {n_out}")
-    n_in, expected = layers[0][0].shape[1], len(columns.inputs) + (0 if context is None else context.shape[-1])
-    if n_in != expected:  # nothing below would notice that the net reads other columns than there are
-        raise ValueError(f"ops.flow_layer: the first layer must take {expected} features, got {n_in}")
+        raise ValueError(f"{_NAME}: the last layer must return {expected} parameters, got {n_out}")
     if not residual:
         return _prepare_plain(x, layers, univariate, columns, context, activation)
-    per_block = 2 if context is None else 3
-    if (len(layers) - 2) % per_block:
-        raise ValueError(f"ops.flow_layer: layers must be 2 + {per_block} * blocks, got {len(layers)}")
     terms: list[Tensor] = []
     adds, gates = (), ()
     if context is not None:
@@ -174,7 +187,7 @@ def _prepare_plain(
     context: Tensor | None,
     activation: str,
 ) -> tuple[FlowLayerSpec, list[Tensor]]:
-    check_activation("ops.flow_layer", activation)
+    check_activation(_NAME, activation)
     flat, adds = [t for layer in layers for t in layer], ()
     if context is not None:  # its product is torch's, one per context and not per row
         n = len(columns.inputs)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels._native import DTYPES
 from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
 
@@ -24,9 +23,8 @@ def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _indices(columns: Columns) -> tuple[array, array]:
-    # Not tensors: made under a default device or in fake mode they would have no memory, and stay.
-    return array("i", columns.inputs), array("i", columns.outputs)
+def _handle(columns: Columns) -> Any:
+    return _native.C.Columns(columns.features, columns.inputs, columns.outputs)
 
 
 def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
@@ -37,18 +35,14 @@ def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bo
     )  # fmt: skip
 
 
-def _geometry(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple:
-    features, (seen, mapped) = spec.columns.features, _indices(spec.columns)
-    return (
-        net.handle(), univariate_map(spec.univariate), DTYPES[rows.dtype], rows.shape[0], features, rows.data_ptr(),
-        rows.stride(0), seen.buffer_info()[0], mapped.buffer_info()[0], len(mapped),
-    )  # fmt: skip
+def _arguments(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple[Any, ...]:
+    return net.handle(rows.shape[0]), univariate_map(spec.univariate), _handle(spec.columns), rows
 
 
 def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]:
     rows, y, ladj = _net.flat(x), x.new_empty(x.shape), x.new_empty(x.shape[:-1])
     if rows.shape[0] > 0:
-        _native.C.flow_layer_fwd(*_geometry(spec, net, rows), y.data_ptr(), ladj.data_ptr(), 0, _threads())
+        _native.C.flow_layer_fwd(*_arguments(spec, net, rows), y, ladj, _threads())
     return y, ladj
 
 
@@ -82,8 +76,6 @@ def bwd(
     grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
     grad_x = x.new_empty(x.shape) if needs[0] else None
     if rows.shape[0] > 0:
-        _native.C.flow_layer_bwd(
-            *_geometry(spec, net, rows), _net.pointer(grad_y), _net.pointer(grad_ladj), _net.pointer(grad_x), _threads()
-        )
+        _native.C.flow_layer_bwd(*_arguments(spec, net, rows), grad_y, grad_ladj, grad_x, _threads())
     grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
     return [grad_x, *net.grads(tensors[0], tensors[1:])]

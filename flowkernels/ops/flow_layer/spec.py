@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flowkernels.ops.affine.spec import AffineSpec
@@ -10,21 +11,34 @@ from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
 
+def _are_distinct(given: object, features: int) -> bool:
+    if not isinstance(given, (tuple, list)) or not all(isinstance(i, int) and 0 <= i < features for i in given):
+        return False
+    return 0 < len(given) == len(set(given))
+
+
 class Columns:
     """Which features a layer's conditioner sees, and which are mapped. Equal to itself only; see `columns`."""
 
-    def __init__(self, features: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+    def __init__(self, features: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        if isinstance(features, bool) or not isinstance(features, int) or features < 1:
+            raise ValueError(f"ops.flow_layer: features must be an integer from 1 on, got {features!r:.60}")
         for name, given in (("inputs", inputs), ("outputs", outputs)):
-            if not given or len(set(given)) != len(given) or not all(0 <= i < features for i in given):
+            if not _are_distinct(given, features):
                 contract = f"distinct features below {features}, at least one"
-                raise ValueError(f"ops.flow_layer: {name} must be {contract}, got {given}")
-        self.features, self.inputs, self.outputs = features, inputs, outputs
+                raise ValueError(f"ops.flow_layer: {name} must be {contract}, got {given!r:.60}")
+        self.features, self.inputs, self.outputs = features, tuple(inputs), tuple(outputs)
 
 
-@functools.lru_cache(maxsize=1024)
-def columns(features: int, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Columns:
+_kept = functools.lru_cache(maxsize=1024)(Columns)
+
+
+def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Columns:
     """The `Columns` of these features; the same one for equal ones, so that what hangs on it is made once."""
-    return Columns(features, inputs, outputs)
+    try:
+        return _kept(features, *(tuple(i) if isinstance(i, list) else i for i in (inputs, outputs)))
+    except TypeError:  # what cannot be hashed is no feature: it says which
+        return Columns(features, inputs, outputs)
 
 
 class FlowLayerSpec(NamedTuple):

@@ -35,6 +35,20 @@ def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> N
         raise TypeError(f"{op}: {name} must be of the dtype of x = {like.dtype}, got {t.dtype}")
 
 
+def check_sequence(op: str, name: str, given: object, contract: str) -> None:
+    """Raises unless `given` is a list, or anything like one."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"{op}: {name} must be {contract}, got {type(given).__name__} {given!r:.60}")
+
+
+def check_pair(op: str, i: int, pair: object) -> None:
+    """Raises unless `pair` is (weight, bias)."""
+    if not isinstance(pair, (tuple, list)):
+        raise TypeError(f"{op}: layers[{i}] must be (weight, bias), got {type(pair).__name__} {pair!r:.60}")
+    if len(pair) != 2:
+        raise ValueError(f"{op}: layers[{i}] must be (weight, bias), got {len(pair)} parts")
+
+
 def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
     """Raises unless `t` has this shape."""
     if tuple(t.shape) != tuple(shape):
@@ -65,12 +79,15 @@ def check_net(
     if x.shape[-1] != plan.features:
         raise ValueError(f"{op}: {name} must be [..., {plan.features}], got {list(x.shape)}")
     n = len(plan.layers)
+    check_sequence(op, "layers", layers, "a list of (weight, bias) pairs")
     for what, given in (("layers", layers), ("adds", adds), ("gates", gates)):
-        if given is not None and len(given) != n:
+        if given is None:
+            continue
+        check_sequence(op, what, given, "None or a list of tensors")
+        if len(given) != n:
             raise ValueError(f"{op}: {what} must be {n}, one per layer of the plan, got {len(given)}")
     for i, (layer, pair) in enumerate(zip(plan.layers, layers, strict=True)):
-        if len(pair) != 2:
-            raise ValueError(f"{op}: layers[{i}] must be (weight, bias), got {len(pair)} parts")
+        check_pair(op, i, pair)
         for part, t, shape in zip(("weight", "bias"), pair, ((layer.n_out, layer.n_in), (layer.n_out,)), strict=True):
             check_tensor(op, f"layers[{i}] {part}", t, x)
             check_shape(op, f"layers[{i}] {part}", t, shape)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import check_flag
 from flowkernels.ops._routing import _dispatch_modes, _transforms_active
 
 Degrees = Sequence[int] | Tensor
@@ -24,8 +25,9 @@ def _ints(name: str, degrees: Degrees) -> list[int]:
     """Degrees as Python integers, checked."""
     contract = "one row of integers from 0 on"
     if isinstance(degrees, Tensor):
-        if degrees.dim() != 1 or degrees.is_floating_point():
-            _fail(name, contract, f"{degrees.dtype} {list(degrees.shape)}")
+        odd = degrees.is_floating_point() or degrees.is_complex() or degrees.layout is not torch.strided
+        if odd or degrees.dim() != 1 or degrees.is_meta:
+            _fail(name, contract, f"{degrees.dtype} {list(degrees.shape)}, {degrees.layout}, on {degrees.device}")
         degrees = degrees.tolist()
     try:
         values = [operator.index(d) for d in degrees]  # numpy's integers too become Python's
@@ -76,7 +78,8 @@ class LayerPlan:
 
     def __init__(self, degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> None:
         ins, outs = _ints("LayerPlan: degrees_in", degrees_in), _ints("LayerPlan: degrees_out", degrees_out)
-        self.n_in, self.n_out, self.strict = len(ins), len(outs), bool(strict)
+        strict = check_flag("LayerPlan", "strict", strict)
+        self.n_in, self.n_out, self.strict = len(ins), len(outs), strict
         cpu: dict[str, Any] = {"device": "cpu"}  # whatever torch.set_default_device says
         self.degrees_in = torch.tensor(ins, dtype=torch.int64, **cpu)
         self.degrees_out = torch.tensor(outs, dtype=torch.int64, **cpu)
@@ -93,6 +96,7 @@ class LayerPlan:
         self._degrees = (tuple(ins), tuple(outs))
         self.text = ",".join(map(str, ins)) + (" < " if strict else " <= ") + ",".join(map(str, outs))
         self._masks: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._handles: dict[Any, Any] = {}
 
     @staticmethod
     def from_text(text: str) -> LayerPlan:
@@ -108,6 +112,22 @@ class LayerPlan:
     def apply(self, weight: Tensor) -> Tensor:
         """W∘M, ``[n_out, n_in]``; masked entries are ignored whatever they hold: a product would keep their NaN."""
         return torch.where(self._cached(torch.bool, weight.device), weight, 0)
+
+    def handle(self, module: Any, device: torch.device | None = None) -> Any:
+        """The mask as this compiled module takes it, with what its kernels read on `device` (None: the CPU)."""
+        found = self._handles.get((module, device))
+        if found is None:
+            on_device, numbers = [], []
+            for t, changes in ((self.in_order, not self.in_sorted), (self.out_order, not self.out_sorted)):
+                numbers.append(t.tolist() if changes else [])
+                on_device.append(t.to(device) if changes and device is not None else None)
+            numbers.append(self.limit.tolist())
+            if device is not None:
+                on_device.append(self.limit.to(device))
+            found = self._handles[module, device] = module.LayerMask(
+                self.n_in, *numbers, *([] if device is None else on_device)
+            )
+        return found
 
     def _cached(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _transforms_active():
@@ -160,11 +180,12 @@ def layer_plan(degrees_in: Degrees, degrees_out: Degrees, strict: bool = False) 
         >>> layer_plan([1, 2], [1, 1, 2]) is layer_plan((1, 2), (1, 1, 2))
         True
     """
+    strict = check_flag("LayerPlan", "strict", strict)
     if not (isinstance(degrees_in, Tensor) and isinstance(degrees_out, Tensor)):
         return _from_values(degrees_in, degrees_out, strict)
     if degrees_in.is_inference() or degrees_out.is_inference():  # those have no version
         return _from_values(degrees_in, degrees_out, strict)
-    key = (id(degrees_in), id(degrees_out), bool(strict))
+    key = (id(degrees_in), id(degrees_out), strict)
     versions = (degrees_in._version, degrees_out._version)
     found = _by_identity.get(key)
     if found and found[0]() is degrees_in and found[1]() is degrees_out and found[2] == versions:
@@ -182,7 +203,7 @@ def _from_values(degrees_in: Degrees, degrees_out: Degrees, strict: bool) -> Lay
     ins, outs = _ints("LayerPlan: degrees_in", degrees_in), _ints("LayerPlan: degrees_out", degrees_out)
     if torch.compiler.is_compiling() or _dispatch_modes() > 0:  # its tensors may be fake
         return LayerPlan(ins, outs, strict=strict)
-    return _by_value(tuple(ins), tuple(outs), bool(strict))
+    return _by_value(tuple(ins), tuple(outs), strict)
 
 
 class MadePlan:
@@ -211,6 +232,9 @@ class MadePlan:
     """
 
     def __init__(self, degrees: Sequence[Degrees], *, residual: bool = False) -> None:
+        residual = check_flag("MadePlan", "residual", residual)
+        if not isinstance(degrees, Iterable):
+            _fail("MadePlan: degrees", "a list of rows of integers", f"{type(degrees).__name__} {degrees!r:.60}")
         rows = [_ints(f"MadePlan: degrees[{i}]", d) for i, d in enumerate(degrees)]
         if len(rows) < 2:
             _fail("MadePlan: degrees", "those of the inputs, of each hidden layer and of the outputs", f"{len(rows)}")
@@ -229,7 +253,7 @@ class MadePlan:
                     _fail(f"MadePlan: degrees[{i}]", contract, rows[i])
         n = len(rows) - 1
         self.layers = tuple(_from_values(rows[i], rows[i + 1], i == n - 1) for i in range(n))
-        self.features, self.params_per_feature, self.residual = len(inputs), P, bool(residual)
+        self.features, self.params_per_feature, self.residual = len(inputs), P, residual
         self.order = self.layers[0].in_order
         levels: dict[int, list[int]] = {}
         for d in _order(inputs):

@@ -128,26 +128,57 @@ def outer(g: Tensor, x: Tensor, of: Sequence[Strip], out: Tensor) -> Tensor:
 # ---- plans on a device ----
 
 
-class Layout(NamedTuple):
+class _Handled:
+    """What a compiled module checks once, and takes in every call."""
+
+    _handle: tuple[Any, Any] | None = None
+
+    def handle(self, module: Any) -> Any:
+        """This as the module takes it."""
+        if self._handle is None or self._handle[0] is not module:
+            self._handle = module, self._make(module)
+        return self._handle[1]
+
+    def _make(self, module: Any) -> Any:
+        raise NotImplementedError
+
+
+class Order(_Handled):
+    """A permutation: on the CPU, and `there` on a device. int32."""
+
+    def __init__(self, numbers: Tensor, device: torch.device) -> None:
+        self.numbers, self.there = numbers, numbers.to(device)
+
+    def _make(self, module: Any) -> Any:
+        return module.DeviceOrder(self.numbers.tolist(), self.there)
+
+
+class Layout(_Handled):
     """How a layer's weight is packed: packed[j, k] = W[row[j], column[k]] where rank[k] < limit[j], else 0.
 
-    What changes nothing is None. All int32.
+    What changes nothing is None. `width`: of each packed row, how much is in its strip. All int32, on the CPU and
+    `there` on a device.
     """
 
-    row: Tensor | None
-    column: Tensor | None
-    rank: Tensor | None
-    limit: Tensor
-    width: Tensor | None  # of each packed row, how much is in its strip
+    def __init__(
+        self, plan: LayerPlan, row: Tensor | None, column: Tensor | None, rank: Tensor | None, limit: Tensor,
+        width: Tensor | None, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.n_out, self.n_in, self.numbers = plan.n_out, plan.n_in, (row, column, rank, limit, width)
+        self.there = tuple(None if t is None else t.to(device) for t in self.numbers)
+
+    def _make(self, module: Any) -> Any:
+        numbers = [[] if t is None else t.tolist() for t in self.numbers]
+        return module.PackLayout(self.n_out, self.n_in, numbers, self.there)
 
 
 class Orders(NamedTuple):
-    """A plan's orders and their inverses on a device; None where they change nothing."""
+    """A plan's orders and their inverses; None where they change nothing."""
 
-    in_order: Tensor | None
-    in_rank: Tensor | None
-    out_order: Tensor | None
-    out_rank: Tensor | None
+    in_order: Order | None
+    in_rank: Order | None
+    out_order: Order | None
+    out_rank: Order | None
 
 
 def _inverse(order: Tensor) -> Tensor:
@@ -159,7 +190,7 @@ def orders(plan: LayerPlan, device: torch.device) -> Orders:
 
     def make() -> Orders:
         ins, outs = plan.in_order, plan.out_order
-        on = [None if fits else t.to(device) for fits, t in (
+        on = [None if fits else Order(t, device) for fits, t in (
             (plan.in_sorted, ins), (plan.in_sorted, _inverse(ins)), (plan.out_sorted, outs),
             (plan.out_sorted, _inverse(outs)),
         )]  # fmt: skip
@@ -172,15 +203,19 @@ def layout(plan: LayerPlan, of: tuple[Strip, ...], in_sorted: bool, out_sorted: 
     """`in_sorted`, `out_sorted`: whether what enters and leaves the product is in the order of the degrees."""
 
     def make() -> Layout:
-        o = orders(plan, device)
         limit = plan.limit if out_sorted or plan.out_sorted else plan.limit[_inverse(plan.out_order)]
         width = torch.empty(plan.n_out, dtype=torch.int32, device="cpu")
         for s in of:
             width[s.first : s.last] = s.depth
         return Layout(
-            o.out_order if out_sorted else None, o.in_order if in_sorted else None, None if in_sorted else o.in_rank,
-            limit.to(device), width.to(device) if len(of) > 1 else None,
-        )  # fmt: skip
+            plan,
+            plan.out_order if out_sorted and not plan.out_sorted else None,
+            plan.in_order if in_sorted and not plan.in_sorted else None,
+            None if in_sorted or plan.in_sorted else _inverse(plan.in_order),
+            limit,
+            width if len(of) > 1 else None,
+            device,
+        )
 
     return _once(plan, (of, in_sorted, out_sorted, device), make)
 

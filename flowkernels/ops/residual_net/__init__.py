@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels.ops._routing import Op
+from flowkernels.ops.made.checks import check_tensor
 
 from . import eager, native, reference
+from .checks import check_dense
 from .modules import layers_of, plain_layers_of
 from .reference import ResidualNetSpec
 
 __all__ = ["ResidualNetSpec", "layers_of", "plain_layers_of", "residual_net", "with_context"]
 
+_NAME = "ops.residual_net"
 _op = Op(
     "residual_net",
     spec_type=ResidualNetSpec,
@@ -51,7 +54,8 @@ def residual_net(
         ``[..., out]``.
 
     Raises:
-        ValueError: the number of layers does not fit the number of blocks.
+        TypeError: an input is not a floating-point tensor, or of another dtype than ``x``.
+        ValueError: the number of layers does not fit the number of blocks, or a shape those beside it.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032, appendix.
@@ -63,11 +67,8 @@ def residual_net(
         >>> ops.residual_net(torch.randn(5, 3), [(torch.randn(s), torch.randn(s[0])) for s in sizes], blocks=1).shape
         torch.Size([5, 4])
     """
-    per_block = 2 if context is None else 3
-    if len(layers) != 2 + per_block * blocks:
-        raise ValueError(
-            f"ops.residual_net: layers must be 2 + {per_block} * blocks = {2 + per_block * blocks}, got {len(layers)}"
-        )
+    check_tensor(_NAME, "x", x)
+    check_dense(_NAME, x, x.shape[-1], layers, context, residual=True, blocks=blocks)
     terms: list[Tensor] = []
     if context is not None:
         layers, terms = with_context(x.shape[-1], x.shape[:-1], layers, context)
