@@ -213,9 +213,9 @@ void masked_pack(DType type, bool unpack, const std::vector<Packing>& layers, co
       all.layer[i - first] = layers[i];
       all.units += layers[i].n_out;
     }
-    const auto kernel = bytes_of(type) == 8   ? cuda::masked_pack_kernel<uint64_t>
-                        : bytes_of(type) == 4 ? cuda::masked_pack_kernel<uint32_t>
-                                              : cuda::masked_pack_kernel<uint16_t>;
+    const auto kernel = cuda::bytes_of(type) == 8   ? cuda::masked_pack_kernel<uint64_t>
+                        : cuda::bytes_of(type) == 4 ? cuda::masked_pack_kernel<uint32_t>
+                                                    : cuda::masked_pack_kernel<uint16_t>;
     launch(on, grid_of(all.units), cuda::kThreads, 0, kernel, all, unpack);
   }
 }
