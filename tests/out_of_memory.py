@@ -20,7 +20,7 @@ from flowkernels import ops
 from flowkernels.ops.flow_layer import columns, flow_layer
 from flowkernels.transforms import RQS, Affine
 
-ROWS, SPARE = 64, 4 << 20  # enough rows for a tile each to several threads; bytes for outputs
+ROWS, SPARE = 64, 1 << 20  # enough rows for a tile each to several threads; bytes for outputs
 AFFINE = Affine("exp").spec
 _unlimited = resource.getrlimit(resource.RLIMIT_AS)
 
@@ -55,12 +55,9 @@ def residual_net(width: int) -> Case:
 
 
 def masked_linear(width: int) -> Case:
-    x, weight, plan = (
-        torch.ones(ROWS, width),
-        torch.full((2, width), 1e-3),
-        ops.LayerPlan([0] * width, [0, 0], strict=False),
-    )
-    return lambda: ops.masked_linear(x, weight, None, plan), weight
+    x, weight, bias = torch.ones(ROWS, width), torch.full((2, width), 1e-3), torch.zeros(2)
+    plan = ops.LayerPlan([0] * width, [0, 0], strict=False)
+    return lambda: ops.masked_linear(x, weight, bias, plan), bias
 
 
 def of_plan(width: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]], ops.MadePlan]:
@@ -99,7 +96,7 @@ def affine(width: int) -> Case:
     return lambda: ops.affine(x, params)[0], x
 
 
-NETS = (masked_linear, autoregressive_inverse, made, layer, residual_net)  # by what they want of one width
+NETS = (autoregressive_inverse, masked_linear, made, layer, residual_net)  # by what they want of one width
 CASES = (lu_linear, *NETS, rqs, affine)
 WANTS_LITTLE = (rqs, affine)  # whatever the width: they have no scratch memory to speak of
 
