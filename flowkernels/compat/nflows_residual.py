@@ -17,11 +17,15 @@ _RELU = (nn.functional.relu, torch.relu)
 
 
 def layers(net: Any, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
-    """The network's layers for one op; None where it, or a block that was put in, must be called."""
+    """The network's layers for one op; None where it, or a block that was put in, must be called.
+
+    The library joins a context to x row by row and refuses one of other rows, which the op would share among them.
+    """
     if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
-        return None  # the op would expand it, where the network raises
+        return None
     blocks = net._modules["blocks"]._modules.values()
-    return layers_of(net, context) if all(kind(type(block)) == "ResidualBlock" for block in blocks) else None
+    found = layers_of(net, context) if all(kind(type(block)) == "ResidualBlock" for block in blocks) else None
+    return found if found is None or found[0][0].dtype is x.dtype else None
 
 
 def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
