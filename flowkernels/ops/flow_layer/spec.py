@@ -30,7 +30,7 @@ class Columns:
         self.features, self.inputs, self.outputs = features, tuple(inputs), tuple(outputs)
 
 
-_kept = functools.lru_cache(maxsize=1024)(Columns)
+_kept = functools.lru_cache(maxsize=1024, typed=True)(Columns)  # 3.0 must not pass because 3 has
 
 
 def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -68,6 +69,8 @@ def residual_net(
         torch.Size([5, 4])
     """
     check_tensor(_NAME, "x", x)
+    if type(blocks) is not int and (isinstance(blocks, bool) or not isinstance(blocks, numbers.Integral)) or blocks < 0:
+        raise ValueError(f"{_NAME}: blocks must be an integer from 0 on, got {blocks!r:.60}")
     check_dense(_NAME, x, x.shape[-1], layers, context, residual=True, blocks=blocks)
     terms: list[Tensor] = []
     if context is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, strided
 
 from flowkernels.ops._checks import expands
 from flowkernels.ops.made.checks import check_pair, check_sequence, check_shape, check_tensor
@@ -38,7 +38,9 @@ def _fits(x: Tensor, features: int, layers: Any, context: Any, residual: bool, b
         return False
     n_context = 0
     if context is not None:
-        if context.dtype is not dtype or context.is_cpu is not on_cpu or not expands(context.shape[:-1], x.shape[:-1]):
+        if context.dtype is not dtype or context.is_cpu is not on_cpu or context.layout is not strided:
+            return False
+        if not expands(context.shape[:-1], x.shape[:-1]):
             return False
         n_context = context.shape[-1]
     width, stream = features + n_context, 0
@@ -51,6 +53,8 @@ def _fits(x: Tensor, features: int, layers: Any, context: Any, residual: bool, b
             and bias.dtype is dtype
             and weight.is_cpu is on_cpu
             and bias.is_cpu is on_cpu
+            and weight.layout is strided
+            and bias.layout is strided
         ):
             return False
         if not residual:
@@ -73,8 +77,6 @@ def _explain(op: str, x: Any, features: int, layers: Any, context: Any, residual
     check_sequence(op, "layers", layers, _PAIRS)
     n, per_block = len(layers), 2 if context is None else 3
     if blocks is not None:
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 0:
-            raise ValueError(f"{op}: blocks must be an integer from 0 on, got {blocks!r:.60}")
         if n != 2 + per_block * blocks:
             raise ValueError(f"{op}: layers must be 2 + {per_block} * blocks = {2 + per_block * blocks}, got {n}")
     elif residual and (n < 2 or (n - 2) % per_block):
