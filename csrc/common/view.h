@@ -92,11 +92,13 @@ inline void check_sizes(const char* name, const View& v, std::initializer_list<i
 // One element after the other, as those that a kernel writes: sizes of 1 have no stride that counts.
 inline bool is_contiguous(const View& v) {
   int64_t expected = 1;
+  bool dense = true;
   for (int i = v.ndim - 1; i >= 0; --i) {
-    if (v.size[i] != 1 && v.stride[i] != expected) return false;
+    if (v.size[i] == 0) return true;
+    dense &= v.size[i] == 1 || v.stride[i] == expected;
     expected *= v.size[i];
   }
-  return true;
+  return dense;
 }
 
 // A tensor of this type and these sizes without gaps.

@@ -69,7 +69,9 @@ def residual_net(
         torch.Size([5, 4])
     """
     check_tensor(_NAME, "x", x)
-    if type(blocks) is not int and (isinstance(blocks, bool) or not isinstance(blocks, numbers.Integral)) or blocks < 0:
+    if (
+        type(blocks) is not int and (isinstance(blocks, bool) or not isinstance(blocks, numbers.Integral))
+    ) or blocks < 0:
         raise ValueError(f"{_NAME}: blocks must be an integer from 0 on, got {blocks!r:.60}")
     check_dense(_NAME, x, x.shape[-1], layers, context, residual=True, blocks=blocks)
     terms: list[Tensor] = []
