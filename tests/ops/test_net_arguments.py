@@ -255,6 +255,11 @@ def test_columns(make, features, inputs, outputs) -> None:
         make(features, inputs, outputs)
 
 
+def test_columns_are_no_flags() -> None:
+    with pytest.raises(ValueError, match=r"outputs must be distinct features below 3, at least one, got \(True,\)"):
+        Columns(3, (0,), (True,))
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -12,9 +12,9 @@ from flowkernels.ops.rqs.spec import RqsSpec
 
 
 def _are_distinct(given: object, features: int) -> bool:
-    if not isinstance(given, (tuple, list)) or not all(isinstance(i, int) and 0 <= i < features for i in given):
+    if not isinstance(given, (tuple, list)) or any(isinstance(i, bool) or not isinstance(i, int) for i in given):
         return False
-    return 0 < len(given) == len(set(given))
+    return 0 < len(given) == len(set(given)) and all(0 <= i < features for i in given)
 
 
 class Columns:
