@@ -30,7 +30,9 @@ class Columns:
         self.features, self.inputs, self.outputs = features, tuple(inputs), tuple(outputs)
 
 
-_kept = functools.lru_cache(maxsize=1024, typed=True)(Columns)  # 3.0 must not pass because 3 has
+@functools.lru_cache(maxsize=1024, typed=True)  # 3.0 must not pass because 3 has
+def _kept(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Columns:
+    return Columns(features, inputs, outputs)  # torch cannot trace a cached class
 
 
 def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Columns:
