@@ -5,7 +5,7 @@
 namespace fk {
 
 // Kernels compute in the first four; the others are those of orders and masks, and any that no kernel takes.
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4, bytes = 5, other = 6 };
+enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4, bytes = 5, other = 6, i64 = 7 };
 
 // The leading dims of two inputs that share them (x and params), with strides in elements.
 // Contiguous leading dims arrive collapsed to one.

@@ -43,6 +43,7 @@ inline const char* name_of(DType type) {
     case DType::bf16: return "bfloat16";
     case DType::f16: return "float16";
     case DType::i32: return "int32";
+    case DType::i64: return "int64";
     case DType::bytes: return "bool or uint8";
     default: return "another dtype";
   }

@@ -13,7 +13,7 @@ struct TorchNames {
   struct {
     PyObject* dtype;
     DType type;
-  } types[7];
+  } types[8];
 
   static const TorchNames& get() {
     static const TorchNames* const names = new TorchNames();
@@ -38,6 +38,7 @@ struct TorchNames {
                               {"bfloat16", DType::bf16},
                               {"float16", DType::f16},
                               {"int32", DType::i32},
+                              {"int64", DType::i64},
                               {"bool", DType::bytes},
                               {"uint8", DType::bytes}})
       types[i++] = {pybind11::object(torch.attr(name)).release().ptr(), type};
