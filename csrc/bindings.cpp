@@ -11,6 +11,7 @@
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/isa.h"
 #include "common/parallel.h"
+#include "common/view_caster.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
 #include "masked_linear/net_bindings.h"
@@ -40,58 +41,69 @@ PYBIND11_MODULE(_C, m) {
   m.def("advise_huge", &advise_huge);
 
   py::class_<RqsSpec>(m, "RqsSpec").def(py::init(&rqs_spec));
-  const auto rqs = [](bool backward) {
-    return [backward](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
-                      int64_t x_stride, int64_t params_stride, int x_type, int params_type,
-                      const std::array<uintptr_t, 8>& tensors, int threads) {
-      const RqsArgs a = rqs_args(backward, dims, features, x_stride, params_stride, x_type, params_type, tensors);
-      py::gil_scoped_release unlocked;
-      backward ? rqs_bwd(s, a, threads) : rqs_fwd(s, a, threads);
-    };
-  };
-  m.def("rqs_fwd", rqs(false));
-  m.def("rqs_bwd", rqs(true));
+  m.def("rqs_fwd",
+        [](const RqsSpec& s, const View& x, const View& params, const View& y, const View& ladj, int threads) {
+          const RqsArgs a = rqs_fwd_args(s, x, params, y, ladj);
+          py::gil_scoped_release unlocked;
+          rqs_fwd(s, a, threads);
+        });
+  m.def("rqs_bwd", [](const RqsSpec& s, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
+                      const View& grad_x, const View& grad_params, int threads) {
+    const RqsArgs a = rqs_bwd_args(s, x, params, grad_y, grad_ladj, grad_x, grad_params);
+    py::gil_scoped_release unlocked;
+    rqs_bwd(s, a, threads);
+  });
   py::class_<AffineSpec>(m, "AffineSpec").def(py::init(&affine_spec));
-  const auto affine = [](bool backward) {
-    return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
-                      int params_type, const std::vector<StridedTensor>& tensors, const std::array<uintptr_t, 5>& pass,
-                      uintptr_t ladj, int threads) {
-      const AffineArgs a(s, backward, sizes, event_dims, x_type, params_type, tensors, pass, ladj);
-      py::gil_scoped_release unlocked;
-      backward ? affine_bwd(s, a, threads) : affine_fwd(s, a, threads);
-    };
-  };
-  m.def("affine_fwd", affine(false));
-  m.def("affine_bwd", affine(true));
-  m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int threads) {
-    const LuArgs a = lu_fwd_args(type, inverse, sizes, x, factors, y, ladj);
-    check_permutation(a);
+  m.def("affine_fwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
+                         const View& mask, const View& y, const View& ladj, int threads) {
+    const AffineArgs a = affine_fwd_args(s, passes, x, params, shift, mask, y, ladj);
+    py::gil_scoped_release unlocked;
+    affine_fwd(s, a, threads);
+  });
+  m.def("affine_bwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
+                         const View& mask, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                         const View& grad_params, const View& grad_shift, int threads) {
+    const AffineArgs a =
+        affine_bwd_args(s, passes, x, params, shift, mask, grad_y, grad_ladj, grad_x, grad_params, grad_shift);
+    py::gil_scoped_release unlocked;
+    affine_bwd(s, a, threads);
+  });
+  m.def("actnorm_fwd", [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
+                          const View& y, const View& ladj, int threads) {
+    const ActNormArgs a = actnorm_fwd_args(channel_dim, inverse, x, log_scale, shift, y, ladj);
+    py::gil_scoped_release unlocked;
+    actnorm_fwd(a, threads);
+  });
+  m.def("actnorm_bwd",
+        [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift, const View& grad_y,
+           const View& grad_ladj, const View& grad_x, const View& grad_log_scale, const View& grad_shift, int threads) {
+          const ActNormArgs a = actnorm_bwd_args(channel_dim, inverse, x, log_scale, shift, grad_y, grad_ladj, grad_x,
+                                                 grad_log_scale, grad_shift);
+          py::gil_scoped_release unlocked;
+          actnorm_bwd(a, threads);
+        });
+  m.def("check_permutation", &check_permutation);
+  m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,
+                     const View& log_s, const View& sign_s, const View& permutation, const View& bias, const View& y,
+                     const View& ladj, int threads) {
+    const LuFactors factors = {lower, upper, log_s, sign_s, permutation, bias};
+    const LuArgs a = lu_fwd_args(false, channel_dim, inverse, x, factors, y, ladj);
+    if (permutation.given()) check_permutation(permutation);
     py::gil_scoped_release unlocked;
     lu_fwd(a, threads);
   });
   m.def("lu_bwd",
-        [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-           const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
-           uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads, int threads) {
-          const LuArgs a = lu_bwd_args(type, inverse, sizes, x, factors, y, grad_y, grad_ladj, grad_x, grads);
-          check_permutation(a);
+        [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper, const View& log_s,
+           const View& sign_s, const View& permutation, const View& bias, const View& y, const View& grad_y,
+           const View& grad_ladj, const View& grad_x, const View& grad_lower, const View& grad_upper,
+           const View& grad_log_s, const View& grad_sign_s, const View& grad_bias, int threads) {
+          const LuFactors factors = {lower, upper, log_s, sign_s, permutation, bias};
+          const LuGrads grads = {grad_lower, grad_upper, grad_log_s, grad_sign_s, grad_bias};
+          const LuArgs a = lu_bwd_args(false, channel_dim, inverse, x, factors, y, grad_y, grad_ladj, grad_x, grads);
+          if (permutation.given()) check_permutation(permutation);
           py::gil_scoped_release unlocked;
           lu_bwd(a, threads);
         });
-  m.def("actnorm_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj, int threads) {
-    const ActNormArgs a = actnorm_fwd_args(type, inverse, sizes, x, log_scale, shift, y, ladj);
-    py::gil_scoped_release unlocked;
-    actnorm_fwd(a, threads);
-  });
-  m.def("actnorm_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
-                          const ChannelNumbers& grad_x, const std::array<uintptr_t, 2>& grads, int threads) {
-    const ActNormArgs a = actnorm_bwd_args(type, inverse, sizes, x, log_scale, shift, grad_y, grad_ladj, grad_x, grads);
-    py::gil_scoped_release unlocked;
-    actnorm_bwd(a, threads);
-  });
   bind_net(m);
   m.def("net_fwd", [](const NetLayers& net, const View& x, const View& y, int threads) {
     check_threads(threads);

@@ -7,6 +7,7 @@
 #include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/device.h"
+#include "common/view_caster.h"
 #include "lu_linear/lu_linear.h"
 #include "masked_linear/epilogue.h"
 #include "masked_linear/net_bindings.h"
@@ -23,64 +24,67 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("device_count", &device_count);
 
   py::class_<RqsSpec>(m, "RqsSpec", py::module_local()).def(py::init(&rqs_spec));
-  const auto rqs = [](bool backward) {
-    return [backward](const RqsSpec& s, const std::vector<std::array<int64_t, 3>>& dims, int64_t features,
-                      int64_t x_stride, int64_t params_stride, int x_type, int params_type,
-                      const std::array<uintptr_t, 8>& tensors, int device, uintptr_t stream) {
-      const RqsArgs a = rqs_args(backward, dims, features, x_stride, params_stride, x_type, params_type, tensors);
-      py::gil_scoped_release unlocked;
-      const CudaStream on = stream_of(device, stream);
-      backward ? rqs_bwd(s, a, on) : rqs_fwd(s, a, on);
-    };
-  };
-  m.def("rqs_fwd", rqs(false));
-  m.def("rqs_bwd", rqs(true));
-  py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
-  const auto affine = [](bool backward) {
-    return [backward](const AffineSpec& s, const std::vector<int64_t>& sizes, int event_dims, int x_type,
-                      int params_type, const std::vector<StridedTensor>& tensors, const std::array<uintptr_t, 5>& pass,
-                      uintptr_t ladj, int device, uintptr_t stream) {
-      const AffineArgs a(s, backward, sizes, event_dims, x_type, params_type, tensors, pass, ladj);
-      py::gil_scoped_release unlocked;
-      const CudaStream on = stream_of(device, stream);
-      backward ? affine_bwd(s, a, on) : affine_fwd(s, a, on);
-    };
-  };
-  m.def("affine_fwd", affine(false));
-  m.def("affine_bwd", affine(true));
-
-  m.def("actnorm_fwd",
-        [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x, uintptr_t log_scale,
-           uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj, int device, uintptr_t stream) {
-          const ActNormArgs a = actnorm_fwd_args(type, inverse, sizes, x, log_scale, shift, y, ladj);
-          py::gil_scoped_release unlocked;
-          actnorm_fwd(a, stream_of(device, stream));
-        });
-  m.def("actnorm_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                          uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
-                          const ChannelNumbers& grad_x, const std::array<uintptr_t, 2>& grads, uintptr_t sums,
-                          int64_t slices, int device, uintptr_t stream) {
-    const ActNormArgs a = actnorm_bwd_args(type, inverse, sizes, x, log_scale, shift, grad_y, grad_ladj, grad_x, grads);
+  m.def("rqs_fwd", [](const RqsSpec& s, const View& x, const View& params, const View& y, const View& ladj, int device,
+                      uintptr_t stream) {
+    const RqsArgs a = rqs_fwd_args(s, x, params, y, ladj);
     py::gil_scoped_release unlocked;
-    actnorm_bwd(a, reinterpret_cast<double*>(sums), slices, stream_of(device, stream));
+    rqs_fwd(s, a, stream_of(device, stream));
   });
-
+  m.def("rqs_bwd", [](const RqsSpec& s, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
+                      const View& grad_x, const View& grad_params, int device, uintptr_t stream) {
+    const RqsArgs a = rqs_bwd_args(s, x, params, grad_y, grad_ladj, grad_x, grad_params);
+    py::gil_scoped_release unlocked;
+    rqs_bwd(s, a, stream_of(device, stream));
+  });
+  py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
+  m.def("affine_fwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
+                         const View& mask, const View& y, const View& ladj, int device, uintptr_t stream) {
+    const AffineArgs a = affine_fwd_args(s, passes, x, params, shift, mask, y, ladj);
+    py::gil_scoped_release unlocked;
+    affine_fwd(s, a, stream_of(device, stream));
+  });
+  m.def("affine_bwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
+                         const View& mask, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                         const View& grad_params, const View& grad_shift, int device, uintptr_t stream) {
+    const AffineArgs a =
+        affine_bwd_args(s, passes, x, params, shift, mask, grad_y, grad_ladj, grad_x, grad_params, grad_shift);
+    py::gil_scoped_release unlocked;
+    affine_bwd(s, a, stream_of(device, stream));
+  });
+  m.def("actnorm_fwd", [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
+                          const View& y, const View& ladj, int device, uintptr_t stream) {
+    const ActNormArgs a = actnorm_fwd_args(channel_dim, inverse, x, log_scale, shift, y, ladj);
+    py::gil_scoped_release unlocked;
+    actnorm_fwd(a, stream_of(device, stream));
+  });
+  m.def("actnorm_bwd", [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
+                          const View& grad_y, const View& grad_ladj, const View& grad_x, const View& grad_log_scale,
+                          const View& grad_shift, const View& sums, int64_t slices, int device, uintptr_t stream) {
+    const ActNormArgs a = actnorm_bwd_args(channel_dim, inverse, x, log_scale, shift, grad_y, grad_ladj, grad_x,
+                                           grad_log_scale, grad_shift);
+    double* const to = actnorm_sums(a, sums, slices);
+    py::gil_scoped_release unlocked;
+    actnorm_bwd(a, to, slices, stream_of(device, stream));
+  });
   m.def("lu_fits", &lu_fits);
   m.def("lu_fuses", &lu_fuses);
-  m.def("lu_fwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj, int device,
-                     uintptr_t stream) {
-    const LuArgs a = lu_fwd_args(type, inverse, sizes, x, factors, y, ladj);
+  m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,
+                     const View& log_s, const View& sign_s, const View& permutation, const View& bias, const View& y,
+                     const View& ladj, int device, uintptr_t stream) {
+    const LuFactors factors = {lower, upper, log_s, sign_s, permutation, bias};
+    const LuArgs a = lu_fwd_args(true, channel_dim, inverse, x, factors, y, ladj);
     py::gil_scoped_release unlocked;
     lu_fwd(a, stream_of(device, stream));
   });
-  m.def("lu_bwd", [](int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                     const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
-                     uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads,
-                     const std::array<uintptr_t, 3>& work, int64_t slices, int device, uintptr_t stream) {
-    const LuArgs a = lu_bwd_args(type, inverse, sizes, x, factors, y, grad_y, grad_ladj, grad_x, grads);
-    const LuWork w = {reinterpret_cast<double*>(work[0]), slices, reinterpret_cast<void*>(work[1]),
-                      reinterpret_cast<void*>(work[2])};
+  m.def("lu_bwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,
+                     const View& log_s, const View& sign_s, const View& permutation, const View& bias, const View& y,
+                     const View& grad_y, const View& grad_ladj, const View& grad_x, const View& grad_lower,
+                     const View& grad_upper, const View& grad_log_s, const View& grad_sign_s, const View& grad_bias,
+                     const View& sums, const View& h, const View& g_h, int64_t slices, int device, uintptr_t stream) {
+    const LuFactors factors = {lower, upper, log_s, sign_s, permutation, bias};
+    const LuGrads grads = {grad_lower, grad_upper, grad_log_s, grad_sign_s, grad_bias};
+    const LuArgs a = lu_bwd_args(true, channel_dim, inverse, x, factors, y, grad_y, grad_ladj, grad_x, grads);
+    const LuWork w = lu_work(a, lu_fuses(int(a.type), inverse, a.channels, device), sums, h, g_h, slices);
     py::gil_scoped_release unlocked;
     lu_bwd(a, w, stream_of(device, stream));
   });

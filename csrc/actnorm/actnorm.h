@@ -2,7 +2,6 @@
 #pragma once
 #include "../common/channels.h"
 #include "../common/cuda_stream.h"
-#include "../common/tensor.h"
 
 namespace fk {
 
@@ -24,18 +23,19 @@ struct ActNormArgs {
   bool by_rows() const { return x.channel == 1; }
 };
 
-// sizes: images, pixels, channels, entries of ladj, pixels of each; grads: of log_scale and shift.
-ActNormArgs actnorm_fwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                             uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& y, uintptr_t ladj);
-ActNormArgs actnorm_bwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                             uintptr_t log_scale, uintptr_t shift, const ChannelNumbers& grad_y, uintptr_t grad_ladj,
-                             const ChannelNumbers& grad_x, const std::array<uintptr_t, 2>& grads);
+// What is checked here is all that a kernel relies on. Gradients that are zero or not wanted: none.
+ActNormArgs actnorm_fwd_args(int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
+                             const View& y, const View& ladj);
+ActNormArgs actnorm_bwd_args(int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
+                             const View& grad_y, const View& grad_ladj, const View& grad_x, const View& grad_log_scale,
+                             const View& grad_shift);
 
 void actnorm_fwd(const ActNormArgs&, int threads);
 void actnorm_bwd(const ActNormArgs&, int threads);
 void actnorm_fwd(const ActNormArgs&, const CudaStream&);
-// `sums`: [slices][2 C + 1] doubles to be overwritten, by which pixels and gradients of ladj are summed; null: no
+// `sums`: [slices, 2 C + 1] doubles to be overwritten, by which pixels and gradients of ladj are summed; null where no
 // gradient of a parameter is wanted.
+double* actnorm_sums(const ActNormArgs&, const View& sums, int64_t slices);
 void actnorm_bwd(const ActNormArgs&, double* sums, int64_t slices, const CudaStream&);
 
 }  // namespace fk

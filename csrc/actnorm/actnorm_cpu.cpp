@@ -157,7 +157,7 @@ void fwd(const ActNormArgs& a, int threads) {
     }
   });
   for (int64_t r = w.count * w.repeats; r < w.count * w.repeats + w.rest; ++r) row(r, a.channels);
-  fill_ladj<S>(a, a.log_scale);
+  fill_ladj<S>(a, [&](int64_t c) { return static_cast<const S*>(a.log_scale)[c]; });
 }
 
 // ---- backward ----

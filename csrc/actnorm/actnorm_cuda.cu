@@ -75,7 +75,7 @@ template <class S>
 __global__ void __launch_bounds__(kThreads)
     actnorm_fwd_kernel(const __grid_constant__ ActNormArgs a, const __grid_constant__ Walk w) {
   constexpr int N = kVector<S>;
-  fill_ladj<S>(a, a.log_scale);
+  fill_ladj<S>(a, [&](int64_t c) { return static_cast<const S*>(a.log_scale)[c]; });
   const int64_t all = w.lines * w.steps, threads = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < all; i += threads) {
     int64_t at = i, line = w.per_line.split(at), image = 0;

@@ -1,11 +1,9 @@
 // Launchers of the affine map on raw pointers. No torch, no Python.
 #pragma once
 #include <array>
-#include <utility>
-#include <vector>
 
 #include "../common/cuda_stream.h"
-#include "../common/tensor.h"
+#include "../common/view.h"
 
 namespace fk {
 
@@ -19,22 +17,23 @@ struct AffineSpec {
   double min_scale, clamp;
   bool inverse;
   double low = 0, high = 0;
-  bool shift_first = false;  // the order of a layer's parameters; AffineTensors says by itself where each lies
+  bool shift_first = false;               // the order of parameters in one tensor
+  int event_dims = 1;                     // last dims of x that ladj is summed over
+  int64_t start = 0, stop = 0, step = 1;  // the part of the event's first dim that is mapped; stop 0: all of it
 
   int params() const { return scale == AffineScale::additive ? 1 : 2; }
+  bool in_part() const { return stop > 0; }
 };
 
+// layout: event_dims, start, stop, step.
 AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, double low, double high,
-                       bool shift_first);
+                       bool shift_first, const std::array<int64_t, 4>& layout);
 
 // The tensors of a call, all of one logical shape [rows..., event...]. A forward pass has the first five; u is null for
 // additive maps, mask and what a backward pass does not want may be.
 struct AffineTensors {
   enum { x, u, t, mask, y, grad_x, grad_u, grad_t, count, grad_y = y };
 };
-
-// One tensor as Python lists it: address (0: absent) and strides in elements, one per dim.
-using StridedTensor = std::pair<uintptr_t, std::vector<int64_t>>;
 
 // The loops over all elements, outermost first, with the strides of every tensor. The dims of the event come in the
 // memory order of x, and neighbours that all tensors allow to be one loop are one.
@@ -54,18 +53,22 @@ struct AffinePass {
 
 struct AffineArgs {
   AffineNest nest;
-  int64_t rows = 1, event = 1;  // elements of the leading dims, of the event
+  int64_t rows = 1, event = 1;  // elements of the leading dims, of the mapped part of the event
   DType x_type, params_type;    // of x, y and their gradients; of u, t and theirs. The mask is bytes.
   void* data[AffineTensors::count];
   AffinePass pass = {};
   void* ladj;  // [rows], float (double where x is double); bwd: its gradient, null: zero
 
-  // `tensors` in the order of AffineTensors, `passing` in that of AffinePass.
-  AffineArgs(const AffineSpec&, bool backward, const std::vector<int64_t>& sizes, int event_dims, int x_dtype,
-             int params_dtype, const std::vector<StridedTensor>& tensors, const std::array<uintptr_t, 5>& passing,
-             uintptr_t ladj_at);
   bool empty() const { return rows == 0 || event == 0; }
 };
+
+// What is checked here is all that a kernel relies on. Where `passes`, the kernel writes what is not mapped as well,
+// and else somebody has. shift, mask, gradients that are absent or not wanted: none.
+AffineArgs affine_fwd_args(const AffineSpec&, bool passes, const View& x, const View& params, const View& shift,
+                           const View& mask, const View& y, const View& ladj);
+AffineArgs affine_bwd_args(const AffineSpec&, bool passes, const View& x, const View& params, const View& shift,
+                           const View& mask, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                           const View& grad_params, const View& grad_shift);
 
 void affine_fwd(const AffineSpec&, const AffineArgs&, int threads);
 void affine_bwd(const AffineSpec&, const AffineArgs&, int threads);

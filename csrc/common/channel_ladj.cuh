@@ -6,13 +6,13 @@
 namespace fk::cuda {
 
 // Fills ladj by all threads of a grid; those of a warp take part together. Args: inverse, channels, ladj [ladj_count],
-// each of ladj_pixels pixels.
-template <class S, class Args>
-__device__ void fill_ladj(const Args& a, const void* log_scale) {
+// each of ladj_pixels pixels. log_scale(c): of a channel's scale.
+template <class S, class Args, class F>
+__device__ void fill_ladj(const Args& a, const F& log_scale) {
   const int64_t threads = int64_t(gridDim.x) * blockDim.x, first = int64_t(blockIdx.x) * blockDim.x;
   if (first >= a.ladj_count) return;
   double sum = 0;
-  for (int64_t c = threadIdx.x % 32; c < a.channels; c += 32) sum += double(static_cast<const S*>(log_scale)[c]);
+  for (int64_t c = threadIdx.x % 32; c < a.channels; c += 32) sum += double(log_scale(c));
   sum = sum_lanes(sum, 32);
   const S value = S((a.inverse ? -sum : sum) * double(a.ladj_pixels));
   for (int64_t i = first + threadIdx.x; i < a.ladj_count; i += threads) static_cast<S*>(a.ladj)[i] = value;

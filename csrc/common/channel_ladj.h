@@ -8,11 +8,11 @@
 
 namespace fk::FK_ISA {
 
-// Args: inverse, channels, and ladj [ladj_count], each of ladj_pixels pixels.
-template <class S, class Args>
-void fill_ladj(const Args& a, const void* log_scale) {
+// Args: inverse, channels, and ladj [ladj_count], each of ladj_pixels pixels. log_scale(c): of a channel's scale.
+template <class S, class Args, class F>
+void fill_ladj(const Args& a, const F& log_scale) {
   double sum = 0;
-  for (int64_t c = 0; c < a.channels; ++c) sum += double(static_cast<const S*>(log_scale)[c]);
+  for (int64_t c = 0; c < a.channels; ++c) sum += double(log_scale(c));
   const S value = S((a.inverse ? -sum : sum) * double(a.ladj_pixels));
   for (int64_t i = 0; i < a.ladj_count; ++i) static_cast<S*>(a.ladj)[i] = value;
 }

@@ -2,7 +2,6 @@
 #pragma once
 #include "../common/channels.h"
 #include "../common/cuda_stream.h"
-#include "../common/tensor.h"
 
 namespace fk {
 
@@ -27,14 +26,20 @@ struct LuArgs {
   int64_t count() const { return images * pixels; }
 };
 
-// sizes: images, pixels, channels, entries of ladj, pixels of each. factors: lower, upper, log_s, sign_s, bias,
-// permutation. grads: of the first four, and of bias.
-LuArgs lu_fwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                   const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj);
-LuArgs lu_bwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                   const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
-                   uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads);
-void check_permutation(const LuArgs&);  // one in the CPU's memory: it is written through
+// Parameters, and their gradients; bias and permutation, or what is not wanted: none.
+struct LuFactors {
+  const View &lower, &upper, &log_s, &sign_s, &permutation, &bias;
+};
+struct LuGrads {
+  const View &lower, &upper, &log_s, &sign_s, &bias;
+};
+
+// What is checked here is all that a kernel relies on, but the permutation's values.
+LuArgs lu_fwd_args(bool gpu, int channel_dim, bool inverse, const View& x, const LuFactors&, const View& y,
+                   const View& ladj);
+LuArgs lu_bwd_args(bool gpu, int channel_dim, bool inverse, const View& x, const LuFactors&, const View& y,
+                   const View& grad_y, const View& grad_ladj, const View& grad_x, const LuGrads&);
+void check_permutation(const View&);  // its values: one in the CPU's memory
 
 void lu_fwd(const LuArgs&, int threads);
 void lu_bwd(const LuArgs&, int threads);
@@ -45,6 +50,7 @@ struct LuWork {
   int64_t slices;
   void *h, *g_h;  // [C, images * pixels]; inverse only, where sums is given and not lu_fuses
 };
+LuWork lu_work(const LuArgs&, bool fuses, const View& sums, const View& h, const View& g_h, int64_t slices);
 
 void lu_fwd(const LuArgs&, const CudaStream&);
 void lu_bwd(const LuArgs&, const LuWork&, const CudaStream&);

@@ -1,6 +1,5 @@
-// From what Python lists to a call of the LU linear map, checked for what would corrupt memory: shared by the CPU's
-// module and CUDA's.
-#include <stdexcept>
+// From what torch says of the tensors to a call of the LU linear map, checked for what would corrupt memory: shared by
+// the CPU's module and CUDA's.
 #include <string>
 #include <vector>
 
@@ -8,54 +7,88 @@
 
 namespace fk {
 
-static void* ptr(uintptr_t p) { return reinterpret_cast<void*>(p); }
-
-static LuArgs common_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                          const std::array<uintptr_t, 6>& factors) {
+// Only a GPU converts as it reads and writes.
+static LuArgs inputs(bool gpu, int channel_dim, bool inverse, const View& x, const LuFactors& f, ChannelShape* shape) {
+  const ChannelShape s = *shape = channel_shape("lu_linear: x", x, channel_dim);
+  const DType wide = wide_type(x.type);
+  if (!gpu) check_type("lu_linear: x", x, wide);
+  checked_product("lu_linear: channels", {s.channels, s.channels, 64});
+  check_contiguous_like("lu_linear: lower", f.lower, wide, &s.channels, 1, s.channels);
+  check_contiguous_like("lu_linear: upper", f.upper, wide, &s.channels, 1, s.channels);
+  check_contiguous_like("lu_linear: log_s", f.log_s, wide, &s.channels, 1);
+  check_contiguous_like("lu_linear: sign_s", f.sign_s, wide, &s.channels, 1);
+  check_contiguous_or_none("lu_linear: permutation", f.permutation, DType::i64, &s.channels, 1);
+  check_contiguous_or_none("lu_linear: bias", f.bias, wide, &s.channels, 1);
   LuArgs a = {};
-  a.type = DType(type);
+  a.type = x.type;
   a.inverse = inverse;
-  a.images = sizes[0], a.pixels = sizes[1], a.channels = sizes[2];
-  a.ladj_count = sizes[3], a.ladj_pixels = sizes[4];
-  a.lower = ptr(factors[0]), a.upper = ptr(factors[1]), a.log_s = ptr(factors[2]), a.sign_s = ptr(factors[3]);
-  a.bias = ptr(factors[4]);
-  a.permutation = static_cast<const int64_t*>(ptr(factors[5]));
-  a.x = channels_of(x);
-  if (a.images < 1 || a.pixels < 1 || a.channels < 1) throw std::invalid_argument("lu_linear: empty tensor");
-  if (!a.x.data || !a.lower || !a.upper || !a.log_s || !a.sign_s)
-    throw std::invalid_argument("lu_linear: null data pointer");
+  a.images = s.images, a.pixels = s.pixels, a.channels = s.channels;
+  a.ladj_count = s.ladj_count, a.ladj_pixels = s.ladj_pixels;
+  a.lower = f.lower.data, a.upper = f.upper.data, a.log_s = f.log_s.data, a.sign_s = f.sign_s.data;
+  a.bias = f.bias.data;
+  a.permutation = static_cast<const int64_t*>(f.permutation.data);
+  a.x = channels_of("lu_linear: x", x, x, s, x.type);
   return a;
 }
 
-LuArgs lu_fwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                   const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, uintptr_t ladj) {
-  LuArgs a = common_args(type, inverse, sizes, x, factors);
-  a.y = channels_of(y);
-  a.ladj = ptr(ladj);
-  if (!a.y.data || !a.ladj) throw std::invalid_argument("lu_linear: null data pointer");
+LuArgs lu_fwd_args(bool gpu, int channel_dim, bool inverse, const View& x, const LuFactors& factors, const View& y,
+                   const View& ladj) {
+  ChannelShape s;
+  LuArgs a = inputs(gpu, channel_dim, inverse, x, factors, &s);
+  a.y = channels_of("lu_linear: y", y, x, s, x.type);
+  check_writable("lu_linear: y", y);
+  check_contiguous_like("lu_linear: ladj", ladj, wide_type(x.type), x.size, s.lead(x));
+  a.ladj = ladj.data;
   return a;
 }
 
-LuArgs lu_bwd_args(int type, bool inverse, const std::array<int64_t, 5>& sizes, const ChannelNumbers& x,
-                   const std::array<uintptr_t, 6>& factors, const ChannelNumbers& y, const ChannelNumbers& grad_y,
-                   uintptr_t grad_ladj, const ChannelNumbers& grad_x, const std::array<uintptr_t, 5>& grads) {
-  LuArgs a = common_args(type, inverse, sizes, x, factors);
-  a.y = channels_of(y);
-  a.grad_y = channels_of(grad_y);
-  a.grad_ladj = ptr(grad_ladj);
-  a.grad_x = channels_of(grad_x);
-  a.grad_lower = ptr(grads[0]), a.grad_upper = ptr(grads[1]), a.grad_log_s = ptr(grads[2]);
-  a.grad_sign_s = ptr(grads[3]), a.grad_bias = ptr(grads[4]);
-  if (!a.grad_y.data) throw std::invalid_argument("lu_linear: null data pointer");
+LuArgs lu_bwd_args(bool gpu, int channel_dim, bool inverse, const View& x, const LuFactors& factors, const View& y,
+                   const View& grad_y, const View& grad_ladj, const View& grad_x, const LuGrads& grads) {
+  ChannelShape s;
+  LuArgs a = inputs(gpu, channel_dim, inverse, x, factors, &s);
+  const DType wide = wide_type(x.type);
+  if (y.given()) a.y = channels_of("lu_linear: y", y, x, s, wide);
+  a.grad_y = channels_of("lu_linear: grad_y", grad_y, x, s, x.type);
+  if (grad_x.given()) {
+    a.grad_x = channels_of("lu_linear: grad_x", grad_x, x, s, x.type);
+    check_writable("lu_linear: grad_x", grad_x);
+  }
+  check_contiguous_or_none("lu_linear: grad_ladj", grad_ladj, wide, x.size, s.lead(x));
+  check_contiguous_or_none("lu_linear: grad_lower", grads.lower, wide, &s.channels, 1, s.channels);
+  check_contiguous_or_none("lu_linear: grad_upper", grads.upper, wide, &s.channels, 1, s.channels);
+  check_contiguous_or_none("lu_linear: grad_log_s", grads.log_s, wide, &s.channels, 1);
+  check_contiguous_or_none("lu_linear: grad_sign_s", grads.sign_s, wide, &s.channels, 1);
+  check_contiguous_or_none("lu_linear: grad_bias", grads.bias, wide, &s.channels, 1);
+  a.grad_ladj = grad_ladj.data;
+  a.grad_lower = grads.lower.data, a.grad_upper = grads.upper.data, a.grad_log_s = grads.log_s.data;
+  a.grad_sign_s = grads.sign_s.data, a.grad_bias = grads.bias.data;
   return a;
 }
 
-void check_permutation(const LuArgs& a) {
-  if (!a.permutation) return;
-  std::vector<bool> seen(size_t(a.channels), false);
-  for (int64_t i = 0; i < a.channels; ++i) {
-    const int64_t p = a.permutation[i];
-    if (p < 0 || p >= a.channels || seen[size_t(p)])
+LuWork lu_work(const LuArgs& a, bool fuses, const View& sums, const View& h, const View& g_h, int64_t slices) {
+  check_number("lu_linear: slices", slices, 1, 264);
+  const bool wanted = a.grad_lower || a.grad_upper || a.grad_log_s || a.grad_sign_s || a.grad_bias;
+  if (!wanted) return {nullptr, slices, nullptr, nullptr};
+  const int64_t C = a.channels, of_sums[] = {slices, 2 * C * C + C + 1}, between[] = {C, a.count()};
+  check_contiguous_like("lu_linear: sums", sums, DType::f64, of_sums, 2);
+  if (a.inverse && !a.y.data)
+    refuse("lu_linear: y", "given where gradients of an inverse's parameters are wanted", "None");
+  if (!a.inverse || fuses) return {static_cast<double*>(sums.data), slices, nullptr, nullptr};
+  if (!a.grad_x.data) refuse("lu_linear: grad_x", "given where sums are taken of it", "None");
+  check_contiguous_like("lu_linear: h", h, wide_type(a.type), between, 2);
+  check_contiguous_like("lu_linear: g_h", g_h, wide_type(a.type), between, 2);
+  return {static_cast<double*>(sums.data), slices, h.data, g_h.data};
+}
+
+void check_permutation(const View& permutation) {
+  check_storage("ops.lu_linear: permutation", permutation);
+  check_type("ops.lu_linear: permutation", permutation, DType::i64);
+  if (permutation.ndim != 1) refuse("ops.lu_linear: permutation", "[C]", sizes_of(permutation));
+  const int64_t channels = permutation.size[0], *const at = static_cast<const int64_t*>(permutation.data);
+  std::vector<bool> seen(size_t(channels), false);
+  for (int64_t i = 0; i < channels; ++i) {
+    const int64_t p = at[i * permutation.stride[0]];
+    if (p < 0 || p >= channels || seen[size_t(p)])
       throw std::invalid_argument("ops.lu_linear: permutation must hold each of 0 to C-1 once, got " +
                                   std::to_string(p) + " at " + std::to_string(i));
     seen[size_t(p)] = true;

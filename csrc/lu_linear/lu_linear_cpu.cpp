@@ -1,4 +1,6 @@
 // The LU linear map on strips of pixels, forward, inverse and backward.
+#include <cmath>
+
 #include "../common/channel_ladj.h"
 #include "lu_kernels.h"
 #include "map.h"
@@ -236,7 +238,8 @@ void add_rows(const S* g, int64_t stride, int64_t strips, int64_t C, double* sum
 template <class S>
 void finish(const LuArgs& a, const Backward<S>& B, int parts, int threads) {
   const int64_t C = a.channels, grain = 1 + kGrainWork / (32 * C);
-  const double sign = a.inverse ? -1 : 1;
+  const double sign = a.inverse ? -1 : 1, of_ladj = a.grad_ladj ? ladj_gradient<S>(a) : 0;
+  const S *const log_s = static_cast<const S*>(a.log_s), *const signs = static_cast<const S*>(a.sign_s);
   S *const lower = static_cast<S*>(a.grad_lower), *const given = static_cast<S*>(a.grad_upper);
   S* const upper = given ? given : B.upper;
   if (B.whole) {
@@ -254,9 +257,11 @@ void finish(const LuArgs& a, const Backward<S>& B, int parts, int threads) {
         to = j >= i ? S(0) : B.whole ? to : S(sign * B.total(parts, false, i, j));
       }
       const S diagonal = B.whole ? upper[i * C + i] : S(sign * B.total(parts, true, i, i));
-      if (a.grad_log_s) static_cast<S*>(a.grad_log_s)[i] = diagonal * B.f.diagonal[i];
-      if (a.grad_sign_s)
-        static_cast<S*>(a.grad_sign_s)[i] = diagonal * B.f.diagonal[i] / static_cast<const S*>(a.sign_s)[i];
+      if (a.grad_log_s) static_cast<S*>(a.grad_log_s)[i] = diagonal * B.f.diagonal[i] + S(of_ladj);
+      if (a.grad_sign_s) {
+        const S size = signs[i] == 0 ? S(std::exp(double(log_s[i]))) : B.f.diagonal[i] / signs[i];
+        static_cast<S*>(a.grad_sign_s)[i] = diagonal * size + (a.grad_ladj ? S(of_ladj) / signs[i] : S(0));
+      }
       for (int64_t j = 0; given && j < C; ++j) {
         S& to = given[i * C + j];
         to = j <= i ? S(0) : B.whole ? to : S(sign * B.total(parts, true, i, j));
@@ -295,20 +300,20 @@ void bwd(const LuArgs& a, int threads) {
     for (int p = 0; p < deal.parts; ++p) sum += B.bias[p * C + B.f.at(i)];
     static_cast<S*>(a.grad_bias)[i] = S(a.inverse ? -sum : sum);
   }
-  if (a.grad_log_s && a.grad_ladj) {
-    const S of_ladj = S(ladj_gradient<S>(a));
-    for (int64_t i = 0; i < C; ++i) static_cast<S*>(a.grad_log_s)[i] += of_ladj;
-  }
+}
+
+template <class S>
+void fwd_and_ladj(const LuArgs& a, int threads) {
+  fwd<S>(a, threads);
+  const S *log_s = static_cast<const S*>(a.log_s), *sign = static_cast<const S*>(a.sign_s);
+  fill_ladj<S>(a, [&](int64_t c) {
+    const double size = std::abs(double(sign[c]));
+    return size == 1 ? double(log_s[c]) : double(log_s[c]) + std::log(size);
+  });
 }
 
 void fwd_any(const LuArgs& a, int threads) {
-  if (a.type == DType::f64) {
-    fwd<double>(a, threads);
-    fill_ladj<double>(a, a.log_s);
-  } else {
-    fwd<float>(a, threads);
-    fill_ladj<float>(a, a.log_s);
-  }
+  a.type == DType::f64 ? fwd_and_ladj<double>(a, threads) : fwd_and_ladj<float>(a, threads);
 }
 void bwd_any(const LuArgs& a, int threads) { a.type == DType::f64 ? bwd<double>(a, threads) : bwd<float>(a, threads); }
 

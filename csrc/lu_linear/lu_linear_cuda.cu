@@ -82,12 +82,19 @@ __device__ bool load_factors(const LuArgs& a, bool transposed, bool solve, const
   return valid;
 }
 
+// log of a diagonal element's absolute value.
+template <class S>
+__device__ __forceinline__ S log_size(const LuArgs& a, int64_t i, S) {
+  const S size = abs_(static_cast<const S*>(a.sign_s)[i]), log_s = static_cast<const S*>(a.log_s)[i];
+  return size == 1 ? log_s : log_s + log_(size);
+}
+
 template <class S, bool Solve>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 && !Solve ? 3 : 2)
     lu_apply_kernel(const __grid_constant__ Apply<S> c) {
   FK_DYNAMIC_SHARED(bytes);
   const Shared<S> shared(bytes, int(c.a.channels));
-  if (c.a.ladj) fill_ladj<S>(c.a, c.a.log_s);
+  if (c.a.ladj) fill_ladj<S>(c.a, [&](int64_t i) { return log_size(c.a, i, S()); });
   load_factors(c.a, c.transposed, c.solve, shared);
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
   S* const z = shared.tiles + warp * shared.t.channels * kStride<S>;
@@ -432,10 +439,10 @@ __global__ void __launch_bounds__(kThreads)
       bias += sums[s * stride + 2 * C * C + row];
       of_ladj += sums[s * stride + 2 * C * C + C];
     }
-    of_ladj *= double(a.ladj_pixels);
-    if (a.grad_log_s)
-      static_cast<S*>(a.grad_log_s)[i] = S(sum * scale * double(sign[i]) + (a.inverse ? -of_ladj : of_ladj));
-    if (a.grad_sign_s) static_cast<S*>(a.grad_sign_s)[i] = S(sum * scale);
+    of_ladj *= double(a.inverse ? -a.ladj_pixels : a.ladj_pixels);
+    if (a.grad_log_s) static_cast<S*>(a.grad_log_s)[i] = S(sum * scale * double(sign[i]) + of_ladj);
+    if (a.grad_sign_s)
+      static_cast<S*>(a.grad_sign_s)[i] = S(sum * scale + (a.grad_ladj ? of_ladj / double(sign[i]) : 0));
     if (a.grad_bias) static_cast<S*>(a.grad_bias)[i] = S(a.inverse ? -bias : bias);
   }
 }

@@ -1,11 +1,9 @@
 // Launchers of the rational splines on raw pointers. No torch, no Python.
 #pragma once
 #include <stdint.h>
-#include <array>
-#include <vector>
 
 #include "../common/cuda_stream.h"
-#include "../common/tensor.h"
+#include "../common/view.h"
 
 namespace fk {
 
@@ -58,10 +56,13 @@ RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, 
                  double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
                  double edge_logit, bool inverse, double min_lambda);
 
-// `dims`: (size, stride of x, stride of params) per leading dim, already collapsed. `tensors`: addresses (0: absent) in
-// the order of RqsArgs.
-RqsArgs rqs_args(bool backward, const std::vector<std::array<int64_t, 3>>& dims, int64_t features, int64_t x_stride,
-                 int64_t params_stride, int x_type, int params_type, const std::array<uintptr_t, 8>& tensors);
+// Throws where the box, its bins or their slopes have no numbers in the arithmetic type: Python's RqsSpec.why_too_far.
+void check_box(const RqsSpec&, bool wide);
+
+// What is checked here is all that a kernel relies on. grad_y and grad_ladj may be none.
+RqsArgs rqs_fwd_args(const RqsSpec&, const View& x, const View& params, const View& y, const View& ladj);
+RqsArgs rqs_bwd_args(const RqsSpec&, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
+                     const View& grad_x, const View& grad_params);
 
 void rqs_fwd(const RqsSpec&, const RqsArgs&, int threads);
 void rqs_bwd(const RqsSpec&, const RqsArgs&, int threads);

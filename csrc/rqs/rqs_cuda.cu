@@ -379,6 +379,7 @@ void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backw
 
 void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {
   if (a.empty()) return;
+  if (spec.min_lambda != 0) refuse("rqs: order", "quadratic on a GPU", "linear");
   by_arithmetic(a.x_type, [&](auto s) {
     using S = decltype(s);
     spec.clip_size != 0 ? run<S, true>(spec, a, on, backward) : run<S, false>(spec, a, on, backward);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from flowkernels.ops._checks import check_floating
 
 def check_x(op: str, x: object, channel_dim: object) -> None:
     """Raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
-    if channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
+    if not isinstance(channel_dim, numbers.Integral) or isinstance(channel_dim, bool) or channel_dim not in (-1, 1):
         raise ValueError(f"{op}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
     check_floating(op, "x", x)
     assert isinstance(x, Tensor)  # for the type checker
@@ -27,7 +28,13 @@ def check_x(op: str, x: object, channel_dim: object) -> None:
 
 def check_parameter(op: str, name: str, t: object, shape: Sequence[int], x: Tensor) -> None:
     """Raises unless `t` is a dense floating tensor of this shape beside `x`; its dtype may differ."""
-    if isinstance(t, Tensor) and t.dtype is x.dtype and t.shape == shape and t.device == x.device:
+    if (
+        isinstance(t, Tensor)
+        and t.dtype is x.dtype
+        and t.shape == shape
+        and t.device == x.device
+        and t.layout is torch.strided
+    ):
         return
     check_floating(op, name, t)
     check_shape(op, name, t, shape, x)  # type: ignore[arg-type]
@@ -92,33 +99,30 @@ def fake(x: Tensor, channel_dim: int, tensors: Sequence[Tensor]) -> tuple[Tensor
 # ---- how compiled kernels walk a tensor ----
 
 
-def sizes(x: Tensor, channel_dim: int) -> tuple[int, int, int, int, int]:
-    """Images, pixels, channels, entries of ladj, pixels of each. Rows of features are the pixels of one image."""
+def sizes(x: Tensor, channel_dim: int) -> tuple[int, int, int]:
+    """Images, pixels, channels. Rows of features are the pixels of one image."""
     C = x.shape[channel_dim]
-    if channel_dim == 1:
-        n = x.shape[2:].numel()
-        return x.shape[0], n, C, x.shape[0], n
-    rows = x.shape[:-1].numel()
-    return 1, rows, C, rows, 1
+    return (x.shape[0], x.shape[2:].numel(), C) if channel_dim == 1 else (1, x.shape[:-1].numel(), C)
 
 
-def walkable(t: Tensor, channel_dim: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """The tensor, copied where it must be, and its pointer and strides of image, channel and pixel.
-
-    Kernels need the pixels of an image at even distances, and pixels or channels side by side.
-    """
+def walkable(t: Tensor, channel_dim: int) -> Tensor:
+    """The tensor, copied where it must be: kernels need the pixels of an image at even distances, and pixels or
+    channels side by side."""
     if t.is_neg():
         t = t.resolve_neg()
-    if not t.is_contiguous():
-        strides = _strides(t, channel_dim)
-        if strides is not None:
-            return t, (t.data_ptr(), *strides)
-        t = t.contiguous()
+    return t if t.is_contiguous() or _strides(t, channel_dim) is not None else t.contiguous()
+
+
+def walk(t: Tensor, channel_dim: int) -> tuple[int, int, int]:
+    """The strides of image, channel and pixel of a walkable tensor."""
+    strides = None if t.is_contiguous() else _strides(t, channel_dim)
+    if strides is not None:
+        return strides
     C = t.shape[channel_dim]
     if channel_dim == -1:
-        return t, (t.data_ptr(), 0, 1, C)
+        return 0, 1, C
     n = t.shape[2:].numel()
-    return t, ((t.data_ptr(), C * n, n, 1) if n > 1 else (t.data_ptr(), C, 1, C))
+    return (C * n, n, 1) if n > 1 else (C, 1, C)
 
 
 def _strides(t: Tensor, channel_dim: int) -> tuple[int, int, int] | None:
@@ -141,8 +145,8 @@ def _strides(t: Tensor, channel_dim: int) -> tuple[int, int, int] | None:
     return (image, channel, pixel) if channel == 1 or pixel == 1 else None
 
 
-def writable(like: Tensor, channel_dim: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Where a kernel writes in place of `like`: itself, or a contiguous tensor."""
+def writable(like: Tensor, channel_dim: int) -> Tensor:
+    """What a kernel writes to in place of `like`: itself, or a contiguous tensor."""
     if like.is_contiguous() or _strides(like, channel_dim) is not None:
-        return walkable(like, channel_dim)
-    return walkable(torch.empty(like.shape, dtype=like.dtype, device=like.device), channel_dim)
+        return like
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,13 @@ def check_flag(op: str, name: str, given: object) -> bool:
     if type(given).__name__ in ("bool", "bool_") and type(given).__module__ == "numpy":
         return bool(given)
     raise ValueError(f"{op}: {name} must be True or False, got {given!r:.60}")
+
+
+def without_flags(given: Any) -> Any:
+    """Several numbers as a cache's key: True equals 1 there, so that True becomes what no check takes for a number."""
+    if isinstance(given, (tuple, list)) and any(isinstance(g, bool) for g in given):
+        return tuple(repr(g) if isinstance(g, bool) else g for g in given)
+    return given
 
 
 def expands(shape: Sequence[int], to: Sequence[int]) -> bool:

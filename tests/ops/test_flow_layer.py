@@ -175,7 +175,7 @@ def through_the_module(
     for layer in net.layers:
         layer.allocate_grads(rows)
     y, ladj, grad_x = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x)
-    univariate = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first))
+    univariate = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first, (1, 0, 0, 1)))
     same = (net.handle(rows), univariate, C.Columns(D, range(D), range(D)), x)
     C.flow_layer_fwd(*same, y, ladj, 1)
     C.flow_layer_bwd(*same, weights(y), weights(ladj), grad_x, 1)

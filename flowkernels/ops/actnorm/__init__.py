@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowkernels.ops import _channels
+from flowkernels.ops._checks import check_flag
 
 from .autograd import op
 from .reference import ActNormSpec
@@ -59,4 +60,4 @@ def actnorm(
     shape = (x.shape[channel_dim],)
     _channels.check_parameter(_NAME, "log_scale", log_scale, shape, x)
     _channels.check_parameter(_NAME, "shift", shift, shape, x)
-    return op(ActNormSpec(channel_dim, bool(inverse)), backend, x, log_scale, shift)  # type: ignore[return-value]
+    return op(ActNormSpec(int(channel_dim), check_flag(_NAME, "inverse", inverse)), backend, x, log_scale, shift)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Actnorm on the compiled kernels of a CPU or a GPU: describes strides, allocates, calls."""
+"""Actnorm on the compiled kernels of a CPU or a GPU: allocates, calls."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
-from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 
 from .reference import ActNormSpec
-
-_NONE = (0, 0, 0, 0)
-Walk = tuple[int, int, int, int]
 
 
 def why_not(on: Cpu | Cuda, spec: ActNormSpec, *tensors: Tensor) -> str | None:
@@ -25,20 +21,20 @@ def _parameters(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     return [(t if t.dtype is dtype else t.to(dtype)).contiguous().resolve_neg() for t in tensors]
 
 
-def _even(t: Tensor, dim: int) -> tuple[Tensor, Walk]:
-    """As `_channels.walkable`; where channels lie side by side, pixels are at even distances over all images too."""
-    t, walk = _channels.walkable(t, dim)
-    if walk[2] == 1 and dim == 1 and t.shape[0] > 1 and walk[1] != t.shape[2:].numel() * walk[3]:
-        return _channels.walkable(t.contiguous(), dim)
-    return t, walk
+def _alike(dim: int, *tensors: Tensor) -> tuple[list[Tensor], bool]:
+    """All of them walked in one way, by rows (True; pixels then at even distances over all images too) or by planes: as
+    they lie, or contiguous."""
+    if not all(t.is_contiguous() and not t.is_neg() for t in tensors):
+        tensors = tuple(_even(_channels.walkable(t, dim), dim) for t in tensors)
+        if len({_channels.walk(t, dim)[1] == 1 for t in tensors}) > 1:
+            tensors = tuple(t.contiguous() for t in tensors)
+    return list(tensors), _channels.walk(tensors[0], dim)[1] == 1
 
 
-def _alike(dim: int, *tensors: Tensor) -> list[tuple[Tensor, Walk]]:
-    """All of them walked in one way, by rows or by planes: as they lie, or contiguous."""
-    found = [_even(t, dim) for t in tensors]
-    if len({walk[2] == 1 for _, walk in found}) == 1:
-        return found
-    return [_channels.walkable(t.contiguous(), dim) for t in tensors]
+def _even(t: Tensor, dim: int) -> Tensor:
+    image, channel, pixel = _channels.walk(t, dim)
+    uneven = channel == 1 and dim == 1 and t.shape[0] > 1 and image != t.shape[2:].numel() * pixel
+    return t.contiguous() if uneven else t
 
 
 def _room_for_sums(x: Tensor, dim: int, by_rows: bool) -> tuple[Tensor, int]:
@@ -59,11 +55,8 @@ def fwd(on: Cpu | Cuda, spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: 
     if x.numel() == 0:
         total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
-    (x, source), (to, at) = _alike(dim, _channels.cast(x, out), y)
-    on.module.actnorm_fwd(
-        DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(), at,
-        ladj.data_ptr(), *on.where(x),
-    )  # fmt: skip
+    (x, to), _ = _alike(dim, _channels.cast(x, out), y)
+    on.module.actnorm_fwd(dim, spec.inverse, x, log_scale, shift, to, ladj, *on.where(x))
     return y if to is y else y.copy_(to), ladj
 
 
@@ -92,18 +85,17 @@ def bwd(
             grad_log_scale += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
     else:
         # Without grad_x the input stands in for it, and is not written.
-        given = _alike(dim, _channels.cast(x, out), _channels.cast(grad_y, out), x if grad_x is None else grad_x)
-        (x, source), (grad_y, incoming), (to, at) = given
+        given = (_channels.cast(x, out), _channels.cast(grad_y, out), x if grad_x is None else grad_x)
+        (x, grad_y, to), by_rows = _alike(dim, *given)
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
-        work: tuple[int, ...] = ()
+        work: tuple[Tensor | int | None, ...] = ()
         if isinstance(on, Cuda):
-            sums, slices = _room_for_sums(x, dim, source[2] == 1)
-            work = (sums.data_ptr() if needs[1] or needs[2] else 0, slices)
+            sums, slices = _room_for_sums(x, dim, by_rows)
+            work = (sums if needs[1] or needs[2] else None, slices)
         on.module.actnorm_bwd(
-            DTYPES[out], spec.inverse, _channels.sizes(x, dim), source, log_scale.data_ptr(), shift.data_ptr(),
-            incoming, 0 if grad_ladj is None else grad_ladj.data_ptr(), _NONE if grad_x is None else at,
-            tuple(0 if g is None else g.data_ptr() for g in (grad_log_scale, grad_shift)), *work, *on.where(x),
+            dim, spec.inverse, x, log_scale, shift, grad_y, grad_ladj, None if grad_x is None else to, grad_log_scale,
+            grad_shift, *work, *on.where(x),
         )  # fmt: skip
         if grad_x is not None and to is not grad_x:
             grad_x.copy_(to)

@@ -24,10 +24,6 @@ def _tile(pixels: int, channels: int) -> dict[str, Any]:
     return {"BP": min(_triton.power_of_2(pixels), _ELEMENTS // BC), "BC": BC}
 
 
-def _sizes(x: Tensor, channel_dim: int) -> tuple[int, int, int]:
-    return _channels.sizes(x, channel_dim)[:3]
-
-
 def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, log_scale, shift))
@@ -39,13 +35,14 @@ def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple
         return y, ladj.copy_(log_scale.to(wide).sum() * count)
     from .triton_kernels import actnorm_fwd
 
-    images, pixels, C = _sizes(x, dim)
-    (x, (_, *source)), (to, (_, *at)) = _channels.walkable(x, dim), _channels.writable(y, dim)
+    images, pixels, C = _channels.sizes(x, dim)
+    x, to = _channels.walkable(x, dim), _channels.writable(y, dim)
     tile = _tile(pixels, C)
     _triton.launch(
         actnorm_fwd, images * -(-pixels // tile["BP"]),
         x, log_scale.resolve_neg().contiguous(), shift.resolve_neg().contiguous(), to, ladj, images, pixels, C,
-        count, *source, *at, INVERSE=spec.inverse, PER_PIXEL=dim == -1, **tile, dtype=_triton.language_dtype(wide),
+        count, *_channels.walk(x, dim), *_channels.walk(to, dim), INVERSE=spec.inverse, PER_PIXEL=dim == -1, **tile,
+        dtype=_triton.language_dtype(wide),
     )  # fmt: skip
     return y if to is y else y.copy_(to), ladj
 
@@ -67,16 +64,17 @@ def bwd(
     else:
         from .triton_kernels import actnorm_bwd
 
-        images, pixels, C = _sizes(x, dim)
+        images, pixels, C = _channels.sizes(x, dim)
         tile = _tile(pixels, C)
         programs = min(_PROGRAMS, images * -(-pixels // tile["BP"]))
         partial = x.new_empty((2, programs, C) if need_params else 0, dtype=wide)
-        (v, (_, *source)), (g, (_, *incoming)) = _channels.walkable(x, dim), _channels.walkable(grad_y, dim)
-        to, (_, *at) = _channels.writable(v if grad_x is None else grad_x, dim)
+        v, g = _channels.walkable(x, dim), _channels.walkable(grad_y, dim)
+        to = v if grad_x is None else _channels.writable(grad_x, dim)
+        strides = [s for t in (v, g, to) for s in _channels.walk(t, dim)]
         _triton.launch(
             actnorm_bwd, programs,
             v, log_scale.resolve_neg().contiguous(), shift.resolve_neg().contiguous(), g, to, partial, images,
-            pixels, C, *source, *incoming, *at, INVERSE=spec.inverse, NEED_X=needs[0], NEED_PARAMS=need_params,
+            pixels, C, *strides, INVERSE=spec.inverse, NEED_X=needs[0], NEED_PARAMS=need_params,
             PROGRAMS=programs, **tile, dtype=_triton.language_dtype(wide),
         )  # fmt: skip
         if grad_x is not None and to is not grad_x:

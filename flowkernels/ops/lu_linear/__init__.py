@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkernels import _native, backends
 from flowkernels.ops import _channels
+from flowkernels.ops._checks import check_flag
+from flowkernels.ops._routing import in_transform
 
 from .autograd import op
 from .reference import LuSpec
@@ -34,7 +37,7 @@ def lu_linear(
 
     with L unit lower and U strictly upper triangular, :math:`(P v)_i = v_{\mathrm{permutation}_i}`, and
 
-    .. math:: \mathrm{ladj} = \mathrm{pixels} \cdot \sum_C \mathrm{log\_s}
+    .. math:: \mathrm{ladj} = \mathrm{pixels} \cdot \sum_C (\mathrm{log\_s} + \log |\mathrm{sign\_s}|)
 
     in nats; inverse :math:`x = W^{-1}(y - b)` by two triangular solves. No determinant and no inverse is formed.
 
@@ -44,8 +47,11 @@ def lu_linear(
         lower: ``[C, C]``, of which the strictly lower triangle is read. Gradients of the rest are exactly zero.
         upper: ``[C, C]``, of which the strictly upper triangle is read.
         log_s: ``[C]``, logarithms of the diagonal's absolute values.
-        sign_s: ``[C]``, its signs, 1 or -1.
-        permutation: int64 ``[C]``, each of 0 to C-1 once; None: P is the identity.
+        sign_s: ``[C]``, its signs, 1 or -1. Any other value is a factor of the diagonal like another, that ``ladj`` and
+            gradients contain: of a 0, W has no inverse and ``ladj`` is -inf.
+        permutation: int64 ``[C]``, each of 0 to C-1 once; None: P is the identity. On a GPU, and inside compilers and
+            torch.func, nobody looks at the values first: of one that is no permutation all of ``y`` and of the
+            gradients is NaN.
         bias: ``[C]`` or None.
         channel_dim: -1 for features, 1 for images with any number of trailing dims.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
@@ -82,11 +88,13 @@ def lu_linear(
         permutation = x.new_empty(0, dtype=torch.int64)
     else:
         _check_permutation(permutation, C, x)
+        _check_values(permutation, x, backend)
     if bias is None:
         bias = log_s.new_empty(0)
     else:
         _channels.check_parameter(_NAME, "bias", bias, (C,), x)
-    return op(LuSpec(channel_dim, bool(inverse)), backend, x, lower, upper, log_s, sign_s, permutation, bias)  # type: ignore[return-value]
+    spec = LuSpec(int(channel_dim), check_flag(_NAME, "inverse", inverse))
+    return op(spec, backend, x, lower, upper, log_s, sign_s, permutation, bias)  # type: ignore[return-value]
 
 
 def _check_permutation(permutation: object, C: int, x: Tensor) -> None:
@@ -94,4 +102,19 @@ def _check_permutation(permutation: object, C: int, x: Tensor) -> None:
         raise TypeError(f"{_NAME}: permutation must be a tensor or None, got {type(permutation).__name__}")
     if permutation.dtype is not torch.int64:
         raise TypeError(f"{_NAME}: permutation must be int64, got {permutation.dtype}")
+    if permutation.layout is not torch.strided:
+        raise TypeError(f"{_NAME}: permutation must be a dense tensor, got layout {permutation.layout}")
     _channels.check_shape(_NAME, "permutation", permutation, (C,), x)
+
+
+def _check_values(permutation: Tensor, x: Tensor, backend: str | None) -> None:
+    """Raises where the values of a permutation on a CPU are none, unless the CPU's kernel is to do that."""
+    name = backends.default() if backend is None else backend
+    if (name in ("auto", "cpu") and _native.C is not None and x.numel() > 0) or not permutation.is_cpu:
+        return
+    if in_transform((x, permutation)):
+        return
+    if _native.C is not None:
+        _native.C.check_permutation(permutation)
+    elif permutation.sort().values.tolist() != list(range(permutation.shape[0])):
+        raise ValueError(f"{_NAME}: permutation must hold each of 0 to C-1 once, got {permutation.tolist()}")

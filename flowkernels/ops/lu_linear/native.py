@@ -1,4 +1,4 @@
-"""The LU linear map on the compiled kernels of a CPU or a GPU: describes strides, allocates, calls."""
+"""The LU linear map on the compiled kernels of a CPU or a GPU: allocates, calls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 
-from .reference import LuSpec
-
-_NONE = (0, 0, 0, 0)
+from .reference import LuSpec, log_size
 
 
 def why_not(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> str | None:
@@ -36,13 +34,10 @@ def _in(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _pointers(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    lower, upper, log_s, sign_s, permutation, bias = parameters
-    absent = (bias.shape[0] == 0, permutation.shape[0] == 0)
-    return (
-        lower.data_ptr(), upper.data_ptr(), log_s.data_ptr(), sign_s.data_ptr(), 0 if absent[0] else bias.data_ptr(),
-        0 if absent[1] else permutation.data_ptr(),
-    )  # fmt: skip
+def _factors(parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """As an entry point takes them: None for a permutation or bias that is empty."""
+    *triangles, permutation, bias = parameters
+    return (*triangles, permutation if permutation.shape[0] else None, bias if bias.shape[0] else None)
 
 
 def fwd(on: Cpu | Cuda, spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,16 +48,13 @@ def fwd(on: Cpu | Cuda, spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[T
     ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=dtype)
     given = _in(dtype, parameters)
     if x.numel() == 0:
-        total = given[2].sum() * _channels.signed_pixels(x, dim, spec.inverse)
+        total = log_size(given[2], given[3]) * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
     # 16-bit: computed in float32 and rounded once, on a GPU as it is read and written.
     moved = out if isinstance(on, Cuda) else dtype
-    to, at = _channels.writable(y if out is moved else _channels.like(x, moved), dim)
-    x, source = _channels.walkable(_channels.cast(x, moved), dim)
-    on.module.lu_fwd(
-        DTYPES[moved], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), at, ladj.data_ptr(),
-        *on.where(x),
-    )  # fmt: skip
+    to = _channels.writable(y if out is moved else _channels.like(x, moved), dim)
+    x = _channels.walkable(_channels.cast(x, moved), dim)
+    on.module.lu_fwd(dim, spec.inverse, x, *_factors(given), to, ladj, *on.where(x))
     return y if to is y else y.copy_(to), ladj
 
 
@@ -109,27 +101,31 @@ def bwd(
     if x.numel() == 0 or grad_y is None:
         if grad_x is not None:
             grad_x.zero_()
-        if log_s is not None and grad_ladj is not None:
-            log_s += grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
+        if grad_ladj is not None:
+            of_ladj = grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
+            if log_s is not None:
+                log_s += of_ladj
+            if sign_s is not None:
+                sign_s += of_ladj / given[3]
     else:
-        x, source = _channels.walkable(_channels.cast(x, moved), dim)
+        x = _channels.walkable(_channels.cast(x, moved), dim)
         y = saved[0] if saved else None
         work = ()
         if isinstance(on, Cuda):
             room, slices = _work(x, x.shape[dim], spec.inverse and not fuses) if weights else ([], 1)
-            work = ((*(t.data_ptr() for t in room), 0, 0, 0)[:3], slices)
+            work = (*[*room, None, None, None][:3], slices)
             if weights and spec.inverse:  # the sums are of its gradient and its output
                 y = fwd(on, spec, x, *given)[0] if y is None else y
                 grad_x = _channels.like(x, moved) if grad_x is None and not fuses else grad_x
-        _y, result = (None, _NONE) if y is None else _channels.walkable(y, dim)
-        grad_y, incoming = _channels.walkable(_channels.cast(grad_y, moved), dim)
+        y = None if y is None else _channels.walkable(y, dim)
+        grad_y = _channels.walkable(_channels.cast(grad_y, moved), dim)
         if grad_ladj is not None:
             grad_ladj = grad_ladj.contiguous().resolve_neg()
-        to, at = (None, _NONE) if grad_x is None else _channels.writable(grad_x, dim)
+        to = None if grad_x is None else _channels.writable(grad_x, dim)
+        of_bias = None if parameters[5].shape[0] == 0 else bias
         on.module.lu_bwd(
-            DTYPES[moved], spec.inverse, _channels.sizes(x, dim), source, _pointers(given), result, incoming,
-            0 if grad_ladj is None else grad_ladj.data_ptr(), at,
-            tuple(0 if g is None else g.data_ptr() for g in (lower, upper, log_s, sign_s, bias)), *work, *on.where(x),
+            dim, spec.inverse, x, *_factors(given), y, grad_y, grad_ladj, to, lower, upper, log_s, sign_s, of_bias,
+            *work, *on.where(x),
         )  # fmt: skip
         if grad_x is not None and to is not None and to is not grad_x:
             grad_x.copy_(to)

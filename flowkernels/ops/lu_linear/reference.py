@@ -21,6 +21,19 @@ def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
     return None
 
 
+def log_size(log_s: Tensor, sign_s: Tensor) -> Tensor:
+    """The log of the product of the diagonal's absolute values. Of signs that are 1 and -1 it is the sum of log_s."""
+    return log_s.sum() + sign_s.abs().log().sum()
+
+
+def safe_permutation(permutation: Tensor, sign_s: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as they are; where it is no permutation, which nobody sees on a GPU without waiting, one that is, and signs
+    that are NaN."""
+    same = torch.arange(permutation.shape[0], device=permutation.device)
+    valid = (permutation.sort().values == same).all()
+    return torch.where(valid, permutation, same), torch.where(valid, sign_s, torch.full_like(sign_s, torch.nan))
+
+
 def fwd(
     spec: LuSpec,
     x: Tensor,
@@ -35,6 +48,9 @@ def fwd(
     out = _channels.out_dtype((x, lower, upper, log_s, sign_s, bias))
     v, lower, upper, log_s, sign_s, bias = (t.to(_channels.wide(out)) for t in (x, lower, upper, log_s, sign_s, bias))
     has_bias, permuted = bias.shape[0] > 0, permutation.shape[0] > 0
+    total = log_size(log_s, sign_s) * _channels.pixels(x, spec.channel_dim)
+    if permuted:
+        permutation, sign_s = safe_permutation(permutation, sign_s)
     L = lower.tril(-1) + torch.eye(lower.shape[0], dtype=v.dtype, device=v.device)
     U = upper.triu(1) + torch.diag(sign_s * log_s.exp())
     # Columns of a matrix, or of one matrix per image: [C, rows] or [N, C, pixels].
@@ -42,7 +58,6 @@ def fwd(
         columns = v.reshape(v.shape[:-1].numel(), v.shape[-1]).mT
     else:
         columns = v.flatten(2) if v.dim() > 2 else v[..., None]
-    total = log_s.sum() * _channels.pixels(x, spec.channel_dim)
     if spec.inverse:
         r = columns - bias[:, None] if has_bias else columns
         if permuted:

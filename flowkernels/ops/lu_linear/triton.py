@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkernels.ops import _channels, _triton
 
-from .reference import LuSpec
+from .reference import LuSpec, log_size, safe_permutation
 
 _MAX_SOLVE = 128  # channels of a pixel that fit registers from the first step of a solve to the last
 _PROGRAMS = 512  # that share a sum over pixels
@@ -42,11 +42,13 @@ class _Factors(NamedTuple):
 def _factors(dtype: torch.dtype, tensors: Sequence[Tensor]) -> _Factors:
     lower, upper, log_s, sign_s, permutation, bias = tensors
     lower, upper, log_s, sign_s = (t.to(dtype).resolve_neg().contiguous() for t in (lower, upper, log_s, sign_s))
+    absent = permutation.shape[0] == 0
+    if not absent:
+        permutation, sign_s = safe_permutation(permutation, sign_s)
     L = lower.tril(-1)
     L.diagonal().fill_(1)
     U = upper.triu(1)
     U.diagonal().copy_(sign_s * log_s.exp())
-    absent = permutation.shape[0] == 0
     back = None if absent else permutation.argsort()
     has_bias = bias.shape[0] > 0
     return _Factors(
@@ -61,13 +63,13 @@ class _Walk(NamedTuple):
 
 
 def _read(t: Tensor, dim: int) -> _Walk:
-    t, (_, *strides) = _channels.walkable(t, dim)
-    return _Walk(t, tuple(strides))
+    t = _channels.walkable(t, dim)
+    return _Walk(t, _channels.walk(t, dim))
 
 
 def _write(t: Tensor, dim: int) -> _Walk:
-    t, (_, *strides) = _channels.writable(t, dim)
-    return _Walk(t, tuple(strides))
+    t = _channels.writable(t, dim)
+    return _Walk(t, _channels.walk(t, dim))
 
 
 def _tile(channels: int) -> int:
@@ -138,11 +140,11 @@ def fwd(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     x, dim = tensors[0], spec.channel_dim
     out, dtype = _dtypes(tensors)
     y = _channels.like(x, out)
-    total = tensors[3].to(dtype).sum() * _channels.signed_pixels(x, dim, spec.inverse)
+    total = log_size(tensors[3].to(dtype), tensors[4].to(dtype)) * _channels.signed_pixels(x, dim, spec.inverse)
     ladj = total.expand(_channels.ladj_shape(x, dim)).clone()
     if x.numel() == 0:
         return y, ladj
-    f, sizes = _factors(dtype, tensors[1:]), _channels.sizes(x, dim)[:3]
+    f, sizes = _factors(dtype, tensors[1:]), _channels.sizes(x, dim)
     source, to = _read(x, dim), _write(y, dim)
     if spec.inverse:
         _solve(source, f, sizes, y=to)
@@ -167,7 +169,7 @@ def bwd(
         if grad_x is not None:
             grad_x.zero_()
     else:
-        f, sizes = _factors(dtype, tensors[1:]), _channels.sizes(x, dim)[:3]
+        f, sizes = _factors(dtype, tensors[1:]), _channels.sizes(x, dim)
         source, g = _read(x, dim), _read(grad_y, dim)
         of_bias, of_L, of_U = (_bwd_inverse if spec.inverse else _bwd_forward)(
             spec, f, sizes, source, g, grad_x, need_matrix
@@ -176,9 +178,8 @@ def bwd(
             of_bias = of_bias.index_select(0, f.permutation)
     of_s = of_U.diagonal()
     of_ladj = 0 if grad_ladj is None else grad_ladj.sum() * _channels.signed_pixels(x, dim, spec.inverse)
-    found: list[Any] = [
-        grad_x, of_L.tril(-1), of_U.triu(1), of_s * s_abs * sign_s + of_ladj, of_s * s_abs, None, of_bias
-    ]  # fmt: skip
+    of_sign = of_s * s_abs if grad_ladj is None else of_s * s_abs + of_ladj / sign_s
+    found: list[Any] = [grad_x, of_L.tril(-1), of_U.triu(1), of_s * s_abs * sign_s + of_ladj, of_sign, None, of_bias]
     has_bias = tensors[6].shape[0] > 0
     if not has_bias:
         found[6] = tensors[6].new_empty(0)

@@ -1,4 +1,4 @@
-"""The spline on the compiled kernels of a CPU or a GPU: allocates, describes strides, calls."""
+"""The spline on the compiled kernels of a CPU or a GPU: allocates, calls."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flowkernels._native import DTYPES
 from .spec import NO_LINEAR, TAILS, RqsSpec
 
 _WIDE = (torch.float32, torch.float64)
+_MAX_LEADING = 8  # of csrc/common/tensor.h
 
 
 def why_not(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
@@ -38,36 +39,29 @@ def handle(module: Any, spec: RqsSpec) -> Any:
     )  # fmt: skip
 
 
-def _rows(x: Tensor, params: Tensor) -> list[tuple[int, int, int]]:
-    """Leading dims as (size, stride of x, stride of params), merged where both tensors allow it."""
-    dims: list[tuple[int, int, int]] = []
-    for n, a, b in zip(x.shape[:-1], x.stride()[:-1], params.stride()[:-2], strict=True):
-        if n == 1:
-            continue
-        if dims and dims[-1][1] == n * a and dims[-1][2] == n * b:
-            dims[-1] = (dims[-1][0] * n, a, b)
-        else:
-            dims.append((n, a, b))
-    return dims
-
-
-def _geometry(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple]:
-    dtype = x.dtype
-    if dtype is params.dtype and x.is_contiguous() and params.is_contiguous() and not (x.is_neg() or params.is_neg()):
-        D, P = params.shape[-2:]  # most calls: one row of Python less is a microsecond of ten
-        kind = DTYPES[dtype]
-        return x, params, ([(x.numel() // D, D, D * P)] if D else [(0, 0, 0)], D, 1, P, kind, kind)
-    if dtype is not params.dtype:
+def _readable(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """As the kernels read them: of types they have, with the values that are in memory, params dense in their last dim
+    and at most 8 leading dims that cannot be merged."""
+    if x.dtype is params.dtype and x.is_contiguous() and params.is_contiguous() and not (x.is_neg() or params.is_neg()):
+        return x, params
+    if x.dtype is not params.dtype:
         x, params = _native.common_types(x, params)
     if x.is_neg() or params.is_neg():  # the sign of an imaginary part is not in its memory
         x, params = x.resolve_neg(), params.resolve_neg()
     if params.stride(-1) != 1 and params.numel() > 0:
         params = params.contiguous()
-    rows = _rows(x, params)
-    if len(rows) > 8:
+    if x.dim() > 9 and not _merges(x, params):
         x, params = x.contiguous(), params.contiguous()
-        rows = _rows(x, params)
-    return x, params, (rows, x.shape[-1], x.stride(-1), params.stride(-2), DTYPES[x.dtype], DTYPES[params.dtype])
+    return x, params
+
+
+def _merges(x: Tensor, params: Tensor) -> bool:
+    """Whether the leading dims are 8 or fewer, merged where both tensors allow it."""
+    dims: list[tuple[int, int]] = []  # strides of x and params
+    for n, a, b in zip(x.shape[:-1], x.stride()[:-1], params.stride()[:-2], strict=True):
+        if n != 1:
+            dims[-1:] = [(a, b)] if dims and dims[-1] == (n * a, n * b) else [*dims[-1:], (a, b)]
+    return len(dims) <= _MAX_LEADING
 
 
 def _ladj_like(x: Tensor) -> Tensor:
@@ -78,12 +72,11 @@ def _ladj_like(x: Tensor) -> Tensor:
 
 
 def fwd(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    x, params, geometry = _geometry(x, params)
+    x, params = _readable(x, params)
     y, ladj = on.empty_like(x), _ladj_like(x)
     if x.numel() == 0:
         return y, ladj.zero_()
-    tensors = (x.data_ptr(), params.data_ptr(), y.data_ptr(), ladj.data_ptr(), 0, 0, 0, 0)
-    on.module.rqs_fwd(handle(on.module, spec), *geometry, tensors, *on.where(x))
+    on.module.rqs_fwd(handle(on.module, spec), x, params, y, ladj, *on.where(x))
     return y, ladj
 
 
@@ -95,15 +88,13 @@ def bwd(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     x_in, params_in = tensors
-    x, params, geometry = _geometry(x_in, params_in)
+    x, params = _readable(x_in, params_in)
     grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
     grad_x, grad_params = on.empty_like(x), on.empty_like(params)
     if x.numel() > 0:
-        addresses = (
-            x.data_ptr(), params.data_ptr(), 0, 0, 0 if grad_y is None else grad_y.data_ptr(),
-            0 if grad_ladj is None else grad_ladj.data_ptr(), grad_x.data_ptr(), grad_params.data_ptr(),
+        on.module.rqs_bwd(
+            handle(on.module, spec), x, params, grad_y, grad_ladj, grad_x, grad_params, *on.where(x)
         )  # fmt: skip
-        on.module.rqs_bwd(handle(on.module, spec), *geometry, addresses, *on.where(x))
     return (
         grad_x.to(x_in.dtype) if needs[0] else None,
         grad_params.to(params_in.dtype) if needs[1] else None,
