@@ -95,18 +95,17 @@ struct Affine {
     *ladj = inverse ? -k.log_s : k.log_s;
   }
 
-  // Gradients of u, t and, returned, v, from those of out and ladj.
+  // Gradients of u, t and, returned, v, from those of out and ladj. Where out has no gradient, or the scale has
+  // stopped, u has none by way of out, whatever out is: it may be inf, and inf * 0 NaN.
   template <class T>
   FK_INLINE T grad(T u, T t, T v, T g_out, T g_ladj, T* g_u, T* g_t) const {
     const At<T> k = at(u);
-    const T g_v = g_out * k.factor;
-    if (inverse) {
-      *g_t = -g_v;
-      *g_u = -(g_out * ((v - t) * k.factor * k.slope) + g_ladj * k.log_slope);
-    } else {
-      *g_t = g_out;
-      *g_u = g_out * (v * (k.factor * k.slope)) + g_ladj * k.log_slope;
-    }
+    const T of_ladj = g_ladj * k.log_slope;
+    const T moved = inverse ? (v - t) * k.factor * k.slope : v * (k.factor * k.slope);
+    const T g_v = select(g_out == 0, g_out, g_out * k.factor);
+    const T of_out = select(g_out == 0, g_out, select(k.slope == 0, T{}, g_out * moved));
+    *g_t = inverse ? -g_v : g_out;
+    *g_u = inverse ? -(of_out + of_ladj) : of_out + of_ladj;
     return g_v;
   }
 };

@@ -35,7 +35,8 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
         log_s = unit * torch.atan(u / unit)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "clip":
-        log_s = u + (u.clamp(spec.low, spec.high) - u).detach()
+        # The value that stopped, the gradient of u. (u + (stopped - u) would lose it to rounding.)
+        log_s = u.detach().clamp(spec.low, spec.high) + torch.where(u.isfinite(), u - u.detach(), torch.zeros_like(u))
         return torch.exp(log_s), log_s
     if spec.scale == "soft_clip":
         log_s = u / (1 + (u / spec.clamp).abs())

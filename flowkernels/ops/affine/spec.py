@@ -51,7 +51,8 @@ class AffineSpec(NamedTuple):
         if self.step == 1:
             ends = ((0, self.start), (self.stop, n - self.stop))
             return [x.narrow(dim, start, length) for start, length in ends if length > 0]
-        if self.step == 2 and self.start < 2 and self.stop + 1 >= n:
+        last = self.start + (self.stop - 1 - self.start) // self.step * self.step
+        if self.step == 2 and self.start < 2 and last + 2 >= n:  # nothing but what alternates with the part
             return [self._replace(start=1 - self.start, stop=n).mapped(x)]
         return [x]
 

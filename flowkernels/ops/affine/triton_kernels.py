@@ -76,12 +76,11 @@ def scale_at(
 
 @triton.jit
 def logit_grad(gy, gl, moved, factor, slope, of_factor, INVERSE: tl.constexpr):
-    """From those of y and ladj; `moved`: what the factor multiplies, x or, inverse, y less the shift."""
-    if INVERSE:
-        g = -(gy * (moved * factor * of_factor) + gl * slope)
-    else:
-        g = gy * (moved * (factor * of_factor)) + gl * slope
-    return g
+    """From those of y and ladj; `moved`: what the factor multiplies, x or, inverse, y less the shift. Where y has no
+    gradient, or the scale has stopped, there is none by way of y, whatever y is: it may be inf, and inf * 0 NaN."""
+    moved = moved * factor * of_factor if INVERSE else moved * (factor * of_factor)
+    g = tl.where((gy == 0.0) | (of_factor == 0.0), 0.0, gy * moved) + gl * slope
+    return -g if INVERSE else g
 
 
 @triton.jit
@@ -154,7 +153,7 @@ def affine_bwd(
                 gl = tl.load(gl_ptr + row, mask=ok, other=0.0).to(dtype)
             u = tl.load(u_ptr + row * u_r + i * u_0 + j * u_1 + k * u_2, mask=mapped, other=0.0).to(dtype)
             factor, _log_s, slope, of_factor = scale_at(u, SCALE, MIN, CLAMP, LOW, HIGH, INVERSE)
-            gx = tl.where(mapped, gy * factor, gy)
+            gx = tl.where(mapped & (gy != 0.0), gy * factor, gy)
             if NEED_PARAMS:
                 v = tl.load(x_ptr + row * x_r + i * x_0 + j * x_1 + k * x_2, mask=mapped, other=0.0).to(dtype)
                 if INVERSE:
