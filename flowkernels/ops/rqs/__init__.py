@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import DTYPES, check_floating
+from flowkernels.ops._checks import DTYPES, check_floating, without_flags
 
 from .autograd import op
-from .spec import MAX_BINS, cached_spec, count_params, make_spec
+from .spec import MAX_BINS, cached_spec_for, count_params, make_spec_for
 
 __all__ = ["MAX_BINS", "rqs"]
 
@@ -55,7 +55,8 @@ def rqs(
         bins: K, from 1 to 128.
         tails: ``"linear"``: slope 1 at both ends; ``"circular"``: equal slopes at both ends; ``None``: free slopes.
         tail_bound: the box is [-tail_bound, tail_bound] in x and y.
-        box: ``(left, right, bottom, top)`` instead of ``tail_bound``.
+        box: ``(left, right, bottom, top)`` instead of ``tail_bound``. The smallest and the steepest bin must be numbers
+            of float32, unless the tensors are float64: with the default minimum sizes bounds from 1e-33 to 1e35 are.
         min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
         min_derivative: smallest slope at a knot.
         logit_scale: multiplies the width and height logits (nflows divides them by the root of the hidden width).
@@ -90,16 +91,17 @@ def rqs(
         (True, True)
     """
     settings = (
-        bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
-        slope, inverse, edge_slope, order,
+        bins, tails, tail_bound, None if box is None else without_flags(box), min_bin_width, min_bin_height,
+        min_derivative, logit_scale, parametrization, slope, inverse, edge_slope, order,
     )  # fmt: skip
+    wide = getattr(x, "dtype", None) is torch.float64 or getattr(params, "dtype", None) is torch.float64
     if torch.compiler.is_compiling():
-        spec = make_spec(*settings)
+        spec = make_spec_for(wide, *settings)
     else:
         try:
-            spec = cached_spec(*settings)
+            spec = cached_spec_for(wide, *settings)
         except TypeError:  # a setting without a hash, such as a list
-            spec = make_spec(*settings)
+            spec = make_spec_for(wide, *settings)
     # Not spec.n_params: torch 2.6 does not trace a named tuple's property where one of its numbers is dynamic.
     _check(x, params, count_params(spec.bins, spec.tails, spec.min_lambda > 0))
     return op(spec, backend, x, params)  # type: ignore[return-value]

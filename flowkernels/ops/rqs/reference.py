@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import RqsSpec
+from .spec import RqsSpec, check_box
 
 
 def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
@@ -45,7 +45,9 @@ def _slopes(logits: Tensor, spec: RqsSpec) -> Tensor:
         logits = torch.cat([logits, logits[..., :1]], dim=-1)
     if spec.clipped:
         return torch.exp(logits / (1 + (logits / math.log(spec.slope)).abs()))
-    return spec.min_derivative + F.softplus(logits)
+    # The sum of two has a reciprocal that is no denormal.
+    most = 2.0 ** (1020 if logits.dtype == torch.float64 else 124)
+    return (spec.min_derivative + F.softplus(logits, threshold=50.0)).clamp_max(most)
 
 
 class _Bin(NamedTuple):
@@ -68,12 +70,17 @@ def _quadratic(spec: RqsSpec, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tenso
         # Counted from the nearer knot: turned by 180 degrees a bin is a bin with its slopes exchanged.
         below, above = v - b.y0, b.y1 - v
         turn = above < below
-        dy, d = torch.where(turn, above, below), torch.where(turn, b.d1, b.d0)
-        qb, qa = b.h * d - dy * beta, dy * beta + b.h * (s - d)
+        # A share of the bin's height, so that no square depends on how large the box is.
+        rise = torch.where(turn, above, below) / b.h
+        # Slopes that have no squares count in smaller units, and s with them.
+        most, units = (2.0**500, 2.0**-520) if v.dtype == torch.float64 else (2.0**60, 2.0**-64)
+        unit = torch.where(b.d0 + b.d1 > most, units, 1.0).to(v.dtype)
+        d, s_unit, bend = torch.where(turn, b.d1, b.d0) * unit, s * unit, rise * (beta * unit)
+        qb, qa = d - bend, bend + (s_unit - d)
         # Not below tiny: the slope of the root at 0 is infinite.
-        root = torch.sqrt((qb * qb + 4 * qa * s * dy).clamp_min(torch.finfo(v.dtype).tiny))
+        root = torch.sqrt((qb * qb + 4 * qa * s_unit * rise).clamp_min(torch.finfo(v.dtype).tiny))
         den = torch.where(qb >= 0, qb + root, 2 * qa)
-        theta = torch.where(qb >= 0, 2 * s * dy, root - qb) / torch.where(den == 0, torch.ones_like(den), den)
+        theta = torch.where(qb >= 0, 2 * s_unit * rise, root - qb) / torch.where(den == 0, torch.ones_like(den), den)
         theta = torch.where(turn, 1 - theta, theta)
     else:
         theta = (v - b.x0) / b.w
@@ -114,6 +121,7 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     K, P = spec.bins, params.shape[-1]
     out_dtype = torch.promote_types(x.dtype, params.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)
+    check_box(spec, dtype is torch.float64)
     v, p = x.to(dtype), params.to(dtype)
 
     knots_x, widths = _knots(p[..., :K], spec.left, spec.right, spec.min_bin_width, spec)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+from flowkernels.ops._checks import check_flag
 
 TAILS = ("none", "linear", "circular")  # the order of csrc/rqs/rqs.h
 MAX_BINS = 128
@@ -52,7 +54,8 @@ class RqsSpec(NamedTuple):
         """The slope logit that gives `edge_slope`; only linear tails, whose min_derivative is below it, need one."""
         if self.clipped or self.min_derivative >= self.edge_slope:
             return 0.0
-        return math.log(math.expm1(self.edge_slope - self.min_derivative))
+        softplus = self.edge_slope - self.min_derivative
+        return softplus if softplus > 50 else math.log(math.expm1(softplus))
 
 
 def _fail(name: str, contract: str, given: object) -> NoReturn:
@@ -107,31 +110,57 @@ def make_spec(
     min_bin_width, min_bin_height = _number("min_bin_width", min_bin_width), _number("min_bin_height", min_bin_height)
     min_derivative, slope = _number("min_derivative", min_derivative), _number("slope", slope)
     logit_scale, edge_slope = _number("logit_scale", logit_scale), _number("edge_slope", edge_slope)
-    if not 0 < logit_scale < math.inf:
-        _fail("logit_scale", "positive and finite", logit_scale)
-    if edge_slope != 1 and not (tails == "linear" and parametrization == "softmax" and 0 < edge_slope < math.inf):
-        _fail("edge_slope", 'positive and finite, and 1 except for linear tails and "softmax"', edge_slope)
+    # Bounded far beyond what has a use, and where gradients of float32 are numbers still.
+    if not 1e-15 <= logit_scale <= 1e15:
+        _fail("logit_scale", "positive, from 1e-15 to 1e15", logit_scale)
+    if edge_slope != 1 and not (tails == "linear" and parametrization == "softmax" and 1e-30 <= edge_slope <= 1e30):
+        _fail("edge_slope", 'positive, from 1e-30 to 1e30, and 1 except for linear tails and "softmax"', edge_slope)
     if parametrization == "softmax":
         if not 0 <= min_bin_width * bins <= 1:
             _fail("min_bin_width", f"from 0 to 1/bins = {1 / bins:g}", min_bin_width)
         if not 0 <= min_bin_height * bins <= 1:
             _fail("min_bin_height", f"from 0 to 1/bins = {1 / bins:g}", min_bin_height)
-        if not 0 <= min_derivative < (edge_slope if tails == "linear" else math.inf):
-            _fail("min_derivative", f"from 0 to {edge_slope:g} (exclusive)", min_derivative)
-        if order == "linear" and min_derivative == 0:  # its formulas divide by the roots of slopes
-            _fail("min_derivative", 'positive where order is "linear"', min_derivative)
+        most = edge_slope if tails == "linear" else 1e30
+        if not 0 <= min_derivative < most:
+            _fail("min_derivative", f"from 0 to {most:g} (exclusive)", min_derivative)
+        if order == "linear" and min_derivative < 1e-30:  # its formulas divide by the roots of slopes
+            _fail("min_derivative", 'positive, from 1e-30 on, where order is "linear"', min_derivative)
         slope = 0.0
     elif parametrization == "soft_clip":
-        if not 0 < slope < 1:
-            _fail("slope", "between 0 and 1", slope)
+        if not 1e-30 <= slope < 1:
+            _fail("slope", "between 0 and 1, from 1e-30 on", slope)
         min_bin_width = min_bin_height = min_derivative = 0.0
     else:
         _fail("parametrization", '"softmax" or "soft_clip"', parametrization)
     return RqsSpec(
         int(bins), tails or "none", left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-        logit_scale, slope, bool(inverse), edge_slope, MIN_LAMBDA if order == "linear" else 0.0,
+        logit_scale, slope, check_flag("ops.rqs", "inverse", inverse), edge_slope,
+        MIN_LAMBDA if order == "linear" else 0.0,
     )  # fmt: skip
 
 
+def check_box(spec: RqsSpec, wide: bool) -> None:
+    """Raises where the box, its bins or their slopes have no numbers in the type that is computed in, float32 or (wide)
+    float64: what lies far from 1 has no squares. Compiled kernels ask the same, in csrc/rqs/rqs_args.cpp."""
+    power, least = (1010, 1e-24) if wide else (120, 1e-12)
+    tiny, huge, steep = 2.0**-power, 2.0**power, 2.0 ** (power // 2)
+    box = (spec.left, spec.right, spec.bottom, spec.top)
+    width, height = spec.right - spec.left, spec.top - spec.bottom
+    thin, flat = width * max(spec.min_bin_width, least), height * max(spec.min_bin_height, least)
+    ordered = wide or (width > 2.0**-23 * max(map(abs, box[:2])) and height > 2.0**-23 * max(map(abs, box[2:])))
+    in_range = max(map(abs, (*box, width, height))) <= huge and min(thin, flat) >= tiny
+    if not (ordered and in_range and height <= steep * thin and width <= steep * flat):
+        dtype = "float64" if wide else "float32"
+        _fail("tail_bound or box", f"one whose bins and their slopes are numbers of {dtype}, far from its ends", box)
+
+
+def make_spec_for(wide: bool, *settings: Any) -> RqsSpec:
+    """`make_spec` for tensors of float64 (wide), or of a type that is computed in float32."""
+    spec = make_spec(*settings)
+    check_box(spec, wide)
+    return spec
+
+
 # typed: 8.0 must not pass because 8 has.
+cached_spec_for = functools.lru_cache(maxsize=1024, typed=True)(make_spec_for)
 cached_spec = functools.lru_cache(maxsize=1024, typed=True)(make_spec)

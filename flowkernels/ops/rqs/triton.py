@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowkernels.ops import _triton
 
-from .spec import NO_LINEAR, RqsSpec
+from .spec import NO_LINEAR, RqsSpec, check_box
 
 # Of a program, one per thread. The interpreter's time goes by programs, not by their sizes.
 _ELEMENTS = 1024 if _triton.INTERPRETING else 128
@@ -25,6 +25,7 @@ def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def settings(spec: RqsSpec, D: int, wide: bool) -> dict[str, Any]:
     """The constants of a kernel. As arguments they would be float32 beside float64 tensors."""
+    check_box(spec, wide)
     K = spec.bins
     BD = min(_triton.power_of_2(D), _ELEMENTS)
     least = 1e-24 if wide else 1e-12  # far below the spacing of x, and large enough that (h/w)^2 stays finite

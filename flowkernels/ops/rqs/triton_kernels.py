@@ -209,7 +209,13 @@ def _slope(at, n, ok, stride, K: tl.constexpr, TAILS: tl.constexpr, EDGE: tl.con
 
 @triton.jit
 def _slope_value(u, MIN: tl.constexpr, CLIP: tl.constexpr):
-    return exp(u / (1.0 + CLIP * tl.abs(u))) if CLIP > 0 else MIN + softplus(u)
+    if CLIP > 0:
+        d = exp(u / (1.0 + CLIP * tl.abs(u)))
+    else:  # it stops where the sum of two has a reciprocal that is no denormal
+        most: tl.constexpr = 2.0**1020 if u.dtype == tl.float64 else 2.0**124
+        d = MIN + softplus(u)
+        d = tl.where(d > most, most, d)
+    return d
 
 
 @triton.jit
@@ -253,16 +259,20 @@ def _theta(v, k, x0, w, y0, h, d0, d1, K: tl.constexpr, RIGHT: tl.constexpr, TOP
         below = tl.where(last, h - (TOP - v), v - y0)
         above = tl.where(last, TOP - v, h - below)
         turn = above < below
-        dy = tl.where(turn, above, below)
-        d = tl.where(turn, d1, d0)
-        s = h / w
-        beta = d0 + d1 - 2.0 * s
-        qb = h * d - dy * beta
-        qa = dy * beta + h * (s - d)
-        root = tl.sqrt(tl.maximum(qb * qb + 4.0 * qa * s * dy, 0.0))
+        rise = tl.where(turn, above, below) / h  # a share, so that no square depends on how large the box is
+        # Slopes that have no squares count in smaller units, and s with them.
+        most: tl.constexpr = 2.0**500 if v.dtype == tl.float64 else 2.0**60
+        smaller: tl.constexpr = 2.0**-520 if v.dtype == tl.float64 else 2.0**-64
+        unit = tl.where(d0 + d1 > most, smaller, 1.0).to(v.dtype)
+        d = tl.where(turn, d1, d0) * unit
+        s = h / w * unit
+        bend = rise * ((d0 + d1) * unit - 2.0 * s)
+        qb = d - bend
+        qa = bend + (s - d)
+        root = tl.sqrt(tl.maximum(qb * qb + 4.0 * qa * s * rise, 0.0))
         up = qb >= 0.0
         den = tl.where(up, qb + root, 2.0 * qa)
-        theta = tl.where(up, 2.0 * s * dy, root - qb) / tl.where(den == 0.0, 1.0, den)
+        theta = tl.where(up, 2.0 * s * rise, root - qb) / tl.where(den == 0.0, 1.0, den)
         theta = _unit(tl.where(den == 0.0, 0.0, theta))
         theta = tl.where(turn, 1.0 - theta, theta)
     else:
