@@ -94,7 +94,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> Implementation:
     """The module that will run `op` on these tensors."""
-    name = name or _default
+    name = _default if name is None else name
     candidates = _tables[op]
     if name != "auto":
         if _check_name(name) not in candidates:

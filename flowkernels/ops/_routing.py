@@ -141,7 +141,8 @@ class Op:
             return module.fwd(spec, *tensors) if hasattr(module, "IS_COMPOSED") else self.reference(spec, *tensors)
         if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
             return module.fwd(spec, *tensors)
-        out = self._library(*self._as_list(tensors), *self._packed(spec), backend or backends.default())
+        name = backends.default() if backend is None else backend
+        out = self._library(*self._as_list(tensors), *self._packed(spec), name)
         return (out,) if self.n_outputs == 1 else out
 
     def backward(

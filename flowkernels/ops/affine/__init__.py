@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating, expands
+from flowkernels.ops._checks import check_floating, expands, without_flags
 
 from .autograd import op
 from .spec import AffineSpec, cached_spec, make_spec
@@ -67,7 +68,8 @@ def affine(
         shift_first: the order of ``params`` is shift | scale logit.
         part: the features (for images the channels: the first dim of the event) that are mapped; ``params`` and
             ``mask`` are theirs alone, and the others pass. A coupling layer's split and merge at no cost.
-        mask: True where an element is mapped; bool, or 0 and 1; broadcasts to the event (to its part).
+        mask: True where an element is mapped; bool, or integers, of which all but 0 are True; broadcasts to the event
+            (to its part).
         event_dims: how many of the last dims of ``x`` are the event, that ``ladj`` is summed over: 1 for features, 3
             for images ``[N, C, H, W]``.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
@@ -98,9 +100,16 @@ def affine(
         >>> y, ladj
         (tensor([[4., 1.]]), tensor([0.]))
     """
-    make = make_spec if torch.compiler.is_compiling() else cached_spec
-    bounds = () if part is None else _bounds(x, part, event_dims)
-    spec = make(scale, min_scale, inverse, clamp, event_dims, shift_first, *(bounds or (0, 0, 1)), log_bounds)
+    start, stop, step = (0, 0, 1) if part is None else _bounds(x, part, event_dims)
+    bounds = None if log_bounds is None else without_flags(log_bounds)
+    settings = (scale, min_scale, inverse, clamp, event_dims, shift_first, start, stop, step, bounds)
+    if torch.compiler.is_compiling():
+        spec = make_spec(*settings)
+    else:
+        try:
+            spec = cached_spec(*settings)
+        except TypeError:  # a setting without a hash, such as a list
+            spec = make_spec(*settings)
     shift = None
     if not isinstance(params, Tensor):
         params, shift = _pair(params, spec)
@@ -114,7 +123,10 @@ def affine(
 def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:
     if not isinstance(part, slice):
         raise TypeError(f"ops.affine: part must be a slice, got {type(part).__name__} {part!r:.60}")
-    if not isinstance(x, Tensor) or not isinstance(event_dims, int) or not 1 <= event_dims <= x.dim():
+    ends = (part.start, part.stop, part.step)
+    if part.step == 0 or not all(e is None or isinstance(e, numbers.Integral) for e in ends):
+        raise ValueError(f"ops.affine: part must be a slice of integers, its step not 0, got {part}")
+    if not isinstance(x, Tensor) or not isinstance(event_dims, numbers.Integral) or not 1 <= event_dims <= x.dim():
         return 0, 0, 1  # said by the checks that follow
     n = x.shape[-event_dims]
     chosen = range(n)[part]  # not part.indices(n), which torch 2.11 does not trace
@@ -162,5 +174,9 @@ def _check_mask(x: Tensor, mask: Tensor, event: torch.Size) -> None:
         raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
     if mask.device != x.device:
         raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
+    if mask.layout is not torch.strided:
+        raise TypeError(f"ops.affine: mask must be a dense tensor, got layout {mask.layout}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"ops.affine: mask must be of bool or integers, as a share of a map is none, got {mask.dtype}")
     if not expands(mask.shape, event):
         raise ValueError(f"ops.affine: mask must broadcast to the event {list(event)}, got {list(mask.shape)}")

@@ -9,6 +9,8 @@ from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
+from flowkernels.ops._checks import check_flag
+
 # The order of csrc/affine/affine.h.
 SCALES = ("exp", "softplus", "sigmoid", "tanh", "additive", "soft_clip", "clip", "per_sigmoid", "atan")
 CLAMP = 2.0
@@ -65,6 +67,13 @@ def _is_number(given: object) -> bool:
     return isinstance(given, numbers.Real) and not isinstance(given, bool)
 
 
+def _pair(given: object) -> tuple[float, float]:
+    """Two numbers, as floats; NaN where they are not."""
+    if isinstance(given, (tuple, list)) and len(given) == 2 and _is_number(given[0]) and _is_number(given[1]):
+        return float(given[0]), float(given[1])
+    return math.nan, math.nan
+
+
 def make_spec(
     scale: str,
     min_scale: float,
@@ -78,26 +87,27 @@ def make_spec(
     log_bounds: tuple[float, float] | None = None,
 ) -> AffineSpec:
     """Checks every setting of `ops.affine` and returns them in the form the backends take."""
-    if scale not in SCALES:
+    if not (isinstance(scale, str) and scale in SCALES):
         _fail("scale", f"one of {', '.join(SCALES)}", scale)
-    if not _is_number(min_scale) or not 0 <= min_scale < math.inf:
-        _fail("min_scale", "a finite number from 0 on", min_scale)
+    if not _is_number(min_scale) or not 0 <= min_scale <= 1e30:  # float32 has no square of more
+        _fail("min_scale", "a number from 0 to 1e30", min_scale)
     if min_scale > 0 and scale not in ("softplus", "sigmoid"):
         _fail("min_scale", f"0 where scale is {scale!r}", min_scale)
     if clamp is not None and scale not in CLAMPED:
         _fail("clamp", f"None where scale is {scale!r}", clamp)
-    if clamp is not None and not (_is_number(clamp) and 0 < clamp < math.inf):
-        _fail("clamp", "positive and finite", clamp)
+    if clamp is not None and not (_is_number(clamp) and 1e-30 <= clamp <= 1e30):
+        _fail("clamp", "positive, from 1e-30 to 1e30", clamp)
     if log_bounds is not None and scale != "clip":
         _fail("log_bounds", f"None where scale is {scale!r}", log_bounds)
-    low, high = (LOW, HIGH) if log_bounds is None else log_bounds
-    if not (_is_number(low) and _is_number(high) and -math.inf < low < high < math.inf):
-        _fail("log_bounds", "two finite numbers, the lower one first", log_bounds)
+    low, high = _pair((LOW, HIGH) if log_bounds is None else log_bounds)
+    if not -1e30 <= low < high <= 1e30:
+        _fail("log_bounds", "two finite numbers from -1e30 to 1e30, the lower one first", log_bounds)
     if isinstance(event_dims, bool) or not isinstance(event_dims, numbers.Integral) or event_dims < 1:
         _fail("event_dims", "an integer from 1 on", event_dims)
     return AffineSpec(
-        scale, float(min_scale), bool(inverse), CLAMP if clamp is None else float(clamp), int(event_dims),
-        bool(shift_first), start, stop, step, float(low), float(high),
+        scale, float(min_scale), check_flag("ops.affine", "inverse", inverse),
+        CLAMP if clamp is None else float(clamp), int(event_dims),
+        check_flag("ops.affine", "shift_first", shift_first), start, stop, step, low, high,
     )  # fmt: skip
 
 
