@@ -16,15 +16,11 @@ pytestmark = pytest.mark.usefixtures("poison", "one_thread", "kernels")
 
 
 def parts(n: int) -> Iterator[slice]:
-    """Every set of features that a slice with a step up to 4 can choose."""
-    seen = set()
+    """Every slice with a step up to 4: those of the same features too, which end at different places."""
     for step in range(1, 5):
         for start in range(n):
             for stop in range(start + 1, n + 1):
-                chosen = tuple(range(start, stop, step))
-                if chosen not in seen:
-                    seen.add(chosen)
-                    yield slice(start, stop, step)
+                yield slice(start, stop, step)
 
 
 def assert_rest_passes(x: Tensor, params: Tensor, part: slice, backend: str) -> None:
