@@ -23,7 +23,6 @@ struct Constants {
   S min_slope, logit_scale, exp2_scale, clip_size, clip_slope, edge_logit;
 
   explicit Constants(const RqsSpec& s) : bins(s.bins), tails(s.tails) {
-    check_box(s, sizeof(S) == 8);
     const double lo[2] = {s.left, s.bottom}, hi[2] = {s.right, s.top}, mn[2] = {s.min_width, s.min_height};
     for (int i = 0; i < 2; ++i) {
       low[i] = S(lo[i]);
