@@ -119,9 +119,7 @@ PYBIND11_MODULE(_C, m) {
           net_bwd(a, threads);
         });
 
-  py::class_<UnivariateMap>(m, "UnivariateMap")
-      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
-      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
+  py::class_<UnivariateMap>(m, "UnivariateMap").def(py::init<const AffineSpec&>()).def(py::init<const RqsSpec&>());
   py::class_<Columns>(m, "Columns").def(py::init<int64_t, std::vector<int32_t>, std::vector<int32_t>>());
   m.def("flow_layer_fwd", [](const NetLayers& net, const UnivariateMap& map, const Columns& columns, const View& x,
                              const View& y, const View& ladj, int threads) {

@@ -150,8 +150,8 @@ PYBIND11_MODULE(_cuda, m) {
 
   bind_net(m);
   py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local())
-      .def(py::init([](const AffineSpec& s) { return UnivariateMap{true, s, {}}; }))
-      .def(py::init([](const RqsSpec& s) { return UnivariateMap{false, {}, s}; }));
+      .def(py::init<const AffineSpec&>())
+      .def(py::init<const RqsSpec&>());
   m.def("sweep_fits", &sweep_fits);
   m.def("sweep_packed", [](const NetLayers& net) { return sweep_packed(net.spec); });
   py::class_<SweepSteps>(m, "SweepSteps", py::module_local())

@@ -23,6 +23,7 @@ struct AffineSpec {
 
   int params() const { return scale == AffineScale::additive ? 1 : 2; }
   bool in_part() const { return stop > 0; }
+  bool each_feature() const { return event_dims == 1 && !in_part(); }
 };
 
 // layout: event_dims, start, stop, step.

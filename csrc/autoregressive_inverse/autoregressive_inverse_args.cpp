@@ -10,6 +10,7 @@ SweepArgs sweep_args(const NetLayers& net, const UnivariateMap& map, const View&
   const int64_t features = net.spec.layers[0].n_in, n_out = net.spec.n_out();
   if (n_out != features * map.params())
     refuse("sweep: outputs of the net", std::to_string(features * map.params()), std::to_string(n_out));
+  map.check(net.type);
   check_rows("sweep: z", z, net.type, net.rows, features);
   check_dense("sweep: x", x, net.type, net.rows * features);
   SweepArgs a = {};
@@ -22,13 +23,13 @@ SweepArgs sweep_args(const NetLayers& net, const UnivariateMap& map, const View&
   return a;
 }
 
-void check_box(const char* name, const UnivariateMap& map) {
+void check_has_box(const char* name, const UnivariateMap& map) {
   if (map.is_affine)
     refuse("sweep: the map", std::string("a spline, as only that has a box, where ") + name + " is", "an affine one");
 }
 
 HalfTurn half_turn_of(const UnivariateMap& map) {
-  check_box("half_turn", map);
+  check_has_box("half_turn", map);
   const double left = map.rqs.left, length = map.rqs.right - left;
   return {left + length / 2, length / 2, 1 / length};
 }
@@ -45,7 +46,7 @@ SweepArgs sweep_fwd_args(const NetLayers& net, const UnivariateMap& map, const V
 }
 
 void sweep_fwd_more(SweepArgs& a, const View& waves, bool zero_outside) {
-  if (zero_outside) check_box("zero_outside", a.map);
+  if (zero_outside) check_has_box("zero_outside", a.map);
   if (waves.given()) check_contiguous("sweep: waves", waves, a.type, {a.features, 5});
   a.waves = waves.data, a.zero_outside = zero_outside;
 }

@@ -21,6 +21,7 @@ FlowLayerArgs layer_args(const NetLayers& net, const UnivariateMap& map, const C
   if (n_in != seen) refuse("flow_layer: inputs of the net", std::to_string(seen), std::to_string(n_in));
   if (n_out != mapped * map.params())
     refuse("flow_layer: outputs of the net", std::to_string(mapped * map.params()), std::to_string(n_out));
+  map.check(net.type);
   checked_product("flow_layer: elements of x", {net.rows, columns.features});
   check_rows("flow_layer: x", x, net.type, net.rows, columns.features);
   FlowLayerArgs a = {};

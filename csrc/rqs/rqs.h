@@ -56,6 +56,10 @@ RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, 
                  double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,
                  double edge_logit, bool inverse, double min_lambda);
 
+// Throws where the box, its bins or their slopes have no numbers in the arithmetic type, double where wide: Python's
+// check_box.
+void check_box(const RqsSpec&, bool wide);
+
 // What is checked here is all that a kernel relies on. grad_y and grad_ladj may be none.
 RqsArgs rqs_fwd_args(const RqsSpec&, const View& x, const View& params, const View& y, const View& ladj);
 RqsArgs rqs_bwd_args(const RqsSpec&, const View& x, const View& params, const View& grad_y, const View& grad_ladj,

@@ -16,8 +16,7 @@ RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, 
           min_slope, logit_scale,  clip_size, clip_slope, edge_logit, inverse, min_lambda};
 }
 
-// Throws where the box, its bins or their slopes have no numbers in the arithmetic type: Python's check_box.
-static void check_box(const RqsSpec& s, bool wide) {
+void check_box(const RqsSpec& s, bool wide) {
   // Smallest and largest numbers that leave room for products of two; kLeast of rqs_bin.h.
   const double tiny = wide ? 0x1p-1010 : 0x1p-120, huge = wide ? 0x1p1010 : 0x1p120;
   const double steep = wide ? 0x1p505 : 0x1p60, least = wide ? 1e-24 : 1e-12;

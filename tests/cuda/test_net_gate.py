@@ -230,7 +230,7 @@ def test_steps_of_others(C, broken, message) -> None:
 
 def sweep(C: Any, **more: Any) -> dict[str, Any]:
     net, masks = made(C)
-    univariate = C.UnivariateMap(C.AffineSpec(0, 0.0, 2.0, True, -5.0, 3.0, False))
+    univariate = C.UnivariateMap(C.AffineSpec(0, 0.0, 2.0, True, -5.0, 3.0, False, (1, 0, 0, 1)))
     steps = C.SweepSteps(list(masks), STEPS, torch.tensor(STEPS, dtype=torch.int32))
     return {
         "net": net, "map": univariate, "z": R(ROWS, 2), "x": R(ROWS, 2), **more, "steps": steps,

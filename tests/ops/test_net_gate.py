@@ -214,7 +214,7 @@ def test_net_bwd(case) -> None:
 
 
 def affine(inverse: bool = False, module: Any = _native.C) -> Any:
-    return module.UnivariateMap(module.AffineSpec(0, 0.0, 2.0, inverse, -5.0, 3.0, False))
+    return module.UnivariateMap(module.AffineSpec(0, 0.0, 2.0, inverse, -5.0, 3.0, False, (1, 0, 0, 1)))
 
 
 COLUMNS = {
@@ -343,3 +343,10 @@ def test_masks_of_no_sweep(rows) -> None:
     with pytest.raises(ValueError, match=message):
         given = (z, R(rows, 2), R(rows, 2), R(rows), R(rows, 2), None, None, None, 2)
         _native.C.sweep_bwd(stuck, affine(True), *given)
+
+
+@pytest.mark.parametrize("layout", [(2, 0, 0, 1), (1, 0, 2, 1), (1, 1, 3, 2)], ids=str)
+def test_a_layer_has_no_affine_map_of_a_part(layout) -> None:
+    spec = _native.C.AffineSpec(0, 0.0, 2.0, False, -5.0, 3.0, False, layout)
+    with pytest.raises(ValueError, match="the affine map must be of each feature by itself, got one of a part"):
+        _native.C.UnivariateMap(spec)

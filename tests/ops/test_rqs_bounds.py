@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.ops.flow_layer import columns, flow_layer
+from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import make_spec
+from flowkernels.transforms import RQS
 from tests.device import here
 from tests.ops.masked import backends_of
 from tests.ops.spline import draw
@@ -99,3 +102,23 @@ def test_slopes_at_the_end_of_float32(all_isas, inverse) -> None:
             if not inverse:
                 for g in torch.autograd.grad([y, ladj], leaves, [torch.ones_like(y), torch.ones_like(ladj)]):
                     assert g.isfinite().all(), backend
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=str)
+def test_fused_layers_refuse_a_box_that_their_dtype_has_no_numbers_for(backend, precision) -> None:
+    spec, D = RQS(bins=2, tail_bound=1e38).spec, 2
+    P = spec.n_params
+    plan = MadePlan([[1, 2], [1, 1, 1, 1], [1] * P + [2] * P])
+    layers = [(torch.randn(s, dtype=precision), torch.randn(s[0], dtype=precision)) for s in ((4, D), (D * P, 4))]
+    x = torch.randn(3, D, dtype=precision)
+    calls = (
+        lambda: flow_layer(x, layers, spec, columns(D, (0, 1), (0, 1)), residual=False, backend=backend),
+        lambda: ops.autoregressive_inverse(x, layers, plan, spec, backend=backend),
+    )
+    for call in calls:
+        if precision is torch.float64:
+            assert all(t.isfinite().all() for t in call())
+        else:
+            with pytest.raises(ValueError, match="box must be one whose bins and their slopes are numbers of float32"):
+                call()
