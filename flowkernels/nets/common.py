@@ -57,11 +57,14 @@ def check_context(name: str, context: Tensor | None, size: int, lead: Sequence[i
         raise ValueError(f"{name}: context must broadcast to {[*lead, size]}, got {list(shape)}")
 
 
-def check_dtypes(name: str, layer: nn.Module, weight: Tensor, x: Tensor | None, context: Tensor | None) -> None:
+def check_dtypes(name: str, layer: nn.Module, weight: Tensor | None, x: Tensor | None, context: Tensor | None) -> None:
     """Raises where x or the context cannot meet the weights of a layer: torch would, but names neither.
 
-    ``weight`` is one that is stored, and not worked out by a parametrisation whenever somebody asks for it.
+    ``weight`` is one that is stored, and not worked out by a parametrisation whenever somebody asks for it; None where
+    the layer stores none, as one that somebody put in its place may.
     """
+    if weight is None:
+        return
     for argument, t in (("x", x), ("context", context)):
         if t is None:
             continue

@@ -140,7 +140,7 @@ class MLP(nn.Module):
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer = self.final_layer
-        check_dtypes("nets.MLP", layer, layer.bias, x, context)
+        check_dtypes("nets.MLP", layer, layer._parameters.get("bias"), x, context)
 
     @property
     def activation_name(self) -> str | None:
@@ -269,7 +269,7 @@ class ResidualNet(nn.Module):
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer = self.final_layer
-        check_dtypes("nets.ResidualNet", layer, layer.bias, x, context)
+        check_dtypes("nets.ResidualNet", layer, layer._parameters.get("bias"), x, context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._check(x, context)

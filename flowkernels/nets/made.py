@@ -259,7 +259,7 @@ class MADE(nn.Module):
         if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
             return None
         linears = self._linears()
-        check_dtypes("nets.MADE", linears[0], linears[0].bias, x, context)
+        check_dtypes("nets.MADE", linears[0], linears[0]._parameters.get("bias"), x, context)
         if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):
             return None
         for block in self.blocks:
