@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret check bench gpu-check clean
+.PHONY: help build demo test lint types interpret sanitized check sanitize bench gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,7 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types interpret check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@status=0; for step in lint types interpret sanitized check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
@@ -55,8 +55,15 @@ types: $(INSTALLED)  ## pyright on the package
 interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' own tests
 	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q -n 2 @tests/interpreted.txt
 
+sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, the smallest instruction set
+	$(PY) -m tests.sanitize address --short
+
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests
+
+sanitize: $(INSTALLED)  ## the ops' tests and the fuzzer under AddressSanitizer and UBSan, then ThreadSanitizer; an hour
+	$(PY) -m tests.sanitize address
+	$(PY) -m tests.sanitize thread --short --calls 20000
 
 bench: build  ## benchmarks against the peers
 	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) bench/compare.py run.json

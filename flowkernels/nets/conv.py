@@ -36,7 +36,7 @@ class _Images(nn.Module):
     def _first(self, layer: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None) -> Tensor:
         """``layer`` of ``x [..., C, H, W]``, with the context's part, as ``[N, width, H, W]``."""
         name = type(self).__name__
-        check_dtypes(f"nets.{name}", self.final_layer, self.final_layer._parameters.get("bias"), x, context)
+        check_dtypes(f"nets.{name}", self.final_layer, self.final_layer._parameters.get("bias"), x, context)  # type: ignore[union-attr]
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise ValueError(f"nets.{name}: x must be [..., {self.in_channels}, H, W], got {list(x.shape)}")
         lead = x.shape[:-3]
