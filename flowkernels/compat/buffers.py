@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import in_transform
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Reading(Generic[T]):
                 return None
         if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
             return None
-        said = self._read(*buffers, *arguments)
+        said = made_to_stay(self._read, *buffers, *arguments)
         self._known[module] = _Known(
             tuple(buffers), [b.data_ptr() for b in buffers], [b._version for b in buffers], said
         )

@@ -6,13 +6,13 @@ What is small stays nflows' too, see `pays`.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels.ops import actnorm, lu_linear
+from flowkernels.ops._kept import kept
 from flowkernels.ops._routing import in_transform
 
 from . import pays
@@ -25,14 +25,13 @@ def _positions(features: int, lower: bool, device: torch.device) -> Tensor:
     return i * features + j
 
 
-_kept_positions = functools.lru_cache(maxsize=64)(_positions)
+_kept_positions = kept(maxsize=64)(_positions)
 
 
 def _dense(entries: Tensor, features: int, lower: bool) -> Tensor:
     """A triangle's entries in a matrix of zeros."""
-    # What compilers and fake modes make must not stay, nor what inference mode makes: backward could not save it.
-    passing = in_transform((entries,)) or torch.is_inference_mode_enabled()
-    positions = (_positions if passing else _kept_positions)(features, lower, entries.device)
+    # What compilers and fake modes make must not stay.
+    positions = (_positions if in_transform((entries,)) else _kept_positions)(features, lower, entries.device)
     return entries.new_zeros(features * features).index_copy(0, positions, entries).view(features, features)
 
 

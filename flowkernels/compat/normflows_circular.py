@@ -8,13 +8,13 @@ circular features, is computed first where x is known, and in the sweep, feature
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowkernels.ops._kept import kept
 from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
@@ -79,7 +79,7 @@ def _spec(layer: Any, logit_scale: float) -> RqsSpec:
 # ---- tails, by the last layer ----
 
 
-@functools.lru_cache(maxsize=256)
+@kept(maxsize=256)
 def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which row of the last layer gives each parameter, and which are the slopes of 1 at the ends of linear tails."""
     P = 3 * bins + 1
@@ -90,8 +90,7 @@ def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tens
             ends[first] = ends[last] = True
         else:
             rows[last] = first
-    with torch.inference_mode(False):
-        return torch.tensor(rows, device=device), torch.tensor(ends, device=device)
+    return torch.tensor(rows, device=device), torch.tensor(ends, device=device)
 
 
 def _with_tails(layer: Any, layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

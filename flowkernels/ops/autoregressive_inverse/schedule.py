@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels.ops._kept import kept
 from flowkernels.ops.made.plan import LayerPlan, MadePlan
 
 _UNITS = 32  # kSweepUnits of csrc/autoregressive_inverse/autoregressive_inverse.h
@@ -68,7 +69,7 @@ def computes_all(plan: MadePlan) -> tuple[bool, ...]:
     return tuple(counts[i] == layer.n_out for i, layer in enumerate(plan.layers))
 
 
-@functools.lru_cache(maxsize=256)
+@kept(maxsize=256)
 def handle(plan: MadePlan, module: Any, device: torch.device) -> Any:
     """The steps as this compiled module takes them, int32 ``[steps, 4]`` on this device: one copy for all calls."""
     found = steps(plan)
@@ -76,7 +77,7 @@ def handle(plan: MadePlan, module: Any, device: torch.device) -> Any:
     return module.SweepSteps([layer.handle(module, device) for layer in plan.layers], found, there)
 
 
-@functools.lru_cache(maxsize=256)
+@kept(maxsize=256)
 def layer_on_device(plan: LayerPlan, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """The orders of a layer's inputs and outputs (None where sorted) and its limits: one copy for all calls."""
     in_order = None if plan.in_sorted else plan.in_order.to(device)

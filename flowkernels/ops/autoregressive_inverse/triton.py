@@ -5,7 +5,6 @@ Back it is one between the dense products of `dense`. Kept for it are z and a co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from flowkernels.ops import _net, _triton
 from flowkernels.ops._checks import why_not_multiplied
+from flowkernels.ops._kept import kept
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.native import describe
 from flowkernels.ops.made.plan import MadePlan
@@ -66,7 +66,7 @@ def _layers(plan: MadePlan) -> tuple[list[list[int]], int, int]:
     return found, params + plan.params_per_feature, params
 
 
-@functools.lru_cache(maxsize=256)
+@kept(maxsize=256)
 def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Sweep:
     n, P, at, add, unit = len(plan.layers), plan.params_per_feature, 0, 0, 0
     weights, biases, terms, packed, units, found = [], [], [], [], [], []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops._checks import check_flag
+from flowkernels.ops._kept import kept, made_to_stay
 from flowkernels.ops._routing import _dispatch_modes, _transforms_active
 
 Degrees = Sequence[int] | Tensor
@@ -135,8 +136,7 @@ class LayerPlan:
         key = (dtype, device)
         found = self._masks.get(key)
         if found is None:
-            with torch.inference_mode(False):  # an inference tensor could not be saved for backward later
-                found = self._masks[key] = self._mask(*key)
+            found = self._masks[key] = made_to_stay(self._mask, *key)
         return found
 
     def _mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -159,10 +159,10 @@ def _parsed(text: str) -> LayerPlan:
     return _from_values(*([int(d) for d in side.split(",")] for side in (ins, outs)), strict=sign == "<")
 
 
-_by_text = functools.lru_cache(maxsize=1024)(_parsed)
+_by_text = kept(maxsize=1024)(_parsed)
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(maxsize=1024)
 def _by_value(degrees_in: tuple[int, ...], degrees_out: tuple[int, ...], strict: bool) -> LayerPlan:
     return LayerPlan(degrees_in, degrees_out, strict=strict)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._triton import precision
 
 from .plan import LayerPlan, MadePlan
@@ -43,8 +44,7 @@ def _once(plan: LayerPlan | MadePlan, key: tuple[Any, ...], make: Callable[[], A
         of_plan = _kept.setdefault(plan, {})
     found = of_plan.get(key)
     if found is None:
-        with torch.inference_mode(False):
-            found = of_plan[key] = make()
+        found = of_plan[key] = made_to_stay(make)
     return found
 
 

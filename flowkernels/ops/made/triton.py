@@ -6,11 +6,10 @@ Between layers nothing is gathered: weights and biases are put in order instead,
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from flowkernels.ops._kept import kept
 from flowkernels.ops.masked_linear import triton as masked_linear
 
 from .activations import FUNCTIONS
@@ -32,7 +31,7 @@ def _in_order(plan: MadePlan) -> tuple[LayerPlan, ...]:
     return tuple(layer_plan(rows[i], rows[i + 1], i == len(rows) - 2) for i in range(len(rows) - 1))
 
 
-_kept_in_order = functools.lru_cache(maxsize=256)(_in_order)
+_kept_in_order = kept(maxsize=256)(_in_order)
 
 
 def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:

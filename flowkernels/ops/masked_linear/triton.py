@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from flowkernels.ops import _channels, _net, _triton
 from flowkernels.ops._checks import why_not_multiplied
+from flowkernels.ops._kept import kept
 from flowkernels.ops.made.plan import LayerPlan
 
 from .reference import MaskedLinearSpec, unpack
@@ -39,7 +39,7 @@ def _stairs(plan: LayerPlan, device: torch.device) -> _Stairs:
     return _Stairs(in_order, out_order, plan.limit.to(device), first.to(device))
 
 
-_kept_stairs = functools.lru_cache(maxsize=1024)(_stairs)
+_kept_stairs = kept(maxsize=1024)(_stairs)
 
 
 def stairs(plan: LayerPlan, device: torch.device) -> _Stairs:
