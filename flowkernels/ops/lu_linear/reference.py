@@ -55,7 +55,7 @@ def fwd(
     U = upper.triu(1) + torch.diag(sign_s * log_s.exp())
     # Columns of a matrix, or of one matrix per image: [C, rows] or [N, C, pixels].
     if spec.channel_dim == -1:
-        columns = v.reshape(v.shape[:-1].numel(), v.shape[-1]).mT
+        columns = (v.flatten(0, -2) if v.dim() > 1 else v[None]).mT  # a product of sizes would be a constant of a trace
     else:
         columns = v.flatten(2) if v.dim() > 2 else v[..., None]
     if spec.inverse:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
 from flowkernels.ops._checks import DTYPES, check_floating, without_flags
+from flowkernels.ops._routing import _jit_tracing
 
 from .autograd import op
 from .spec import MAX_BINS, cached_spec_for, count_params, make_spec_for
@@ -90,6 +93,8 @@ def rqs(
         >>> torch.allclose(back, x, atol=1e-4), torch.allclose(ladj, -neg, atol=1e-3)
         (True, True)
     """
+    if isinstance(bins, Tensor) and _jit_tracing():
+        bins = operator.index(bins)  # a size, of which jit.trace makes a tensor
     settings = (
         bins, tails, tail_bound, None if box is None else without_flags(box), min_bin_width, min_bin_height,
         min_derivative, logit_scale, parametrization, slope, inverse, edge_slope, order,
