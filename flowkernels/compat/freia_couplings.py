@@ -213,9 +213,9 @@ class Call(NamedTuple):
 def call_of(find: Halves, block: Any, x: Any, c: Any) -> Call | None:
     """A call with FrEIA's arguments; None where the ops do not take them, or have less rows than pay."""
     first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else None
-    if not isinstance(first, Tensor) or first.dim() != 2 or len(first) < pays.COUPLED_ROWS:
+    if not isinstance(first, Tensor) or first.dim() != 2 or not pays.is_enough(first.shape[0], pays.COUPLED_ROWS):
         return None
-    if torch.compiler.is_compiling() or not first.is_cpu or first.shape[1] != block.dims_in[0][0]:
+    if not first.is_cpu or first.shape[1] != block.dims_in[0][0]:
         return None  # on a GPU there is no such op, and what goes before it would be launched for nothing
     conditions = tuple(c) if block.conditional and isinstance(c, (tuple, list)) else ()
     halves = find(block)

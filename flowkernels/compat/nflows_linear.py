@@ -45,7 +45,7 @@ def _linear(layer: Any, x: Tensor, inverse: bool, channel_dim: int) -> tuple[Ten
 
 def _is_theirs(inputs: Tensor) -> bool:
     """Small, or of a shape that nflows gives one log determinant per entry of the first dim, or refuses."""
-    return inputs.dim() != 2 or (inputs.numel() < pays.LU and torch.is_grad_enabled())
+    return inputs.dim() != 2 or (torch.is_grad_enabled() and pays.is_few(inputs.numel(), pays.LU))
 
 
 class LU(PureLayer):
@@ -77,15 +77,20 @@ class Conv1x1(PureLayer):
         return self.permutation.inverse(outputs)[0], ladj
 
 
+def _leaves_norm(inputs: Tensor) -> bool:
+    """Small, or of a shape that nflows refuses."""
+    return inputs.dim() not in (2, 4) or not pays.is_enough(inputs.numel(), pays.NORM)
+
+
 class Norm(PureLayer):
     """The methods of an accelerated ActNorm."""
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() not in (2, 4) or inputs.numel() < pays.NORM or (self.training and not self.initialized):
+        if _leaves_norm(inputs) or (self.training and not self.initialized):
             return original_class(self).forward(self, inputs, context)
         return actnorm(inputs, self.log_scale, self.shift, channel_dim=1)
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() not in (2, 4) or inputs.numel() < pays.NORM:
+        if _leaves_norm(inputs):
             return original_class(self).inverse(self, inputs, context)
         return actnorm(inputs, self.log_scale, self.shift, channel_dim=1, inverse=True)

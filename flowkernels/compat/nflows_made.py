@@ -8,6 +8,7 @@ which chooses the dtype of every product; and under compilers and torch.func, wh
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def arguments(
     normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it,
     `inverse` that it is for a sweep. Hooks of the network itself are the caller's business.
     """
-    if not inverse and x.shape[:-1].numel() < pays.MERGED_ROWS and _is_merged(net._modules):
+    if not inverse and pays.is_few(math.prod(x.shape[:-1]), pays.MERGED_ROWS) and _is_merged(net._modules):
         return None
     if not preprocessed and preprocessing_of(net) is not None:
         return None

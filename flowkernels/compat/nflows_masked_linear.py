@@ -23,7 +23,7 @@ def _plan(layer: Any, x: Tensor) -> LayerPlan | None:
     """The plan of a call that pays, or None."""
     weight = layer._parameters.get("weight")  # None where it is parametrised
     least = pays.MASKED_LINEAR * (4 if torch.is_grad_enabled() else 1)
-    if weight is None or weight.numel() < pays.MASKED_WEIGHT or x.numel() * weight.shape[0] < least:
+    if weight is None or weight.numel() < pays.MASKED_WEIGHT or not pays.is_enough(x.numel() * weight.shape[0], least):
         return None
     if x.dim() == 0 or x.shape[-1] != weight.shape[1] or not may_read((), weight, x, weight):
         return None

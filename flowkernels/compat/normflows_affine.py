@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,19 +54,19 @@ class AffineCoupling(PureLayer):
     """The methods of an accelerated AffineCoupling."""
 
     def forward(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        if z[1].numel() < pays.AFFINE:
+        if not pays.is_enough(z[1].numel(), pays.AFFINE):
             return original_class(self).forward(self, z)
         return _couple(self, z, False)
 
     def inverse(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        if z[1].numel() < pays.AFFINE:
+        if not pays.is_enough(z[1].numel(), pays.AFFINE):
             return original_class(self).inverse(self, z)
         return _couple(self, z, True)
 
 
 def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """Split, map and merge as one pass that writes the whole output, its network's too; None where they are called."""
-    dense, split_off = may_pay(z), z.numel() >= 2 * pays.AFFINE
+    dense, split_off = may_pay(z), pays.is_enough(z.numel(), 2 * pays.AFFINE)
     if not dense and not split_off:
         return None
     split, coupling, merge = layer.flows
@@ -114,7 +115,7 @@ def _masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, T
 
 
 def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    dense, large = may_pay(z), z.numel() >= pays.MASKED_AFFINE or not torch.is_grad_enabled()
+    dense, large = may_pay(z), not torch.is_grad_enabled() or pays.is_enough(z.numel(), pays.MASKED_AFFINE)
     mask = mask_of(layer) if (dense or large) and z.dim() == layer.b.dim() else None
     if isinstance(mask, Mask):
         fused = masked(layer, mask, z, inverse) if dense else None
@@ -145,7 +146,7 @@ class MaskedAffine(PureLayer):
 
 
 def _pixels(z: Tensor) -> int:
-    return z.shape[2:].numel()
+    return math.prod(z.shape[2:])
 
 
 def norm_refusal(layer: Any) -> str | None:
@@ -158,13 +159,13 @@ class Norm(PureLayer):
     """The methods of an accelerated ActNorm."""
 
     def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.numel() < pays.NORM or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+        if not pays.is_enough(z.numel(), pays.NORM) or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
             return original_class(self).forward(self, z)
         log_scale = self.s.view(-1)
         return actnorm(z, log_scale, self.t.view(-1), channel_dim=1)[0], _pixels(z) * log_scale.sum()
 
     def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if z.numel() < pays.NORM or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+        if not pays.is_enough(z.numel(), pays.NORM) or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
             return original_class(self).inverse(self, z)
         log_scale = self.s.view(-1)
         return actnorm(z, log_scale, self.t.view(-1), channel_dim=1, inverse=True)[0], -_pixels(z) * log_scale.sum()

@@ -65,7 +65,7 @@ class _Masked(NamedTuple):
 
 def may_pay(z: Tensor) -> bool:
     """Whether these are rows enough; the first question, since asking any other takes time from small batches."""
-    return z.dim() == 2 and len(z) >= pays.COUPLED_ROWS
+    return z.dim() == 2 and pays.is_enough(z.shape[0], pays.COUPLED_ROWS)
 
 
 def _run(half: Half, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:

@@ -2,7 +2,13 @@
 
 Measured on one AVX-512 core against nflows and normflows eager, forward and training; below these sizes the fused layer
 was up to twice as slow, above them it was never slower.
+
+A graph is recorded for batches of any size, and a look at a size would make it a constant, or a bound, of that graph.
 """
+
+from __future__ import annotations
+
+import torch
 
 LU = 2048  # an LU layer of rows that records a graph; without one it always pays
 MASKED_AFFINE = 1 << 15  # the same
@@ -15,3 +21,18 @@ MERGED_ROWS = 128  # rows of a masked network whose first two layers are made on
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
 MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one
+
+
+def _is_known(n: int) -> bool:
+    """Whether n is the size of this call; tracers give a symbol or a tensor in its place, and compilers hide theirs."""
+    return not torch.compiler.is_compiling() and type(n) is int
+
+
+def is_few(n: int, least: int) -> bool:
+    """Whether n is known to be too few to pay."""
+    return _is_known(n) and n < least
+
+
+def is_enough(n: int, least: int) -> bool:
+    """Whether n is known to pay."""
+    return _is_known(n) and n >= least

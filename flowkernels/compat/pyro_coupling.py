@@ -77,7 +77,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     (net, context), seen = _network(layer), layer.split_dim
     rows = math.prod(x.shape[:-1])
     least = pays.COUPLING_ROWS if context is None else pays.CONDITIONAL_COUPLING_ROWS
-    if x.dim() == 0 or torch.is_grad_enabled() or rows < least:
+    if x.dim() == 0 or torch.is_grad_enabled() or not pays.is_enough(rows, least):
         return None
     layers = _layers(net, x, context) if coupling_refusal(layer) is None else None
     if layers is None:

@@ -164,7 +164,10 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             if fused is not None:
                 return fused
         kept, mapped = self.split(x)
-        mapped, ladj = univariate(mapped, _params(self.layer, kept, context), inverse)
+        params = _params(self.layer, kept, context)
+        if self.columns is None:  # how many features the mask maps, which a graph cannot read off it
+            torch._check(mapped.shape[-1] == params.shape[-2])
+        mapped, ladj = univariate(mapped, params, inverse)
         return self.merge(kept, mapped, x.shape), ladj
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -72,7 +73,7 @@ def ladj_shape(x: Tensor, channel_dim: int) -> torch.Size:
 
 def pixels(x: Tensor, channel_dim: int) -> int:
     """How many times the channels of one entry of ladj are transformed."""
-    return 1 if channel_dim == -1 else x.shape[2:].numel()
+    return 1 if channel_dim == -1 else math.prod(x.shape[2:])
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
