@@ -14,6 +14,7 @@ from torch import Tensor
 from .buffers import Reading
 from .freia_couplings import all_in_one, call_of, refusal_of
 from .masks import read_order
+from .operands import mixed
 from .swap import PureLayer, original_class
 
 # Features from which moving them beats a product with a matrix; measured on two cores.
@@ -76,10 +77,10 @@ def _permuted(block: Any, x: Tensor, inverse: bool) -> Tensor:
     weight = block.w_perm_inv if inverse else block.w_perm
     if block.householder or _is_narrow(block):
         return block.permute_function(x, weight)
-    order = (_inverse_of if inverse else _order_of)(block, (weight,))
     # The product says what is wrong with x; an index would pick columns from whatever it is given.
-    fits = x.dim() > 1 and x.shape[1] == weight.shape[0] and x.dtype is weight.dtype
-    return x.index_select(1, order) if fits and isinstance(order, Tensor) else block.permute_function(x, weight)
+    fits = x.dim() > 1 and x.shape[1] == weight.shape[0] and not mixed(x, weight)
+    order = (_inverse_of if inverse else _order_of)(block, (weight,)) if fits else None
+    return x.index_select(1, order) if isinstance(order, Tensor) else block.permute_function(x, weight)
 
 
 def _is_narrow(block: Any) -> bool:

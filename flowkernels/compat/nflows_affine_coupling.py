@@ -15,6 +15,7 @@ from flowkernels.ops import affine
 from flowkernels.ops.affine.spec import AffineSpec, cached_spec
 
 from . import nflows_coupling as coupling
+from .operands import mixed
 from .swap import PureLayer
 
 _LEAST = 1e-3  # nflows: sigmoid(u + 2) + 1e-3
@@ -41,7 +42,7 @@ def _last(layer: Any, last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _run(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    if not _has_known_scale(layer):
+    if not _has_known_scale(layer) or mixed(x, params):
         theirs = layer._coupling_transform_inverse if inverse else layer._coupling_transform_forward
         return theirs(inputs=x, transform_params=params)
     params = params.unflatten(1, (2, x.shape[1])).movedim(1, -1)

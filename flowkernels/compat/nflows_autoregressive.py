@@ -26,6 +26,7 @@ from .nflows_classes import made_class
 from .nflows_made import Made, arguments, made_refusal
 from .nflows_settings import spline_spec
 from .nflows_spline import per_feature, spline
+from .operands import mixed
 from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class, overridden
 
@@ -96,7 +97,13 @@ def _scale(layer: Any) -> tuple[str, float]:
     return "softplus", layer._epsilon
 
 
+def _theirs(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    return (layer._elementwise_inverse if inverse else layer._elementwise_forward)(x, params)
+
+
 def _affine(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    if mixed(x, params):
+        return _theirs(layer, x, params, inverse)
     scale, least = _scale(layer)
     return affine(x, params.reshape(*x.shape, 2), scale=scale, min_scale=least, inverse=inverse)
 
@@ -141,6 +148,8 @@ def _logit_scale(layer: Any) -> float:
 
 
 def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    if mixed(x, params):
+        return _theirs(layer, x, params, inverse)
     params = params.reshape(*x.shape, layer._output_dim_multiplier())
     return spline(layer, layer.num_bins, x, params, _logit_scale(layer), inverse)
 

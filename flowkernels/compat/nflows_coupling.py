@@ -27,6 +27,7 @@ from .columns import Columns, Indexed, columns_of
 from .nflows_classes import kind
 from .nflows_settings import n_params, spline_spec
 from .nflows_spline import per_feature, spline
+from .operands import mixed
 from .swap import PureLayer
 
 
@@ -157,6 +158,9 @@ def inverse(layer: Any, y: Tensor, context: Tensor | None, univariate: Univariat
 
 
 def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    if mixed(x, params):
+        theirs = layer._coupling_transform_inverse if inverse else layer._coupling_transform_forward
+        return theirs(inputs=x, transform_params=params)
     shape, P = x.shape, n_params(layer, layer.num_bins)
     if len(shape) == 4:
         B, C, H, W = shape

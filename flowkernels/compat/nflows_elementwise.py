@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import in_autocast
-
 from .nflows_spline import spline
+from .operands import mixed
 from .swap import PureLayer, original_class
 
 
 def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """inputs [B, *shape], the same spline for every row of the batch."""
     widths, heights, slopes = layer.unnormalized_widths, layer.unnormalized_heights, layer.unnormalized_derivatives
-    if inputs.dtype is not widths.dtype and not in_autocast(inputs):  # some copies cast, others raise
+    if mixed(inputs, widths):  # some copies cast, others raise
         theirs = original_class(layer)
         return theirs.inverse(layer, inputs) if inverse else theirs.forward(layer, inputs)
     params = torch.cat((widths, heights, slopes), dim=-1)

@@ -16,6 +16,7 @@ from flowkernels.ops._kept import kept
 from flowkernels.ops._routing import in_transform
 
 from . import pays
+from .operands import mixed
 from .swap import PureLayer, original_class
 
 
@@ -43,54 +44,63 @@ def _linear(layer: Any, x: Tensor, inverse: bool, channel_dim: int) -> tuple[Ten
     return lu_linear(x, lower, upper, log_s, ones, bias=layer.bias, channel_dim=channel_dim, inverse=inverse)
 
 
-def _is_theirs(inputs: Tensor) -> bool:
-    """Small, or of a shape that nflows gives one log determinant per entry of the first dim, or refuses."""
-    return inputs.dim() != 2 or (torch.is_grad_enabled() and pays.is_few(inputs.numel(), pays.LU))
+def _is_theirs(layer: Any, inputs: Tensor) -> bool:
+    """Small, or of a shape that nflows gives one log determinant per entry of the first dim, broadcasts or refuses."""
+    if inputs.dim() != 2 or inputs.shape[1] != layer.features or not inputs.is_floating_point():
+        return True
+    return torch.is_grad_enabled() and pays.is_few(inputs.numel(), pays.LU)
 
 
 class LU(PureLayer):
     """The methods of an accelerated LULinear."""
 
     def forward_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_theirs(inputs):
+        if _is_theirs(self, inputs):
             return original_class(self).forward_no_cache(self, inputs)
         return _linear(self, inputs, False, -1)
 
     def inverse_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_theirs(inputs):
+        if _is_theirs(self, inputs):
             return original_class(self).inverse_no_cache(self, inputs)
         return _linear(self, inputs, True, -1)
+
+
+def _leaves_conv(layer: Any, inputs: Tensor) -> bool:
+    """No images of floats, or a product with the matrix that is kept."""
+    return inputs.dim() != 4 or not inputs.is_floating_point() or (layer.using_cache and not layer.training)
 
 
 class Conv1x1(PureLayer):
     """The methods of an accelerated OneByOneConvolution: images stay as they lie."""
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() != 4 or (self.using_cache and not self.training):
+        if _leaves_conv(self, inputs):
             return original_class(self).forward(self, inputs, context)
         return _linear(self, self.permutation(inputs)[0], False, 1)
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if inputs.dim() != 4 or (self.using_cache and not self.training):
+        if _leaves_conv(self, inputs):
             return original_class(self).inverse(self, inputs, context)
         outputs, ladj = _linear(self, inputs, True, 1)
         return self.permutation.inverse(outputs)[0], ladj
 
 
-def _leaves_norm(inputs: Tensor) -> bool:
-    """Small, or of a shape that nflows refuses."""
-    return inputs.dim() not in (2, 4) or not pays.is_enough(inputs.numel(), pays.NORM)
+def _leaves_norm(layer: Any, inputs: Tensor) -> bool:
+    """Small, or of a shape or dtype that nflows broadcasts, promotes or refuses."""
+    if inputs.dim() not in (2, 4) or not pays.is_enough(inputs.numel(), pays.NORM):
+        return True
+    return inputs.shape[1] != layer.shift.shape[0] or mixed(inputs, layer.shift)
 
 
 class Norm(PureLayer):
     """The methods of an accelerated ActNorm."""
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(inputs) or (self.training and not self.initialized):
+        if _leaves_norm(self, inputs) or (self.training and not self.initialized):
             return original_class(self).forward(self, inputs, context)
         return actnorm(inputs, self.log_scale, self.shift, channel_dim=1)
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(inputs):
+        if _leaves_norm(self, inputs):
             return original_class(self).inverse(self, inputs, context)
         return actnorm(inputs, self.log_scale, self.shift, channel_dim=1, inverse=True)

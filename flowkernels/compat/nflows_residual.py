@@ -11,6 +11,7 @@ from flowkernels.ops import residual_net
 from flowkernels.ops.residual_net import layers_of
 
 from .nflows_classes import kind
+from .operands import mixed
 from .swap import PureLayer, original_class
 
 _RELU = (nn.functional.relu, torch.relu)
@@ -31,7 +32,7 @@ def layers(net: Any, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Te
 def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     """The network's output; None where it must be called."""
     found = None if torch.compiler.is_compiling() or x.dim() != 2 else layers(net, x, context)
-    if found is None:
+    if found is None or mixed(x, found[0][0]):
         return None
     preprocessing = getattr(net, "preprocessing", None)  # of normflows
     x = x if preprocessing is None else preprocessing(x)

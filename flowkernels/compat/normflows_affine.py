@@ -23,6 +23,7 @@ from . import pays
 from .buffers import Reading
 from .masks import read_order
 from .normflows_dense import Mask, coupled, mask_of, masked, may_pay
+from .operands import mixed
 from .reading import is_bare
 from .swap import PureLayer, layer_of, original_class
 
@@ -39,7 +40,11 @@ def _affine(layer: Any, z: Tensor, params: Tensor, inverse: bool, part: slice | 
 
 def _couple(layer: Any, z: Any, inverse: bool) -> tuple[list[Tensor], Tensor]:
     z1, z2 = z
-    z2, ladj = _affine(layer, z2, layer.param_map(z1), inverse, None)
+    params = layer.param_map(z1) if pays.is_enough(z2.numel(), pays.AFFINE) else None
+    if params is None or mixed(z2, params) or params.shape[1] != 2 * z2.shape[1]:
+        theirs = original_class(layer)
+        return (theirs.inverse if inverse else theirs.forward)(layer, z)
+    z2, ladj = _affine(layer, z2, params, inverse, None)
     return [z1, z2], ladj
 
 
@@ -54,13 +59,9 @@ class AffineCoupling(PureLayer):
     """The methods of an accelerated AffineCoupling."""
 
     def forward(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        if not pays.is_enough(z[1].numel(), pays.AFFINE):
-            return original_class(self).forward(self, z)
         return _couple(self, z, False)
 
     def inverse(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        if not pays.is_enough(z[1].numel(), pays.AFFINE):
-            return original_class(self).inverse(self, z)
         return _couple(self, z, True)
 
 
@@ -82,7 +83,10 @@ def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
         if fused is not None or not split_off:
             return fused
     seen, part = (z[:, :first], slice(first, C)) if split.mode == "channel" else (z[:, first:], slice(0, first))
-    return _affine(coupling, z, coupling.param_map(seen), inverse, part)
+    params = coupling.param_map(seen)
+    if mixed(z, params) or params.shape[1] != 2 * (part.stop - part.start):
+        return None
+    return _affine(coupling, z, params, inverse, part)
 
 
 def block_refusal(layer: Any) -> str | None:
@@ -114,9 +118,14 @@ def _masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, T
     return affine(z, (logit, shift), mask=mask.maps, event_dims=mask.maps.dim(), inverse=inverse)
 
 
+def _fits_mask(layer: Any, z: Tensor) -> bool:
+    """Whether z has an entry for each of the mask's, of its dtype; otherwise normflows broadcasts or promotes."""
+    return z.dim() == layer.b.dim() and z.shape[1:] == layer.b.shape[1:] and not mixed(z, layer.b)
+
+
 def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     dense, large = may_pay(z), not torch.is_grad_enabled() or pays.is_enough(z.numel(), pays.MASKED_AFFINE)
-    mask = mask_of(layer) if (dense or large) and z.dim() == layer.b.dim() else None
+    mask = mask_of(layer) if (dense or large) and _fits_mask(layer, z) else None
     if isinstance(mask, Mask):
         fused = masked(layer, mask, z, inverse) if dense else None
         if fused is not None:
@@ -155,17 +164,25 @@ def norm_refusal(layer: Any) -> str | None:
     return None if per_channel else f"its scale is {list(s.shape)}, not one number per channel"
 
 
+def _leaves_norm(layer: Any, z: Tensor) -> bool:
+    """Small, or of a shape or dtype that normflows broadcasts, promotes or refuses."""
+    s = layer.s
+    if not pays.is_enough(z.numel(), pays.NORM) or z.dim() != s.dim():
+        return True
+    return z.shape[1] != s.shape[1] or mixed(z, s)
+
+
 class Norm(PureLayer):
     """The methods of an accelerated ActNorm."""
 
     def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if not pays.is_enough(z.numel(), pays.NORM) or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+        if _leaves_norm(self, z) or not self.data_dep_init_done > 0.0:
             return original_class(self).forward(self, z)
         log_scale = self.s.view(-1)
         return actnorm(z, log_scale, self.t.view(-1), channel_dim=1)[0], _pixels(z) * log_scale.sum()
 
     def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if not pays.is_enough(z.numel(), pays.NORM) or z.dim() != self.s.dim() or not self.data_dep_init_done > 0.0:
+        if _leaves_norm(self, z) or not self.data_dep_init_done > 0.0:
             return original_class(self).inverse(self, z)
         log_scale = self.s.view(-1)
         return actnorm(z, log_scale, self.t.view(-1), channel_dim=1, inverse=True)[0], -_pixels(z) * log_scale.sum()
@@ -190,7 +207,7 @@ def conv_refusal(layer: Any) -> str | None:
 
 def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     order = _order_of(layer, (layer.P, layer.sign_S))
-    if isinstance(order, str) or z.dim() != 4:
+    if isinstance(order, str) or z.dim() != 4 or not z.is_floating_point():
         theirs = original_class(layer)
         return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now
@@ -204,8 +221,8 @@ def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
 class Conv1x1(PureLayer):
     """The methods of an accelerated Invertible1x1Conv with LU factors."""
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         return _conv(self, z, True)
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         return _conv(self, z, False)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.ops import rqs
-from flowkernels.ops._checks import expands, in_autocast
+from flowkernels.ops._checks import expands
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
@@ -26,8 +26,9 @@ from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 from .buffers import Reading
 from .masks import read_plan
 from .nflows_made import _activation as activation_name
+from .operands import mixed
 from .reading import may_read, of_parameters
-from .swap import PureLayer, swap
+from .swap import PureLayer, original_class, swap
 
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
 
@@ -47,14 +48,14 @@ def _spec(layer: Any) -> RqsSpec:
 
 def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """x ``[..., D]``, params ``[..., D, P]`` → y and log-slopes, both like x."""
-    if not expands(params.shape[:-1], x.shape):
-        expected, given = f"[..., {str(list(params.shape[:-1]))[1:]}", list(x.shape)
-        raise ValueError(f"compat.pyro: x must be {expected}, one element for each spline, got {given}")
-    if x.dtype is not params.dtype and not in_autocast(x):
-        raise TypeError(f"compat.pyro: x must be of the dtype of the spline = {params.dtype}, got {x.dtype}")
     params = params.expand(*x.shape, params.shape[-1])
     y, ladj = rqs(x.unsqueeze(-1), params.unsqueeze(-2), inverse=inverse, **_settings(layer))
     return y.squeeze(-1), ladj
+
+
+def _fits(x: Tensor, params: Tensor) -> bool:
+    """Whether x has an element for each spline, of their dtype; otherwise Pyro says what is wrong with it."""
+    return expands(params.shape[:-1], x.shape) and not mixed(x, params)
 
 
 # ---- splines alone and of a context ----
@@ -67,7 +68,10 @@ class Spline(PureLayer):
         parts = [self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives]
         if self.order == "linear":
             parts.append(self.unnormalized_lambdas)
-        return _elementwise(self, x, torch.cat(parts, dim=-1), inverse)
+        params = torch.cat(parts, dim=-1)
+        if not _fits(x, params):
+            return original_class(self).spline_op(self, x, inverse=inverse)
+        return _elementwise(self, x, params, inverse)
 
 
 class ConditionalSpline(PureLayer):
@@ -81,7 +85,10 @@ class ConditionalSpline(PureLayer):
 
 def conditioned(layer: Any, context: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """The spline of a ConditionalSpline at x."""
-    return _elementwise(layer, x, _params(layer, layer.nn(context)), inverse)
+    params = _params(layer, layer.nn(context))
+    if not _fits(x, params):
+        return _theirs("ConditionalSpline").condition(layer, context).spline_op(x, inverse=inverse)
+    return _elementwise(layer, x, params, inverse)
 
 
 def _params(layer: Any, parts: tuple[Tensor, ...]) -> Tensor:

@@ -24,6 +24,7 @@ from flowkernels.ops.made import made
 
 from .buffers import Reading
 from .dense_nets import dense_arguments
+from .operands import mixed
 from .zuko_nets import masked_arguments
 from .zuko_univariate import Univariate, univariate_of
 
@@ -83,6 +84,12 @@ class _Fused(Transform):
         return Inverse(self)
 
 
+def _back(theirs: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse as zuko has it."""
+    x = theirs._inverse(transform, y)
+    return x, -theirs.call_and_ladj(transform, x)[1]
+
+
 class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     """`zuko.transforms.AutoregressiveTransform` of a layer and a context."""
 
@@ -101,7 +108,10 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
             fused = try_autoregressive_layer(x, univariate.spec, **network)
             if fused is not None:
                 return fused
-        return univariate(x, self._params(x, context, network), False)
+        params = self._params(x, context, network)
+        if mixed(x, params):
+            return transforms.AutoregressiveTransform.call_and_ladj(self, x)
+        return univariate(x, params, False)
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         y, context = _expanded(y, self.context)
@@ -110,7 +120,10 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
             return autoregressive_inverse(y, univariate=univariate.spec, half_turn=univariate.circular, **network)
         x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
         for _ in range(self.passes):
-            x, ladj = univariate(y, self._params(x, context, network), True)
+            params = self._params(x, context, network)
+            if mixed(y, params):
+                return _back(transforms.AutoregressiveTransform, self, y)
+            x, ladj = univariate(y, params, True)
         return x, ladj
 
     def _params(self, x: Tensor, context: Tensor | None, network: dict[str, Any] | None) -> Tensor:
@@ -165,8 +178,11 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
                 return fused
         kept, mapped = self.split(x)
         params = _params(self.layer, kept, context)
-        if self.columns is None:  # how many features the mask maps, which a graph cannot read off it
+        if torch.compiler.is_compiling():  # which cannot read off the mask how many features it maps
             torch._check(mapped.shape[-1] == params.shape[-2])
+        if mixed(mapped, params):
+            theirs = transforms.CouplingTransform
+            return _back(theirs, self, x) if inverse else theirs.call_and_ladj(self, x)
         mapped, ladj = univariate(mapped, params, inverse)
         return self.merge(kept, mapped, x.shape), ladj
 
@@ -197,7 +213,11 @@ class DependentTransform(_Fused, transforms.DependentTransform):
         if self.context is None:
             params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)
         else:
-            params = layer.hyper(self.context).unflatten(-1, (x.shape[-1], P))
+            params = layer.hyper(self.context)
+            params = params.unflatten(-1, (params.shape[-1] // P, P))
+        if x.shape[-1] != params.shape[-2] or mixed(x, params):
+            plain: Any = ElementWiseTransform.forward(layer, self.context)
+            return (plain.inv if inverse else plain).call_and_ladj(x)
         lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
         x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
         return _map_of(layer)(x, params, inverse)
