@@ -356,13 +356,43 @@ def library(name: str) -> Any:
     return importlib.import_module(f"flowkernels.compat.adapters.{name}").LIBRARY
 
 
-def cases() -> dict[str, Case]:
-    """library, class: how → case"""
-    return {
-        f"{name}, {case}": found
-        for name, make in _MAKERS.items()
-        for case, found in make(getattr(library(name), "root", "")).items()
+def of_library(name: str) -> dict[str, Case]:
+    """class, or "class: in what way" → case"""
+    return _MAKERS[name](getattr(library(name), "root", ""))
+
+
+# ---- flows of our own ----
+
+
+def _native() -> dict[str, Case]:
+    from flowkernels import flows
+
+    def call(flow: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        return flow.transform.inverse(x) if inverse else flow.transform(x)
+
+    def log_prob(flow: Any, x: Tensor, inverse: bool) -> tuple[Tensor]:
+        return (flow.log_prob(x),)
+
+    sizes = {"transforms": 2, "hidden": (H, H)}
+    found = {
+        name: Case(lambda name=name, more=more: getattr(flows, name)(D, **sizes, **more), call)
+        for name, more in (("NSF", {}), ("MAF", {}), ("IAF", {}), ("RealNVP", {}), ("NICE", {}))
     }
+    image = (1, 4, 4)
+
+    def glow() -> nn.Module:
+        flow = flows.Glow(image, levels=1, steps=1, hidden=(H, H))
+        flow.log_prob(torch.randn(64, *image))  # the first batch sets its ActNorms
+        return flow
+
+    return found | {
+        "MAF: log_prob": Case(found["MAF"].make, log_prob, directions=("forward",)),
+        "Glow": Case(glow, log_prob, image, directions=("forward",)),
+    }
+
+
+CASES = {f"{name}, {case}": found for name in _MAKERS for case, found in of_library(name).items()}
+NATIVE = {f"flowkernels, {name}": case for name, case in _native().items()}
 
 
 def build(case: Case) -> nn.Module:

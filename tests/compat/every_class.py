@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.compat import ability_cases
 
-CASES = ability_cases.cases()
+CASES = ability_cases.CASES
 EVERY = [(name, direction) for name, case in CASES.items() for direction in case.directions]
 
 

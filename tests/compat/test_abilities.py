@@ -1,0 +1,56 @@
+"""Whatever a model could do before `accelerate` it can do after it, with the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.compat import ability_cases
+from tests.compat.abilities import EAGER, ROUNDED
+from tests.compat.ability_cases import CASES, NATIVE
+from tests.compat.ability_table import Cell, cells
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+# One way of each class. glasflow's classes are nflows', run by the same methods.
+ONE_OF_EACH = [name for name in CASES if ":" not in name]
+EVERY_WAY = [name for name in CASES if name in ONE_OF_EACH or not name.startswith("glasflow")]
+EXPORTED = [name for name in ONE_OF_EACH if not name.startswith("glasflow")]
+# The small class of each library that is compiled, which takes longest.
+COMPILED = [
+    "nflows, transforms.autoregressive.MaskedAffineAutoregressiveTransform",
+    "normflows, flows.affine.coupling.AffineCouplingBlock",
+    "zuko, flows.coupling.GeneralCouplingTransform",
+    "freia, coupling_layers.GLOWCouplingBlock",
+    "pyro, distributions.transforms.affine_coupling.AffineCoupling",
+]
+
+
+def assert_able(found: list[Cell]) -> None:
+    """No faults; what the original cannot is printed, and nothing is asked there."""
+    for cell in found:
+        if cell.beyond:
+            print(f"{cell.name}: beyond the original too, {cell.beyond}")
+    faults = [f"{cell.name}: {cell.fault}" for cell in found if cell.fault]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", ability_cases._MAKERS)
+def test_every_class_has_a_case(name):
+    found = {case.partition(":")[0] for case in ability_cases.of_library(name)}
+    known = set(getattr(ability_cases.library(name), "entries", found))
+    assert found == known
+
+
+@pytest.mark.parametrize("case", [*EVERY_WAY, *NATIVE])
+def test_eager(case):
+    assert_able(cells(case, [*EAGER, *ROUNDED]))
+
+
+@pytest.mark.parametrize("case", [*EXPORTED, *NATIVE])
+def test_graphs_of_any_batch(case):
+    assert_able(cells(case, ["jit trace", "export of any batch"]))
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_compile(case):
+    assert_able(cells(case, ["compile without a break", "compile once for all batches"]))
