@@ -1,0 +1,251 @@
+"""What must hold of a call, valid or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import maps, nets
+from .calls import Arguments, Call, Path, Results, at, call, floating, made, mapped, replaced, run
+from .draw import Draw
+from .faults import Fault, faults
+from .rule import Rule, Wrong, path_name
+
+# What torch.use_deterministic_algorithms calls, without its import of a compiler.
+_deterministic: Any = torch._C._set_deterministic_algorithms
+_C: Any = importlib.import_module("flowkernels._native").C
+GENERATORS: dict[str, Callable[[Draw], Call]] = {
+    "rqs": maps.rqs,
+    "affine": maps.affine,
+    "actnorm": maps.actnorm,
+    "lu_linear": maps.lu_linear,
+    "masked_linear": nets.masked_linear,
+    "made": nets.made,
+    "residual_net": nets.residual_net,
+    "flow_layer": nets.flow_layer,
+    "autoregressive_inverse": nets.autoregressive_inverse,
+}
+VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault
+THREADS = (1, 1, 1, 2, 3)
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+# "ops.rqs: params must be ..., got ..."; what is made before the op is called has a name of its own.
+_MESSAGE = re.compile(r"(ops\.\w+|MadePlan|LayerPlan|flowkernels): .+ must .+, got .+", re.DOTALL)
+
+
+def check_case(op: str, seed: int) -> int:
+    """Draws the calls of a case and checks them; how many there were. Raises `Wrong`."""
+    draw = Draw(op, seed)
+    valid = GENERATORS[op](draw)
+    if draw.chance(0.5):
+        try:
+            return check_valid(valid, draw)
+        except Wrong:
+            raise
+        except Exception as error:
+            raise Wrong(f"a valid call raises {type(error).__name__}: {error!s:.300}") from error
+    n = 0
+    for fault in faults(valid, draw, WRONG):
+        n += check_wrong(valid, fault, draw)
+    return n
+
+
+# ---- valid calls ----
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote shows as NaN, or the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    _deterministic(True, warn_only=True)
+    try:
+        yield
+    finally:
+        _deterministic(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
+def machine(isa: str | None, threads: int) -> Iterator[None]:
+    """This instruction set, and so many threads."""
+    before = torch.get_num_threads(), None if isa is None else _C.isa()
+    torch.set_num_threads(threads)
+    if isa is not None:
+        _C.use_isa(isa)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        if isa is not None:
+            _C.use_isa(before[1])
+
+
+def isas() -> list[str | None]:
+    return [None] if _C is None else list(_C.isas())
+
+
+class _Memory:
+    """Arguments under other strides, and whether a call left their memory alone."""
+
+    def __init__(self, arguments: Arguments, draw: Draw) -> None:
+        self._kept: list[tuple[Path, Tensor, Tensor]] = []
+        self.layouts: list[str] = []
+
+        def lay_out(path: Path, t: Tensor) -> Tensor:
+            view, base = draw.laid_out(t)
+            self._kept.append((path, base, base if base is t else base.clone()))
+            if not view.is_contiguous() or view.is_neg():
+                sign = " negative" * view.is_neg()
+                self.layouts.append(f"{path_name(path)} {list(view.shape)} strides {view.stride()}{sign}")
+            return view
+
+        self.arguments = mapped(arguments, lay_out)
+
+    def check(self, how: str) -> None:
+        for path, now, before in self._kept:
+            if not same_bits(now, before):
+                raise Wrong(f"{path_name(path)} or the memory around it was written to; {how}")
+
+
+def check_valid(valid: Call, draw: Draw, calls: int = VALID) -> int:
+    """Several calls with the same values; returns how many."""
+    valid = dataclasses.replace(valid, arguments=made(valid.arguments))
+    paths = floating(valid.arguments)
+    with machine(None, 1):
+        n_outputs = 1 if valid.op in ("made", "masked_linear", "residual_net") else 2
+        of = draw.choice(([0, 1], [0, 1], [0], [1])) if n_outputs == 2 else [0]
+        rule = Rule(valid, paths, of)
+    n = 0
+    for _ in range(calls):
+        wanted = paths if n == 0 else draw.some(paths)
+        isa, threads, memory = draw.choice(isas()), draw.choice(THREADS), _Memory(valid.arguments, draw)
+        strided = draw.chance(0.3)
+        how = f"{isa}, {threads} threads, gradients of {', '.join(map(path_name, wanted)) or 'nothing'}, " + (
+            "; ".join(memory.layouts) or "all contiguous"
+        )
+
+        def once(
+            arguments: Arguments = memory.arguments,
+            wanted: list[Path] = wanted,
+            lay_out: Callable[[Tensor], Tensor] = (lambda t: draw.laid_out(t)[0]) if strided else (lambda t: t),
+        ) -> Results:
+            with poisoned():
+                return run(valid.op, arguments, None, wanted, of, lay_out)
+
+        with machine(isa, threads):
+            found = once()
+            n += 1
+            memory.check(how)
+            if len(found.outputs) != n_outputs:
+                raise Wrong(f"{n_outputs} outputs must come, got {len(found.outputs)}; {how}")
+            for i, t in enumerate(found.outputs):
+                rule.check(i, t, how)
+            for path, t in zip(wanted, found.grads, strict=True):
+                rule.check(n_outputs + paths.index(path), t, how)
+            if draw.chance(0.25):
+                n += 1
+                _assert_same_bits(found, once(), wanted, f"called twice; {how}")
+            if draw.chance(0.25) and valid.rows:
+                n += _check_poisoned_row(valid, wanted, of, draw, how)
+        if draw.chance(0.1):
+            other = draw.choice([t for t in (1, 2, 3) if t != threads])
+            with machine(isa, other):
+                n += 1
+                # A gradient of weights is a sum over rows, which threads share out.
+                by_row = [i for i, path in enumerate(wanted) if path in valid.rows]
+                again = once()
+                some = [wanted[i] for i in by_row]
+                first, second = (Results(r.outputs, [r.grads[i] for i in by_row]) for r in (found, again))
+                _assert_same_bits(first, second, some, f"{other} threads; {how}")
+    return n
+
+
+def _check_poisoned_row(valid: Call, wanted: list[Path], of: list[int], draw: Draw, how: str) -> int:
+    """NaN in one row leaves every bit of the others alone."""
+    full = {path: at(valid.arguments, path) for path in valid.rows}
+    first, behind = next((t, valid.rows[path]) for path, t in full.items())
+    lead = first.shape[: first.dim() - behind]
+    if lead.numel() < 2 or any(t.shape[: t.dim() - valid.rows[path]] != lead for path, t in full.items()):
+        return 0
+    row, value = draw.int(0, lead.numel() - 1), draw.choice((float("nan"), float("nan"), float("inf"), 1e4))
+    ill = valid.arguments
+    for path, t in full.items():
+        spoiled = t.clone(memory_format=torch.contiguous_format)
+        spoiled.reshape(lead.numel(), -1)[row] = value
+        ill = replaced(ill, path, spoiled)
+    kept = torch.arange(lead.numel()) != row
+    by_row = [path for path in wanted if path in valid.rows]
+    found = []
+    for arguments in (mapped(valid.arguments, lambda _, t: t.contiguous()), ill):
+        with poisoned():
+            outputs, grads = run(valid.op, arguments, None, wanted, of)
+        grads = [g for path, g in zip(wanted, grads, strict=True) if path in by_row]
+        found.append(Results(*([None if t is None else _rows(t, lead, kept) for t in ts] for ts in (outputs, grads))))  # type: ignore[arg-type]
+    _assert_same_bits(*found, by_row, f"row {row} of {list(lead)} is {value}; {how}")
+    return 2
+
+
+def _rows(t: Tensor, lead: torch.Size, kept: Tensor) -> Tensor:
+    return t.reshape(lead.numel(), -1)[kept] if t.numel() else t
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or a.is_meta:
+        return a is b
+    kind = _BITS[a.element_size()]
+    return a.dtype is b.dtype and torch.equal(a.resolve_neg().view(kind), b.resolve_neg().view(kind))
+
+
+def _assert_same_bits(a: Results, b: Results, wanted: list[Path], how: str) -> None:
+    names = [f"output {i}" for i in range(len(a.outputs))] + [f"gradient of {path_name(p)}" for p in wanted]
+    for name, s, t in zip(names, [*a.outputs, *a.grads], [*b.outputs, *b.grads], strict=True):
+        if (s is None) != (t is None) or (s is not None and t is not None and not same_bits(s, t)):
+            raise Wrong(f"{name} has other bits: {how}")
+
+
+# ---- wrong calls ----
+
+
+def _outcome(op: str, arguments: Arguments, backend: str | None) -> list[Tensor] | Exception:
+    try:
+        with poisoned():
+            return call(op, arguments, backend)
+    except Exception as error:
+        return error
+
+
+def check_wrong(valid: Call, fault: Fault, draw: Draw) -> int:
+    """A call with one fault is refused in three parts, or answered as the reference answers it."""
+    threads, isa, (what, arguments, must_raise) = draw.choice(THREADS), draw.choice(isas()), fault
+    backend = arguments.get("backend")
+    with machine(isa, threads):
+        right = _outcome(valid.op, arguments, "reference" if backend is None else backend)
+        found = _outcome(valid.op, arguments, backend)
+    for name, result in (("reference", right), ("kernel", found)):
+        if isinstance(result, Exception):
+            said = f"{type(result).__name__}: {result!s:.200}"
+            if not isinstance(result, (TypeError, ValueError)):
+                raise Wrong(f"{what}: {name} raises neither TypeError nor ValueError but {said}") from result
+            if not _MESSAGE.match(str(result)):
+                raise Wrong(f"{what}: {name}'s message is not of three parts: {said}") from result
+        elif must_raise:
+            raise Wrong(f"{what}: {name} answers")
+    if isinstance(right, Exception) and isinstance(found, Exception):
+        return 2
+    if isinstance(right, Exception):
+        raise Wrong(f"{what}: kernel answers, reference raises {type(right).__name__}: {right!s:.200}")
+    if isinstance(found, Exception):
+        raise Wrong(f"{what}: reference answers, kernel raises {type(found).__name__}: {found!s:.200}")
+    if any(t.is_meta for t in found):
+        return 2
+    try:
+        return 2 + check_valid(Call(valid.op, arguments, sizes=valid.sizes), draw, calls=1)
+    except Wrong as wrong:
+        raise Wrong(f"{what}: {wrong}") from wrong
+    except Exception as error:
+        raise Wrong(f"{what}: answers, but its gradient raises {type(error).__name__}: {error!s:.300}") from error

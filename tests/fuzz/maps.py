@@ -1,0 +1,214 @@
+"""Valid calls of the maps: ops.rqs, affine, actnorm, lu_linear; and univariate maps for layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops.affine.spec import CLAMPED, SCALES
+from flowkernels.ops.affine.spec import make_spec as make_affine
+from flowkernels.ops.rqs.spec import count_params
+from flowkernels.ops.rqs.spec import make_spec as make_rqs
+
+from .calls import Call, Recipe
+from .draw import DTYPES, Draw
+
+# Logits at which exponentials stop, or would be inf.
+EXTREME = (-1e30, -1e4, -710.0, -100.0, -88.0, -20.0, -1.0, 0.0, 0.5, 20.0, 88.0, 100.0, 710.0, 1e4, 1e30)
+PAIRS = (
+    *((d, d) for d in DTYPES),
+    (torch.float32, torch.bfloat16),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.bfloat16),
+)
+
+
+def _logits(draw: Draw, dtype: torch.dtype, *shape: int) -> Tensor:
+    if draw.kind == "usual" and draw.chance(0.06):
+        return finite(draw.among(EXTREME, shape), dtype)
+    return draw.values(*shape).to(dtype)
+
+
+def finite(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t.to(dtype)`, of floats, where what is too large becomes the largest."""
+    limits = torch.finfo(dtype)
+    return t.double().clamp(limits.min, limits.max).to(dtype)
+
+
+# ---- splines ----
+
+
+def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
+    """Settings of a spline, without a direction."""
+    bins = draw.choice((1, 2, 3, 5, 8, 8, 10, draw.int(1, most_bins)))
+    found: dict[str, Any] = {"bins": bins, "tails": draw.choice(("linear", "linear", "circular", None))}
+    if draw.chance(0.15):
+        found["order"] = "linear"
+    if draw.chance(0.3):
+        found["parametrization"] = "soft_clip"
+        found["slope"] = draw.choice((1e-3, 0.1, 1e-6))
+    elif draw.chance(0.4):
+        found["min_bin_width"] = draw.choice((0.0, 1e-2, 0.5, 1.0)) / bins
+        found["min_bin_height"] = draw.choice((0.0, 1e-2, 0.5, 1.0)) / bins
+        found["min_derivative"] = draw.choice((1e-3, 1e-5, 0.1) if "order" in found else (0.0, 1e-3, 1e-5, 0.1))
+        if found["tails"] == "linear" and draw.chance(0.3):
+            found["edge_slope"] = draw.choice((0.5, 0.999, 2.0))
+    if draw.chance(0.3):
+        found["logit_scale"] = draw.choice((0.25, 2.0))
+    if draw.chance(0.3):
+        found["tail_bound"] = draw.choice((0.1, 1, 5.0, 10.0, 1e-4, 1e4))
+    elif draw.chance(0.15):
+        found["box"] = draw.choice(((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0]))
+    return found
+
+
+def box(settings: dict[str, Any]) -> tuple[float, float]:
+    """Where the spline takes x from."""
+    bound = settings.get("tail_bound", 3.0)
+    left, right, bottom, top = settings.get("box") or (-bound, bound, -bound, bound)
+    return (bottom, top) if settings.get("inverse") else (left, right)
+
+
+def in_box(draw: Draw, settings: dict[str, Any], *shape: int) -> Tensor:
+    """Most of x in the box, some outside, some exactly on its corners or its middle."""
+    low, high = box(settings)
+    middle, half = (low + high) / 2, (high - low) / 2
+    x = middle + half * draw.values(*shape, scale=0.6)
+    if draw.chance(0.1):
+        x = draw.among((low, high, middle, low - half, high + half), shape)
+    return x
+
+
+def size_of_box(settings: dict[str, Any]) -> float:
+    return max(map(abs, box(settings)))
+
+
+def rqs(draw: Draw) -> Call:
+    settings = spline_settings(draw, 128 if draw.chance(0.05) else 12)
+    settings["inverse"] = draw.chance(0.5)
+    P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
+    lead, D = draw.lead(), draw.size()
+    of_x, of_params = draw.choice(PAIRS)
+    x = in_box(draw, settings, *lead, D).to(of_x)
+    params = _logits(draw, of_params, *lead, D, P)
+    rows = {("x",): 1, ("params",): 2} if lead else {}
+    return Call("rqs", {"x": x, "params": params, **settings}, rows, {("x",): size_of_box(settings)})
+
+
+# ---- affine maps ----
+
+
+def affine_settings(draw: Draw) -> dict[str, Any]:
+    """Settings of the scale, without a direction."""
+    scale = draw.choice(SCALES)
+    found: dict[str, Any] = {"scale": scale}
+    if scale in ("softplus", "sigmoid") and draw.chance(0.5):
+        found["min_scale"] = draw.choice((1e-3, 0.1, 2, 0))
+    if scale in CLAMPED and draw.chance(0.5):
+        found["clamp"] = draw.choice((0.5, 1, 5.0, 100.0))
+    if scale == "clip" and draw.chance(0.5):
+        found["log_bounds"] = draw.choice(((-1.0, 1.0), (0, 0.5), (-7.0, -2.0)))
+    return found
+
+
+def affine(draw: Draw) -> Call:
+    settings = affine_settings(draw)
+    settings["inverse"] = draw.chance(0.5)
+    event_dims = draw.choice((1, 1, 1, 2, 3))
+    lead, event = draw.lead(), [draw.size(most=20) if event_dims == 1 else draw.size(most=6) for _ in range(event_dims)]
+    if event_dims > 1:
+        lead, event = lead[:2], [min(n, 6) for n in event]
+        settings["event_dims"] = event_dims
+    mapped = list(event)
+    if event[0] > 0 and draw.chance(0.4):
+        start, stop, step = draw.int(0, event[0] - 1), draw.int(0, event[0] + 1), draw.choice((1, 1, 2, 2, 3))
+        if draw.chance(0.2):
+            start, stop = start - event[0], None
+        if len(range(event[0])[start:stop:step]) > 0:
+            settings["part"] = slice(start, stop, step)
+            mapped[0] = len(range(event[0])[start:stop:step])
+    of_x, of_params = draw.choice(PAIRS)
+    x = draw.values(*lead, *event).to(of_x)
+    P = 1 if settings["scale"] == "additive" else 2
+    rows = {("x",): event_dims}
+    if P == 2 and draw.chance(0.4):
+        params: Any = tuple(_logits(draw, of_params, *lead, *mapped) for _ in range(2))
+        params = list(params) if draw.chance(0.3) else params
+        rows |= {("params", 0): event_dims, ("params", 1): event_dims}
+    else:
+        params = _logits(draw, of_params, *lead, *mapped, P)
+        rows |= {("params",): event_dims + 1}
+    if P == 2 and draw.chance(0.3):
+        settings["shift_first"] = True
+    if draw.chance(0.3):
+        shape = [draw.choice((1, n, n)) for n in mapped][draw.int(0, event_dims) :]
+        mask = draw.noise(shape) > 0
+        settings["mask"] = mask.to(draw.choice((torch.bool, torch.bool, torch.uint8, torch.int64)))
+    return Call("affine", {"x": x, "params": params, **settings}, rows if lead else {})
+
+
+def univariate(draw: Draw) -> tuple[Recipe, int]:
+    """The map of a layer, and its parameters per feature; forward."""
+    if draw.chance(0.5):
+        settings = {
+            "bins": 8, "tails": "linear", "tail_bound": 3.0, "box": None, "min_bin_width": 1e-3, "min_bin_height": 1e-3,
+            "min_derivative": 1e-3, "logit_scale": 1.0, "parametrization": "softmax", "slope": 1e-3, "inverse": False,
+            **spline_settings(draw),
+        }  # fmt: skip
+        P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
+        return Recipe(make_rqs, settings), P
+    settings = {"min_scale": 0.0, "inverse": False, **affine_settings(draw)}
+    if settings["scale"] != "additive" and draw.chance(0.2):
+        settings["shift_first"] = True
+    return Recipe(make_affine, settings), 1 if settings["scale"] == "additive" else 2
+
+
+# ---- maps of channels ----
+
+
+def _channels(draw: Draw, most: int) -> tuple[Tensor, int, int, dict[str, Any], int]:
+    """x, its channels, the trailing dims of a row, the settings, and leading rows (0: none)."""
+    C = draw.size(most=most)
+    if draw.chance(0.5):
+        lead = draw.lead()
+        return draw.values(*lead, C), C, 1, {} if draw.chance(0.5) else {"channel_dim": -1}, len(lead)
+    trailing = [draw.choice((0, 1, 2, 3, 4, 5)) for _ in range(draw.choice((0, 1, 2, 2, 2, 3)))]
+    return draw.values(draw.size(most=5) % 9, C, *trailing), C, 1 + len(trailing), {"channel_dim": 1}, 1
+
+
+def _mixed(draw: Draw, n: int) -> list[torch.dtype]:
+    """Dtypes of n tensors: alike, or any."""
+    first = draw.choice(DTYPES)
+    return [first] * n if draw.chance(0.7) else [draw.choice(DTYPES) for _ in range(n)]
+
+
+def actnorm(draw: Draw) -> Call:
+    x, C, behind, settings, has_rows = _channels(draw, 60)
+    of_x, *of_rest = _mixed(draw, 3)
+    arguments: dict[str, Any] = {"x": x.to(of_x)}
+    for name, dtype in zip(("log_scale", "shift"), of_rest, strict=True):
+        arguments[name] = draw.values(C).to(dtype)
+    arguments |= settings | {"inverse": draw.chance(0.5)}
+    return Call("actnorm", arguments, {("x",): behind} if has_rows else {})
+
+
+def lu_linear(draw: Draw) -> Call:
+    x, C, behind, settings, has_rows = _channels(draw, 150 if draw.chance(0.03) else 24)
+    dtypes = _mixed(draw, 6)
+    small = 1 / max(C, 1)
+    arguments: dict[str, Any] = {
+        "x": x, "lower": draw.values(C, C, scale=small), "upper": draw.values(C, C, scale=small),
+        "log_s": draw.values(C, scale=0.3), "sign_s": draw.among((-1.0, 1.0), (C,)),
+    }  # fmt: skip
+    if draw.chance(0.6):
+        arguments["bias"] = draw.values(C)
+    arguments = {name: t.to(d) for (name, t), d in zip(arguments.items(), dtypes, strict=False)}
+    if draw.chance(0.6):
+        arguments["permutation"] = torch.tensor(draw.shuffled(range(C)), dtype=torch.int64)
+    arguments |= settings | {"inverse": draw.chance(0.5)}
+    return Call("lu_linear", arguments, {("x",): behind} if has_rows else {})

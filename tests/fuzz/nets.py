@@ -1,0 +1,191 @@
+"""Valid calls of networks, and of maps with the networks that give their parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels.ops import LayerPlan, MadePlan
+from flowkernels.ops.flow_layer import columns
+from flowkernels.ops.made.activations import FUNCTIONS
+
+from .calls import Call, Path, Recipe
+from .draw import DTYPES, Draw
+from .maps import in_box, size_of_box, univariate
+
+ACTIVATIONS = tuple(FUNCTIONS)
+EXACT = ("identity", "relu")
+
+
+def _degrees(draw: Draw, n: int, low: int, top: int) -> list[int]:
+    """n degrees: all of one kind, of a few kinds, in order, or any."""
+    any_of = [draw.int(low, top) for _ in range(n)]
+    pool = draw.choice(([draw.int(low, top)], [low, top], any_of))
+    return draw.choice(([draw.choice(pool) for _ in range(n)], sorted(any_of), any_of, any_of))
+
+
+def _layer(draw: Draw, n_in: int, n_out: int, seen: float | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer whose units see this many inputs each, of a size that keeps that of what comes in."""
+    scale = 0.7 * max(seen or n_in, 1.0) ** -0.5
+    if draw.kind == "large":  # what a network sees, not what it is: with every layer rounding would grow
+        scale /= 10
+    return draw.values(n_out, n_in, scale=scale), draw.values(n_out, scale=0.3)
+
+
+def _cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    def of(tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return tree.to(dtype)
+        return type(tree)(of(t) for t in tree) if type(tree) in (list, tuple) else tree
+
+    return {name: of(value) for name, value in arguments.items()}
+
+
+def _term(draw: Draw, lead: tuple[int, ...], n: int, rows: dict[Path, int], path: Path) -> Tensor:
+    """What is added to a layer or multiplies it: a row for each of x, or fewer, which broadcast."""
+    kind = draw.choice(("each", "each", "one", "behind"))
+    if kind == "each":
+        rows[path] = 1
+        return draw.values(*lead, n, scale=0.5)
+    return draw.values(*((1,) * len(lead) if kind == "one" else lead[1:]), n, scale=0.5)
+
+
+def masked_linear(draw: Draw) -> Call:
+    lead, n_in, n_out = draw.lead(), draw.size(1), draw.size(1)
+    ins, outs = _degrees(draw, n_in, 0, 5), _degrees(draw, n_out, 0, 6)
+    strict = draw.chance(0.3)
+    weight, bias = _layer(draw, n_in, n_out)
+    activation = draw.choice(ACTIVATIONS)
+    arguments: dict[str, Any] = {
+        "x": draw.values(*lead, n_in), "weight": weight, "bias": bias if draw.chance(0.7) else None,
+    }  # fmt: skip
+    rows: dict[Path, int] = {("x",): 1}
+    if draw.chance(0.3):
+        arguments["residual"] = _term(draw, lead, n_out, rows, ("residual",))
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    if draw.chance(0.3):
+        plan = Recipe(LayerPlan, {"degrees_in": ins, "degrees_out": outs, "strict": strict})
+        arguments |= {"degrees_in": plan, "degrees_out": None}
+    else:
+        as_tensors = draw.chance(0.3)
+        both = [torch.tensor(d) if as_tensors else d for d in (ins, outs)]
+        arguments |= {"degrees_in": both[0], "degrees_out": both[1], "strict": strict}
+    exact = draw.kind == "halves" and activation in (*EXACT, "leaky_relu")
+    return Call("masked_linear", {**arguments, "activation": activation}, rows if lead else {}, exact=exact)
+
+
+def _made_plan(draw: Draw, P: int) -> tuple[Recipe, MadePlan]:
+    D = draw.choice((1, 1, 2, 3, 4, 5, 7, draw.int(1, 20)))
+    natural = list(range(1, D + 1))
+    inputs = draw.choice((natural, natural, draw.shuffled(natural), _degrees(draw, D, 1, D), [3 * d for d in natural]))
+    residual = draw.chance(0.4)
+    n, top = 1 + 2 * draw.choice((0, 1, 1, 2)) if residual else draw.choice((0, 1, 1, 2, 3)), max(inputs) + 1
+    hidden = [_degrees(draw, draw.size(1, 33), 0, top) for _ in range(n)]
+    if residual:
+        hidden[2::2] = [hidden[0]] * (n // 2)  # a block adds to the stream; inside, it is as wide as it likes
+    degrees = [inputs, *hidden, [d for d in inputs for _ in range(P)]]
+    recipe = Recipe(MadePlan, {"degrees": degrees, "residual": residual})
+    return recipe, MadePlan(degrees, residual=residual)
+
+
+def _masked_net(draw: Draw, P: int, lead: tuple[int, ...]) -> tuple[MadePlan, dict[str, Any], dict[Path, int]]:
+    """The plan; layers, terms and settings of a MADE; which of them hold rows."""
+    recipe, plan = _made_plan(draw, P)
+    seen = [max(1.0, float(layer.limit.sum()) / layer.n_out) for layer in plan.layers]
+    layers = [_layer(draw, p.n_in, p.n_out, s) for p, s in zip(plan.layers, seen, strict=True)]
+    arguments: dict[str, Any] = {"layers": layers}
+    rows: dict[Path, int] = {}
+    last = len(layers) - 1
+    if draw.chance(0.3):
+        arguments["adds"] = [
+            _term(draw, lead, p.n_out, rows, ("adds", i)) if draw.chance(0.5) else None
+            for i, p in enumerate(plan.layers)
+        ]
+    if plan.residual and draw.chance(0.3):
+        arguments["gates"] = [
+            _term(draw, lead, p.n_out, rows, ("gates", i)) if 0 < i < last and i % 2 == 0 and draw.chance(0.7) else None
+            for i, p in enumerate(plan.layers)
+        ]
+    return plan, {**arguments, "plan": recipe, "activation": draw.choice(ACTIVATIONS)}, rows
+
+
+def made(draw: Draw) -> Call:
+    lead = draw.lead()
+    plan, arguments, rows = _masked_net(draw, draw.choice((1, 2, 2, 3, 5)), lead)
+    arguments = _cast({"x": draw.values(*lead, plan.features), **arguments}, draw.choice(DTYPES))
+    exact = draw.kind == "halves" and arguments["activation"] in EXACT and len(plan.layers) < 4
+    return Call("made", arguments, {("x",): 1, **rows} if lead else {}, exact=exact)
+
+
+def autoregressive_inverse(draw: Draw) -> Call:
+    lead, (of_map, P) = draw.lead(), univariate(draw)
+    plan, arguments, rows = _masked_net(draw, P, lead)
+    backwards = {**of_map.settings, "inverse": True}
+    arguments["z"] = in_box(draw, backwards, *lead, plan.features)
+    if "bins" in of_map.settings:
+        for name in ("half_turn", "zero_outside"):
+            if draw.chance(0.15):
+                arguments[name] = True
+    if draw.chance(0.15):
+        arguments["waves"] = draw.values(plan.features, 5, scale=0.5)
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    arguments["univariate"] = of_map
+    sizes = {("z",): size_of_box(backwards)}
+    return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes)
+
+
+def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual: bool) -> list[tuple[Tensor, Tensor]]:
+    """Layers of a residual or plain net, that sees a context of this width after its features."""
+    of_context = context or 0
+    if not residual:
+        widths = [n_in + of_context, *(draw.size(1, 33) for _ in range(draw.choice((0, 1, 1, 2, 3)))), n_out]
+        return [_layer(draw, a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    hidden, blocks = draw.size(1, 33), draw.choice((0, 1, 1, 2, 3))
+    layers = [_layer(draw, n_in + of_context, hidden)]
+    for _ in range(blocks):
+        inside = draw.choice((hidden, hidden, draw.size(1)))
+        layers += [_layer(draw, hidden, inside), _layer(draw, inside, hidden)]
+        if context is not None:
+            layers.append(_layer(draw, of_context, hidden))
+    return [*layers, _layer(draw, hidden, n_out)]
+
+
+def _context(draw: Draw, lead: tuple[int, ...], rows: dict[Path, int]) -> Tensor | None:
+    return _term(draw, lead, draw.size(1, 6), rows, ("context",)) if draw.chance(0.3) else None
+
+
+def residual_net(draw: Draw) -> Call:
+    lead, rows = draw.lead(), {("x",): 1}
+    context, n_in = _context(draw, lead, rows), draw.size(1)
+    layers = _dense_net(draw, n_in, draw.size(1), None if context is None else context.shape[-1], True)
+    per_block = 2 if context is None else 3
+    arguments: dict[str, Any] = {"x": draw.values(*lead, n_in), "layers": layers}
+    if context is not None:
+        arguments["context"] = context
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    arguments["blocks"] = (len(layers) - 2) // per_block
+    exact = draw.kind == "halves" and context is None and len(layers) < 5
+    return Call("residual_net", arguments, rows if lead else {}, exact=exact)
+
+
+def flow_layer(draw: Draw) -> Call:
+    lead, rows = draw.lead(), {("x",): 1}
+    D, (of_map, P) = draw.size(1, 12), univariate(draw)
+    of_map.settings["inverse"] = draw.chance(0.5)
+    inputs, outputs = (tuple(draw.shuffled(range(D))[: draw.int(1, D)]) for _ in range(2))
+    context, residual = _context(draw, lead, rows), draw.chance(0.5)
+    width = None if context is None else context.shape[-1]
+    arguments: dict[str, Any] = {
+        "x": in_box(draw, of_map.settings, *lead, D),
+        "layers": _dense_net(draw, len(inputs), len(outputs) * P, width, residual),
+    }
+    if context is not None:
+        arguments["context"] = context
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    arguments["univariate"] = of_map
+    arguments["columns"] = Recipe(columns, {"features": D, "inputs": inputs, "outputs": outputs})
+    if not residual:
+        arguments |= {"residual": False, "activation": draw.choice(ACTIVATIONS)}
+    return Call("flow_layer", arguments, rows if lead else {}, {("x",): size_of_box(of_map.settings)})

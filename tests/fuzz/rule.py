@@ -1,0 +1,135 @@
+"""How far the results of a call may be from the truth: the rule of `tests.numbers`, for millions of small calls.
+
+The error of a kernel is at most twice that of the eager reference in the same dtype, and a few ulp of the largest
+value. On a handful of elements that is a lottery, which equally good implementations lose one time in six. So where it
+fails, eager gets more draws: inputs that differ from these by a rounding, of which its largest error counts, and how far
+the truth itself moves. The truth is the reference in float64; its own errors are told by those moves alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .calls import Arguments, Call, Path, cast, mapped, run
+from .draw import Draw
+
+ULPS = 4
+ULPS_OF_TRUTH = 64  # float64 has no eager error to be compared with before draws are made
+DRAWS = (4, 16, 64)
+
+
+class Wrong(AssertionError):
+    """A call that broke its contract."""
+
+
+def _array(t: Tensor | None) -> np.ndarray | None:
+    return None if t is None else t.detach().to(torch.float64).numpy().ravel()
+
+
+class Rule:
+    """The right results of a call, and how far from them a kernel may be."""
+
+    def __init__(self, call: Call, wanted: list[Path], of: list[int]) -> None:
+        self.call, self.wanted, self.of = call, wanted, of
+        dtypes = {t.dtype for path in wanted if isinstance(t := _at(call.arguments, path), Tensor)}
+        self.eager = self._run(call.arguments)
+        self.only_float64 = dtypes <= {torch.float64}
+        self.wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        truth = self.eager if self.only_float64 else self._run(cast(call.arguments, torch.float64))
+        self.truth = [_array(t) for t in truth]
+        self.of_eager = [_array(t) for t in self.eager]
+        self._errors = [_worst(e, t) for e, t in zip(self.of_eager, self.truth, strict=True)]
+        self._moves = [0.0] * len(self.truth)
+        self._drawn = 0
+
+    def _run(self, arguments: Arguments) -> list[Tensor | None]:
+        outputs, grads = run(self.call.op, arguments, "reference", self.wanted, self.of)
+        return [*outputs, *grads]
+
+    def name(self, i: int) -> str:
+        n = len(self.truth) - len(self.wanted)
+        return f"output {i}" if i < n else "gradient of " + path_name(self.wanted[i - n])
+
+    def check(self, i: int, found: Tensor | None, how: str) -> None:
+        """Raises where result i is not what it should be."""
+        eager, truth, its = self.eager[i], self.truth[i], self.of_eager[i]
+        if found is None or eager is None:
+            for t in (found, eager):
+                if t is not None and bool((t != 0).any()):
+                    raise Wrong(f"{self.name(i)} is {'missing' if found is None else 'not 0'}; {how}")
+            return
+        assert truth is not None and its is not None
+        if found.shape != eager.shape or found.dtype != eager.dtype:
+            given = f"{found.dtype} {list(found.shape)}"
+            raise Wrong(f"{self.name(i)} must be {eager.dtype} {list(eager.shape)}, got {given}; {how}")
+        mine = _array(found)
+        assert mine is not None
+        limits = torch.finfo(found.dtype)
+        asked = np.isfinite(truth) & np.isfinite(its) & (np.abs(truth) < 0.99 * limits.max)
+        if asked.all():
+            right = truth
+        else:
+            mine, right = mine[asked], truth[asked]
+        if mine.size == 0:
+            return
+        error = float(np.abs(mine - right).max())
+        ulps = ULPS if found.dtype != torch.float64 else ULPS_OF_TRUTH
+        few = ulps * limits.eps * float(np.abs(right).max()) + 4 * limits.tiny
+        if error <= 2 * self._errors[i] + few:
+            return
+        if error == error and not self.call.exact:
+            for n in DRAWS:
+                self._draw(n)
+                if error <= 2 * self._errors[i] + ULPS * self._moves[i] + few:
+                    return
+        worst = int(np.argmax(np.where(np.isnan(mine), np.inf, np.abs(mine - right))))
+        kinds = "not finite" if not np.isfinite(mine[worst]) else "wrong"
+        values = f"kernel {mine[worst]:.9g}, truth {right[worst]:.9g}, error {error:.3g}"
+        allowed = 2 * self._errors[i] + ULPS * self._moves[i] + few
+        raise Wrong(f"{self.name(i)} is {kinds}: {values}, allowed {allowed:.3g}; {how}")
+
+    def _draw(self, n: int) -> None:
+        """Eager's errors and the truth's moves over n draws in all."""
+        eps = torch.finfo(self.wide).eps
+        while self._drawn < n:
+            self._drawn += 1
+            draw = Draw("rounding", self._drawn)
+
+            def moved(path: Path, t: Tensor, draw: Draw = draw) -> Tensor:
+                if path not in self.wanted:
+                    return t
+                wide = t.to(torch.float64)
+                size = self.call.sizes.get(path)
+                if size is None:
+                    size = min(float(wide.abs().max()), 3.0) or 1.0 if wide.numel() else 0.0
+                wide = wide + eps * draw.noise(t.shape) * (wide.abs() + size)
+                return wide.to(torch.promote_types(t.dtype, self.wide))
+
+            arguments = mapped(self.call.arguments, moved)
+            eager = [_array(t) for t in self._run(arguments)]
+            exact = eager if self.only_float64 else [_array(t) for t in self._run(cast(arguments, torch.float64))]
+            for i, (e, t, truth) in enumerate(zip(eager, exact, self.truth, strict=True)):
+                self._errors[i] = max(self._errors[i], _worst(e, t))
+                self._moves[i] = max(self._moves[i], _worst(t, truth))
+
+
+def _at(tree: object, path: Path) -> object:
+    for key in path:
+        tree = tree[key]  # type: ignore[index]
+    return tree
+
+
+def _worst(a: np.ndarray | None, b: np.ndarray | None) -> float:
+    """The largest difference where both are numbers."""
+    if a is None or b is None or a.size == 0:
+        return 0.0
+    with np.errstate(all="ignore"):
+        off = np.abs(a - b)
+    off = off[np.isfinite(off)]
+    return float(off.max()) if off.size else 0.0
+
+
+def path_name(path: Path) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
