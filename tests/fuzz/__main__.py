@@ -7,16 +7,20 @@ import os
 import re
 import sys
 import time
+import traceback
 
 from . import workers
 
 SHOWN = 3  # finds of one kind
+_PARTICULAR = re.compile(r"\[[^]]*\]|[-+]?\d+\.?\d*(e[-+]?\d+)?|(?<=gradient of )\S+|(?<=not )\S+$|'\w+'")
 
 
 def kind(find: workers.Find) -> str:
-    """What finds that are alike have in common: their words, without numbers and lists."""
-    words = find.message.split("; ")[0]
-    return find.op + " " + re.sub(r"\[[^]]*\]|[-+]?\d+\.?\d*(e[-+]?\d+)?", "#", words)[:90]
+    """What finds that are alike have in common: the op, and their words without numbers, names and lists."""
+    words = re.sub(
+        r"\[[^]]*\]|'[^']*'|[-+]?\d+\.?\d*(e[-+]?\d+)?|(?<=gradient of )\S+", "#", find.message.split("; ")[0]
+    )
+    return f"{find.op}, {'wrong' if find.fault else 'valid'} call: {words:.80}"
 
 
 def command(find: workers.Find) -> str:
@@ -50,8 +54,11 @@ def main() -> int:
         if len(ops) != 1:
             parser.error("--case must come with one --op")
         torch.set_num_threads(1)
-        print(f"{ops[0]}, case {given.case}: {check_case(ops[0], given.case)} calls, all as they should be")
-        return 0
+        n, found = check_case(ops[0], given.case)
+        print(f"{ops[0]}, case {given.case}: {n} calls, {len(found)} not as they should be")
+        for wrong in found:
+            traceback.print_exception(wrong)
+        return 1 if found else 0
 
     seed = int.from_bytes(os.urandom(4), "little") if given.seed is None else given.seed
     minutes = 10.0 if given.minutes is None and given.calls is None else given.minutes
@@ -62,7 +69,7 @@ def main() -> int:
         for find in workers.run(ops, seed, given.processes, given.calls, seconds, tally):
             kinds.setdefault(kind(find), []).append(find)
             if len(kinds[kind(find)]) <= SHOWN:
-                print(f"{find.op}: {find.message:.1500}\n    {command(find)}", flush=True)
+                print(f"{find.op}: {find.fault}: {find.message:.1500}\n    {command(find)}", flush=True)
     except KeyboardInterrupt:
         print("interrupted")
     spent = time.monotonic() - start

@@ -37,6 +37,7 @@ class Call:
     rows: dict[Path, int] = field(default_factory=dict)
     # Of tensors whose roundings count beside something else: of x beside the box of its spline.
     sizes: dict[Path, float] = field(default_factory=dict)
+    extreme: bool = False  # rounding decides on the values, which must still be numbers
     exact: bool = False  # no sum or product rounds: all backends agree, also where a slope jumps
 
 
@@ -154,5 +155,7 @@ def run(
     used = [(i, o) for i, o in enumerate(outputs) if i in of and o.requires_grad]
     given = [lay_out(weights(o.shape, i).to(o.dtype)) for i, o in used]
     inputs = [leaves[path] for path in wanted]
-    grads = torch.autograd.grad([o for _, o in used], inputs, given, allow_unused=True) if used else [None] * len(inputs)
+    grads = (
+        torch.autograd.grad([o for _, o in used], inputs, given, allow_unused=True) if used else [None] * len(inputs)
+    )
     return Results([o.detach() for o in outputs], list(grads))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -39,21 +40,21 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 _MESSAGE = re.compile(r"(ops\.\w+|MadePlan|LayerPlan|flowkernels): .+ must .+, got .+", re.DOTALL)
 
 
-def check_case(op: str, seed: int) -> int:
-    """Draws the calls of a case and checks them; how many there were. Raises `Wrong`."""
+def check_case(op: str, seed: int) -> tuple[int, list[Wrong]]:
+    """Draws the calls of a case and checks them; how many there were, and what was wrong."""
     draw = Draw(op, seed)
     valid = GENERATORS[op](draw)
+    n, found = 0, []
+    checks = [functools.partial(check_valid, valid, draw)]
     if draw.chance(0.5):
+        checks = [functools.partial(check_wrong, valid, fault, draw) for fault in faults(valid, draw, WRONG)]
+    for check in checks:
         try:
-            return check_valid(valid, draw)
-        except Wrong:
-            raise
-        except Exception as error:
-            raise Wrong(f"a valid call raises {type(error).__name__}: {error!s:.300}") from error
-    n = 0
-    for fault in faults(valid, draw, WRONG):
-        n += check_wrong(valid, fault, draw)
-    return n
+            n += check()
+        except Wrong as wrong:
+            n += 1
+            found.append(wrong)
+    return n, found
 
 
 # ---- valid calls ----
@@ -114,6 +115,15 @@ class _Memory:
 
 def check_valid(valid: Call, draw: Draw, calls: int = VALID) -> int:
     """Several calls with the same values; returns how many."""
+    try:
+        return _check_valid(valid, draw, calls)
+    except Wrong:
+        raise
+    except Exception as error:
+        raise Wrong(f"a valid call raises {type(error).__name__}: {error!s:.300}") from error
+
+
+def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
     valid = dataclasses.replace(valid, arguments=made(valid.arguments))
     paths = floating(valid.arguments)
     with machine(None, 1):
@@ -220,32 +230,35 @@ def _outcome(op: str, arguments: Arguments, backend: str | None) -> list[Tensor]
 
 
 def check_wrong(valid: Call, fault: Fault, draw: Draw) -> int:
-    """A call with one fault is refused in three parts, or answered as the reference answers it."""
-    threads, isa, (what, arguments, must_raise) = draw.choice(THREADS), draw.choice(isas()), fault
+    """A call with one fault is refused in three parts, or answered as the reference answers it; how many calls."""
+    threads, isa, arguments = draw.choice(THREADS), draw.choice(isas()), fault.arguments
     backend = arguments.get("backend")
     with machine(isa, threads):
         right = _outcome(valid.op, arguments, "reference" if backend is None else backend)
         found = _outcome(valid.op, arguments, backend)
+
+    def wrong(message: str) -> Wrong:
+        return Wrong(message, fault.what)
+
+    if isinstance(right, Exception) and not isinstance(found, Exception):
+        raise wrong(f"kernel answers, reference raises {type(right).__name__}: {right!s:.200}")
     for name, result in (("reference", right), ("kernel", found)):
         if isinstance(result, Exception):
             said = f"{type(result).__name__}: {result!s:.200}"
             if not isinstance(result, (TypeError, ValueError)):
-                raise Wrong(f"{what}: {name} raises neither TypeError nor ValueError but {said}") from result
+                raise wrong(f"{name} raises neither TypeError nor ValueError but {said}") from result
             if not _MESSAGE.match(str(result)):
-                raise Wrong(f"{what}: {name}'s message is not of three parts: {said}") from result
-        elif must_raise:
-            raise Wrong(f"{what}: {name} answers")
-    if isinstance(right, Exception) and isinstance(found, Exception):
-        return 2
+                raise wrong(f"{name}'s message is not of three parts: {said}") from result
+        elif fault.must_raise:
+            raise wrong(f"{name} answers")
     if isinstance(right, Exception):
-        raise Wrong(f"{what}: kernel answers, reference raises {type(right).__name__}: {right!s:.200}")
+        return 2
     if isinstance(found, Exception):
-        raise Wrong(f"{what}: reference answers, kernel raises {type(found).__name__}: {found!s:.200}")
+        raise wrong(f"reference answers, kernel raises {type(found).__name__}: {found!s:.200}")
     if any(t.is_meta for t in found):
         return 2
     try:
-        return 2 + check_valid(Call(valid.op, arguments, sizes=valid.sizes), draw, calls=1)
-    except Wrong as wrong:
-        raise Wrong(f"{what}: {wrong}") from wrong
-    except Exception as error:
-        raise Wrong(f"{what}: answers, but its gradient raises {type(error).__name__}: {error!s:.300}") from error
+        accepted = Call(valid.op, arguments, sizes=valid.sizes, extreme=valid.extreme)
+        return 2 + check_valid(accepted, draw, calls=1)
+    except Wrong as error:
+        raise wrong(error.message) from error

@@ -21,7 +21,22 @@ class Fault(NamedTuple):
 
 
 # Settings that are no numbers, no names and no flags of any op.
-_NONSENSE: tuple[Any, ...] = (None, "", "yes", b"exp", (), [], {}, [0, 1], (0,), 1j, float("nan"), object(), torch.ones(()), slice(None))
+_NONSENSE: tuple[Any, ...] = (
+    None,
+    "",
+    "yes",
+    b"exp",
+    (),
+    [],
+    {},
+    [0, 1],
+    (0,),
+    1j,
+    float("nan"),
+    object(),
+    torch.ones(()),
+    slice(None),
+)
 _NUMBERS: tuple[Any, ...] = (
     -1, 0, 2.5, 1e-300, 1e38, 1e308, float("inf"), float("-inf"), float("nan"), 2**40, 2**70, True, "3", None, (1.0,),
     [1], 1j, torch.tensor(1.0),
@@ -29,6 +44,10 @@ _NUMBERS: tuple[Any, ...] = (
 _NAMES: tuple[Any, ...] = ("", "EXP", "relu ", "no such", "linear\0", None, 0, 1.5, True, ["exp"], ("relu",), b"relu")
 _FLAGS: tuple[Any, ...] = ("yes", "False", 2, 0.5, float("nan"), None, [], [1], torch.tensor(True), torch.ones(2), 1j)
 _INDICES: tuple[Any, ...] = (-1, 10**6, 2**31, 2**40, 2**63, 2**70, 0.5, "1", None, True, float("nan"))
+_SLICES: tuple[Any, ...] = (
+    slice(3, 1), slice(None, None, -1), slice(0, 0), slice(0.5, 2), slice(0, 2, 0), 1, (0, 2), "x", [0]
+)  # fmt: skip
+_OF_TENSOR = ("size",) * 4 + ("rank",) * 2 + ("dtype", "device", "layout", "nonsense", "values")
 _BACKENDS: tuple[Any, ...] = ("", "gpu", "CPU", 0, False, ["cpu"], ("auto",), b"cpu", 1.5)
 
 
@@ -63,7 +82,11 @@ def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
     if isinstance(value, str):
         return _is(draw.choice(_NAMES))
     if isinstance(value, slice):
-        return _is(draw.choice((slice(3, 1), slice(None, None, -1), slice(0, 0), slice(0.5, 2), slice(0, 2, 0), 1, (0, 2), "x", [0])))
+        return _is(
+            draw.choice(
+                (slice(3, 1), slice(None, None, -1), slice(0, 0), slice(0.5, 2), slice(0, 2, 0), 1, (0, 2), "x", [0])
+            )
+        )
     return _is(draw.choice(_NONSENSE))  # None
 
 
@@ -91,7 +114,9 @@ def _of_list(draw: Draw, value: list | tuple) -> tuple[str, Any, bool]:
 
 
 def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
-    kind = draw.choice(("size", "size", "size", "size", "rank", "rank", "dtype", "device", "layout", "nonsense", "values"))
+    kind = draw.choice(
+        ("size", "size", "size", "size", "rank", "rank", "dtype", "device", "layout", "nonsense", "values")
+    )
     if kind == "size" and t.dim() > 0:
         return _resized(draw, t)
     if kind == "rank":
@@ -117,7 +142,9 @@ def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
         given = draw.choice((-1, 0, 1, t.numel(), 2**31, 2**40, 2**62)) if t.dtype is torch.int64 else draw.int(0, 2)
         spoiled[draw.int(0, t.numel() - 1)] = given
         return f"holds {given}", spoiled.reshape(t.shape), False
-    given = draw.choice((*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, t.numpy() if t.dtype != torch.bfloat16 else 2))
+    given = draw.choice(
+        (*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, t.numpy() if t.dtype != torch.bfloat16 else 2)
+    )
     return f"is {type(given).__name__} {given!r:.40}", given, not isinstance(given, Tensor) and given is not None
 
 

@@ -17,6 +17,7 @@ from .draw import DTYPES, Draw
 
 # Logits at which exponentials stop, or would be inf.
 EXTREME = (-1e30, -1e4, -710.0, -100.0, -88.0, -20.0, -1.0, 0.0, 0.5, 20.0, 88.0, 100.0, 710.0, 1e4, 1e30)
+BOXES: tuple[Any, ...] = ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
 PAIRS = (
     *((d, d) for d in DTYPES),
     (torch.float32, torch.bfloat16),
@@ -53,8 +54,10 @@ def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
         found["parametrization"] = "soft_clip"
         found["slope"] = draw.choice((1e-3, 0.1, 1e-6))
     elif draw.chance(0.4):
-        found["min_bin_width"] = draw.choice((0.0, 1e-2, 0.5, 1.0)) / bins
-        found["min_bin_height"] = draw.choice((0.0, 1e-2, 0.5, 1.0)) / bins
+        # Bins that may vanish are right only where logits are usual: beyond, the truth's own knots are rounding.
+        least = (1e-3,) if draw.kind == "large" else (0.0,)
+        found["min_bin_width"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
+        found["min_bin_height"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
         found["min_derivative"] = draw.choice((1e-3, 1e-5, 0.1) if "order" in found else (0.0, 1e-3, 1e-5, 0.1))
         if found["tails"] == "linear" and draw.chance(0.3):
             found["edge_slope"] = draw.choice((0.5, 0.999, 2.0))
@@ -63,7 +66,9 @@ def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
     if draw.chance(0.3):
         found["tail_bound"] = draw.choice((0.1, 1, 5.0, 10.0, 1e-4, 1e4))
     elif draw.chance(0.15):
-        found["box"] = draw.choice(((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0]))
+        found["box"] = draw.choice(
+            ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
+        )
     return found
 
 
@@ -75,13 +80,9 @@ def box(settings: dict[str, Any]) -> tuple[float, float]:
 
 
 def in_box(draw: Draw, settings: dict[str, Any], *shape: int) -> Tensor:
-    """Most of x in the box, some outside, some exactly on its corners or its middle."""
+    """Most of x in the box, some outside; off the knots of equal bins, where the slope of ladj has two right values."""
     low, high = box(settings)
-    middle, half = (low + high) / 2, (high - low) / 2
-    x = middle + half * draw.values(*shape, scale=0.6)
-    if draw.chance(0.1):
-        x = draw.among((low, high, middle, low - half, high + half), shape)
-    return x
+    return (low + high) / 2 + (high - low) / 2 * (0.61 * draw.values(*shape) + 0.03)
 
 
 def size_of_box(settings: dict[str, Any]) -> float:
@@ -94,10 +95,19 @@ def rqs(draw: Draw) -> Call:
     P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
     lead, D = draw.lead(), draw.size()
     of_x, of_params = draw.choice(PAIRS)
-    x = in_box(draw, settings, *lead, D).to(of_x)
-    params = _logits(draw, of_params, *lead, D, P)
+    vanishing = 0.0 in (settings.get("min_bin_width"), settings.get("min_bin_height"))
+    extreme = draw.kind == "usual" and not vanishing and draw.chance(0.06)
+    params = (
+        finite(draw.among(EXTREME, (*lead, D, P)), of_params) if extreme else draw.values(*lead, D, P).to(of_params)
+    )
+    if not extreme and draw.chance(0.1):
+        low, high = box(settings)
+        x = draw.among((low, high, (low + high) / 2, 2 * low - high, 2 * high - low), (*lead, D)).to(of_x)
+    else:
+        x = in_box(draw, settings, *lead, D).to(of_x)
     rows = {("x",): 1, ("params",): 2} if lead else {}
-    return Call("rqs", {"x": x, "params": params, **settings}, rows, {("x",): size_of_box(settings)})
+    sizes = {("x",): size_of_box(settings)}
+    return Call("rqs", {"x": x, "params": params, **settings}, rows, sizes, extreme)
 
 
 # ---- affine maps ----

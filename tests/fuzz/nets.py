@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual:
     of_context = context or 0
     if not residual:
         widths = [n_in + of_context, *(draw.size(1, 33) for _ in range(draw.choice((0, 1, 1, 2, 3)))), n_out]
-        return [_layer(draw, a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        return [_layer(draw, a, b) for a, b in itertools.pairwise(widths)]
     hidden, blocks = draw.size(1, 33), draw.choice((0, 1, 1, 2, 3))
     layers = [_layer(draw, n_in + of_context, hidden)]
     for _ in range(blocks):

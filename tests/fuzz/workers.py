@@ -25,6 +25,7 @@ class Find(NamedTuple):
     op: str
     seed: int
     message: str
+    fault: str = ""  # of the call; none: it was a valid one
 
 
 @dataclass
@@ -47,7 +48,6 @@ def work(ops: Sequence[str], first: int, step: int, progress: str) -> None:
     import torch
 
     from .check import check_case
-    from .rule import Wrong
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -59,10 +59,10 @@ def work(ops: Sequence[str], first: int, step: int, progress: str) -> None:
         op = ops[seed % len(ops)]
         at[:] = struct.pack("q", seed)  # in memory that outlives a crash
         try:
-            calls[op] += check_case(op, seed)
-        except Wrong as wrong:
-            calls[op] += 1
-            _tell(find=[op, seed, str(wrong)])
+            n, found = check_case(op, seed)
+            calls[op] += n
+            for wrong in found:
+                _tell(find=[op, seed, wrong.message, wrong.fault])
         except Exception as error:
             calls[op] += 1
             _tell(find=[op, seed, f"the fuzzer fails: {type(error).__name__}: {error}"])
@@ -79,7 +79,7 @@ def _tell(**what: Any) -> None:
 # ---- in the parent ----
 
 
-class _Worker:
+class Worker:
     """A process that runs every `step`-th seed, and is started anew behind a seed that ended it."""
 
     def __init__(self, ops: Sequence[str], first: int, step: int, said: queue.SimpleQueue) -> None:
@@ -138,7 +138,7 @@ def run(
 ) -> Iterator[Find]:
     """Finds as they come, until there were enough calls or time; counts in `tally`."""
     said: queue.SimpleQueue = queue.SimpleQueue()
-    workers = [_Worker(ops, seed + i, processes, said) for i in range(processes)]
+    workers = [Worker(ops, seed + i, processes, said) for i in range(processes)]
     start = time.monotonic()
     try:
         while (calls is None or tally.total < calls) and (seconds is None or time.monotonic() - start < seconds):

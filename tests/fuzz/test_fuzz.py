@@ -1,0 +1,159 @@
+"""Some thousand calls drawn at random, and the fuzzer itself. `make fuzz` runs as many as there is time for."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import backends, ops
+
+from . import workers
+from .calls import FUNCTIONS, Call
+from .cases import CASES, Case, call_of
+from .check import GENERATORS, check_case, check_valid, check_wrong
+from .draw import Draw
+from .faults import Fault
+from .rule import Wrong
+
+FIXED = 60  # cases of each op, about five calls each
+DRAWN = 20
+# New ones every day; a failure prints the one that failed, and `python -m tests.fuzz --op ... --case ...` repeats it.
+SEED = int.from_bytes(os.urandom(4), "little")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(one_thread) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", backends.SlowPathWarning)  # calls without features have no kernel
+        yield
+
+
+def test_every_op_is_drawn() -> None:
+    public = {name for name in ops.__all__ if not isinstance(getattr(ops, name), type)}
+    assert set(GENERATORS) == set(FUNCTIONS) == public | set(backends.table())
+
+
+@pytest.mark.parametrize("op", GENERATORS)
+@pytest.mark.parametrize(("first", "n"), [(0, FIXED), (SEED, DRAWN)], ids=["fixed", "drawn"])
+def test_calls(op, first, n) -> None:
+    for seed in range(first, first + n):
+        _, found = check_case(op, seed)
+        if found:
+            pytest.fail(f"{op}: {found[0]}\npython -m tests.fuzz --op {op} --case {seed}", pytrace=False)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}: {case.why}")
+def test_known(case: Case) -> None:
+    call = call_of(case)
+    for seed in range(1 if case.refused else 8):
+        draw = Draw(case.why, seed)
+        if case.refused:
+            check_wrong(call, Fault(case.why, call.arguments, True), draw)
+        else:
+            check_valid(call, draw)
+
+
+# ---- the fuzzer finds ----
+
+
+def _unwritten(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = torch.empty_like(outputs[0])
+
+
+def _imprecise(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = outputs[0] * (1 + 1e-5)
+
+
+def _in_place(outputs: list[Tensor], x: Tensor) -> None:
+    x.data.add_(1)  # as a kernel does, unseen by autograd
+
+
+def _leaks(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = outputs[0] + 0 * x.detach().sum()
+
+
+def _random(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = outputs[0] + 1e-8 * torch.rand(())
+
+
+def _by_threads(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = outputs[0] * (1 + 2e-7 * torch.get_num_threads())
+
+
+def _wrong_gradient(outputs: list[Tensor], x: Tensor) -> None:
+    outputs[0] = 1.001 * outputs[0] - 0.001 * outputs[0].detach()
+
+
+DEFECTS = {
+    _unwritten: "output 0 is not finite",
+    _imprecise: "output 0 is wrong",
+    _in_place: "x or the memory around it was written to",
+    _leaks: "output 0 has other bits: row",
+    _random: "output 0 has other bits: (called twice|row)",
+    _by_threads: "output 0 has other bits: [123] threads",
+    _wrong_gradient: "gradient of (x|log_scale|shift) is wrong",
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found(defect, monkeypatch) -> None:
+    def broken(x, *, backend, **arguments):
+        outputs = list(ops.actnorm(x, backend=backend, **arguments))
+        if backend is None:
+            defect(outputs, x)
+        return outputs
+
+    monkeypatch.setitem(FUNCTIONS, "actnorm", broken)
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    call = Call("actnorm", {"x": x, "log_scale": x[0], "shift": x[1]}, {("x",): 1})
+    with pytest.raises(Wrong, match=DEFECTS[defect]):
+        for seed in range(20):
+            check_valid(call, Draw("defect", seed))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("mat1 and mat2"), "neither TypeError nor ValueError but RuntimeError"),
+        (ValueError("not enough values to unpack"), "message is not of three parts"),
+        (None, "kernel answers, reference raises ValueError"),
+    ],
+)
+def test_a_call_that_is_not_refused_well_is_found(error, message, monkeypatch) -> None:
+    def broken(x, *, backend, **arguments):
+        if backend is None and error is not None:
+            raise error
+        if backend is None:
+            return x, x
+        return ops.actnorm(x, backend=backend, **arguments)
+
+    monkeypatch.setitem(FUNCTIONS, "actnorm", broken)
+    arguments = {"x": torch.zeros(5, 7), "log_scale": torch.zeros(7), "shift": torch.zeros(8)}
+    with pytest.raises(Wrong, match=message):
+        check_wrong(Call("actnorm", arguments), Fault("shift is longer", arguments, False), Draw("fault", 0))
+
+
+def _wait_for_calls(said: queue.SimpleQueue) -> None:
+    while "calls" not in said.get(timeout=120):
+        pass
+
+
+def test_a_crash_is_named_and_the_others_go_on() -> None:
+    said: queue.SimpleQueue = queue.SimpleQueue()
+    worker = workers.Worker(["actnorm"], 5, 1, said)
+    try:
+        _wait_for_calls(said)
+        worker.process.send_signal(signal.SIGSEGV)
+        worker.process.wait()
+        (find,) = worker.look_after()
+        assert find.op == "actnorm" and find.seed >= 5 and "SIGSEGV" in find.message
+        _wait_for_calls(said)
+    finally:
+        worker.stop()
