@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+MINUTES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret sanitized check sanitize bench gpu-check clean
+.PHONY: help build demo test lint types interpret sanitized check fuzz sanitize bench gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +61,9 @@ sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, t
 
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests
+
+fuzz: build  ## calls of every op drawn at random, for MINUTES=10; valid ones must be right, wrong ones refused
+	$(PY) -m tests.fuzz --minutes $(MINUTES)
 
 sanitize: $(INSTALLED)  ## the ops' tests and the fuzzer under AddressSanitizer and UBSan, then ThreadSanitizer; an hour
 	$(PY) -m tests.sanitize address

@@ -18,6 +18,7 @@ from .draw import Draw
 ULPS = 4
 ULPS_OF_TRUTH = 64  # float64 has no eager error to be compared with before draws are made
 DRAWS = (4, 16, 64)
+TRUTH_ERRS = 1.5  # as much as eager, once more
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
@@ -44,11 +45,11 @@ class Rule:
         self.call, self.wanted, self.of = call, wanted, of
         dtypes = {t.dtype for path in wanted if isinstance(t := _at(call.arguments, path), Tensor)}
         self.eager = self._run(call.arguments)
-        self.only_float64 = dtypes <= {torch.float64}
+        self.narrow = not dtypes <= {torch.float32, torch.float64}
         self.wide = torch.float64 if torch.float64 in dtypes else torch.float32
-        truth = self.eager if self.only_float64 else self._run(cast(call.arguments, torch.float64))
-        self.truth = [_array(t) for t in truth]
         self.of_eager = [_array(t) for t in self.eager]
+        only_float64 = dtypes <= {torch.float64}
+        self.truth = self.of_eager if only_float64 else self._truth_of(call.arguments)
         # Where elements meet in sums, one that is not finite speaks for all.
         self._silent = call.op not in ELEMENTWISE and not all(map(_is_finite, self.of_eager + self.truth))
         self._errors = [_worst(e, t) for e, t in zip(self.of_eager, self.truth, strict=True)]
@@ -90,11 +91,12 @@ class Rule:
         if self.call.extreme and np.isfinite(mine).all():
             return
         error = float(np.abs(mine - right).max())
-        ulps = ULPS if found.dtype != torch.float64 else ULPS_OF_TRUTH
-        few = ulps * limits.eps * float(np.abs(right).max()) + 4 * limits.tiny
+        ulp = limits.eps * (ULPS if found.dtype != torch.float64 else ULPS_OF_TRUTH)
+        few = ulp * float(np.abs(right).max()) + 4 * limits.tiny
         if error <= 2 * self._errors[i] + few:
             return
         if error == error and not self.call.exact:
+            few += ulp * self._usual(i)
             for n in DRAWS:
                 self._draw(n)
                 if error <= 2 * self._errors[i] + ULPS * self._moves[i] + few:
@@ -105,29 +107,54 @@ class Rule:
         allowed = 2 * self._errors[i] + ULPS * self._moves[i] + few
         raise Wrong(f"{self.name(i)} is {kinds}: {values}, allowed {allowed:.3g}; {how}")
 
+    def _usual(self, i: int) -> float:
+        """The largest value of a result of this kind: what a sum that comes to nothing was made of."""
+        n = len(self.truth) - len(self.wanted)
+        alike = self.truth[:n] if i < n else self.truth[n:]
+        return max(_worst(t, np.zeros(())) for t in alike) + max(self.call.sizes.values(), default=0.0)
+
     def _draw(self, n: int) -> None:
         """Eager's errors and the truth's moves over n draws in all."""
-        eps = torch.finfo(self.wide).eps
         while self._drawn < n:
             self._drawn += 1
             draw = Draw("rounding", self._drawn)
+            # Where x64 is what is computed in, the truth has eager's errors: they are those in float32, scaled.
+            wide, scale = self._moved(draw, self.wide), 1.0
+            self._moves = _larger(self._moves, self._truth_of(wide), self.truth)
+            if self.wide is torch.float64:
+                wide, scale = cast(wide, torch.float32), TRUTH_ERRS * 2.0**-29
+            self._errors = _larger(self._errors, self._eager_of(wide), self._truth_of(wide), scale)
+            if self.narrow:
+                rounded = self._moved(draw, None)
+                self._errors = _larger(self._errors, self._eager_of(rounded), self._truth_of(rounded))
 
-            def moved(path: Path, t: Tensor, draw: Draw = draw) -> Tensor:
-                if path not in self.wanted:
-                    return t
-                wide = t.to(torch.float64)
-                size = self.call.sizes.get(path)
-                if size is None:
-                    size = min(float(wide.abs().max()), 3.0) or 1.0 if wide.numel() else 0.0
-                wide = wide + eps * draw.noise(t.shape) * (wide.abs() + size)
-                return wide.to(torch.promote_types(t.dtype, self.wide))
+    def _moved(self, draw: Draw, dtype: torch.dtype | None) -> Arguments:
+        """Inputs that differ by a rounding of this dtype, in it where it is wider; None: of their own."""
 
-            arguments = mapped(self.call.arguments, moved)
-            eager = [_array(t) for t in self._run(arguments)]
-            exact = eager if self.only_float64 else [_array(t) for t in self._run(cast(arguments, torch.float64))]
-            for i, (e, t, truth) in enumerate(zip(eager, exact, self.truth, strict=True)):
-                self._errors[i] = max(self._errors[i], _worst(e, t))
-                self._moves[i] = max(self._moves[i], _worst(t, truth))
+        def moved(path: Path, t: Tensor) -> Tensor:
+            if path not in self.wanted:
+                return t
+            exact = t.to(torch.float64)
+            size = self.call.sizes.get(path)
+            if size is None:
+                size = min(float(exact.abs().max()), 3.0) or 1.0 if exact.numel() else 0.0
+            exact = exact + torch.finfo(dtype or t.dtype).eps * draw.noise(t.shape) * (exact.abs() + size)
+            return exact.to(torch.promote_types(t.dtype, dtype or t.dtype))
+
+        return mapped(self.call.arguments, moved)
+
+    def _eager_of(self, arguments: Arguments) -> list[np.ndarray | None]:
+        return [_array(t) for t in self._run(arguments)]
+
+    def _truth_of(self, arguments: Arguments) -> list[np.ndarray | None]:
+        return self._eager_of(cast(arguments, torch.float64))
+
+
+def _larger(
+    found: list[float], a: list[np.ndarray | None], b: list[np.ndarray | None], scale: float = 1.0
+) -> list[float]:
+    """The largest differences so far, of every result."""
+    return [max(worst, scale * _worst(s, t)) for worst, s, t in zip(found, a, b, strict=True)]
 
 
 def _at(tree: object, path: Path) -> object:
@@ -138,7 +165,7 @@ def _at(tree: object, path: Path) -> object:
 
 def _worst(a: np.ndarray | None, b: np.ndarray | None) -> float:
     """The largest difference where both are numbers."""
-    if a is None or b is None or a.size == 0:
+    if a is None or b is None or a.size == 0 or (a is b):
         return 0.0
     with np.errstate(all="ignore"):
         off = np.abs(a - b)
