@@ -18,6 +18,7 @@ class Fault(NamedTuple):
     what: str
     arguments: Arguments
     must_raise: bool  # no meaning can be given to it; else the reference may answer
+    extreme: bool = False  # a number so large or small that rounding decides on the values
 
 
 # Settings that are no numbers, no names and no flags of any op.
@@ -62,7 +63,7 @@ def faults(valid: Call, draw: Draw, n: int) -> Iterator[Fault]:
             continue
         path, value = draw.choice(places)
         what, other, must_raise = _fault(draw, value, path)
-        yield Fault(f"{path_name(path)} {what}", replaced(arguments, path, other), must_raise)
+        yield Fault(f"{path_name(path)} {what}", replaced(arguments, path, other), must_raise, _is_extreme(other))
 
 
 def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
@@ -88,6 +89,10 @@ def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
             )
         )
     return _is(draw.choice(_NONSENSE))  # None
+
+
+def _is_extreme(given: Any) -> bool:
+    return isinstance(given, (int, float)) and given != 0 and not 1e-6 <= abs(given) <= 1e6
 
 
 def _is(given: Any) -> tuple[str, Any, bool]:
