@@ -90,6 +90,13 @@ def isas() -> list[str | None]:
     return [None] if _C is None else list(_C.isas())
 
 
+def _run(op: str, arguments: Arguments, wanted: list[Path], of: list[int], seed: int | None = None) -> Results:
+    """The kernels on poisoned memory; a seed lays out the gradients of the outputs, alike in every call."""
+    layouts = None if seed is None else Draw("gradients", seed)
+    with poisoned():
+        return run(op, arguments, None, wanted, of, lambda t: t if layouts is None else layouts.laid_out(t)[0])
+
+
 class _Memory:
     """Arguments under other strides, and whether a call left their memory alone."""
 
@@ -134,19 +141,12 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
     for _ in range(calls):
         wanted = paths if n == 0 else draw.some(paths)
         isa, threads, memory = draw.choice(isas()), draw.choice(THREADS), _Memory(valid.arguments, draw)
-        strided = draw.chance(0.3)
+        seed = draw.seed() if draw.chance(0.3) else None
         how = f"{isa}, {threads} threads, gradients of {', '.join(map(path_name, wanted)) or 'nothing'}, " + (
             "; ".join(memory.layouts) or "all contiguous"
         )
 
-        def once(
-            arguments: Arguments = memory.arguments,
-            wanted: list[Path] = wanted,
-            lay_out: Callable[[Tensor], Tensor] = (lambda t: draw.laid_out(t)[0]) if strided else (lambda t: t),
-        ) -> Results:
-            with poisoned():
-                return run(valid.op, arguments, None, wanted, of, lay_out)
-
+        once = functools.partial(_run, valid.op, memory.arguments, wanted, of, seed)
         with machine(isa, threads):
             found = once()
             n += 1
@@ -192,8 +192,7 @@ def _check_poisoned_row(valid: Call, wanted: list[Path], of: list[int], draw: Dr
     by_row = [path for path in wanted if path in valid.rows]
     found = []
     for arguments in (mapped(valid.arguments, lambda _, t: t.contiguous()), ill):
-        with poisoned():
-            outputs, grads = run(valid.op, arguments, None, wanted, of)
+        outputs, grads = _run(valid.op, arguments, wanted, of)
         grads = [g for path, g in zip(wanted, grads, strict=True) if path in by_row]
         found.append(Results(*([None if t is None else _rows(t, lead, kept) for t in ts] for ts in (outputs, grads))))  # type: ignore[arg-type]
     _assert_same_bits(*found, by_row, f"row {row} of {list(lead)} is {value}; {how}")

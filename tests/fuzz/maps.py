@@ -54,11 +54,11 @@ def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
         found["parametrization"] = "soft_clip"
         found["slope"] = draw.choice((1e-3, 0.1, 1e-6))
     elif draw.chance(0.4):
-        # Bins that may vanish are right only where logits are usual: beyond, the truth's own knots are rounding.
-        least = (1e-3,) if draw.kind == "large" else (0.0,)
+        # Bins and slopes that may vanish only where logits are usual: beyond, the truth is its own rounding.
+        least = (1e-3,) if draw.kind == "large" or "order" in found else (0.0,)
         found["min_bin_width"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
         found["min_bin_height"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
-        found["min_derivative"] = draw.choice((1e-3, 1e-5, 0.1) if "order" in found else (0.0, 1e-3, 1e-5, 0.1))
+        found["min_derivative"] = draw.choice((*least, 1e-3, 1e-5, 0.1))
         if found["tails"] == "linear" and draw.chance(0.3):
             found["edge_slope"] = draw.choice((0.5, 0.999, 2.0))
     if draw.chance(0.3):
@@ -66,9 +66,7 @@ def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
     if draw.chance(0.3):
         found["tail_bound"] = draw.choice((0.1, 1, 5.0, 10.0, 1e-4, 1e4))
     elif draw.chance(0.15):
-        found["box"] = draw.choice(
-            ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
-        )
+        found["box"] = draw.choice(BOXES)
     return found
 
 
@@ -95,7 +93,7 @@ def rqs(draw: Draw) -> Call:
     P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
     lead, D = draw.lead(), draw.size()
     of_x, of_params = draw.choice(PAIRS)
-    vanishing = 0.0 in (settings.get("min_bin_width"), settings.get("min_bin_height"))
+    vanishing = 0.0 in [settings.get(f"min_{name}") for name in ("bin_width", "bin_height", "derivative")]
     extreme = draw.kind == "usual" and not vanishing and draw.chance(0.06)
     params = (
         finite(draw.among(EXTREME, (*lead, D, P)), of_params) if extreme else draw.values(*lead, D, P).to(of_params)

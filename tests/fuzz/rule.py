@@ -81,6 +81,8 @@ class Rule:
         if self._silent:
             return
         limits = torch.finfo(found.dtype)
+        if limits.bits == 16:  # inf is what its largest number rounds to
+            mine = np.clip(mine, limits.min, limits.max)
         asked = np.isfinite(truth) & np.isfinite(its) & (np.abs(truth) < 0.99 * limits.max)
         if asked.all():
             right = truth
