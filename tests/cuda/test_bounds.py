@@ -14,7 +14,6 @@ from flowkernels import ops
 from tests import emulator
 from tests.cases import n_params
 
-pytestmark = pytest.mark.usefixtures("poison")
 ORDERS = ("forward",) if emulator.ASAN else tuple(emulator.ORDERS)
 
 

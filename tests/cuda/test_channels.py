@@ -14,7 +14,7 @@ from tests.emulator import ORDERS, Emulated
 from tests.ops import test_actnorm, test_lu_linear
 from tests.ops.channels import cast, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPS = {"actnorm": (ops.actnorm, test_actnorm.draw), "lu_linear": (ops.lu_linear, test_lu_linear.draw)}
 EVERY = pytest.mark.parametrize(("op", "draw"), OPS.values(), ids=OPS.keys())
 BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

@@ -17,7 +17,7 @@ from tests.ops import test_made as made
 from tests.ops.channels import cast
 from tests.ops.masked import SHAPES, draw
 
-pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread")
 # Kernels are compiled for both; what is stored in 16 bits is converted at the edges.
 DTYPES = pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
 

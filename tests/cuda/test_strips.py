@@ -27,7 +27,7 @@ from tests.ops.test_made import call
 from tests.ops.test_masked_linear import degrees
 from tests.ops.test_masked_linear import draw as draw_layer
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 ORDERS = ("forward",) if emulator.ASAN else tuple(emulator.ORDERS)
 COUNTING = layer_plan(range(1, 1025), range(1, 1025))  # degrees that count up
 

@@ -17,7 +17,7 @@ from tests.emulator import ORDERS, Emulated
 from tests.ops.masked import SHAPES, Shape, assert_numbers, draw, values_and_gradients
 from tests.ops.test_autoregressive_inverse import UNIVARIATES, make, solve
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 MORE = {
     "no hidden layer": Shape((40,), 5, (), 2, order="random"),
     "more rows than blocks take at once": Shape((600,), 3, (5,), 2, adds="all"),

@@ -13,7 +13,7 @@ from tests.numbers import assert_within_rule
 from tests.ops.masked import backends_of
 from tests.ops.spline import weights
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread", "machine")
+pytestmark = pytest.mark.usefixtures("one_thread", "machine")
 
 KERNEL = backends_of("affine")[0]
 SCALES = [

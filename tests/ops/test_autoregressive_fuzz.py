@@ -15,7 +15,7 @@ from flowkernels.transforms import RQS, Affine
 from tests.device import here
 from tests.ops.masked import ACTIVATIONS, Tensors, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread")
 
 UNIVARIATES = [Affine("softplus"), Affine("additive"), Affine("sigmoid", 0.1), RQS(bins=2), RQS(bins=9)]
 

@@ -14,7 +14,7 @@ from tests.emulator import emulated
 from tests.numbers import assert_within_rule
 from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("kernels", "poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread")
 
 OP = "autoregressive_inverse"
 

@@ -29,7 +29,7 @@ from tests.ops.masked import assert_numbers, values_and_gradients
 from tests.ops.spline import weights
 
 pytestmark = [
-    pytest.mark.usefixtures("poison", "one_thread"),
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(_native.C is None, reason=f"tests the compiled kernels: {_native.why_missing}"),
 ]
 

@@ -10,7 +10,7 @@ from flowkernels.transforms import RQS, Affine
 from tests.device import here
 from tests.ops.masked import Shape, assert_numbers, backends_of, draw
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = {
     "two blocks": Shape((33,), 7, (23, 23), 2, True, "random", "random", "all"),

@@ -12,7 +12,7 @@ from tests.device import here
 from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, cast, layouts, rows_of, values_and_gradients
 from tests.ops.masked import backends_of
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread", "kernels")
+pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
 BACKENDS = pytest.mark.parametrize("backend", backends_of("lu_linear"))
 EVERY = pytest.mark.parametrize(("shape", "channel_dim"), SHAPES.values(), ids=SHAPES.keys())
 BOTH = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

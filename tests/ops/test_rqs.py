@@ -16,7 +16,7 @@ from tests.numbers import assert_within_rule
 from tests.ops.spline import BOUND, Result, condition, draw, kernels_of, reference, run, truth, weights
 
 EMULATED = True  # the CUDA kernels are one more instruction set
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BOX = (-1.0, 2.0, -3.0, 0.5)
 DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

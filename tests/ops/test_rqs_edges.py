@@ -17,7 +17,7 @@ from tests.cases import KINDS, PARAMETRIZATIONS, n_params
 from tests.ops.spline import BOUND, Result, draw, kernels_of, knots, reference, run, weights
 
 EMULATED = True  # the CUDA kernels are one more instruction set
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIRECTIONS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 OF_EVERY_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

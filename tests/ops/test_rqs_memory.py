@@ -11,7 +11,7 @@ from flowkernels import backends, ops
 from flowkernels.ops.rqs.spec import make_spec
 from tests.ops.spline import draw, run
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 deterministic: Any = torch.utils.deterministic
 
@@ -122,7 +122,7 @@ DENSE = ("x[..., ::2]", "x[::2]", "x[:, 1:]", "transposed", "features-first", "e
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_dense_params_are_not_copied(name, device, poison) -> None:
+def test_dense_params_are_not_copied(name, device) -> None:
     if device.type != "cpu":
         pytest.skip("counts bytes on the CPU")
     shape, of_x, of_params = VIEWS[name]

@@ -9,7 +9,7 @@ from flowkernels.transforms import RQS, Affine
 from tests.device import here
 from tests.ops.masked import Shape, assert_numbers, backends_of, draw
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OP = "autoregressive_inverse"
 SHAPES = {

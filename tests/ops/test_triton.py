@@ -206,7 +206,7 @@ def both(f: Call, backend: str, tensors: list[Tensor], *settings: Any) -> list[T
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep(name, device, poison) -> None:
+def test_sweep(name, device) -> None:
     f, problem = sweep(name)
     activation = ACTIVATIONS[list(SWEEPS).index(name) % len(ACTIVATIONS)]
     tensors = [t.to(device) for t in problem.tensors]
@@ -257,7 +257,7 @@ def test_a_sweep_ignores_what_is_masked_and_keeps_rows_apart(device) -> None:
 
 
 @pytest.mark.parametrize("name", ["exp", "one feature"])
-def test_a_sweep_back_for_one_output_or_one_input(name, device, poison) -> None:
+def test_a_sweep_back_for_one_output_or_one_input(name, device) -> None:
     f, problem = sweep(name)
     tensors = [t.to(device) for t in problem.tensors]
     for pick, wants in ((0, [0]), (1, [1]), (0, [2, len(tensors) - 1]), (1, [0, 3])):
@@ -269,7 +269,7 @@ def test_a_sweep_back_for_one_output_or_one_input(name, device, poison) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_units_that_no_feature_sees_have_gradients_of_zero(device, poison) -> None:
+def test_units_that_no_feature_sees_have_gradients_of_zero(device) -> None:
     """And of the parameters of a feature the shift may be the first."""
     plan = MadePlan([[2, 1], [2, 1, 2, 1], [2, 2, 1, 1]])
     torch.manual_seed(0)
