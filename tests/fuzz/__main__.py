@@ -23,8 +23,8 @@ def kind(find: workers.Find) -> str:
     return f"{find.op}, {'wrong' if find.fault else 'valid'} call: {words:.80}"
 
 
-def command(find: workers.Find) -> str:
-    return f"python -m tests.fuzz --op {find.op} --case {find.seed}"
+def command(find: workers.Find, emulated: bool) -> str:
+    return f"python -m tests.fuzz --op {find.op} --case {find.seed}" + " --emulated" * emulated
 
 
 def main() -> int:
@@ -35,14 +35,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first seed; default: drawn, and printed")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--case", type=int, help="this seed of --op alone, here, with a traceback")
+    parser.add_argument("--emulated", action="store_true", help="CUDA's kernels, in the emulator")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker is not None:
-        workers.work(given.op.split(","), given.seed, given.step, given.worker)
+        workers.work(given.op.split(","), given.seed, given.step, given.worker, given.emulated)
         return 0
 
-    from .check import GENERATORS, check_case
+    from .check import GENERATORS, check_case, emulate
 
     ops = given.op.split(",") if given.op else list(GENERATORS)
     unknown = [op for op in ops if op not in GENERATORS]
@@ -54,6 +55,8 @@ def main() -> int:
         if len(ops) != 1:
             parser.error("--case must come with one --op")
         torch.set_num_threads(1)
+        if given.emulated:
+            emulate()
         n, found = check_case(ops[0], given.case)
         print(f"{ops[0]}, case {given.case}: {n} calls, {len(found)} not as they should be")
         for wrong in found:
@@ -66,10 +69,10 @@ def main() -> int:
     tally, kinds, start = workers.Tally(), {}, time.monotonic()
     try:
         seconds = None if minutes is None else 60 * minutes
-        for find in workers.run(ops, seed, given.processes, given.calls, seconds, tally):
+        for find in workers.run(ops, seed, given.processes, given.calls, seconds, tally, given.emulated):
             kinds.setdefault(kind(find), []).append(find)
             if len(kinds[kind(find)]) <= SHOWN:
-                print(f"{find.op}: {find.fault}: {find.message:.1500}\n    {command(find)}", flush=True)
+                print(f"{find.op}: {find.fault}: {find.message:.1500}\n    {command(find, given.emulated)}", flush=True)
     except KeyboardInterrupt:
         print("interrupted")
     spent = time.monotonic() - start
@@ -78,7 +81,7 @@ def main() -> int:
         print(f"  {op:24}{tally.calls.get(op, 0):>12,}")
     print(f"{len(tally.finds)} finds of {len(kinds)} kinds")
     for name, found in sorted(kinds.items(), key=lambda k: -len(k[1])):
-        print(f"{len(found):>7} {name}\n        {command(found[0])}")
+        print(f"{len(found):>7} {name}\n        {command(found[0], given.emulated)}")
     return 1 if tally.finds else 0
 
 

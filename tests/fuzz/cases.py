@@ -34,8 +34,13 @@ def _layers(*shapes: tuple[int, ...], bias: tuple[int, ...] | None = None) -> li
     return layers if bias is None else [(layers[0][0], _numbers(*bias)), *layers[1:]]
 
 
-def _residual(x: int, *shapes: tuple[int, ...], bias: tuple[int, ...] | None = None) -> Callable[[], dict[str, Any]]:
-    return lambda: {"x": _numbers(5, x), "layers": _layers(*shapes, bias=bias), "blocks": (len(shapes) - 2) // 2}
+def _residual(
+    x: int, *shapes: tuple[int, ...], bias: tuple[int, ...] | None = None, sparse: bool = False, **settings: Any
+) -> Callable[[], dict[str, Any]]:
+    layers = _layers(*shapes, bias=bias)
+    if sparse:
+        layers = [(weight.to_sparse(), b) for weight, b in layers]
+    return lambda: {"x": _numbers(5, x), "layers": layers, "blocks": (len(shapes) - 2) // 2, **settings}
 
 
 def _part(n: int, part: slice, **settings: Any) -> Callable[[], dict[str, Any]]:
@@ -78,6 +83,8 @@ def _flow_layer(**settings: Any) -> Callable[[], dict[str, Any]]:
     }  # fmt: skip
 
 
+_SLOPE_22 = torch.tensor([[0.0, 0.0, 0.0, 0.0, 22.45]]).double()
+_FLAGS = Recipe(columns, {"features": 4, "inputs": (0, 2), "outputs": (True, 3)})
 _IMAGES, _PART = AffineSpec("exp", 0.0, False, event_dims=2), AffineSpec("exp", 0.0, False, stop=1)
 _BLOCK = ((16, 16), (16, 16), (4, 16))
 _LESS, _MORE = ((16, 3), (16, 16), (8, 16), (4, 16)), ((16, 3), (16, 16), (32, 16), (4, 16))
@@ -103,6 +110,9 @@ CASES = (
         Case(f"the inverse overflows, {scale}", "affine", _one_affine(10.0, -100.0, scale=scale, inverse=True))
         for scale in ("exp", "softplus", "sigmoid")
     ),
+    # The reference itself: log s of a logit that swallows its bound; a softplus that stops at 20, in float64.
+    Case("a logit far beyond log_bounds", "affine", _one_affine(1.0, -1e30, scale="clip")),
+    Case("a slope logit above 20", "rqs", lambda: {"x": torch.tensor([0.3]).double(), "params": _SLOPE_22, "bins": 2}),
     # Checked by one backend, or where there are rows, alone.
     Case("a permutation repeats an entry", "lu_linear", _lu(5, [0, 0, 1]), True),
     Case("a permutation repeats an entry, no rows", "lu_linear", _lu(0, [0, 0, 1]), True),
@@ -114,8 +124,13 @@ CASES = (
     Case("log_bounds is one number", "affine", _affine(scale="clip", log_bounds=(0,)), True),
     Case("a part in steps of 0", "affine", _affine(part=slice(0, 2, 0)), True),
     Case("a complex mask", "affine", _affine(mask=torch.ones(4, dtype=torch.complex64)), True),
+    Case("a sparse mask", "affine", _affine(mask=torch.ones(4).to_sparse()), True),
+    Case("a part between features", "affine", _affine(part=slice(0.5, 2)), True),
     Case("a sparse parameter", "actnorm", _actnorm(shift=torch.ones(4).to_sparse()), True),
     Case("backend has no name", "affine", _affine(backend=""), True),
+    Case("a number of blocks that is none", "residual_net", _residual(3, (16, 3), *_BLOCK, blocks=None), True),
+    Case("sparse weights", "residual_net", _residual(3, (16, 3), *_BLOCK, sparse=True), True),
+    Case("features that are flags", "flow_layer", _flow_layer(columns=_FLAGS), True),
     Case("no plan", "autoregressive_inverse", _sweep(plan=Recipe(MadePlan, {"degrees": None})), True),
     Case("no layers", "autoregressive_inverse", _sweep(layers=None), True),
     # A map of something else than every feature, which was mapped whole.

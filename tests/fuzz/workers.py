@@ -41,16 +41,18 @@ class Tally:
 # ---- in the worker ----
 
 
-def work(ops: Sequence[str], first: int, step: int, progress: str) -> None:
+def work(ops: Sequence[str], first: int, step: int, progress: str, emulated: bool) -> None:
     """Runs cases until the process is ended; where it is stands in `progress`, what it found goes to stdout."""
     import warnings
 
     import torch
 
-    from .check import check_case
+    from .check import check_case, emulate
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if emulated:
+        emulate()
     calls, last = dict.fromkeys(ops, 0), time.monotonic()
     with open(progress, "r+b") as file:
         at = mmap.mmap(file.fileno(), 8)
@@ -82,15 +84,17 @@ def _tell(**what: Any) -> None:
 class Worker:
     """A process that runs every `step`-th seed, and is started anew behind a seed that ended it."""
 
-    def __init__(self, ops: Sequence[str], first: int, step: int, said: queue.SimpleQueue) -> None:
-        self._ops, self._step, self._said = ops, step, said
+    def __init__(
+        self, ops: Sequence[str], first: int, step: int, said: queue.SimpleQueue, emulated: bool = False
+    ) -> None:
+        self._ops, self._step, self._said, self._more = ops, step, said, ["--emulated"] * emulated
         self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  (as long as the worker)
         self._file.write(struct.pack("q", first))
         self._file.flush()
         self._start(first)
 
     def _start(self, seed: int) -> None:
-        arguments = ["--worker", self._file.name, "--seed", str(seed), "--step", str(self._step)]
+        arguments = [*self._more, "--worker", self._file.name, "--seed", str(seed), "--step", str(self._step)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz", *arguments, "--op", ",".join(self._ops)],
@@ -134,11 +138,17 @@ class Worker:
 
 
 def run(
-    ops: Sequence[str], seed: int, processes: int, calls: int | None, seconds: float | None, tally: Tally
+    ops: Sequence[str],
+    seed: int,
+    processes: int,
+    calls: int | None,
+    seconds: float | None,
+    tally: Tally,
+    emulated: bool = False,
 ) -> Iterator[Find]:
     """Finds as they come, until there were enough calls or time; counts in `tally`."""
     said: queue.SimpleQueue = queue.SimpleQueue()
-    workers = [Worker(ops, seed + i, processes, said) for i in range(processes)]
+    workers = [Worker(ops, seed + i, processes, said, emulated) for i in range(processes)]
     start = time.monotonic()
     try:
         while (calls is None or tally.total < calls) and (seconds is None or time.monotonic() - start < seconds):
