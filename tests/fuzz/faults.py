@@ -150,7 +150,9 @@ def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
     given = draw.choice(
         (*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, t.numpy() if t.dtype != torch.bfloat16 else 2)
     )
-    return f"is {type(given).__name__} {given!r:.40}", given, not isinstance(given, Tensor) and given is not None
+    listed = isinstance(given, list) and not t.is_floating_point()  # degrees may be
+    refused = not (given is None or isinstance(given, Tensor) or listed)
+    return f"is {type(given).__name__} {given!r:.40}", given, refused
 
 
 def _resized(draw: Draw, t: Tensor) -> tuple[str, Tensor, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .draw import DTYPES, Draw
 
 # Logits at which exponentials stop, or would be inf.
 EXTREME = (-1e30, -1e4, -710.0, -100.0, -88.0, -20.0, -1.0, 0.0, 0.5, 20.0, 88.0, 100.0, 710.0, 1e4, 1e30)
+BOUNDS = (0.1, 1, 5.0, 10.0, 1e-4, 1e4)
 BOXES: tuple[Any, ...] = ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
 PAIRS = (
     *((d, d) for d in DTYPES),
@@ -44,7 +46,7 @@ def finite(t: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- splines ----
 
 
-def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
+def spline_settings(draw: Draw, most_bins: int = 12, bounds: Sequence[float] = BOUNDS) -> dict[str, Any]:
     """Settings of a spline, without a direction."""
     bins = draw.choice((1, 2, 3, 5, 8, 8, 10, draw.int(1, most_bins)))
     found: dict[str, Any] = {"bins": bins, "tails": draw.choice(("linear", "linear", "circular", None))}
@@ -64,7 +66,7 @@ def spline_settings(draw: Draw, most_bins: int = 12) -> dict[str, Any]:
     if draw.chance(0.3):
         found["logit_scale"] = draw.choice((0.25, 2.0))
     if draw.chance(0.3):
-        found["tail_bound"] = draw.choice((0.1, 1, 5.0, 10.0, 1e-4, 1e4))
+        found["tail_bound"] = draw.choice(bounds)
     elif draw.chance(0.15):
         found["box"] = draw.choice(BOXES)
     return found
@@ -166,7 +168,7 @@ def univariate(draw: Draw) -> tuple[Recipe, int]:
         settings = {
             "bins": 8, "tails": "linear", "tail_bound": 3.0, "box": None, "min_bin_width": 1e-3, "min_bin_height": 1e-3,
             "min_derivative": 1e-3, "logit_scale": 1.0, "parametrization": "softmax", "slope": 1e-3, "inverse": False,
-            **spline_settings(draw),
+            **spline_settings(draw, bounds=BOUNDS[:4]),  # a net sees what lies in the box
         }  # fmt: skip
         P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
         return Recipe(make_rqs, settings), P
