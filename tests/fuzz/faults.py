@@ -92,7 +92,7 @@ def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
 
 
 def _is_extreme(given: Any) -> bool:
-    return isinstance(given, (int, float)) and given != 0 and not 1e-6 <= abs(given) <= 1e6
+    return isinstance(given, (int, float)) and given != 0 and not 1e-5 <= abs(given) <= 1e5
 
 
 def _is(given: Any) -> tuple[str, Any, bool]:
