@@ -23,21 +23,8 @@ class Fault(NamedTuple):
 
 # Settings that are no numbers, no names and no flags of any op.
 _NONSENSE: tuple[Any, ...] = (
-    None,
-    "",
-    "yes",
-    b"exp",
-    (),
-    [],
-    {},
-    [0, 1],
-    (0,),
-    1j,
-    float("nan"),
-    object(),
-    torch.ones(()),
-    slice(None),
-)
+    None, "", "yes", b"exp", (), [], {}, [0, 1], (0,), 1j, float("nan"), object(), torch.ones(()), slice(None)
+)  # fmt: skip
 _NUMBERS: tuple[Any, ...] = (
     -1, 0, 2.5, 1e-300, 1e38, 1e308, float("inf"), float("-inf"), float("nan"), 2**40, 2**70, True, "3", None, (1.0,),
     [1], 1j, torch.tensor(1.0),
@@ -83,11 +70,7 @@ def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
     if isinstance(value, str):
         return _is(draw.choice(_NAMES))
     if isinstance(value, slice):
-        return _is(
-            draw.choice(
-                (slice(3, 1), slice(None, None, -1), slice(0, 0), slice(0.5, 2), slice(0, 2, 0), 1, (0, 2), "x", [0])
-            )
-        )
+        return _is(draw.choice(_SLICES))
     return _is(draw.choice(_NONSENSE))  # None
 
 
@@ -119,9 +102,7 @@ def _of_list(draw: Draw, value: list | tuple) -> tuple[str, Any, bool]:
 
 
 def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
-    kind = draw.choice(
-        ("size", "size", "size", "size", "rank", "rank", "dtype", "device", "layout", "nonsense", "values")
-    )
+    kind = draw.choice(_OF_TENSOR)
     if kind == "size" and t.dim() > 0:
         return _resized(draw, t)
     if kind == "rank":
@@ -147,9 +128,8 @@ def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
         given = draw.choice((-1, 0, 1, t.numel(), 2**31, 2**40, 2**62)) if t.dtype is torch.int64 else draw.int(0, 2)
         spoiled[draw.int(0, t.numel() - 1)] = given
         return f"holds {given}", spoiled.reshape(t.shape), False
-    given = draw.choice(
-        (*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, t.numpy() if t.dtype != torch.bfloat16 else 2)
-    )
+    as_numpy = None if t.dtype is torch.bfloat16 else t.numpy()  # which numpy does not have
+    given = draw.choice((*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, as_numpy))
     listed = isinstance(given, list) and not t.is_floating_point()  # degrees may be
     refused = not (given is None or isinstance(given, Tensor) or listed)
     return f"is {type(given).__name__} {given!r:.40}", given, refused
