@@ -69,7 +69,7 @@ def test_a_number_is_one_hidden_layer(make) -> None:
 
 
 @EVERY_FLOW
-@pytest.mark.parametrize("value", ["rel", 3, torch.Tensor, [torch.relu]], ids=repr)
+@pytest.mark.parametrize("value", ["rel", 3, torch.Tensor, [torch.relu]], ids=["name", "number", "class", "list"])
 def test_activations(make, value) -> None:
     raises(lambda: make(2, hidden=(8,), activation=value), "activation must be")
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
+
 from flowkernels import _native
 from flowkernels.ops.affine import native as affine
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.rqs import native as rqs
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.rqs.spec import RqsSpec, check_box_once
 
 
-def check_univariate(op: str, univariate: object) -> None:
-    """Raises unless this is the map of single features that a fused layer can make of it: each one by itself."""
+def check_univariate(op: str, univariate: object, dtype: torch.dtype) -> None:
+    """Raises unless this is a map of single features, each by itself, that has numbers in a layer's dtype."""
     if isinstance(univariate, RqsSpec):
+        check_box_once(univariate, dtype is torch.float64)
         return
     if not isinstance(univariate, AffineSpec):
         raise TypeError(f"{op}: univariate must be an RqsSpec or an AffineSpec, got {type(univariate).__name__}")

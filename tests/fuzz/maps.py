@@ -46,8 +46,10 @@ def finite(t: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- splines ----
 
 
-def spline_settings(draw: Draw, most_bins: int = 12, bounds: Sequence[float] = BOUNDS) -> dict[str, Any]:
-    """Settings of a spline, without a direction."""
+def spline_settings(
+    draw: Draw, most_bins: int = 12, bounds: Sequence[float] = BOUNDS, vanish: bool = True
+) -> dict[str, Any]:
+    """Settings of a spline, without a direction; whether its bins and slopes may vanish."""
     bins = draw.choice((1, 2, 3, 5, 8, 8, 10, draw.int(1, most_bins)))
     found: dict[str, Any] = {"bins": bins, "tails": draw.choice(("linear", "linear", "circular", None))}
     if draw.chance(0.15):
@@ -57,7 +59,7 @@ def spline_settings(draw: Draw, most_bins: int = 12, bounds: Sequence[float] = B
         found["slope"] = draw.choice((1e-3, 0.1, 1e-6))
     elif draw.chance(0.4):
         # Bins and slopes that may vanish only where logits are usual: beyond, the truth is its own rounding.
-        least = (1e-3,) if draw.kind == "large" or "order" in found else (0.0,)
+        least = (1e-3,) if draw.kind == "large" or "order" in found or not vanish else (0.0,)
         found["min_bin_width"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
         found["min_bin_height"] = draw.choice((*least, 1e-2, 0.5, 1.0)) / bins
         found["min_derivative"] = draw.choice((*least, 1e-3, 1e-5, 0.1))
@@ -168,7 +170,8 @@ def univariate(draw: Draw) -> tuple[Recipe, int]:
         settings = {
             "bins": 8, "tails": "linear", "tail_bound": 3.0, "box": None, "min_bin_width": 1e-3, "min_bin_height": 1e-3,
             "min_derivative": 1e-3, "logit_scale": 1.0, "parametrization": "softmax", "slope": 1e-3, "inverse": False,
-            **spline_settings(draw, bounds=BOUNDS[:4]),  # a net sees what lies in the box
+            # A net sees what lies in the box, and returns logits of any size.
+            **spline_settings(draw, bounds=BOUNDS[:4], vanish=False),
         }  # fmt: skip
         P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
         return Recipe(make_rqs, settings), P

@@ -143,7 +143,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
                     add(call, f"{terms} are {name}", **{terms: value})
         if "activation" in CALLS[call][0].__kwdefaults__ and call not in ("flow_layer", "flow_layer, context"):
             for value in ("softmax", None, 3, torch.relu):
-                add(call, f"activation {value}", activation=value)
+                add(call, f"activation {getattr(value, '__name__', value)}", activation=value)
     for call in ("residual_net", "residual_net, context"):
         for value in (-1, 0, 2, 1.0, True, "1", None, R(())):
             add(call, f"blocks {value!r}", blocks=value)

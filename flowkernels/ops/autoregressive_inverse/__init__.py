@@ -118,7 +118,7 @@ def _prepare(
 ) -> tuple[SweepSpec, tuple[Tensor, ...]]:
     """The settings and tensors of a call."""
     flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
-    check_univariate(_NAME, univariate)
+    check_univariate(_NAME, univariate, z.dtype)
     half_turn = check_flag(_NAME, "half_turn", half_turn)
     zero_outside = check_flag(_NAME, "zero_outside", zero_outside)
     for name, given in (("half_turn", half_turn), ("zero_outside", zero_outside)):

@@ -126,7 +126,7 @@ def try_autoregressive_layer(
     ``seen``: what the network sees in place of x.
     """
     flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
-    check_univariate(_NAME, univariate)
+    check_univariate(_NAME, univariate, x.dtype)
     if plan.params_per_feature != univariate.n_params:
         expected, given = univariate.n_params, plan.params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
@@ -161,7 +161,7 @@ def prepare(
         raise TypeError(f"{_NAME}: columns must be Columns, got {type(columns).__name__} {columns!r:.60}")
     if x.shape[-1] != columns.features:
         raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
-    check_univariate(_NAME, univariate)
+    check_univariate(_NAME, univariate, x.dtype)
     residual = check_flag(_NAME, "residual", residual)
     check_dense(_NAME, x, len(columns.inputs), layers, context, residual=residual)
     n_out, expected = layers[-1][0].shape[0], len(columns.outputs) * univariate.n_params

@@ -26,16 +26,18 @@ def _ints(name: str, degrees: Degrees) -> list[int]:
     """Degrees as Python integers, checked."""
     contract = "one row of integers from 0 on"
     if isinstance(degrees, Tensor):
-        odd = degrees.is_floating_point() or degrees.is_complex() or degrees.layout is not torch.strided
+        no_integers = degrees.is_floating_point() or degrees.is_complex() or degrees.dtype is torch.bool
+        odd = no_integers or degrees.layout is not torch.strided
         if odd or degrees.dim() != 1 or degrees.is_meta:
             _fail(name, contract, f"{degrees.dtype} {list(degrees.shape)}, {degrees.layout}, on {degrees.device}")
         degrees = degrees.tolist()
     try:
-        values = [operator.index(d) for d in degrees]  # numpy's integers too become Python's
+        given = list(degrees)
+        values = [operator.index(d) for d in given]  # numpy's integers too become Python's
     except TypeError:
         _fail(name, contract, repr(degrees))
-    if not values or min(values) < 0:
-        _fail(name, contract, values)
+    if not values or min(values) < 0 or any(isinstance(d, bool) for d in given):
+        _fail(name, contract, given)
     if max(values) >= 2**63:  # they become tensors
         _fail(name, "below 2**63", max(values))
     return values
@@ -233,7 +235,7 @@ class MadePlan:
 
     def __init__(self, degrees: Sequence[Degrees], *, residual: bool = False) -> None:
         residual = check_flag("MadePlan", "residual", residual)
-        if not isinstance(degrees, Iterable):
+        if not isinstance(degrees, Iterable) or (isinstance(degrees, Tensor) and degrees.dim() == 0):
             _fail("MadePlan: degrees", "a list of rows of integers", f"{type(degrees).__name__} {degrees!r:.60}")
         rows = [_ints(f"MadePlan: degrees[{i}]", d) for i, d in enumerate(degrees)]
         if len(rows) < 2:

@@ -154,6 +154,9 @@ def check_box(spec: RqsSpec, wide: bool) -> None:
         _fail("tail_bound or box", f"one whose bins and their slopes are numbers of {dtype}, far from its ends", box)
 
 
+check_box_once = functools.lru_cache(maxsize=1024)(check_box)
+
+
 def make_spec_for(wide: bool, *settings: Any) -> RqsSpec:
     """`make_spec` for tensors of float64 (wide), or of a type that is computed in float32."""
     spec = make_spec(*settings)
