@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class Shape(NamedTuple):
     order: str = "natural"
     degrees: str = "sequential"
     adds: str = "none"  # none, first (as a context comes in), all, one row for all
+
+    @property
+    def few(self) -> bool:
+        """So few rows that a thin bin of one of them decides over the gradients of whole tensors."""
+        return math.prod(self.rows) <= 16
 
 
 SHAPES = {

@@ -53,7 +53,6 @@ def _layer(features: int) -> LayerPlan:
 
 MADE = {
     "layer plan": _layer,
-    "steps of a sweep": lambda n: schedule.on_device(_plan(n), CPU),
     "layer of a sweep": lambda n: schedule.layer_on_device(_plan(n).layers[0], CPU),
     "sweep of Triton": _sweep,
     "stairs of Triton": _stairs,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flowkernels.ops._checks import without_flags
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
@@ -38,7 +39,7 @@ def _kept(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Colum
 def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Columns:
     """The `Columns` of these features; the same one for equal ones, so that what hangs on it is made once."""
     try:
-        return _kept(features, *(tuple(i) if isinstance(i, list) else i for i in (inputs, outputs)))
+        return _kept(features, *(without_flags(tuple(i) if isinstance(i, list) else i) for i in (inputs, outputs)))
     except TypeError:  # what cannot be hashed is no feature: it says which
         return Columns(features, inputs, outputs)
 
