@@ -50,7 +50,8 @@ def faults(valid: Call, draw: Draw, n: int) -> Iterator[Fault]:
             continue
         path, value = draw.choice(places)
         what, other, must_raise = _fault(draw, value, path)
-        yield Fault(f"{path_name(path)} {what}", replaced(arguments, path, other), must_raise, _is_extreme(other))
+        extreme = _is_extreme(other) or _vanishes(path, other)
+        yield Fault(f"{path_name(path)} {what}", replaced(arguments, path, other), must_raise, extreme)
 
 
 def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
@@ -72,6 +73,11 @@ def _fault(draw: Draw, value: Any, path: Path) -> tuple[str, Any, bool]:
     if isinstance(value, slice):
         return _is(draw.choice(_SLICES))
     return _is(draw.choice(_NONSENSE))  # None
+
+
+def _vanishes(path: Path, given: Any) -> bool:
+    """Whether bins or slopes may vanish behind a network, whose logits are of any size: `maps.spline_settings`."""
+    return len(path) > 1 and str(path[-1]).startswith("min_") and given == 0
 
 
 def _is_extreme(given: Any) -> bool:

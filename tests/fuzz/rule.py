@@ -20,7 +20,7 @@ ULPS_OF_TRUTH = 64  # a float64 kernel has no eager error to be compared with
 # Of the largest value: as far as the reference in float64 is the truth whatever cancels in it, as in the gradient of a
 # softmax that is all but 1. float32, the same source, is held to its own ulp.
 TRUTH = 2.0**-40
-DRAWS = (4, 16, 64)
+DRAWS = (4, 16, 64, 256)
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
