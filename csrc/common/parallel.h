@@ -1,6 +1,10 @@
 // Splits work over torch's OpenMP pool. The thread count comes from torch on every call.
 #pragma once
 #include <stdint.h>
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#endif
 
 namespace fk {
 
@@ -26,12 +30,20 @@ void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
     return;
   }
   void* first = nullptr;
-#pragma omp parallel for num_threads(int(parts)) schedule(static, 1)
-  for (int64_t i = 0; i < parts; ++i) {
+  const auto part = [&](int64_t i) {
     try {
       f(n * i / parts, n * (i + 1) / parts);
     } catch (...) { keep_exception(&first); }
-  }
+  };
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see how libgomp's threads wait for each other.
+  std::vector<std::thread> pool;
+  for (int64_t i = 0; i < parts; ++i) pool.emplace_back(part, i);
+  for (auto& thread : pool) thread.join();
+#else
+#pragma omp parallel for num_threads(int(parts)) schedule(static, 1)
+  for (int64_t i = 0; i < parts; ++i) part(i);
+#endif
   if (first) rethrow_exception(first);
 }
 

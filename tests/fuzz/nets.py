@@ -134,7 +134,9 @@ def autoregressive_inverse(draw: Draw) -> Call:
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments["univariate"] = of_map
     sizes = {("z",): size_of_box(backwards)}
-    return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes)
+    # Gradients are taken at the x that is returned, rounded: in a steep bin that is more than a rounding of z.
+    extreme = draw.kind == "large" and "bins" in arguments["univariate"].settings
+    return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes, extreme)
 
 
 def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual: bool) -> list[tuple[Tensor, Tensor]]:
