@@ -136,8 +136,9 @@ def _of_tensor(draw: Draw, t: Tensor) -> tuple[str, Any, bool]:
         return f"holds {given}", spoiled.reshape(t.shape), False
     as_numpy = None if t.dtype is torch.bfloat16 else t.numpy()  # which numpy does not have
     given = draw.choice((*_NONSENSE, 0.5, t.tolist() if t.numel() < 20 else 3, as_numpy))
-    # Degrees may be lists and arrays.
-    listed = given is not None and (isinstance(given, list) or given is as_numpy) and not t.is_floating_point()
+    # Degrees may be lists, tuples and arrays.
+    is_list = isinstance(given, (list, tuple)) or (given is not None and given is as_numpy)
+    listed = is_list and not t.is_floating_point()
     refused = not (given is None or isinstance(given, Tensor) or listed)
     return f"is {type(given).__name__} {given!r:.40}", given, refused
 
