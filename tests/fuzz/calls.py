@@ -38,6 +38,7 @@ class Call:
     # Of tensors whose roundings count beside something else: of x beside the box of its spline.
     sizes: dict[Path, float] = field(default_factory=dict)
     extreme: bool = False  # rounding decides on the values, which must still be numbers
+    at_rounded: bool = False  # gradients are taken at what is returned, rounded: more, in a steep bin, than of inputs
     exact: bool = False  # no sum or product rounds: all backends agree, also where a slope jumps
 
 

@@ -280,7 +280,8 @@ def check_wrong(valid: Call, fault: Fault, draw: Draw) -> int:
     if any(t.is_meta for t in found):
         return 2
     try:
-        accepted = Call(valid.op, arguments, sizes=valid.sizes, extreme=valid.extreme or fault.extreme)
+        extreme = valid.extreme or fault.extreme
+        accepted = Call(valid.op, arguments, sizes=valid.sizes, extreme=extreme, at_rounded=valid.at_rounded)
         return 2 + check_valid(accepted, draw, calls=1)
     except Wrong as error:
         raise wrong(error.message) from error

@@ -134,9 +134,8 @@ def autoregressive_inverse(draw: Draw) -> Call:
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments["univariate"] = of_map
     sizes = {("z",): size_of_box(backwards)}
-    # Gradients are taken at the x that is returned, rounded: in a steep bin that is more than a rounding of z.
-    extreme = draw.kind == "large" and "bins" in arguments["univariate"].settings
-    return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes, extreme)
+    at_rounded = "bins" in arguments["univariate"].settings
+    return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes, at_rounded=at_rounded)
 
 
 def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual: bool) -> list[tuple[Tensor, Tensor]]:
