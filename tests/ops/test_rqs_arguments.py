@@ -56,6 +56,17 @@ BAD_SETTINGS = {
     "order=None": ({"order": None}, "order", "None"),
     "order-linear-min_derivative=0": ({"order": "linear", "min_derivative": 0.0}, "min_derivative", "0.0"),
     "slope=0": ({"parametrization": "soft_clip", "slope": 0.0}, "slope", "0"),
+    "slope-softmax=nan": ({"slope": math.nan}, "slope", "nan"),
+    "min_bin_width-soft_clip=nan": (
+        {"parametrization": "soft_clip", "min_bin_width": math.nan},
+        "min_bin_width",
+        "nan",
+    ),
+    "min_derivative-soft_clip=inf": (
+        {"parametrization": "soft_clip", "min_derivative": math.inf},
+        "min_derivative",
+        "inf",
+    ),
 }
 
 

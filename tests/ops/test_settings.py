@@ -69,7 +69,7 @@ def test_log_bounds(given) -> None:
 def test_a_flag_is_no_number_though_it_equals_one() -> None:
     """The cache of settings has seen the numbers before."""
     CALLS["rqs"](box=(0.0, 1.0, 0.0, 1.0))
-    with pytest.raises(ValueError, match=r"ops.rqs: box must be a number, got 'True'"):
+    with pytest.raises(ValueError, match=r"ops.rqs: box must be a finite number, got 'True'"):
         CALLS["rqs"](box=(0.0, True, 0.0, 1.0))
     CALLS["affine"](scale="clip", log_bounds=(0, 1))
     with pytest.raises(ValueError, match=r"ops.affine: log_bounds must be two finite numbers"):

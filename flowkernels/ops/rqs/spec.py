@@ -63,10 +63,11 @@ def _fail(name: str, contract: str, given: object) -> NoReturn:
 
 
 def _number(name: str, given: object) -> float:
-    """A setting as a Python float; numpy's numbers count as numbers, strings do not."""
-    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+    """A setting as a Python float; numpy's numbers count as numbers, strings do not. NaN and infinity are refused even
+    where the parametrization has no use for the setting."""
+    if isinstance(given, numbers.Real) and not isinstance(given, bool) and math.isfinite(given):
         return float(given)
-    _fail(name, "a number", given)
+    _fail(name, "a finite number", given)
 
 
 def _box(tail_bound: float, box: tuple[float, float, float, float] | None) -> tuple[float, float, float, float]:
