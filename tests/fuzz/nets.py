@@ -190,4 +190,5 @@ def flow_layer(draw: Draw) -> Call:
     arguments["columns"] = Recipe(columns, {"features": D, "inputs": inputs, "outputs": outputs})
     if not residual:
         arguments |= {"residual": False, "activation": draw.choice(ACTIVATIONS)}
-    return Call("flow_layer", arguments, rows if lead else {}, {("x",): size_of_box(of_map.settings)})
+    sizes, at_rounded = {("x",): size_of_box(of_map.settings)}, "bins" in of_map.settings and of_map.settings["inverse"]
+    return Call("flow_layer", arguments, rows if lead else {}, sizes, at_rounded=at_rounded)
