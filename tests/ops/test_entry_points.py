@@ -390,3 +390,19 @@ def test_a_box_that_float32_has_no_numbers_for(on) -> None:
         far = rqs_spec(on, box=(-1e308, 1e308, 0.0, 1.0))
         with pytest.raises(ValueError, match=r"rqs: box must be one whose bins .* numbers of float32, got"):
             call(on, entry, {**GOOD[entry](on), "spec": far})
+
+
+def test_parameters_of_16_bits_stand_beside_float32_alone(on) -> None:
+    arguments = rqs_fwd(on) | {"params": new(5, 3, 11, dtype=BF16)}
+    on.module.rqs_fwd(*arguments.values(), *on.where)
+    arguments |= {"x": new(5, 3, dtype=F64), "y": new(5, 3, dtype=F64), "ladj": new(5, dtype=F64)}
+    with pytest.raises(ValueError, match="params must be of the type of x, float64, got bfloat16"):
+        on.module.rqs_fwd(*arguments.values(), *on.where)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_mask_is_as_large_as_the_event(on, n) -> None:
+    arguments = affine_fwd(on) | {"mask": new(3, dtype=torch.bool)}
+    on.module.affine_fwd(*arguments.values(), *on.where)
+    with pytest.raises(ValueError, match=r"mask must be one that broadcasts to the event \[3\], got"):
+        on.module.affine_fwd(*(arguments | {"mask": new(n, dtype=torch.bool)}).values(), *on.where)

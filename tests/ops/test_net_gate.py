@@ -171,6 +171,7 @@ def net(*sizes: tuple[int, int], residual: bool = False, **more: Any) -> Any:
 
 
 CALLS = {
+    "x backwards": ({"x": told(R(5, 3), stride=(-1, 1))}, "x must be of strides from 0 on, got [-1, 1]"),
     "x of fewer features": ({"x": R(5, 2)}, "x must be [5, 3], got [5, 2]"),
     "x of more features": ({"x": R(5, 4)}, "x must be [5, 3], got [5, 4]"),
     "x of fewer rows": ({"x": R(4, 3)}, "x must be [5, 3], got [4, 3]"),
