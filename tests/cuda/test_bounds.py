@@ -80,3 +80,15 @@ def test_tensors_may_begin_anywhere(op) -> None:
     with emulator.running():
         for mine, its in zip(f(*moved, **SETTINGS[op][0]), f(*tensors, **SETTINGS[op][0]), strict=True):
             assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_rows_may_lie_at_odd_distances(op) -> None:
+    """The first begins at a multiple of 16 bytes and the next does not."""
+    torch.manual_seed(0)
+    f, tensors = CASES[op]((6, 8), torch.float32, **SETTINGS[op][0])
+    apart = [torch.cat([t, t[:, :1]], 1)[:, :8] for t in tensors]
+    assert all(t.data_ptr() % 16 == 0 and t.stride(0) == 9 * t.stride(1) for t in apart)
+    with emulator.running():
+        for mine, its in zip(f(*apart, **SETTINGS[op][0]), f(*tensors, **SETTINGS[op][0]), strict=True):
+            assert torch.equal(mine, its)
