@@ -1,0 +1,15 @@
+"""All mutations, op by op. A text need only be unique in its file: lines may move."""
+
+from tests.mutate.mutation import Mutation
+
+from . import affine, channels, common, cuda, flow_layer, net, rqs
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *rqs.MUTATIONS,
+    *affine.MUTATIONS,
+    *channels.MUTATIONS,
+    *net.MUTATIONS,
+    *flow_layer.MUTATIONS,
+    *common.MUTATIONS,
+    *cuda.MUTATIONS,
+)

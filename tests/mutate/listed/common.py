@@ -1,0 +1,124 @@
+"""What ops share: arithmetic in lanes, transposes, threads, memory; checks and the router in Python."""
+
+from tests.mutate.mutation import Of
+
+_lanes = Of(
+    "lanes", "tests/ops/test_affine.py tests/ops/test_rqs_edges.py tests/ops/test_masked_linear.py -k not emulated"
+)
+_memory = Of("memory", "tests/ops/test_rqs.py tests/ops/test_lu_linear.py tests/test_threads.py -k not emulated")
+_router = Of("router", "tests/ops/test_routing.py -k not emulated")
+_checks = Of(
+    "checks", "tests/ops/test_masked_linear.py tests/ops/test_made.py tests/ops/test_affine.py -k not emulated"
+)
+_SIMD, _ROUTING = "csrc/common/simd.h", "flowkernels/ops/_routing.py"
+_sixteen = "tests/ops/test_rqs.py tests/ops/test_affine.py -k float16 and not emulated"
+
+MUTATIONS = (
+    # ---- arithmetic ----
+    _lanes("exp underflows", _SIMD, "splat<f32>(«-110.f»)), splat", "-60.f", "exp stops at e^-60"),
+    _lanes("log of a denormal", _SIMD, "const i32 tiny = «x < 0x1p-126f»;", "x < 0.f", "denormals are wrong"),
+    _lanes("log1p", _SIMD, "return log_(u) + «(e - (u - 1)) * (2 - u)»;", "V{}", "what 1 + e rounds away"),
+    _lanes(
+        "tanh near 0",
+        _SIMD,
+        "select(«a < 1», a - a * (t * (num / den)), far)",
+        "a < S(0.1)",
+        "1 - 2e / (1 + e) cancels",
+    ),
+    _lanes(
+        "tanh of NaN",
+        _SIMD,
+        "* (num / den)), far);\n  return select(v < 0, -r, «select(v == v, r, v)»);",
+        "r",
+        "NaN is 1",
+    ),
+    _lanes("maximum of NaN", _SIMD, "return «a < b ? b : a»;", "a > b ? a : b", "a NaN is lost"),
+    _lanes("minimum of NaN", _SIMD, "return «a > b ? b : a»;", "a < b ? a : b", "a NaN is lost"),
+    _lanes("2^t underflows", _SIMD, "«t = max_(t, splat<f32>(-126.f));»", "", "exponents wrap round"),
+    _lanes(
+        "bfloat16",
+        _SIMD,
+        "const uint32_t rounded = «(u + 0x7fff + ((u >> 16) & 1)) >> 16»;",
+        "(u + 0x8000) >> 16",
+        "ties go away from zero",
+        "tests/ops/test_rqs.py tests/ops/test_affine.py -k bfloat16 and not emulated",
+    ),
+    _lanes(
+        "float16 overflows", _SIMD, "} else if («u >= 0x477ff000») {", "u >= 0x47800000", "65520 is not inf", _sixteen
+    ),
+    _lanes("float16 denormals", _SIMD, "} else if («u < 0x38800000») {", "false", "denormals are wrong", _sixteen),
+    # ---- memory ----
+    _memory(
+        "turned quad",
+        "csrc/common/transpose.h",
+        "__builtin_shuffle(a, b, «i32{2, 6, 3, 7}»)",
+        "i32{2, 6, 7, 3}",
+        "lanes",
+    ),
+    _memory(
+        "row cursor", "csrc/common/tensor.h", "«a -= index[i] * rows.stride_a[i];»", "", "the next row is elsewhere"
+    ),
+    _memory("scratch", "csrc/common/workspace.cpp", "buffers[«int(purpose)»]", "0", "a tile over what threads share"),
+    # ---- checks ----
+    _checks("broadcast", "flowkernels/ops/_checks.py", "all(a in «(1, b)» for", "(1, a)", "any size broadcasts"),
+    _checks(
+        "dtypes",
+        "flowkernels/ops/_checks.py",
+        "if any(«t.dtype is not tensors[0].dtype» for",
+        "False",
+        "of several dtypes",
+    ),
+    _checks(
+        "last dim",
+        "flowkernels/ops/made/checks.py",
+        "if t.dim() == 0 or «t.shape[-1] != shape[-1]» or",
+        "False",
+        "a column of terms broadcasts",
+    ),
+    _checks(
+        "gates",
+        "flowkernels/ops/made/checks.py",
+        "0 < i < n - 1« and i % 2 == 0»):",
+        "",
+        "a gate where no block closes",
+        "tests/ops/test_gates.py",
+    ),
+    # ---- the router ----
+    _router(
+        "differentiated twice",
+        _ROUTING,
+        "return (\n        «torch.is_grad_enabled()»\n        or _transforms_active()",
+        "False",
+        "a second derivative of nothing",
+    ),
+    _router("batched gradients", _ROUTING, "any(g is not None and «_is_batched(g)» for g", "False", "no storage"),
+    _router(
+        "subclasses", _ROUTING, "if «type(t) not in _PLAIN» and t is not None:", "False", "a raw pointer of a subclass"
+    ),
+    _router(
+        "aliases",
+        _ROUTING,
+        "tuple(«t.view_as(t) if n else t» for t, n",
+        "t",
+        "the gradient through params counts twice",
+    ),
+    _router(
+        "traced",
+        _ROUTING,
+        "_dual_level_active()« or _jit_tracing()»:\n            return self.reference",
+        "",
+        "a constant",
+    ),
+    _router(
+        "given and returned", _ROUTING, "return [«g.clone() if »g.untyped_storage()", "g if ", "an op returns its input"
+    ),
+    _router(
+        "wanted gradients",
+        _ROUTING,
+        "return [self.grad_like(t) if «n» else",
+        "True",
+        "one that nobody wants is allocated",
+        equivalent="the fake of a gradient that is thrown away",
+    ),
+    _router("saved tensors", _ROUTING, "tensors, saved = «kept[:n]», kept[n:]", "kept", "more tensors than inputs"),
+)

@@ -1,0 +1,169 @@
+"""CUDA's kernels, on the CPU in the emulator."""
+
+from tests.mutate.mutation import Of
+
+_rqs = Of("cuda rqs", "tests/cuda/test_bounds.py tests/cuda/test_small.py -k rqs")
+_affine = Of("cuda affine", "tests/cuda/test_bounds.py tests/cuda/test_small.py -k affine")
+_actnorm = Of("cuda actnorm", "tests/cuda/test_channels.py tests/ops/test_actnorm.py -k emulated or test_channels")
+_lu = Of("cuda lu_linear", "tests/cuda/test_channels.py tests/ops/test_lu_linear.py -k emulated or test_channels")
+_sweep = Of("cuda sweep", "tests/cuda/test_sweep.py")
+_masked = Of("cuda masked", "tests/cuda/test_strips.py")
+_REDUCE, _RQS, _FIND = "csrc/common/reduce.cuh", "csrc/rqs/rqs_cuda.cu", "csrc/rqs/rqs_find.cuh"
+_AFFINE, _ACTNORM = "csrc/affine/affine_cuda.cu", "csrc/actnorm/actnorm_cuda.cu"
+_LU, _LU_TILE, _TRIANGLE = (f"csrc/lu_linear/{f}" for f in ("lu_linear_cuda.cu", "tile_cuda.cuh", "triangle_cuda.cuh"))
+_SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_cuda.cu"
+_BACK, _MASKED = "csrc/autoregressive_inverse/back_cuda.cuh", "csrc/masked_linear/masked_linear_cuda.cu"
+_numbers = "tests/ops/test_rqs.py -k emulated"
+
+MUTATIONS = (
+    # ---- sums ----
+    _affine(
+        "lane",
+        _REDUCE,
+        "__shfl_xor_sync(0xffffffffu, v, «with»)",
+        "with / 2",
+        "the wrong lane",
+        "tests/ops/test_affine.py -k emulated",
+    ),
+    _affine("barrier of a sum", _REDUCE, "«__syncthreads();»\n  T sum = 0;", "", "read before it is written"),
+    _actnorm(
+        "barrier behind a sum", _REDUCE, "«__syncthreads();»  // before the next sum", "", "written before it is read"
+    ),
+    # ---- rqs ----
+    _rqs(
+        "barrier of ladj", _RQS, "«__syncthreads();»\n  for (int first = 0; first < n", "", "read before it is written"
+    ),
+    _rqs("barrier behind ladj", _RQS, "«__syncthreads();»  // before the next ladjs", "", "written before it is read"),
+    _rqs(
+        "warp's rows",
+        _RQS,
+        "shift, lane);\n        «__syncwarp();»  // before",
+        "",
+        "rows are overwritten before they are put",
+    ),
+    _rqs("dropped wait", _RQS, "«__pipeline_wait_prior(1);»", "", "rows are read before they have come"),
+    _rqs(
+        "wait for others",
+        _RQS,
+        "__pipeline_wait_prior(1);\n      «__syncwarp();»",
+        "",
+        "other lanes' copies have not come",
+    ),
+    _rqs("search", _FIND, "while («2 * step < K») step", "4 * step < K", "half of the bins are never found", _numbers),
+    _rqs("last knot", _FIND, "if («k < K» && v >= searched", "k <= K", "one bin too many", _numbers),
+    _rqs("circular slope", _FIND, "slopes[«knot == c.bins ? 0 : knot»]", "knot", "reads past the row", _numbers),
+    _rqs(
+        "end of a vector",
+        _RQS,
+        "if («i >= begin && i + V <= end») {\n      S v[V];\n      load_vector(c.params_type",
+        "i >= begin",
+        "reads past the end of the params",
+        equivalent="what it reads past the end is nobody's row; only AddressSanitizer sees the read",
+    ),
+    _rqs(
+        "end of a vector, put",
+        _RQS,
+        "if («i >= begin && i + V <= end») {\n      S v[V];\n      load_vector(sizeof",
+        "i >= begin",
+        "writes past its own rows",
+        _numbers,
+    ),
+    _rqs(
+        "odd rows",
+        _RQS,
+        "c.flat_in = odd && «c.even» && c.params",
+        "true",
+        "strided rows are read as flat ones",
+        _numbers,
+    ),
+    # ---- affine ----
+    _affine(
+        "aligned strides", _AFFINE, "if («nest.stride[d][k] % n») return false;", "false", "16 bytes at an odd address"
+    ),
+    _affine(
+        "words of what passes",
+        _AFFINE,
+        "p.row % w == 0 && «p.begin % w == 0» &&",
+        "true",
+        "part of a word passes",
+        "tests/ops/test_affine.py -k test_part and emulated",
+    ),
+    _affine(
+        "second pair", _AFFINE, "load_vector(c.params_type, first, there + «N», v + N);", "0", "the first pair again"
+    ),
+    # ---- actnorm, lu_linear ----
+    _actnorm(
+        "barrier of sums",
+        _ACTNORM,
+        "«__syncthreads();»\n    for (int i = int(threadIdx.x); i < columns * N",
+        "",
+        "read before it is written",
+    ),
+    _actnorm("columns", _ACTNORM, "if («c >= C») break;", "c > C", "one column too many"),
+    _actnorm("end of a line", _ACTNORM, "v[k] = «k < n» ? load<S>", "k <= n", "reads past the line"),
+    _lu(
+        "permutation",
+        _LU_TILE,
+        "if (permutation[i] >= 0 && «permutation[i] < C»)",
+        "permutation[i] <= C",
+        "C is let in",
+    ),
+    _lu(
+        "barrier of the permutation",
+        _LU_TILE,
+        "«__syncthreads();»\n  bool all = true;",
+        "",
+        "looked at before all have said",
+    ),
+    _lu("repeats", _LU_TILE, "bool all = true;\n  for (int i = 0; «i < C»; ++i)", "i < 1", "repeats are let in"),
+    _lu(
+        "tile", _LU, "«__syncwarp();»\n    apply_triangle<Solve, Solve>(shared.t, own);", "", "read before it is loaded"
+    ),
+    _lu("solve", _TRIANGLE, "if (Solve && «p + r < C») load_own", "p + r < C - 1", "the last row is not loaded"),
+    _lu("factors", _LU, "const S s = solve ? «exp_(-log_s[i]) / sign[i]» :", "exp_(log_s[i]) / sign[i]", "sign"),
+    # ---- masked layers and their sweep ----
+    _sweep(
+        "barrier of a map",
+        _SWEEP,
+        "ladj.add(term);\n        }\n        «__syncthreads();»",
+        "",
+        "read before it is there",
+    ),
+    _sweep(
+        "barrier of products",
+        _SWEEP,
+        "«__syncthreads();»\n      for (int u = warp; u < step.count",
+        "",
+        "read too soon",
+    ),
+    _sweep(
+        "last inputs",
+        _SWEEP,
+        "for (int k = chunks * N; «k < step.inputs»; ++k)",
+        "k + 1 < step.inputs",
+        "one is not seen",
+    ),
+    _sweep("back: barrier", _BACK, "«__syncthreads();»\n      pass_on(", "", "read before it is written"),
+    _sweep("back: barrier behind", _BACK, "lane);\n      «__syncthreads();»\n    }", "", "written before it is read"),
+    _sweep(
+        "back: second vector",
+        _BACK,
+        "const bool second = «k + N < step.inputs»;",
+        "k + 2 * N < step.inputs",
+        "not seen",
+    ),
+    _masked(
+        "barrier", _MASKED, "«__syncthreads();»\n  if (warp > 0) return;\n  for (int k", "", "read before it is written"
+    ),
+    _masked("mask", _MASKED, "(p.rank ? p.rank[k] : k) «<» limit", "<=", "one input too many"),
+    _masked("slices", _MASKED, "for (int64_t s = warp; «s < slices»; s += kWarps)", "s + 1 < slices", "the last slice"),
+    # ---- division ----
+    _rqs(
+        "division",
+        "csrc/common/divide.cuh",
+        "(«(((unsigned __int128)1) << (64 + shift)) + d - 1») / d",
+        "((unsigned __int128)1) << (64 + shift)",
+        "rounded down: exact multiples are one too small",
+        _numbers,
+    ),
+)

@@ -1,0 +1,126 @@
+"""Flow layers and the sweep of the autoregressive inverse, on the CPU."""
+
+from tests.mutate.mutation import Of
+
+_layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
+_sweep = Of(
+    "sweep",
+    "tests/ops/test_autoregressive_inverse.py tests/ops/test_seen.py tests/ops/test_gates.py"
+    " tests/ops/test_autoregressive_fuzz.py -k not emulated",
+)
+_steps = Of("steps", "tests/cuda/test_sweep.py")
+_CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/flow_layer/univariate_map.h"
+_FRONT, _SWEEP = "csrc/autoregressive_inverse/front.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
+_SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/seen.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
+
+MUTATIONS = (
+    # ---- flow layers ----
+    _layer(
+        "compensation", _MAP, "«lost = lost + ((sum - (s - b)) + (v - b));»", "", "ladj of a thousand terms in float"
+    ),
+    _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
+    _layer(
+        "columns of the map", _CPU, "S* at = x + «a.columns[i]» * kStrip<S>;\n      T out", "i", "the first features"
+    ),
+    _layer(
+        "input order", _CPU, "to + «(p.in_rank ? p.in_rank[k] : k)» * kStrip<S>, x", "k", "inputs in the caller's order"
+    ),
+    _layer(
+        "ladj of the last rows",
+        _CPU,
+        "size_t(«used < kStrip<S> ? used : kStrip<S>»)",
+        "kStrip<S>",
+        "writes past the end",
+    ),
+    _layer(
+        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(strips * size) * sizeof(S));»", "", "what was there before"
+    ),
+    _layer(
+        "gradient of the net",
+        _CPU,
+        "store_strip(at, «load_strip(at) + load_strip(more)»)",
+        "load_strip(more)",
+        "what came through the map is lost",
+    ),
+    _layer(
+        "gradient of ladj",
+        _CPU,
+        "gl[l] = grad_ladj[«rows.first + s * kStrip<S> + l»];",
+        "rows.first + l",
+        "the second strip has the first one's",
+    ),
+    # ---- the sweep ----
+    _sweep(
+        "due",
+        _FRONT,
+        "f.at < cap && «p.limit(f.at) <= known»; };",
+        "p.limit(f.at) < known",
+        "units come one feature late",
+    ),
+    _sweep("front of the panel", _FRONT, "«if (f.at == first + kRows) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep(
+        "cap",
+        _SWEEP,
+        "cap = «spec.closes_block(i) ? front[i - 2].at : net.layer[i].n_out»;",
+        "net.layer[i].n_out",
+        "a block adds to what is not there yet",
+    ),
+    _sweep(
+        "back: due",
+        _FRONT,
+        "(known == 0 || «p.limit(known - 1) < f.at»); };",
+        "p.limit(known - 1) <= f.at",
+        "a gradient goes on before all of it is there",
+    ),
+    _sweep("back: panel", _FRONT, "«if (f.at == first) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep(
+        "back: residual",
+        _FRONT,
+        "«if (o.residual) v += load<V>(o.residual + to);»",
+        "",
+        "the stream's gradient is lost",
+    ),
+    _sweep(
+        "back: cap",
+        _SWEEP,
+        "cap = «spec.opens_block(i) ? front[i + 2].at : 0»;",
+        "0",
+        "before the stream's is complete",
+    ),
+    _sweep(
+        "back: rows past the end", _SWEEP, "«clear_past_end(rows, p.out_width, t.gated[i]);»", "", "they are summed"
+    ),
+    _sweep(
+        "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_strip(t.slope + at);»", "", "the waves have no slope"
+    ),
+    _sweep("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
+    _sweep("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
+    _sweep("line", "csrc/autoregressive_inverse/waves.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
+    _sweep("offset of a line", _SWEEP, "return «v * wave.linear + wave.offset»;", "v * wave.linear", "no offset"),
+    _sweep(
+        "few rows, mirrored",
+        _FRONT,
+        "mirror(p, in, mirrored, known, rows.rows);\n    «f.seen = known;»",
+        "f.seen = known - 1;",
+        "an input is copied again",
+        equivalent="copying an input twice changes nothing",
+    ),
+    # ---- Python: what the network sees ----
+    _sweep("seen: slope", _SEEN, "(of_sin * angle.cos() «-» of_cos * angle.sin())", "+", "sign"),
+    _sweep(
+        "seen: gradient",
+        _SEEN,
+        "for by in (x, sin, cos, turned)] + [«grad.sum(0)»]",
+        "(grad * x).sum(0)",
+        "of the offset",
+    ),
+    _sweep("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
+    _sweep("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
+    # ---- Python: steps ----
+    _steps(
+        "units of a step", _STEPS, "min(end, first + units)« and limit[last] == limit[first]»:", "", "of other inputs"
+    ),
+    _steps("cap", _STEPS, "front[i - 2] if «closes» else", "False", "a block adds to what is not there yet"),
+    _steps("size of a step", _STEPS, "while last < min(end, «first + units»)", "first + units + 1", "33 units of 32"),
+    _steps("limit", _STEPS, "limit[front[layer]] «<=» inputs:", "<", "units come one feature late"),
+)

@@ -1,0 +1,171 @@
+"""The spline on the CPU, and its settings."""
+
+from tests.mutate.mutation import Of
+
+_rqs = Of("rqs", "tests/ops/test_rqs_edges.py tests/ops/test_rqs_memory.py tests/ops/test_rqs.py -k not emulated")
+_linear = "tests/ops/test_rqs.py -k linear and not emulated"
+_wide = "tests/ops/test_rqs.py tests/ops/test_rqs_memory.py -k not emulated"
+_MATH, _BIN, _LANES = "csrc/rqs/rqs_math.h", "csrc/rqs/rqs_bin.h", "csrc/rqs/rqs_lanes.h"
+_LINEAR, _CPU = "csrc/rqs/rqs_linear.h", "csrc/rqs/rqs_cpu.cpp"
+_SPEC, _NATIVE = "flowkernels/ops/rqs/spec.py", "flowkernels/ops/rqs/native.py"
+
+MUTATIONS = (
+    # ---- formulas ----
+    _rqs("unit", _MATH, "return «min_(max_(theta, T{}), T{} + 1)»;", "theta", "a position in the bin is not clamped"),
+    _rqs(
+        "last bin of x",
+        _MATH,
+        "unit(«select(last, 1 - (right - x) * b.inv_w, (x - b.x0) * b.inv_w)»)",
+        "(x - b.x0) * b.inv_w",
+        "the last bin is measured from its lower knot",
+    ),
+    _rqs(
+        "last bin of y",
+        _MATH,
+        "const T below = «select(last, b.h - (top - y), y - b.y0)»,",
+        "y - b.y0",
+        "the last bin is measured from its lower knot",
+    ),
+    _rqs(
+        "turned bin",
+        _MATH,
+        "const auto turn = «above < below»;",
+        "above < above",
+        "the root is counted from the farther knot",
+        tests=_wide,
+    ),
+    _rqs(
+        "discriminant",
+        _MATH,
+        "sqrt_(«max_(qb * qb + 4 * qa * s * dy, T{})»)",
+        "qb * qb + 4 * qa * s * dy",
+        "a discriminant below 0 by rounding has no root",
+    ),
+    _rqs(
+        "no root", _MATH, "unit(«select(den == 0, T{}, quotient(num, den))»)", "quotient(num, den)", "0 / 0 at a knot"
+    ),
+    _rqs("order of a product", _MATH, "return «q * (q * p.slope_num)»;", "q * q * p.slope_num", "q q underflows"),
+    _rqs("nearer end", _MATH, "select(«p.theta > 0.5f», 1 - (p.s", "p.theta > 2.f", "1 - r cancels at the upper knot"),
+    _rqs("grad w", _MATH, "g.w = «-(g_s * p.s + g_theta * p.theta) * iw»;", "-(g_s * p.s) * iw", "a term is dropped"),
+    _rqs("ladj of the inverse", _MATH, "*ladj = «-log_(slope_of(p))»;", "log_(slope_of(p))", "sign"),
+    _rqs(
+        "logistic",
+        _MATH,
+        "return «select(u >= 0, q, e * q)»;",
+        "reciprocal(1 + exp_(-u))",
+        "the larger exponential overflows",
+        equivalent="1 / (1 + inf) is 0, as it should be, and elsewhere the two differ by an ulp",
+    ),
+    _rqs("minimum slope", _MATH, "return «min_slope + max_(u, T{})» + log1p", "max_(u, T{})", "no minimum"),
+    # ---- from logits to the bin ----
+    _rqs("least size", _BIN, "* («mn[i] > kLeast ? mn[i] : kLeast»)", "mn[i]", "a bin may have no width"),
+    _rqs(
+        "compensation",
+        _BIN,
+        "«part -= total - done;»",
+        "part = V{};",
+        "what the upper level rounds away is lost",
+        tests="tests/ops/test_rqs.py -k not emulated",
+    ),
+    _rqs(
+        "outer knot",
+        _BIN,
+        "corner[i] = «select(last, c.high[i] - size[i], corner[i])»;",
+        "corner[i]",
+        "the outer knot is where rounding put it",
+    ),
+    _rqs("outside, y", _BIN, "*out = «select(inside, y, v)»;", "y", "outside of the box x is mapped"),
+    _rqs("outside, ladj", _BIN, "*ladj = «select(inside, l, T{})»;", "l", "outside of the box ladj is not 0"),
+    _rqs(
+        "y in the box",
+        _BIN,
+        "«y = min_(max_(y, T{} + c.low[!inverse]), T{} + c.high[!inverse]);»",
+        "",
+        "y may leave the box by an ulp",
+    ),
+    _rqs(
+        "mass after the last bin",
+        _BIN,
+        "= «select(last, zero, 1 - (f.before[i] + f.in[i]) * f.inv_sum[i])»;",
+        "1 - (f.before[i] + f.in[i]) * f.inv_sum[i]",
+        "what cancels in exact arithmetic is formed",
+        tests=_wide,
+    ),
+    _rqs(
+        "scale of logits",
+        _BIN,
+        "f.inv_sum[i] * «(c.logit_scale * c.free_size[i])»;",
+        "(c.free_size[i] * 1)",
+        "the gradient knows no logit_scale",
+        tests=_wide,
+    ),
+    # ---- in lanes ----
+    _rqs("scan", _LANES, "for (int k = 1; «k < K»; ++k) {\n    const V sa", "k < K - 1", "the last bin is never found"),
+    _rqs(
+        "search", _LANES, "while («2 * step < K») step", "4 * step < K", "half of the bins are never found", tests=_wide
+    ),
+    _rqs("clipped gradient", _LANES, "«out[j] *= q * q;»", "out[j] *= q;", "derivative of the soft clip", tests=_wide),
+    _rqs(
+        "circular gradient",
+        _LANES,
+        "if (c.tails == Tails::circular) «out[0] += out[K];»",
+        "",
+        "the shared slope's second gradient is lost",
+        tests=_wide,
+    ),
+    _rqs("circular edge", _LANES, "«b.raw[3 * K] = b.raw[2 * K];»", "", "the last slope is whatever was there"),
+    # ---- linear rational splines ----
+    _rqs(
+        "linear: box", _LINEAR, "piece_at(s, theta_of_x(s, v, last, «high[inverse]»))", "high[0]", "other axis", _linear
+    ),
+    _rqs("linear: share", _LINEAR, "g.lambda = select(p.upper, «-g_lambda», g_lambda)", "g_lambda", "sign", _linear),
+    # ---- memory ----
+    _rqs(
+        "overlap",
+        _CPU,
+        "const int s = «p <= P - Q ? p : P - Q»;  // the",
+        "p",
+        "the last block reads past the end",
+        _wide,
+    ),
+    _rqs("next row", _CPU, "«cur.next();»", "", "every row is the first", _wide),
+    _rqs("long row", _CPU, "for (int l = 0; «l < n»; ++l) long_row", "l < 2 * L", "idle lanes are summed", _wide),
+    _rqs("row of ladj", _CPU, "d = 0;\n        «++row;»", "", "all rows have the gradient of one", _wide),
+    # ---- Python ----
+    _rqs(
+        "largest minimum",
+        _SPEC,
+        "if not 0 <= min_bin_width * bins «<=» 1:",
+        "<",
+        "bins that are all of the minimum width are refused",
+        "tests/ops/test_rqs_arguments.py tests/ops/test_rqs_edges.py",
+    ),
+    _rqs("most bins", _SPEC, "not 1 <= bins «<=» MAX_BINS", "<", "128 are refused", "tests/ops/test_rqs_arguments.py"),
+    _rqs("edge logit", _SPEC, "self.edge_slope« - self.min_derivative»)", "", "slope 1 at the edge is not 1", _wide),
+    _rqs(
+        "hash of a setting",
+        _SPEC,
+        "maxsize=1024, typed=«True»",
+        "False",
+        "8.0 bins pass",
+        "tests/ops/test_rqs_arguments.py",
+    ),
+    _rqs("strides of params", _NATIVE, "n * a« and dims[-1][2] == n * b»:", "", "a stride is not looked at", _wide),
+    _rqs(
+        "negative view",
+        _NATIVE,
+        "params.is_contiguous()« and not (x.is_neg() or params.is_neg())»:",
+        "",
+        "a sign that is not in memory",
+        "tests/ops/test_rqs.py",
+    ),
+    _rqs("leading dims", _NATIVE, "if len(rows) «> 8»:", "> 9", "nine dims are not merged", _wide),
+    _rqs(
+        "half turn",
+        "flowkernels/ops/rqs/turn.py",
+        "spec.right - spec.left)« + spec.left»",
+        "",
+        "not into the box",
+        "flowkernels/ops/rqs/turn.py tests/ops/test_autoregressive_inverse.py -k turn",
+    ),
+)
