@@ -155,7 +155,13 @@ MUTATIONS = (
     _masked(
         "barrier", _MASKED, "«__syncthreads();»\n  if (warp > 0) return;\n  for (int k", "", "read before it is written"
     ),
-    _masked("mask", _MASKED, "(p.rank ? p.rank[k] : k) «<» limit", "<=", "one input too many"),
+    _masked(
+        "mask",
+        _MASKED,
+        "seen = «(p.rank ? p.rank[k] : k) < limit»;",
+        "(p.rank ? p.rank[k] : k) <= limit",
+        "one input too many",
+    ),
     _masked("slices", _MASKED, "for (int64_t s = warp; «s < slices»; s += kWarps)", "s + 1 < slices", "the last slice"),
     # ---- division ----
     _rqs(
