@@ -26,6 +26,11 @@ class Mutation:
         return self.text[self.text.index("«") + 1 : self.text.index("»")]
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Those of its tests."""
+        return self.tests[: self.tests.index("-k")] if "-k" in self.tests else self.tests
+
+    @property
     def compiled(self) -> bool:
         return not self.file.endswith(".py")
 

@@ -11,34 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from . import forked
 from .mutation import ROOT, SWITCH, Mutation, switched
 
-COPIED = ("csrc", "flowkernels", "tests", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml")
+COPIED = ("csrc", "flowkernels", "tests", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md")
 CHOSEN = "FK_MUTANT"  # the environment variable that throws a switch
-# One instruction set, quickly compiled.
-PLAIN = (
-    ("CMakeLists.txt", "set(FK_ISAS baseline avx2 avx512)", "set(FK_ISAS baseline)"),
-    ("CMakeLists.txt", 'set(CMAKE_CXX_FLAGS_RELEASE "-O3")', 'set(CMAKE_CXX_FLAGS_RELEASE "-O1")'),
-    ("csrc/common/dispatch.h", "#if defined(__x86_64__)", "#if 0"),
-    ("csrc/common/isa.cpp", "#if defined(__x86_64__)", "#if 0"),
-)
+PLAIN = "-DFK_BASELINE_ONLY=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1"  # quickly compiled
 HEADER = f"""#pragma once
 #include <stdlib.h>
 inline const int {SWITCH}_chosen = getenv("{CHOSEN}") ? atoi(getenv("{CHOSEN}")) : 0;
 inline bool {SWITCH}(int n) {{ return n == {SWITCH}_chosen; }}
 """
+_FAILED = re.compile(r"^(tests/.+?) (?:FAILED|ERROR) +\[", re.MULTILINE)
+_BEGUN = re.compile(r"^(tests/\S+::.+?) *(?:Fatal Python error.*)?$", re.MULTILINE)
 
 
 class Outcome(NamedTuple):
     kind: str  # killed, survived, undecided
     test: str = ""  # that killed it
     crashed: bool = False
-
-
-def _replaced(source: str, old: str, new: str) -> str:
-    if source.count(old) != 1:
-        raise ValueError(f"the copy's build needs {old!r} once, got {source.count(old)} times")
-    return source.replace(old, new)
 
 
 class Workshop:
@@ -58,7 +49,7 @@ class Workshop:
                 relative = source.relative_to(ROOT)
                 if not source.is_file() or source.suffix in (".so", ".pyc"):
                     continue
-                if str(relative) in changed or str(relative) in [f for f, *_ in PLAIN]:
+                if str(relative) in changed:
                     self._put(str(relative), self._text(str(relative)))
                 else:
                     self._put(str(relative), source.read_bytes())
@@ -66,10 +57,7 @@ class Workshop:
     def _text(self, file: str) -> str:
         text = (ROOT / file).read_text()
         here = [(self.number[m.name], m) for m in self.mutations if m.file == file and m.compiled]
-        text = switched(text, here)
-        for of, old, new in PLAIN:
-            text = _replaced(text, old, new) if of == file else text
-        return f'#include "{self.folder}/csrc/mutant.h"\n{text}' if here else text
+        return f'#include "{self.folder}/csrc/mutant.h"\n{switched(text, here)}'
 
     def _put(self, file: str, content: str | bytes) -> None:
         to, content = self.folder / file, content.encode() if isinstance(content, str) else content
@@ -77,29 +65,40 @@ class Workshop:
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_bytes(content)
 
-    def build(self, emulator: bool) -> None:
-        """The CPU's module, and CUDA's kernels in the emulator where they are asked for."""
-        self._call([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"])
-        if emulator:
-            self._call([sys.executable, "-c", "from tests.emulator import emulated; emulated()"])
-
-    def _call(self, command: list[str]) -> None:
-        subprocess.run(command, cwd=self.folder, env=self._environment(0), check=True)
+    def build(self) -> None:
+        """The CPU's module, CUDA's kernels in the emulator, and Python's files and tests: none is compiled again."""
+        for command in (
+            ["setup.py", "--quiet", "build_ext", "--inplace"],
+            ["-c", "from tests.emulator import emulated; emulated()"],
+            [
+                "-m",
+                "pytest",
+                "--quiet",
+                "--quiet",
+                "--collect-only",
+                *sorted({f for m in self.mutations for f in m.files}),
+            ],
+        ):
+            subprocess.run(
+                [sys.executable, *command], cwd=self.folder, env=self._environment(0), check=True,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
 
     def _environment(self, mutant: int) -> dict[str, str]:
         mine = {"PYTHONPATH": str(self.folder), "FLOWKERNELS_CUDA": "OFF", CHOSEN: str(mutant)}
-        return {**os.environ, **mine, "PYTHONDONTWRITEBYTECODE": "1", "OMP_WAIT_POLICY": "passive"}
+        mine |= {"CMAKE_ARGS": f"{os.environ.get('CMAKE_ARGS', '')} {PLAIN}", "OMP_WAIT_POLICY": "passive"}
+        return {**os.environ, **mine}
 
     # ---- to run ----
 
     def run(self, m: Mutation, seconds: float) -> Outcome:
         if m.compiled:
-            return self._pytest(m.tests, self.number[m.name], seconds)
+            return self._outcome(m.tests, self.number[m.name], seconds)
         file = self.folder / m.file
         before = file.read_text()
         file.write_text(m.apply(before))
         try:
-            return self._pytest(m.tests, 0, seconds)
+            return self._outcome(m.tests, 0, seconds)
         finally:
             file.write_text(before)
 
@@ -107,38 +106,25 @@ class Workshop:
         """Which of these fail where nothing is mutated."""
         if not tests:
             return []
-        done = self._start(tests, 0, None)
-        if done.returncode not in (0, 1):
-            raise RuntimeError(f"the tests do not run unmutated:\n{done.stdout[-2000:]}")
-        return re.findall(r"^(tests/.+?) (?:FAILED|ERROR) +\[", done.stdout, re.MULTILINE)
+        code, said = forked.pytest(self.folder, tests, self._environment(0))
+        if code not in (0, 1):
+            raise RuntimeError(f"the tests do not run unmutated:\n{said[-2000:]}")
+        return re.findall(_FAILED, said)
 
-    def _start(
-        self, tests: Sequence[str], mutant: int, seconds: float | None, *more: str
-    ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-p", "no:cacheprovider", *more, *tests]
-        return subprocess.run(
-            command, cwd=self.folder, env=self._environment(mutant), text=True, timeout=seconds,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    def _pytest(self, tests: Sequence[str], mutant: int, seconds: float) -> Outcome:
-        try:
-            done = self._start(tests, mutant, seconds, "-x")
-        except subprocess.TimeoutExpired:
+    def _outcome(self, tests: Sequence[str], mutant: int, seconds: float) -> Outcome:
+        code, said = forked.pytest(self.folder, ["-x", *tests], self._environment(mutant), seconds)
+        if code is None:
             return Outcome("undecided")
-        if done.returncode == 0:
+        if code == 0:
             return Outcome("survived")
-        failed = re.findall(r"^(tests/.+?) (?:FAILED|ERROR) +\[", done.stdout, re.MULTILINE)
-        if failed:
+        if failed := re.findall(_FAILED, said):
             return Outcome("killed", failed[-1])
-        if done.returncode < 0:
-            begun = re.findall(r"^(tests/\S+::.+?) *$", done.stdout, re.MULTILINE)
-            begun += re.findall(r"^(tests/\S+::.+?) Fatal Python error", done.stdout, re.MULTILINE)
+        if code < 0:
+            begun = re.findall(_BEGUN, said)
             return Outcome("killed", begun[-1] if begun else "", crashed=True)
-        collected = re.findall(r"^ERROR (tests/\S+)", done.stdout, re.MULTILINE)
-        if collected and done.returncode in (1, 2):
+        if collected := re.findall(r"^ERROR (tests/\S+)", said, re.MULTILINE):
             return Outcome("killed", collected[0])
-        raise RuntimeError(f"{' '.join(tests)} does not run:\n{done.stdout[-3000:]}")
+        raise RuntimeError(f"{' '.join(tests)} does not run:\n{said[-3000:]}")
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

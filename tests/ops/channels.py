@@ -77,6 +77,27 @@ def values_and_gradients(
     return [y.detach(), ladj.detach(), *filled]
 
 
+def assert_sums_in_double(op: str, f: Callable[..., tuple[Tensor, Tensor]], tensors: Sequence[Tensor], at: int) -> None:
+    """In float32, by every compiled kernel: ladj, of logarithms `tensors[at]` that cancel but for what a sum in float
+    would lose, and the gradient of those, of gradients of ladj that do. x [rows, C] is 0."""
+    rows, C = tensors[0].shape
+    tensors = cast(tensors, torch.float32)
+    logarithms = torch.full_like(tensors[at], 2.0**-20)
+    logarithms[0], logarithms[-1] = 32, -32
+    given = torch.full_like(tensors[0][:, 0], 1.0)
+    given[0], given[-1] = 2.0**25, -(2.0**25)
+    for inverse in (False, True):
+        sign = -1 if inverse else 1
+        for backend in backends_of(op):
+            if backend not in ("cpu", "cuda"):
+                continue  # torch's sums are its own, and so are Triton's
+            leaves = [logarithms.clone().requires_grad_() if i == at else t for i, t in enumerate(tensors)]
+            y, ladj = f(*leaves, inverse=inverse, backend=backend)
+            assert torch.equal(ladj, torch.full_like(ladj, sign * (C - 2) * 2.0**-20)), backend
+            (found,) = torch.autograd.grad([y, ladj], leaves[at], [torch.zeros_like(y), given])
+            assert torch.equal(found, torch.full_like(found, sign * (rows - 2.0))), backend
+
+
 def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Integers stay integers."""
     return [t.to(dtype) if t.is_floating_point() else t for t in tensors]

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from flowkernels import ops
 from tests.device import here
-from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, layouts, rows_of, values_and_gradients
+from tests.ops.channels import (
+    SHAPES,
+    assert_compiles,
+    assert_numbers,
+    assert_sums_in_double,
+    layouts,
+    rows_of,
+    values_and_gradients,
+)
 from tests.ops.masked import backends_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
@@ -63,6 +71,11 @@ def test_numbers(shape, channel_dim, inverse, dtype, all_isas) -> None:
     names = ("y", "ladj", "x", "log_scale", "shift")
     settings = {"channel_dim": channel_dim, "inverse": inverse}
     assert_numbers("actnorm", ops.actnorm, exact, draws, names, dtype, all_isas, **settings)
+
+
+def test_ladj_and_its_gradient_are_summed_in_double(isa) -> None:
+    x, log_scale, shift = draw((37, 70), -1)
+    assert_sums_in_double("actnorm", ops.actnorm, [0 * x, log_scale, 0 * shift], 1)
 
 
 @BACKENDS

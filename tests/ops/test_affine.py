@@ -149,6 +149,29 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
+# What stops at a bound of its own (87, in float64 708): settings under which the bound is reached, on these sides.
+STOPPING = {
+    "exp": ({}, (-1, 1)), "tanh": ({"clamp": 2000.0}, (-1, 1)), "atan": ({"clamp": 2000.0}, (-1, 1)),
+    "soft_clip": ({"clamp": 2000.0}, (-1, 1)), "clip": ({"log_bounds": (-1500.0, 1500.0)}, (-1, 1)),
+    "softplus": ({}, (-1,)), "sigmoid": ({}, (-1,)), "per_sigmoid": ({}, (-1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", STOPPING)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_where_a_scale_has_stopped_y_has_no_slope(all_isas, scale, inverse) -> None:
+    """Its logit moves ladj alone: a slope that went on would be e^87 times a gradient of y."""
+    settings, sides = STOPPING[scale]
+    for isa in all_isas:
+        for dtype, beyond in ((torch.float32, (120.0, 200.0)), (torch.float64, (1200.0,))):
+            u = torch.tensor([side * u for side in sides for u in beyond], dtype=dtype)[:, None]
+            x, params = torch.full_like(u, 1e-3), torch.stack([u, torch.zeros_like(u)], -1).requires_grad_()
+            y, ladj = ops.affine(x, params, scale=scale, inverse=inverse, **settings)
+            of_y, of_ladj = (torch.autograd.grad(o.sum(), params, retain_graph=True)[0][..., 0] for o in (y, ladj))
+            assert (of_y == 0).all(), f"{isa}: {of_y.tolist()}"
+            assert (of_ladj != 0).all(), isa
+
+
 # ---- the kernel against the reference ----
 
 

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from flowkernels import ops
 from tests.device import here
-from tests.ops.channels import SHAPES, assert_compiles, assert_numbers, cast, layouts, rows_of, values_and_gradients
+from tests.ops.channels import (
+    SHAPES,
+    assert_compiles,
+    assert_numbers,
+    assert_sums_in_double,
+    cast,
+    layouts,
+    rows_of,
+    values_and_gradients,
+)
 from tests.ops.masked import backends_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "kernels")
@@ -234,6 +243,12 @@ def test_a_bad_pixel_stays_alone(backend, bad, shape, channel_dim, inverse, isa)
     (touched if channel_dim == -1 else touched.movedim(1, -1))[(40,) if channel_dim == -1 else (1, 3, 3)] = True
     assert torch.equal(y[~touched], clean[~touched]) and torch.equal(ladj, clean_ladj)
     assert not y[touched].isfinite().all()
+
+
+def test_ladj_and_its_gradient_are_summed_in_double(isa) -> None:
+    x, lower, upper, log_s, sign_s, permutation, bias = draw((37, 70), -1)
+    tensors = [0 * x, 0 * lower, 0 * upper, log_s, sign_s, permutation, 0 * bias]
+    assert_sums_in_double("lu_linear", ops.lu_linear, tensors, 3)
 
 
 @BACKENDS

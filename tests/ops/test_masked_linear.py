@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +91,39 @@ def test_numbers(i, activation, precision, all_isas) -> None:
 
     tensors = [x, w, *([b] if has_bias else []), *([r] if has_residual else [])]
     assert_numbers(f, tensors, "masked_linear", precision, all_isas)
+
+
+SLOPES_AT_0 = {"relu": 0.0, "leaky_relu": 0.01, "elu": 1.0, "gelu": 0.5, "silu": 0.5, "tanh": 1.0}  # those of torch
+
+
+@pytest.mark.parametrize("activation", SLOPES_AT_0)
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_slope_at_exactly_zero(activation, precision, all_isas) -> None:
+    """Where a unit is dead (its weights, or what it sees, are 0) this slope is all that may revive it."""
+    x, w, b, _ = (t.to(precision) for t in draw((9,), 7, 11))
+    ins, outs = degrees(7, 11)
+    for isa in all_isas:
+        for backend in backends_of("masked_linear"):
+            bias = torch.zeros_like(b).requires_grad_()
+            y = ops.masked_linear(torch.zeros_like(x), w, bias, ins, outs, activation=activation, backend=backend)
+            (slope,) = torch.autograd.grad(y.sum() / 9, bias)
+            torch.testing.assert_close(slope, torch.full_like(slope, SLOPES_AT_0[activation]), msg=f"{isa}, {backend}")
+
+
+@pytest.mark.parametrize("activation", ["elu", "tanh"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_near_zero_an_activation_keeps_its_digits(activation, precision, all_isas) -> None:
+    """e^v - 1 and 1 - 2 / (e^2v + 1) would cancel: of v = 1e-8 nothing would be left in float32."""
+    v = 10.0 ** torch.arange(-30.0, 0.0, 0.25, dtype=torch.float64, device="cpu")
+    v = torch.cat([v, -v]).to(precision)[:, None]
+    exact = v.numpy().astype(np.longdouble)
+    exact = np.tanh(exact) if activation == "tanh" else np.where(exact > 0, exact, np.expm1(exact))
+    one, none = here(torch.ones(1, 1, dtype=precision, device="cpu")), None
+    for isa in all_isas:
+        for backend in backends_of("masked_linear"):
+            found = ops.masked_linear(here(v), one, none, [0], [0], activation=activation, backend=backend)
+            off = np.abs(found.cpu().numpy() / exact - 1).max()
+            assert off <= 4 * torch.finfo(precision).eps, f"{isa}, {backend}: {off:.3g} of the value"
 
 
 def test_long_sums_lose_no_more_than_torch(isa) -> None:

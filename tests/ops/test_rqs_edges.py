@@ -88,6 +88,31 @@ def test_no_minimum_sizes(isa, inverse, device) -> None:
     assert (y.abs() <= BOUND).all()
 
 
+@pytest.mark.parametrize("bins", [8, 64])
+@DIRECTIONS
+def test_bins_as_thin_as_the_spacing_of_x(all_isas, bins, inverse, device) -> None:
+    """A value at their knots lies in them but for its rounding: outside of [0, 1] a position has no y and no slope."""
+    g, k = torch.Generator().manual_seed(0), bins // 2
+    params = torch.randn(2000, 1, 3 * bins - 1, generator=g)
+    thin, tall = (bins, 0) if inverse else (0, bins)
+    params[..., thin + k] = -13 - 4 * torch.rand(2000, 1, generator=g)
+    params[..., tall + k] = params[..., tall : tall + bins].exp().sum(-1).log()
+    share = params[..., thin : thin + bins].double().softmax(-1)[..., :k].sum(-1)
+    steps = [(2 * BOUND * share - BOUND).float()]
+    for to in (-9.0, 9.0):
+        for _ in range(2):
+            steps.append(torch.nextafter(steps[-1], torch.tensor(to)))
+    x, params = torch.cat(steps).to(device), params.repeat(5, 1, 1).to(device)
+    of_y = knots(params, bins=bins, inverse=not inverse)
+    settings = {"bins": bins, "inverse": inverse, "min_bin_height" if inverse else "min_bin_width": 0.0}
+    for isa in all_isas:
+        found = run(x, params, **settings)
+        # Beside the bin: what the slopes of its neighbours make of a step is less than 1e-4.
+        beyond = (found.y < of_y[..., k] - 1e-4) | (found.y > of_y[..., k + 1] + 1e-4)
+        assert not beyond.any(), f"{isa}: {int(beyond.sum())} leave the heights of their bin"
+        assert all(t.isfinite().all() for t in found), isa
+
+
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
 
@@ -195,6 +220,34 @@ def test_y_stays_in_the_box(all_isas, kind, inverse, backend, device) -> None:
     for isa in all_isas:
         y, _ = ops.rqs(x, params, bins=8, inverse=inverse, backend=backend or kernels_of(**kind), **kind)
         assert (y.abs() <= BOUND).all(), f"{isa}: {int((y.abs() > BOUND).sum())} values left the box"
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("box", [(-3.0, 3.0, -3.0, 3.0), (0.0, 100.0, -7.0, 1.0)], ids=["symmetric", "any"])
+def test_the_last_bin_is_measured_from_the_upper_edge(all_isas, box, inverse, device) -> None:
+    """It is thin on the side that is searched and tall on the other: its slope would magnify the rounding of its lower
+    knot a thousand times. Distances to the edge are exact."""
+    low, high, bottom, top = (*box[2:], *box[:2]) if inverse else box
+    tall, thin = 15 * torch.tensor([1.0, -1.0])
+    slope = 990 * (top - bottom) / (high - low)
+    x = high - 1e-3 * (high - low) * torch.linspace(0.05, 0.95, 200)[:, None]
+    params = 0.1 * torch.randn(200, 1, 25, generator=torch.Generator().manual_seed(0))
+    params[..., 7] += tall if inverse else thin
+    params[..., 15] += thin if inverse else tall
+    params[..., 23:] = -20.0 if inverse else slope  # the bin is nearly a line
+    x, params = x.to(device), params.to(device)
+    settings = {
+        "bins": 8,
+        "box": box,
+        "tails": None,
+        "inverse": inverse,
+        "min_derivative": 1 / slope if inverse else 0.0,
+    }
+    exact = reference(x.double(), params.double(), **settings).y
+    allowed = 8 * torch.finfo(torch.float32).eps * max(abs(bottom), abs(top))
+    for isa in all_isas:
+        off = (ops.rqs(x, params, **settings)[0] - exact).abs().max().item()
+        assert off <= allowed, f"{isa}: y is off by {off:.3g}, allowed {allowed:.3g}"
 
 
 # ---- knots ----
