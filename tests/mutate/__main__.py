@@ -31,7 +31,7 @@ def main() -> int:
     outcomes: dict[str, Outcome] = {}
     for m in chosen:
         begun = time.monotonic()
-        outcomes[m.name] = o = workshop.run(m, given.seconds)
+        outcomes[m.name] = o = workshop.run(m, given.seconds, table.killer(m))
         print(f"{o.kind:9} {time.monotonic() - begun:4.0f} s  {m.name}  {'crash ' * o.crashed}{o.test}", flush=True)
     wrong = workshop.fails_unmutated(sorted({o.test for o in outcomes.values() if "::" in o.test}))
     for name, o in outcomes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def read() -> dict[str, str]:
     lines = FILE.read_text().splitlines() if FILE.exists() else []
     rows = [line for line in lines if line.startswith("| ") and not line.startswith("| mutation ")]
     return {row[: cut + 3]: row[cut + 3 : -2] for row in rows if (cut := row[:-2].rindex(" | "))}
+
+
+def killer(m: Mutation) -> str:
+    """The test that killed it before, or nothing."""
+    found = re.match(r"killed: (?:crash in )?`(.*)`$", read().get(_start(m), ""))
+    return found[1].replace("\\|", "|") if found else ""
 
 
 def rows(mutations: Sequence[Mutation]) -> list[str]:

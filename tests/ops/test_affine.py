@@ -149,6 +149,23 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("scale", ["softplus", "sigmoid", "per_sigmoid"])
+def test_slopes_of_ladj_keep_their_digits_in_the_tails(all_isas, scale) -> None:
+    """1 - sigmoid(20) as a difference would be 0 in float32, and half its digits wrong from 8 on."""
+    u = torch.linspace(-30, 30, 61)[:, None]
+    params = torch.stack([u, torch.zeros_like(u)], -1)
+
+    def slope(params: torch.Tensor, backend: str | None) -> torch.Tensor:
+        leaf = params.clone().requires_grad_()
+        ladj = ops.affine(torch.zeros_like(params[..., 0]), leaf, scale=scale, backend=backend)[1]
+        return torch.autograd.grad(ladj.sum(), leaf)[0][..., 0]
+
+    exact = slope(params.double(), "reference")
+    for isa in all_isas:
+        off = (slope(params, None) / exact - 1).abs().max().item()
+        assert off <= 16 * torch.finfo(torch.float32).eps, f"{isa}: {off:.3g} of a slope"
+
+
 # What stops at a bound of its own (87, in float64 708): settings under which the bound is reached, on these sides.
 STOPPING = {
     "exp": ({}, (-1, 1)), "tanh": ({"clamp": 2000.0}, (-1, 1)), "atan": ({"clamp": 2000.0}, (-1, 1)),
@@ -512,6 +529,18 @@ def mask_of(name: str) -> torch.Tensor:
 def test_masks(scale, floor, name, layout) -> None:
     for inverse in (False, True):
         assert_masked(mask_of(name), layout, torch.float64, scale=scale, min_scale=floor, inverse=inverse)
+
+
+def test_masks_of_rows_that_end_within_a_vector(all_isas) -> None:
+    """What is left of a row has the mask of its own elements."""
+    for n in (1, 5, 13, 29, 75):
+        x, params = (t.to(torch.float32) for t in draw((3, n), "exp"))
+        mask = torch.arange(n) * 7 % 11 < 5
+        exact = [ops.affine(x, params, mask=mask, backend="reference")[i] for i in (0, 1)]
+        for isa in all_isas:
+            y, ladj = ops.affine(x, params, mask=mask)
+            assert torch.equal(y[:, ~mask], x[:, ~mask]), f"{isa}: of {n} features others pass"
+            torch.testing.assert_close((y, ladj), tuple(exact), msg=lambda m, isa=isa: f"{isa}: {m}")
 
 
 def test_masks_of_dtype(dtype) -> None:

@@ -54,9 +54,9 @@ MUTATIONS = (
     _affine(
         "carry",
         _CPU,
-        "for (; d > 0 && «index[d] == nest.size[d]»; --d)",
-        "index[d] > nest.size[d]",
-        "the outer loop never steps",
+        "at[k] += «nest.stride[d - 1][k] - index[d] * nest.stride[d][k]»;",
+        "nest.stride[d - 1][k]",
+        "the inner loop goes on where it ended",
     ),
     _affine(
         "alternating params", _CPU, "return «step(k) == 2»;", "step(k) >= 2", "neighbours four apart are read two apart"

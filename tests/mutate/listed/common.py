@@ -22,7 +22,7 @@ MUTATIONS = (
         "tanh near 0",
         _SIMD,
         "select(«a < 1», a - a * (t * (num / den)), far)",
-        "a < S(0.1)",
+        "a < S(0.01)",
         "1 - 2e / (1 + e) cancels",
     ),
     _lanes(
