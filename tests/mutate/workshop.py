@@ -104,7 +104,7 @@ class Workshop:
             file.write_text(before)
 
     def _in_turn(self, m: Mutation, number: int, seconds: float, first: str) -> Outcome:
-        if "::" in first:
+        if first:
             found = self._outcome([first], number, seconds)
             if found.kind == "killed":
                 return found

@@ -69,7 +69,12 @@ MUTATIONS = (
         "order of params", _NATIVE, "«(second, first) if spec.shift_first else »(first, second)", "", "logit for shift"
     ),
     _affine(
-        "what passes, dtype", _NATIVE, "(x.is_contiguous()« and x.dtype is out.dtype»)", "", "bytes of another dtype"
+        "what passes, dtype",
+        _NATIVE,
+        "(x.is_contiguous()« and x.dtype is out.dtype»)",
+        "",
+        "bytes of another dtype",
+        equivalent="x and y have one dtype by then, and so have their gradients",
     ),
     _affine("dtype of ladj", _NATIVE, "dtype=«torch.promote_types(x.dtype, torch.float32)»)", "x.dtype", "16-bit ladj"),
     _affine(
