@@ -73,6 +73,18 @@ def test_numbers(shape, channel_dim, inverse, dtype, all_isas) -> None:
     assert_numbers("actnorm", ops.actnorm, exact, draws, names, dtype, all_isas, **settings)
 
 
+@pytest.mark.parametrize(("shape", "channel_dim"), [((9001, 24), -1), ((5, 24, 41, 43), 1)])
+@BOTH
+def test_gradients_are_those_of_all_threads(shape, channel_dim, inverse, threads, isa) -> None:
+    tensors = draw(shape, channel_dim)
+    settings = {"channel_dim": channel_dim, "inverse": inverse}
+    wanted = values_and_gradients(ops.actnorm, tensors, backend="reference", **settings)
+    for n in (1, 2):
+        threads(n)
+        found = values_and_gradients(ops.actnorm, tensors, backend="cpu", **settings)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_ladj_and_its_gradient_are_summed_in_double(isa) -> None:
     x, log_scale, shift = draw((37, 70), -1)
     assert_sums_in_double("actnorm", ops.actnorm, [0 * x, log_scale, 0 * shift], 1)

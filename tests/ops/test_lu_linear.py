@@ -245,6 +245,58 @@ def test_a_bad_pixel_stays_alone(backend, bad, shape, channel_dim, inverse, isa)
     assert not y[touched].isfinite().all()
 
 
+@BACKENDS
+@pytest.mark.parametrize(("shape", "channel_dim"), [((70, 13), -1), ((3, 13, 7, 5), 1)])
+@BOTH
+def test_a_bad_gradient_stays_alone(backend, shape, channel_dim, inverse, isa) -> None:
+    """The rows that fill up a panel would keep a NaN for the pixels that come next."""
+    x, *rest = cast(draw(shape, channel_dim), torch.float32)
+    at = 2 if channel_dim == -1 else (0, slice(None), 1, 3)
+    for bad in ("grad_y", "x"):  # of x, for what a backward pass computes again
+        found = []
+        for value in (1.0, float("nan")):
+            leaf, grad = x.clone(), torch.ones_like(x)
+            (leaf if bad == "x" else grad)[at] = value
+            y, _ = ops.lu_linear(
+                leaf.requires_grad_(), *rest, channel_dim=channel_dim, inverse=inverse, backend=backend
+            )
+            found.append(torch.autograd.grad(y, leaf, grad)[0])
+        for grad in found:
+            grad[at] = 0
+        assert torch.equal(*found), bad
+
+
+# Many pixels: several tiles a thread, the last of which ends within a vector.
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"), [((4001, 24), -1), ((3, 5, 19, 23), 1), ((6, 24, 16, 16), 1), ((2001, 150), -1)]
+)
+@BOTH
+def test_gradients_are_those_of_all_pixels(shape, channel_dim, inverse, threads, isa) -> None:
+    """Whichever thread summed them, and nothing of what a buffer held before."""
+    tensors = draw(shape, channel_dim)
+    settings = {"channel_dim": channel_dim, "inverse": inverse}
+    wanted = values_and_gradients(ops.lu_linear, tensors, backend="reference", **settings)
+    for n in (1, 2):
+        threads(n)
+        found = values_and_gradients(ops.lu_linear, tensors, backend="cpu", **settings)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_double(isa) -> None:
+    """Pixels so far apart that they share a lane, whatever its vectors are: in float 4 would be lost."""
+    x, lower, upper, log_s, sign_s, permutation, bias = cast(draw((160 + 32, 5), -1), torch.float32)
+    grad = torch.zeros_like(x)
+    grad[::32] = 1
+    grad[0], grad[160] = 2.0**25, -(2.0**25)
+    for inverse in (False, True):
+        leaf = bias.clone().requires_grad_()
+        y, _ = ops.lu_linear(
+            x, 0 * lower, 0 * upper, 0 * log_s, sign_s.abs(), permutation, leaf, inverse=inverse, backend="cpu"
+        )
+        (found,) = torch.autograd.grad(y, leaf, grad)
+        assert torch.equal(found, torch.full_like(found, -4.0 if inverse else 4.0)), found
+
+
 def test_ladj_and_its_gradient_are_summed_in_double(isa) -> None:
     x, lower, upper, log_s, sign_s, permutation, bias = draw((37, 70), -1)
     tensors = [0 * x, 0 * lower, 0 * upper, log_s, sign_s, permutation, 0 * bias]
