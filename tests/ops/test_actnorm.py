@@ -123,6 +123,20 @@ def test_layouts(name, inverse, backend, dtype) -> None:
             assert ops.actnorm(form, *rest, **settings)[0].stride() == form.stride(), layout
 
 
+@pytest.mark.parametrize("shape", [(37, 10), (33, 3), (5, 24)])
+@BOTH
+@BACKENDS
+def test_rows_of_gradients_may_lie_apart(shape, inverse, backend, isa) -> None:
+    x, log_scale, shift = (t.float().requires_grad_() for t in draw(shape, -1))
+    y, _ = ops.actnorm(x, log_scale, shift, inverse=inverse, backend=backend)
+    wide = torch.arange(2.0 * y.numel()).view(shape[0], -1)
+    apart = wide[:, : shape[1]]
+    found, wanted = (
+        torch.autograd.grad(y, [x, log_scale, shift], g, retain_graph=True) for g in (apart, apart.contiguous())
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 @BACKENDS
 @BOTH
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [1, 2]])
