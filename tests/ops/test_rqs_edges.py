@@ -88,6 +88,28 @@ def test_no_minimum_sizes(isa, inverse, device) -> None:
     assert (y.abs() <= BOUND).all()
 
 
+def test_the_inverse_where_a_slope_is_zero(isa, device) -> None:
+    """At a knot of slope 0 the root is 0 / 0, and is that knot."""
+    y = torch.tensor([[-BOUND], [BOUND]], device=device)
+    params = torch.full((2, 1, 10), -200.0, device=device)  # widths and heights are all alike
+    x, ladj = ops.rqs(y, params, bins=3, tails=None, min_derivative=0.0, inverse=True)
+    assert torch.equal(x, y) and not ladj.isnan().any()
+
+
+@pytest.mark.parametrize(("wide", "steep"), [(False, 1e7), (True, 4e15)], ids=["float32", "float64"])
+def test_the_inverse_of_a_bin_much_steeper_at_its_knots(isa, wide, steep, device) -> None:
+    """In the middle, where it is nearly flat, rounding alone decides the discriminant's sign."""
+    g = torch.Generator().manual_seed(0)
+    y, other = torch.randn(8000, 1, generator=g), torch.rand(8000, 1, generator=g)
+    y = (y * 10 ** (-8 * other)).clamp(-BOUND, BOUND)
+    slopes = steep * torch.randn(8000, 1, 1, generator=g).exp() * torch.tensor([1.0, 1.0])
+    slopes[::2, :, 1:] *= (0.5 * torch.randn(4000, 1, 1, generator=g)).exp()
+    params = torch.cat([torch.zeros_like(slopes), slopes], -1)
+    dtype = torch.float64 if wide else torch.float32
+    x, ladj = ops.rqs(y.to(device, dtype), params.to(device, dtype), bins=1, tails=None, inverse=True)
+    assert (x.abs() <= BOUND).all() and not ladj.isnan().any()
+
+
 @pytest.mark.parametrize("bins", [8, 64])
 @DIRECTIONS
 def test_bins_as_thin_as_the_spacing_of_x(all_isas, bins, inverse, device) -> None:
