@@ -489,6 +489,23 @@ def test_part(part, inverse, layout, backend) -> None:
         )
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_part_may_begin_and_end_anywhere(inverse) -> None:
+    """What passes is copied in words, as large as the part's bounds allow."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x, params = draw((3, 16), "exp", dtype)
+        x.requires_grad_()
+        for start in range(9):
+            for stop in range(start + 1, 17, 1 + start % 3):
+                part = slice(start, stop)
+                y, _ = ops.affine(x, params[:, part], part=part, inverse=inverse)
+                mapped, _ = ops.affine(x[:, part], params[:, part], inverse=inverse)
+                wanted = torch.cat([x[:, :start], mapped, x[:, stop:]], -1)
+                assert torch.equal(y, wanted), part
+                g = weights(y)
+                assert torch.equal(*(torch.autograd.grad(o, x, g)[0] for o in (y, wanted))), part
+
+
 def test_part_and_mask_and_packed_params() -> None:
     x, u, t = (v[:, :4].requires_grad_() for v in image())
     mask = mask_of("checkerboard")
