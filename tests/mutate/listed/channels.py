@@ -157,6 +157,8 @@ MUTATIONS = (
     _actnorm(
         "sign of pixels", _CHANNELS, "return «-pixels(x, channel_dim)» if inverse", "pixels(x, channel_dim)", "sign"
     ),
-    _actnorm("one pixel", _CHANNELS, "pixel = «image if channel == 1 else 1»", "1", "images of one pixel lie elsewhere"),
+    _actnorm(
+        "one pixel", _CHANNELS, "pixel = «image if channel == 1 else 1»", "1", "images of one pixel lie elsewhere"
+    ),
     _lu("channel dim", _CHANNELS, "not in (-1, 1)« or isinstance(channel_dim, bool)»:", "", "True is 1"),
 )
