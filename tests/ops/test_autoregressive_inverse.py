@@ -9,7 +9,7 @@ from flowkernels import ops
 from flowkernels._machine import CUDA
 from flowkernels.ops import MadePlan
 from flowkernels.transforms import RQS, Affine
-from tests.device import UNDER_TEST
+from tests.device import UNDER_TEST, here
 from tests.emulator import emulated
 from tests.numbers import assert_within_rule
 from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
@@ -343,3 +343,23 @@ def test_a_thousand_features(univariate) -> None:
     narrow = (found(backend, torch.float32) for backend in (kernels, "reference"))
     for kernel, eager, exact in zip(*narrow, right, strict=True):
         assert_within_rule(kernel, eager, exact)
+
+
+def test_a_block_waits_for_the_stream_it_adds_to() -> None:
+    """A unit that sees nothing of its block could be computed at once, but the stream's unit is not there yet."""
+    plan = MadePlan([[1, 2, 3], [1, 2, 2], [2, 2], [1, 2, 2], [1, 1, 2, 2, 3, 3]], residual=True)
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(9, 3, generator=g, dtype=torch.float64, device="cpu")]
+    for layer in plan.layers:
+        for shape in ((layer.n_out, layer.n_in), (layer.n_out,)):
+            tensors.append(0.3 * torch.randn(shape, generator=g, dtype=torch.float64, device="cpu"))
+
+    def f(backend: str, tensors: list[torch.Tensor]):
+        z, *rest = tensors
+        layers = list(zip(rest[::2], rest[1::2], strict=True))
+        return ops.autoregressive_inverse(z, layers, plan, Affine("exp").spec, activation="tanh", backend=backend)
+
+    tensors = [here(t) for t in tensors]
+    wanted = values_and_gradients(lambda t: f("reference", t), tensors)
+    for backend in backends_of("autoregressive_inverse"):
+        torch.testing.assert_close(values_and_gradients(lambda t, b=backend: f(b, t), tensors), wanted)

@@ -135,6 +135,18 @@ def test_bins_as_thin_as_the_spacing_of_x(all_isas, bins, inverse, device) -> No
         assert all(t.isfinite().all() for t in found), isa
 
 
+@DIRECTIONS
+def test_bins_that_are_all_of_the_minimum_size(isa, inverse, device) -> None:
+    """Nothing is left for the logits: with equal slopes the spline is the identity."""
+    x = torch.linspace(-4, 4, 33, device=device)[:, None]
+    params = torch.full((33, 1, 11), 0.5413, device=device)  # softplus is 1
+    params[..., :8] = 5 * torch.randn(8, generator=torch.Generator().manual_seed(0)).to(device)
+    settings = {"bins": 4, "min_bin_width": 0.25, "min_bin_height": 0.25, "min_derivative": 0.0}
+    found = run(x, params, inverse=inverse, **settings)
+    torch.testing.assert_close(found.y, x, rtol=0, atol=1e-4)
+    assert all(t.isfinite().all() for t in found)
+
+
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
 

@@ -147,7 +147,9 @@ MUTATIONS = (
         "g[:1].view(t.shape)",
         "the gradient of the first row for that of all",
     ),
-    _net("dense rows", _PY, "return t if «t.stride(-1) == 1 or »t.shape[-1] == 1 else", "True or ", "other strides"),
+    _net(
+        "dense rows", _PY, "t.is_contiguous() or «t.stride(-1) == 1» or t.shape[-1] == 1 else", "True", "other strides"
+    ),
     # ---- plans ----
     _plan("equal degrees", _PLAN, "outs[o] + «(not strict)»", "1", "a strict layer sees its own degree"),
     _plan("inputs from 1", _PLAN, "if min(inputs) «< 1»:", "< 0", "an input of degree 0 is seen by its own output"),
