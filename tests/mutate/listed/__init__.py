@@ -2,7 +2,7 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, channels, common, cuda, flow_layer, net, rqs
+from . import affine, channels, common, cuda, flow_layer, gates, net, rqs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
@@ -10,6 +10,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *channels.MUTATIONS,
     *net.MUTATIONS,
     *flow_layer.MUTATIONS,
+    *gates.MUTATIONS,
     *common.MUTATIONS,
     *cuda.MUTATIONS,
 )

@@ -28,7 +28,7 @@ MUTATIONS = (
     _affine("atan slope", _MATH, "atan_(r), «1 / (1 + r * r)»", "1 / (1 + r)", "power"),
     _affine("soft clip slope", _MATH, "exponential(u * q, «q * q»)", "q", "power"),
     _affine("ladj of the inverse", _MATH, "*ladj = «inverse ? -k.log_s : k.log_s»;", "k.log_s", "sign"),
-    _affine("grad t of the inverse", _MATH, "*g_t = «-g_v»;", "g_v", "sign"),
+    _affine("grad t of the inverse", _MATH, "*g_t = «inverse ? -g_v : g_out»;", "inverse ? g_v : g_out", "sign"),
     # ---- tiles ----
     _affine("masked ladj", _CPU, "«ladj = select(on, ladj, T{});»", "", "what is masked adds to ladj"),
     _affine("masked logits", _CPU, "«g_u = select(on, g_u, T{});»", "", "what is masked has a gradient"),
@@ -63,10 +63,18 @@ MUTATIONS = (
     ),
     # ---- Python ----
     _affine(
-        "part of", _NATIVE, "at = t.data_ptr() + spec.start * «stride[d]» *", "stride[-1]", "the part begins elsewhere"
+        "part of",
+        "csrc/affine/affine_args.cpp",
+        "+= spec.start * «t.stride[m.part]» *",
+        "t.stride[m.ndim - 1]",
+        "the part begins elsewhere",
     ),
     _affine(
-        "order of params", _NATIVE, "«(second, first) if spec.shift_first else »(first, second)", "", "logit for shift"
+        "order of params",
+        "csrc/affine/affine_args.cpp",
+        "*u = as_it_lies(m, params, «spec.shift_first ? apart : 0»);",
+        "0",
+        "logit for shift",
     ),
     _affine(
         "what passes, dtype",
@@ -80,6 +88,6 @@ MUTATIONS = (
     _affine(
         "minimum of exp", _SPEC, 'if min_scale > 0 and scale not in ("softplus"«, "sigmoid"»)', "", "sigmoid has none"
     ),
-    _affine("order of bounds", _SPEC, "-math.inf < low «<» high", "<=", "an empty interval"),
+    _affine("order of bounds", _SPEC, "if not -1e30 <= low «<» high <= 1e30", "<=", "an empty interval"),
     _affine("hash of a setting", _SPEC, "maxsize=256, typed=«True»", "False", "True passes for 1"),
 )

@@ -14,8 +14,8 @@ MUTATIONS = (
     _actnorm(
         "ladj in float",
         _LADJ,
-        "«sum += double(static_cast<const S*>(log_scale)[c]);»",
-        "sum = double(S(sum) + static_cast<const S*>(log_scale)[c]);",
+        "«sum += double(log_scale(c));»",
+        "sum = double(S(sum) + S(log_scale(c)));",
         "ladj is summed in float",
     ),
     _lu(
@@ -119,11 +119,11 @@ MUTATIONS = (
     _lu(
         "grad sign",
         _CPU,
-        "= «diagonal * B.f.diagonal[i] / static_cast<const S*>(a.sign_s)[i]»;",
-        "diagonal * B.f.diagonal[i]",
+        "= diagonal * «size» + (a.grad_ladj",
+        "-size",
         "sign",
     ),
-    _lu("grad of ladj", _CPU, "«static_cast<S*>(a.grad_log_s)[i] += of_ladj;»", "", "ladj has no gradient"),
+    _lu("grad of ladj", _CPU, "B.f.diagonal[i] + «S(of_ladj)»;", "S(0)", "ladj has no gradient"),
     _lu("parts", _CPU, "for (int p = 0; «p < parts»; ++p) total", "p < 1", "what other threads summed is lost"),
     _lu(
         "bias in double",
@@ -160,5 +160,5 @@ MUTATIONS = (
     _actnorm(
         "one pixel", _CHANNELS, "pixel = «image if channel == 1 else 1»", "1", "images of one pixel lie elsewhere"
     ),
-    _lu("channel dim", _CHANNELS, "not in (-1, 1)« or isinstance(channel_dim, bool)»:", "", "True is 1"),
+    _lu("channel dim", _CHANNELS, "numbers.Integral)« or isinstance(channel_dim, bool)» or", "", "True is 1"),
 )

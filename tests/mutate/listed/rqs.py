@@ -37,8 +37,8 @@ MUTATIONS = (
     _rqs(
         "discriminant",
         _MATH,
-        "sqrt_(«max_(qb * qb + 4 * qa * s * dy, T{})»)",
-        "qb * qb + 4 * qa * s * dy",
+        "sqrt_(«max_(qb * qb + 4 * qa * s * rise, T{})»)",
+        "qb * qb + 4 * qa * s * rise",
         "a discriminant below 0 by rounding has no root",
     ),
     _rqs(
@@ -56,7 +56,7 @@ MUTATIONS = (
         "the larger exponential overflows",
         equivalent="1 / (1 + inf) is 0, as it should be, and elsewhere the two differ by an ulp",
     ),
-    _rqs("minimum slope", _MATH, "return «min_slope + max_(u, T{})» + log1p", "max_(u, T{})", "no minimum"),
+    _rqs("minimum slope", _MATH, "return min_(«min_slope + max_(u, T{})» + log1p", "max_(u, T{})", "no minimum"),
     # ---- from logits to the bin ----
     _rqs("least size", _BIN, "* («mn[i] > kLeast ? mn[i] : kLeast»)", "mn[i]", "a bin may have no width"),
     _rqs(
@@ -141,16 +141,30 @@ MUTATIONS = (
         "tests/ops/test_rqs_arguments.py tests/ops/test_rqs_edges.py",
     ),
     _rqs("most bins", _SPEC, "not 1 <= bins «<=» MAX_BINS", "<", "128 are refused", "tests/ops/test_rqs_arguments.py"),
-    _rqs("edge logit", _SPEC, "self.edge_slope« - self.min_derivative»)", "", "slope 1 at the edge is not 1", _wide),
+    _rqs(
+        "edge logit",
+        _SPEC,
+        "softplus = self.edge_slope« - self.min_derivative»",
+        "",
+        "slope 1 at the edge is not 1",
+        _wide,
+    ),
     _rqs(
         "hash of a setting",
         _SPEC,
-        "maxsize=1024, typed=«True»",
+        "cached_spec_for = functools.lru_cache(maxsize=1024, typed=«True»",
         "False",
         "8.0 bins pass",
         "tests/ops/test_rqs_arguments.py",
     ),
-    _rqs("strides of params", _NATIVE, "n * a« and dims[-1][2] == n * b»:", "", "a stride is not looked at", _wide),
+    _rqs(
+        "strides of params",
+        "csrc/rqs/rqs_args.cpp",
+        "== n * a && «r.stride_b[last] == n * b»;",
+        "true",
+        "a stride is not looked at",
+        _wide,
+    ),
     _rqs(
         "negative view",
         _NATIVE,
@@ -159,7 +173,7 @@ MUTATIONS = (
         "a sign that is not in memory",
         "tests/ops/test_rqs.py",
     ),
-    _rqs("leading dims", _NATIVE, "if len(rows) «> 8»:", "> 9", "nine dims are not merged", _wide),
+    _rqs("leading dims", _NATIVE, "return len(dims) «<= _MAX_LEADING»", "<= 9", "nine dims are not merged", _wide),
     _rqs(
         "half turn",
         "flowkernels/ops/rqs/turn.py",
