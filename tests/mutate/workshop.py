@@ -15,6 +15,7 @@ from . import forked
 from .mutation import ROOT, SWITCH, Mutation, switched
 
 COPIED = ("csrc", "flowkernels", "tests", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md")
+COPIED += ("LICENSE",)  # with the README, what pyproject.toml names
 CHOSEN = "FK_MUTANT"  # the environment variable that throws a switch
 PLAIN = "-DFK_BASELINE_ONLY=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1"  # quickly compiled
 HEADER = f"""#pragma once

@@ -30,7 +30,7 @@ MUTATIONS = (
     _maps("sizes like", _LIKE, "fits = «v.size[i] == sizes[i]»;", "v.size[i] >= sizes[i]", "larger ones"),
     _maps("dims like", _LIKE, "bool fits = «v.ndim == ndim»;", "v.ndim >= ndim", "more dims"),
     _maps("written twice", _LIKE, "if («v.size[i] > 1 && v.stride[i] == 0») refuse", "false", "expanded outputs"),
-    _maps("type of params", _LIKE, "mixed = «x == DType::f32 && »(params", "", "16 bits beside float64"),
+    _maps("type of params", _LIKE, "mixed = «x == DType::f32» && (params", "true", "16 bits beside float64"),
     # ---- networks ----
     _net(
         "width of a layer",
@@ -46,7 +46,7 @@ MUTATIONS = (
         "n_out < layers_[0].n_out",
         "a block wider than the stream",
     ),
-    _net("mask", _NET, "(mask->n_in != n_in« || mask->n_out != n_out»))", "", "the mask of more outputs"),
+    _net("mask", _NET, "(mask->n_in != n_in || «mask->n_out != n_out»))", "false", "the mask of more outputs"),
     _net("even", _NET, "if («residual && layers % 2»)", "false", "half a block"),
     _net(
         "rows of x",
@@ -56,7 +56,7 @@ MUTATIONS = (
         "x of another width",
     ),
     _net("order", _MASK, "order[i] < n && «!seen[size_t(order[i])]»;", "true", "repeats"),
-    _net("limit", _MASK, "if («seen < before || »seen > n_in)", "", "limits that fall"),
+    _net("limit", _MASK, "if («seen < before» || seen > n_in)", "false", "limits that fall"),
     _net("columns", _LAYER, "0 <= columns[i] && «columns[i] < features» &&", "columns[i] <= features", "one too many"),
     _net("repeated columns", _LAYER, "columns[i] < features && «!seen[size_t(columns[i])]»;", "true", "mapped twice"),
     _net(
