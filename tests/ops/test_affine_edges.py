@@ -87,3 +87,23 @@ def test_infinite_logits(scale, inverse) -> None:
         found = gradients(x, params, "ladj", scale=scale, inverse=inverse, backend=backend)
         for g, w in zip(found, wanted, strict=True):
             torch.testing.assert_close(g[w.isfinite()], w[w.isfinite()])
+
+
+@pytest.mark.parametrize("sixteen", [torch.bfloat16, torch.float16], ids=str)
+def test_ties_are_rounded_to_even(sixteen) -> None:
+    """Halfway between two numbers of 16 bits, of sums that are exact in float32."""
+    half = torch.finfo(sixteen).eps / 2
+    x = (1 + 2 * half * torch.arange(32.0)).to(sixteen).view(2, 16)
+    params = torch.stack([torch.zeros_like(x), torch.full_like(x, half)], -1)
+    y, _ = ops.affine(here(x), here(params))
+    assert torch.equal(y.cpu(), (x.float() + half).to(sixteen))
+
+
+@pytest.mark.parametrize("n", [5, 13, 37])
+def test_a_mask_that_differs_in_the_last_elements(n) -> None:
+    """The elements behind the last whole block of lanes have their own part of the mask."""
+    mask = torch.arange(n) >= n - n % 4
+    x, params = torch.linspace(-1, 1, 3 * n).view(3, n), torch.ones(3, n, 2)
+    y, ladj = ops.affine(here(x), here(params), mask=here(mask))
+    assert torch.equal(y.cpu()[:, ~mask], x[:, ~mask]) and not (y.cpu() == x)[:, mask].any()
+    torch.testing.assert_close(ladj.cpu(), torch.full((3,), float(mask.sum())))

@@ -34,7 +34,12 @@ MUTATIONS = (
     _affine("masked logits", _CPU, "«g_u = select(on, g_u, T{});»", "", "what is masked has a gradient"),
     _affine("masked gradient", _CPU, "«g_x = select(on, g_x, g);»", "", "what passes has the gradient of a map"),
     _affine(
-        "mask of the rest", _CPU, "rest_mask[l] = mask[«i + l»]", "l", "the last elements have the first ones' mask"
+        "mask of the rest",
+        _CPU,
+        "rest_mask[l] = mask[«i + l»]",
+        "l",
+        "the last elements have the first ones' mask",
+        "tests/ops/test_affine_edges.py -k last_elements",
     ),
     _affine(
         "jump",

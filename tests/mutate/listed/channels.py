@@ -160,5 +160,12 @@ MUTATIONS = (
     _actnorm(
         "one pixel", _CHANNELS, "pixel = «image if channel == 1 else 1»", "1", "images of one pixel lie elsewhere"
     ),
-    _lu("channel dim", _CHANNELS, "numbers.Integral)« or isinstance(channel_dim, bool)» or", "", "True is 1"),
+    _lu(
+        "channel dim",
+        _CHANNELS,
+        "numbers.Integral)« or isinstance(channel_dim, bool)» or",
+        "",
+        "True is 1",
+        "tests/ops/test_settings.py -k channel_dim",
+    ),
 )
