@@ -14,6 +14,8 @@ from typing import NamedTuple
 from . import forked
 from .mutation import ROOT, SWITCH, Mutation, switched
 
+# It fails unmutated where kernels are built with -O1: one draw of rounding too many.
+LEFT_OUT = ("--deselect", "tests/ops/test_rqs.py::test_numbers_with_options[inverse-64-logit-scale]")
 COPIED = ("csrc", "flowkernels", "tests", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md")
 COPIED += ("LICENSE",)  # with the README, what pyproject.toml names
 CHOSEN = "FK_MUTANT"  # the environment variable that throws a switch
@@ -121,7 +123,7 @@ class Workshop:
         return re.findall(_FAILED, said)
 
     def _outcome(self, tests: Sequence[str], mutant: int, seconds: float) -> Outcome:
-        code, said = forked.pytest(self.folder, ["-x", *tests], self._environment(mutant), seconds)
+        code, said = forked.pytest(self.folder, ["-x", *LEFT_OUT, *tests], self._environment(mutant), seconds)
         if code is None:
             return Outcome("undecided")
         if code == 0:
