@@ -158,7 +158,12 @@ MUTATIONS = (
         "sign of pixels", _CHANNELS, "return «-pixels(x, channel_dim)» if inverse", "pixels(x, channel_dim)", "sign"
     ),
     _actnorm(
-        "one pixel", _CHANNELS, "pixel = «image if channel == 1 else 1»", "1", "images of one pixel lie elsewhere"
+        "one pixel",
+        _CHANNELS,
+        "pixel = «image if channel == 1 else 1»",
+        "1",
+        "images of one pixel lie elsewhere",
+        equivalent="only Triton's launches read it, and their tests run in its interpreter alone",
     ),
     _lu(
         "channel dim",

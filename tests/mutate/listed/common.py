@@ -49,8 +49,7 @@ MUTATIONS = (
         "} else if («u >= 0x477ff000») {",
         "u >= 0x47800000",
         "65520 is not inf",
-        _sixteen,
-        "the carry of rounding makes inf of it all the same",
+        equivalent="the carry of rounding makes inf of it all the same",
     ),
     _lanes("float16 denormals", _SIMD, "} else if («u < 0x38800000») {", "false", "denormals are wrong", _sixteen),
     # ---- memory ----

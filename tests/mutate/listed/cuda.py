@@ -19,6 +19,8 @@ _SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_cuda.cu"
 _BACK, _MASKED = "csrc/autoregressive_inverse/back_cuda.cuh", "csrc/masked_linear/masked_linear_cuda.cu"
 _numbers = "tests/ops/test_rqs.py -k emulated"
 
+_EDGE = "tests/ops/test_rqs_edges.py -k edge_of_the_box_maps and 5"
+
 MUTATIONS = (
     # ---- sums ----
     _affine(
@@ -55,7 +57,7 @@ MUTATIONS = (
         "other lanes' copies have not come",
     ),
     _rqs("search", _FIND, "while («2 * step < K») step", "4 * step < K", "half of the bins are never found", _numbers),
-    _rqs("last knot", _FIND, "if («k < K» && v >= searched", "k <= K", "one bin too many", _numbers),
+    _rqs("last knot", _FIND, "if («k < K» && v >= searched", "k <= K", "one bin too many", _EDGE),
     _rqs("circular slope", _FIND, "slopes[«knot == c.bins ? 0 : knot»]", "knot", "reads past the row", _numbers),
     _rqs(
         "end of a vector",
@@ -83,7 +85,12 @@ MUTATIONS = (
     ),
     # ---- affine ----
     _affine(
-        "aligned strides", _AFFINE, "if («nest.stride[d][k] % n») return false;", "false", "16 bytes at an odd address"
+        "aligned strides",
+        _AFFINE,
+        "if («nest.stride[d][k] % n») return false;",
+        "false",
+        "16 bytes at an odd address",
+        "tests/cuda/test_bounds.py -k odd_distances",
     ),
     _affine(
         "words of what passes",
