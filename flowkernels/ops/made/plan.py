@@ -31,6 +31,8 @@ def _ints(name: str, degrees: Degrees) -> list[int]:
         if odd or degrees.dim() != 1 or degrees.is_meta:
             _fail(name, contract, f"{degrees.dtype} {list(degrees.shape)}, {degrees.layout}, on {degrees.device}")
         degrees = degrees.tolist()
+    if isinstance(degrees, (bytes, bytearray)):  # whose items are integers
+        _fail(name, contract, repr(degrees))
     try:
         given = list(degrees)
         values = [operator.index(d) for d in given]  # numpy's integers too become Python's
