@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("csrc", "cmake", "flowkernels", "tests", "CMakeLists.txt", "pyproject.toml")
 BUILT = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd")
 
+SUPPRESSIONS = ROOT / "tests" / "thread_sanitizer.supp"
+
 # kind: FK_SANITIZE, what is loaded first, options of its run time.
 # Leaks are Python's and torch's, which end without cleaning up. libgomp is not instrumented: under ThreadSanitizer
 # csrc/common/parallel.h starts threads of its own, and what torch does in its pool is not watched.
@@ -31,7 +33,11 @@ SANITIZERS = {
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
     ),
-    "thread": ("thread", ("libtsan.so", "libstdc++.so"), {"TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}),
+    "thread": (
+        "thread",
+        ("libtsan.so", "libstdc++.so"),
+        {"TSAN_OPTIONS": f"halt_on_error=1:report_signal_unsafe=0:suppressions={SUPPRESSIONS}"},
+    ),
 }
 TESTS = {
     "address": ("tests/ops",),
