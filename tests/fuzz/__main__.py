@@ -12,7 +12,6 @@ import traceback
 from . import workers
 
 SHOWN = 3  # finds of one kind
-_PARTICULAR = re.compile(r"\[[^]]*\]|[-+]?\d+\.?\d*(e[-+]?\d+)?|(?<=gradient of )\S+|(?<=not )\S+$|'\w+'")
 
 
 def kind(find: workers.Find) -> str:
