@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from flowkernels import _native
+from flowkernels._backend import Backend
 
 _threads = torch.get_num_threads
 _HUGE = 4 << 20  # bytes from which large pages pay
@@ -78,23 +79,22 @@ class Cuda:
         return torch.empty(t.shape, dtype=t.dtype, device=t.device)
 
 
-class Backend:
-    """An op's compiled kernels on one machine, as the router calls them: functions that take the machine first."""
+def backend(
+    machine: Cpu | Cuda,
+    fwd: Callable[..., Any],
+    bwd: Callable[..., Any] | None,
+    why_not: Callable[..., str | None],
+    fwd_saving: Callable[..., Any] | None = None,
+) -> Backend:
+    """Binds an op's functions, which take the machine first, to a machine."""
 
-    def __init__(
-        self,
-        machine: Cpu | Cuda,
-        fwd: Callable[..., Any],
-        bwd: Callable[..., Any] | None,
-        why_not: Callable[..., str | None],
-        fwd_saving: Callable[..., Any] | None = None,
-    ) -> None:
-        self.fwd, self.why_not = functools.partial(fwd, machine), functools.partial(why_not, machine)
-        # The router asks whether these are there.
-        if bwd is not None:
-            self.bwd = functools.partial(bwd, machine)
-        if fwd_saving is not None:
-            self.fwd_saving = functools.partial(fwd_saving, machine)
+    def bound(function: Callable[..., Any]) -> Any:
+        return functools.partial(function, machine)
+
+    return Backend(
+        bound(fwd), bound(why_not), None if bwd is None else bound(bwd),
+        None if fwd_saving is None else bound(fwd_saving),
+    )  # fmt: skip
 
 
 CPU, CUDA = Cpu(), Cuda(_native.CUDA, _native.why_cuda_missing)

@@ -7,29 +7,20 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from flowkernels._backend import Backend
+
+if TYPE_CHECKING:
+    from flowkernels.ops._routing import Op
 
 _PACKAGE = os.path.dirname(__file__)
 # The order in which `auto` tries them, but for an op's own `first`. Compiled kernels come before Triton's: a launch of
 # theirs is expected to take the host 5 µs, of Triton's 20, which decides on tensors as small as a coupling layer's.
 # No GPU has timed them side by side yet (`make gpu-check` does): where Triton's win, from that table.
-NAMES = ("cpu", "cuda", "triton", "eager", "reference")
-
-# Cells of the op × backend table that stay empty by design, with the reason `flowkernels.info` prints.
-_PLAIN = (
-    "rqs", "affine", "actnorm", "lu_linear", "masked_linear", "made", "autoregressive_inverse", "flow_layer"
-)  # fmt: skip
-MISSING = {(op, "eager"): "plain PyTorch is the reference" for op in _PLAIN}
-for _gpu in ("cuda", "triton"):
-    MISSING["residual_net", _gpu] = "nothing in it is masked: backend eager, on the GPU library's products"
-    MISSING["flow_layer", _gpu] = "its callers run the net, then ops.rqs or ops.affine: a batch's products fill a GPU"
-
-
-# A backend of an op: a module or an object with `fwd`, `why_not`, and `bwd` unless PyTorch differentiates it.
-Implementation = Any
-
+NAMES = ("cpu", "cuda", "triton", "fused_torch", "reference")
 
 class SlowPathWarning(UserWarning):
     """A plain PyTorch path runs where a kernel exists but cannot be used."""
@@ -39,35 +30,44 @@ class BackendUnavailableError(RuntimeError):
     """The backend asked for by name cannot run these arguments."""
 
 
-_tables: dict[str, dict[str, Implementation]] = {}
+_ops: dict[str, Op] = {}
+_tables: dict[str, dict[str, Backend]] = {}
 _firsts: dict[str, Callable[[Any, Sequence[Any]], str]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
 
 def _check_name(name: str) -> str:
+    if name == "eager":
+        warnings.warn('flowkernels: backend "eager" is called "fused_torch" now', DeprecationWarning, stacklevel=4)
+        return "fused_torch"
     if name != "auto" and name not in NAMES:
         raise ValueError(f"flowkernels: backend must be auto or one of {', '.join(NAMES)}, got {name!r}")
     return name
 
 
-_check_name(_default)
+_default = _check_name(_default)
 
 
-def register(
-    op: str, table: dict[str, Implementation], first: Callable[[Any, Sequence[Any]], str] | None = None
-) -> None:
-    """Declares an op's backends, each a module with `fwd`, `bwd` and `why_not`; `auto` tries them as NAMES has them.
+def register(op: Op, table: dict[str, Any], first: Callable[[Any, Sequence[Any]], str] | None = None) -> None:
+    """Declares an op's backends, each a `Backend` or a module that defines one; `auto` tries them as NAMES has them.
 
     ``first``: of a spec and tensors, the name that `auto` tries before the others.
     """
-    _tables[op] = {name: table[name] for name in sorted(table, key=NAMES.index)}
+    made = {name: given if isinstance(given, Backend) else Backend.of(given) for name, given in table.items()}
+    _ops[op.name] = op
+    _tables[op.name] = {name: made[name] for name in sorted(made, key=NAMES.index)}
     if first is not None:
-        _firsts[op] = first
+        _firsts[op.name] = first
 
 
-def table() -> dict[str, dict[str, Implementation]]:
-    """Op → backend name → module, for `flowkernels.info`."""
+def ops() -> dict[str, Op]:
+    """Name → op, for `flowkernels.info`."""
+    return _ops
+
+
+def table() -> dict[str, dict[str, Backend]]:
+    """Op → backend name → backend, for `flowkernels.info`."""
     return _tables
 
 
@@ -92,12 +92,13 @@ def use_backend(name: str) -> Iterator[None]:
         _default = before
 
 
-def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> Implementation:
-    """The module that will run `op` on these tensors."""
+def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]) -> Backend:
+    """The backend that will run `op` on these tensors."""
     name = _default if name is None else name
     candidates = _tables[op]
     if name != "auto":
-        if _check_name(name) not in candidates:
+        name = _check_name(name)
+        if name not in candidates:
             raise BackendUnavailableError(f"flowkernels: op {op} has no backend {name!r} yet")
         reason = candidates[name].why_not(spec, *tensors)
         if reason is not None:
@@ -110,7 +111,7 @@ def pick(op: str, name: str | None, spec: Any, tensors: tuple[torch.Tensor, ...]
     for key, module in candidates.items():
         reason = module.why_not(spec, *tensors)
         if reason is None:
-            slow = reasons and key == "reference" and getattr(module, "IS_SLOW", True)
+            slow = reasons and key == "reference" and module.slow
             if slow and not any(t is not None and t.is_meta for t in tensors):
                 # That of the backend made for this device; a GPU is no news to the CPU's.
                 _warn_once(op, reasons.get(tensors[0].device.type) or next(iter(reasons.values())))

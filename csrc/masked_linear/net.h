@@ -7,6 +7,7 @@
 namespace fk {
 
 enum class Activation : int { identity = 0, relu, leaky_relu, elu, gelu, silu, tanh };
+constexpr const char* kActivationNames[] = {"identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh"};
 
 // One layer: z = (W o M) a + b [+ add], [z <- z * gate]. Null orders: units are in order already; null limit: nothing
 // is masked.

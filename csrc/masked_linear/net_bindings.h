@@ -10,21 +10,71 @@ namespace fk {
 
 namespace py = pybind11;
 
-inline std::unique_ptr<NetLayers> net_layers(const py::list& layers, int64_t rows, bool residual, int activation,
-                                             int last) {
-  auto net = std::make_unique<NetLayers>(int64_t(layers.size()), rows, residual, activation, last);
+// What a network is, apart from its tensors: Python's NetSpec, made once for all its calls.
+struct NetPlan {
+  std::vector<std::shared_ptr<const LayerMask>> masks;  // one per layer; null: not masked
+  bool residual;
+  int activation, last;
+  bool has_bias;
+  std::vector<bool> adds, gates;  // which layers have them
+
+  NetPlan(std::vector<std::shared_ptr<LayerMask>> m, bool is_residual, int act, int act_last, bool bias,
+          std::vector<bool> has_add, std::vector<bool> has_gate)
+      : masks(m.begin(), m.end()),
+        residual(is_residual),
+        activation(act),
+        last(act_last),
+        has_bias(bias),
+        adds(std::move(has_add)),
+        gates(std::move(has_gate)) {
+    if (adds.size() != masks.size() || gates.size() != masks.size())
+      refuse("net: adds and gates", "one flag per layer, " + std::to_string(masks.size()),
+             std::to_string(adds.size()) + " and " + std::to_string(gates.size()));
+  }
+  size_t n_tensors() const {
+    size_t n = masks.size() * (has_bias ? 2 : 1);
+    for (size_t i = 0; i < masks.size(); ++i) n += size_t(adds[i]) + size_t(gates[i]);
+    return n;
+  }
+};
+
+inline void check_length(const char* name, const py::sequence& given, size_t length) {
+  if (given.size() != length) refuse(name, std::to_string(length) + " entries", std::to_string(given.size()));
+}
+
+// A call's network. `tensors`: weight (and bias) of each layer, what is added in layers that have it, gates. `kept`:
+// per layer what enters it, or none at all. `grads`: room beside each tensor, or none at all.
+inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, const py::sequence& tensors,
+                                             const py::sequence& kept, const py::sequence& grads) {
+  const size_t n = plan.masks.size(), per_layer = plan.has_bias ? 2 : 1;
+  check_length("net: tensors", tensors, plan.n_tensors());
+  if (kept.size()) check_length("net: kept", kept, n);
+  if (grads.size()) check_length("net: grads", grads, plan.n_tensors());
+  auto net = std::make_unique<NetLayers>(int64_t(n), rows, plan.residual, plan.activation, plan.last);
+  size_t add = n * per_layer, gate = add;
+  for (size_t i = 0; i < n; ++i) gate += size_t(plan.adds[i]);
   LayerViews v;
-  View* const tensors[] = {&v.weight,      &v.bias,      &v.add,      &v.gate,     &v.kept,
-                           &v.grad_weight, &v.grad_bias, &v.grad_add, &v.grad_gate};
-  for (const py::handle layer : layers) {
-    if (!PyTuple_Check(layer.ptr()) || PyTuple_GET_SIZE(layer.ptr()) != 10)
-      throw py::type_error("net: a layer must be a mask and nine tensors, got another object");
-    const py::handle mask = PyTuple_GET_ITEM(layer.ptr(), 0);
-    for (int i = 0; i < 9; ++i) read(PyTuple_GET_ITEM(layer.ptr(), i + 1), *tensors[i]);
-    net->add(v, mask.is_none() ? nullptr : mask.cast<std::shared_ptr<LayerMask>>());
+  const auto take = [&](size_t at, View& of, View& grad) {
+    read(tensors[at], of);
+    if (grads.size()) read(grads[at], grad);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    take(i * per_layer, v.weight, v.grad_weight);
+    if (plan.has_bias) take(i * per_layer + 1, v.bias, v.grad_bias);
+    for (View* of_some : {&v.add, &v.grad_add, &v.gate, &v.grad_gate}) of_some->ndim = -1, of_some->data = nullptr;
+    if (plan.adds[i]) take(add++, v.add, v.grad_add);
+    if (plan.gates[i]) take(gate++, v.gate, v.grad_gate);
+    if (kept.size()) read(kept[i], v.kept);
+    net->add(v, plan.masks[i]);
   }
   net->close();
   return net;
+}
+
+inline py::tuple activation_names() {
+  py::tuple names(sizeof(kActivationNames) / sizeof(*kActivationNames));
+  for (size_t i = 0; i < names.size(); ++i) names[i] = kActivationNames[i];
+  return names;
 }
 
 // A mask: n_in, then its orders and limits as numbers and, for a device's kernels, there.
@@ -38,7 +88,15 @@ inline void bind_net(py::module_& m) {
              return std::make_shared<LayerMask>(n_in, std::move(in), std::move(out), std::move(limit), &there);
            }),
            py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>());
-  py::class_<NetLayers>(m, "Net", py::module_local()).def(py::init(&net_layers), py::keep_alive<1, 2>());
+  py::class_<NetPlan>(m, "NetSpec", py::module_local())
+      .def(py::init<std::vector<std::shared_ptr<LayerMask>>, bool, int, int, bool, std::vector<bool>,
+                    std::vector<bool>>(),
+           py::kw_only(), py::arg("masks"), py::arg("residual"), py::arg("activation"), py::arg("last"),
+           py::arg("has_bias"), py::arg("adds"), py::arg("gates"));
+  // The tensors stay alive with it: some are copies that nobody else has.
+  py::class_<NetLayers>(m, "Net", py::module_local())
+      .def(py::init(&net_layers), py::keep_alive<1, 4>());
+  m.attr("activations") = activation_names();
 }
 
 }  // namespace fk

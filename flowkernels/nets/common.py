@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from flowkernels._arguments import check_tensor, count
 from flowkernels.ops._checks import expands
 from flowkernels.ops._routing import in_transform
-from flowkernels.ops.made.activations import FUNCTIONS, check_activation
-from flowkernels.ops.residual_net.modules import hooked
+from flowkernels.ops.net.activations import FUNCTIONS, check_activation
+
+from .reading import hooked
 
 Activation = Callable[[Tensor], Tensor] | type[nn.Module] | str
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels._arguments import count, flag, share, widths
-from flowkernels.ops.made.activations import FUNCTIONS
-from flowkernels.ops.residual_net import layers_of, plain_layers_of, residual_net
-from flowkernels.ops.residual_net.modules import hooked
+from flowkernels.ops.net import Net, run_residual_net
 
 from .common import Activation, as_function, check_context, check_dtypes, check_sizes, join, start_at
+from .dense_reading import Dense, read_plain, read_residual
+from .reading import Kept
 
 
 class Constant(nn.Module):
@@ -58,10 +58,6 @@ class Constant(nn.Module):
 
 # Width up to which a whole layer as one op beats torch's products in a training step; measured in the op's README.
 _WIDEST = 512
-# Activations that kernels know, by function or module class.
-_NAMES: dict[Any, str] = {f: name for name, f in FUNCTIONS.items()} | {
-    torch.relu: "relu", nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu"
-}  # fmt: skip
 
 
 class MLP(nn.Module):
@@ -125,30 +121,19 @@ class MLP(nn.Module):
                 h = self.dropout(h)
         return self.final_layer(h)
 
-    def layers(self, context: Tensor | None, lead: Sequence[int]) -> list[tuple[Tensor, Tensor]] | None:
-        """Its layers for the ops that run them at once; None where the modules must be called, or better are.
+    def as_net(self, x: Tensor, context: Tensor | None = None) -> Net | None:
+        """The network as an op takes it; None where the modules must be called, or better are.
 
-        ``lead``: the leading dims of x.
+        ``x``: any tensor with the leading dims, dtype and device of the network's input.
         """
-        if context is not None:
-            self._check(None, context)
-        check_context("nets.MLP", context, self.context_features, lead)
-        if torch.compiler.is_compiling() or self.activation_name is None:
-            return None
-        layers = plain_layers_of([*self.hidden_layers, self.final_layer], self.dropout, self)
-        return None if layers is None or any(len(bias) > _WIDEST for _, bias in layers[:-1]) else layers
+        self._check(None, context)
+        check_context("nets.MLP", context, self.context_features, x.shape[:-1])
+        found = None if type(self).forward is not MLP.forward else _read_mlp(self)
+        return None if found is None else found.net(x.shape[:-1], context)
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer: Any = self._modules["final_layer"]  # nn.Module's attributes cost a microsecond each
         check_dtypes("nets.MLP", layer, layer._parameters.get("bias"), x, context)
-
-    @property
-    def activation_name(self) -> str | None:
-        """Its activation as kernels name it; None where it must be called."""
-        act = self.activation
-        if isinstance(act, nn.Module):
-            return None if hooked(act) else _NAMES.get(type(act))
-        return _NAMES.get(act)
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
@@ -257,15 +242,15 @@ class ResidualNet(nn.Module):
         )
         self.final_layer = nn.Linear(hidden, out_features)
 
-    def layers(self, context: Tensor | None, lead: Sequence[int]) -> list[tuple[Tensor, Tensor]] | None:
-        """Its layers for the ops that run them at once; None where the modules must be called one by one.
+    def as_net(self, x: Tensor, context: Tensor | None = None) -> Net | None:
+        """The network as an op takes it; None where the modules must be called one by one.
 
-        ``lead``: the leading dims of x.
+        ``x``: any tensor with the leading dims, dtype and device of the network's input.
         """
-        if context is not None:
-            self._check(None, context)
-        check_context("nets.ResidualNet", context, self.context_features, lead)
-        return None if torch.compiler.is_compiling() else layers_of(self, context)
+        self._check(None, context)
+        check_context("nets.ResidualNet", context, self.context_features, x.shape[:-1])
+        found = None if type(self).forward is not ResidualNet.forward else _read_residual(self, context is not None)
+        return None if found is None else found.net(x.shape[:-1], context)
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer: Any = self._modules["final_layer"]  # nn.Module's attributes cost a microsecond each
@@ -273,9 +258,9 @@ class ResidualNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._check(x, context)
-        layers = self.layers(context, x.shape[:-1])
-        if layers is not None:
-            return residual_net(x, layers, blocks=len(self.blocks), context=context)
+        net = self.as_net(x, context)
+        if net is not None:
+            return run_residual_net(x, net)
         h = self.initial_layer(join("nets.ResidualNet", x, context, self.context_features))
         for block in self.blocks:
             h = block(h, context)
@@ -284,3 +269,17 @@ class ResidualNet(nn.Module):
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_features]`` whatever its input."""
         start_at(self.final_layer, values)
+
+
+def _mlp(walk: Any, net: MLP) -> Dense | None:
+    if not walk.enter(net, attributes=("activation",)):
+        return None
+    parts = net._modules
+    linears = [*parts["hidden_layers"]._modules.values(), parts["final_layer"]]  # type: ignore[union-attr]
+    if not walk.enter(parts["hidden_layers"]):
+        return None
+    return read_plain(walk, net, linears, parts.get("dropout"), widest=_WIDEST)
+
+
+_read_mlp = Kept[Dense](_mlp)
+_read_residual = Kept[Dense](read_residual)

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, flag, generator, share, widths
-from flowkernels.ops.made import FUNCTIONS, LayerPlan, MadePlan, made
-from flowkernels.ops.masked_linear import masked_linear
-from flowkernels.ops.residual_net.modules import hooked, hooked_globally, passes
+from flowkernels.ops.net import LayerPlan, MadePlan, Net, masked_linear, run_made
+from flowkernels.ops.net.activations import FUNCTIONS, check_activation, name_of, name_of_class
+from flowkernels.ops.net.net import made_net
 
 from .common import Activation, check_context, check_dtypes, start_at
 from .degrees import Seed, hidden_degrees, input_degrees, output_degrees
+from .reading import Kept, Walk, linear, no_dropout
 
-_NAMES: dict[Any, str] = {
-    **{function: name for name, function in FUNCTIONS.items()},
-    torch.relu: "relu",
-    F.tanh: "tanh",
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ELU: "elu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Tanh: "tanh",
-    nn.Identity: "identity",
-}
 
 
 def _activation(activation: Activation) -> str:
     """Its name in the table of the ops; torch's functions and module classes go by theirs."""
-    hashable = isinstance(activation, Hashable)
-    name = activation if isinstance(activation, str) else _NAMES.get(activation) if hashable else None
-    if name not in FUNCTIONS:
+    if isinstance(activation, str):
+        check_activation("nets.MADE", activation)
+        return activation
+    name = name_of_class(activation) or name_of(activation)
+    if name is None:
         raise ValueError(f"nets.MADE: activation must be one of {', '.join(FUNCTIONS)}, got {activation!r}")
     return name
 
@@ -240,38 +230,33 @@ class MADE(nn.Module):
         return [self.initial_layer, *inner, self.final_layer]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        arguments = self.arguments(x, context)
-        if arguments is not None:
-            return made(x, **arguments)
+        net = self.as_net(x, context)
+        if net is not None:
+            return run_made(x, net)
         first = "identity" if self.residual else self.activation
         h = self.initial_layer(x, activation=first, residual=self._first_add(context))
         for block in self.blocks:
             h = block(h, context)
         return self.final_layer(h)
 
-    def arguments(self, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
-        """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the layers must be called.
+    def as_net(self, x: Tensor, context: Tensor | None = None) -> Net | None:
+        """The network as an op takes it; None where the layers must be called.
 
         They must be called where one drops units, has hooks or was replaced; and under a compiler, which sees through.
         """
         check_tensor("nets.MADE", "x", x)
         check_context("nets.MADE", context, self.context_features, x.shape[:-1])
-        if torch.compiler.is_compiling() or hooked_globally() or hooked(self):
+        if torch.compiler.is_compiling():
             return None
-        linears = self._linears()
-        check_dtypes("nets.MADE", linears[0], linears[0]._parameters.get("bias"), x, context)
-        if not all(isinstance(layer, MaskedLinear) and not hooked(layer) for layer in linears):
-            return None
-        for block in self.blocks:
-            if hooked(block) or not passes(block.dropout):
-                return None
-        adds: list[Tensor | None] | None = None
-        if context is not None:
-            adds = [self._first_add(context), *[None] * (len(linears) - 1)]
-            if self.residual:
-                adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
-        layers = [(layer.weight, layer.bias) for layer in linears]
-        return {"layers": layers, "plan": self.plan, "activation": self.activation, "adds": adds}
+        first: Any = self._modules["initial_layer"]
+        check_dtypes("nets.MADE", first, first._parameters.get("bias"), x, context)
+        net = _read(self, self.plan) if type(self).forward is MADE.forward else None
+        if net is None or context is None:
+            return net
+        adds = [self._first_add(context), *[None] * (net.spec.n - 1)]
+        if self.residual:
+            adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
+        return made_net(net.layers, self.plan, self.activation, adds)
 
     def _first_add(self, context: Tensor | None) -> Tensor | None:
         if context is None:
@@ -292,3 +277,20 @@ def _reread(net: MADE, _: object) -> None:
     rows = [layer.degrees for layer in net._linears()]
     if not any(row.is_meta for row in rows):
         net._set_plan([rows[-1][:: net.params_per_feature].tolist(), *(row.tolist() for row in rows)])
+
+
+def _layers(walk: Walk, net: MADE, plan: MadePlan) -> Net | None:
+    """The network without a context; None where the layers must be called."""
+    if not walk.enter(net, attributes=("activation",)):
+        return None
+    parts: Any = net._modules
+    found = [linear(walk, parts["initial_layer"], MaskedLinear)]
+    for block in parts["blocks"]._modules.values():
+        if not walk.enter(block) or not no_dropout(walk, block._modules.get("dropout")):
+            return None
+        found += [linear(walk, layer, MaskedLinear) for layer in block.linears]
+    found.append(linear(walk, parts["final_layer"], MaskedLinear))
+    return None if None in found else made_net(found, plan, net.activation)
+
+
+_read = Kept[Net](_layers)

@@ -4,9 +4,7 @@ from .actnorm import actnorm
 from .affine import affine
 from .autoregressive_inverse import autoregressive_inverse
 from .lu_linear import lu_linear
-from .made import LayerPlan, MadePlan, made
-from .masked_linear import masked_linear
-from .residual_net import residual_net
+from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .rqs import rqs
 
 __all__ = [
@@ -15,6 +13,7 @@ __all__ = [
     "actnorm",
     "affine",
     "autoregressive_inverse",
+    "layer_plan",
     "lu_linear",
     "made",
     "masked_linear",

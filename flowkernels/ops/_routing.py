@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flowkernels import backends
-from flowkernels.backends import Implementation
+from flowkernels._backend import Backend
 
 Tensors = tuple[Tensor, ...]
 _lib = torch.library.Library("flowkernels", "DEF")
@@ -80,18 +80,16 @@ class Op:
     """An op named `name` with tensor inputs, settings `spec_type` and tensor outputs.
 
     reference(spec, *tensors) -> outputs   plain PyTorch, differentiable any number of times
-    backend.fwd(spec, *tensors) -> outputs
-    backend.bwd(spec, grads, tensors, needs) -> one gradient (or None) per input
-    backend.fwd_saving(spec, *tensors) -> outputs, saved        optional: `saved` comes back to bwd as a keyword
+    table                                  backend name -> `Backend`, or a module that defines one
     fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
-    An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. A setting whose
-    type has `from_text` is text in the library op: its own `.text`. `grad_like(t)` is an empty tensor as the
-    backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries first. Where
-    `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and a backend's `saved_of(spec,
-    outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and `fake` there is no library
-    op: compilers then trace the reference, which is right for an op whose parts (matrix products) a compiler
-    already runs well, or a backend that IS_COMPOSED of ops which are in the library.
+    An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. `grad_like(t)` is an
+    empty tensor as the backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries
+    first. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, for `saved_of`. Without
+    `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts
+    (matrix products) a compiler already runs well, or a composed backend. The library op's settings are the fields of
+    `spec_type`, or those of `schema`: `pack(spec)` are their values, and `unpack(*values)` is the spec again.
+    `missing` says of backends that are not in the table why; `sample()` is a small call, spec and float32 tensors.
     """
 
     def __init__(
@@ -99,13 +97,18 @@ class Op:
         name: str,
         spec_type: type,  # of NamedTuple
         reference: Callable[..., Tensors],
-        table: dict[str, Implementation],
+        table: dict[str, Any],
         inputs: Sequence[str] = (),
         n_outputs: int = 0,
         fake: Callable[..., Tensors] | None = None,
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
         keeps_outputs: Callable[[Any], bool] | None = None,
         first: Callable[[Any, Sequence[Tensor]], str] | None = None,
+        schema: Sequence[str] = (),
+        pack: Callable[[Any], list[Any]] = list,
+        unpack: Callable[..., Any] | None = None,
+        missing: dict[str, str] | None = None,
+        sample: Callable[[], tuple[Any, Tensors]] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.listed = [n.endswith("[]") for n in inputs] == [True]
@@ -113,7 +116,9 @@ class Op:
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
-        backends.register(name, table, first)
+        self.schema, self.pack, self.unpack = schema, pack, unpack or spec_type
+        self.missing, self.sample = missing or {}, sample
+        backends.register(self, table, first)
         if fake is not None:
             self._define(inputs)
 
@@ -128,8 +133,15 @@ class Op:
             return self.reference(spec, *tensors)
         if _opaque(tensors):
             return self._call_library(spec, backend, tensors)
-        module = backends.pick(self.name, backend, spec, tensors)
-        if not hasattr(module, "bwd"):  # the reference differentiates itself
+        return self.run(backends.pick(self.name, backend, spec, tensors), spec, tensors)
+
+    def backend(self, name: str) -> Backend:
+        """The backend of this name, which is in the table."""
+        return backends.table()[self.name][name]
+
+    def run(self, module: Backend, spec: Any, tensors: Tensors) -> Tensors:
+        """A call of plain tensors, in no transform, on a backend that can run them."""
+        if module.bwd is None:  # the reference differentiates itself
             return module.fwd(spec, *tensors)
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
             return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
@@ -138,16 +150,16 @@ class Op:
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
         module = backends.pick(self.name, backend, spec, tensors)
         if self._library is None:
-            return module.fwd(spec, *tensors) if hasattr(module, "IS_COMPOSED") else self.reference(spec, *tensors)
-        if not hasattr(module, "bwd"):  # plain PyTorch is better traced than hidden
+            return module.fwd(spec, *tensors) if module.composed else self.reference(spec, *tensors)
+        if module.bwd is None:  # plain PyTorch is better traced than hidden
             return module.fwd(spec, *tensors)
         name = backends.default() if backend is None else backend
-        out = self._library(*self._as_list(tensors), *self._packed(spec), name)
+        out = self._library(*self._as_list(tensors), *self.pack(spec), name)
         return (out,) if self.n_outputs == 1 else out
 
     def backward(
         self,
-        module: Implementation,
+        module: Backend,
         spec: Any,
         grads: Sequence[Tensor | None],
         tensors: Tensors,
@@ -159,9 +171,10 @@ class Op:
         if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
             if self._library_bwd is None:
                 return self.reference_grad(spec, grads, tensors, needs)
-            rest = (*self._packed(spec), backends.default())
+            rest = (*self.pack(spec), backends.default())
             out = self._library_bwd(list(grads), list(tensors), list(needs), *rest)
             return [g if n else None for g, n in zip(out, needs, strict=True)]
+        assert module.bwd is not None
         return module.bwd(spec, grads, tensors, needs, **({"saved": saved} if saved else {}))
 
     def reference_grad(
@@ -200,11 +213,8 @@ class Op:
     # ---- the torch.library op ----
 
     def _define(self, inputs: Sequence[str]) -> None:
-        types = get_type_hints(self.spec_type)
-        self._from_text = [getattr(t, "from_text", None) for t in types.values()]
-        fields = [
-            f"{'str' if text else t.__name__} {f}" for (f, t), text in zip(types.items(), self._from_text, strict=True)
-        ]
+        fields = self.schema or [f"{t.__name__} {f}" for f, t in get_type_hints(self.spec_type).items()]
+        self._n_settings = len(fields)
         kinds = [("[]", "Tensor[]"), ("?", "Tensor?"), ("", "Tensor")]
         tensors = [next(f"{kind} {n.removesuffix(end)}" for end, kind in kinds if n.endswith(end)) for n in inputs]
         results = "(" + ", ".join(["Tensor"] * self.n_outputs) + ")"
@@ -227,15 +237,9 @@ class Op:
     def _as_list(self, tensors: Sequence[Any]) -> Sequence[Any]:
         return (list(tensors),) if self.listed else tensors
 
-    def _packed(self, spec: Any) -> list[Any]:
-        return [s.text if text else s for s, text in zip(spec, self._from_text, strict=True)]
-
-    def _spec(self, packed: Sequence[Any]) -> Any:
-        return self.spec_type(*[text(s) if text else s for s, text in zip(packed, self._from_text, strict=True)])
-
     def _unpack(self, args: Sequence[Any]) -> tuple[Tensors, Any, str]:
         tensors = args[0] if self.listed else args[: self.n_inputs]
-        return tuple(tensors), self._spec(args[self.n_inputs : -1]), args[-1]
+        return tuple(tensors), self.unpack(*args[self.n_inputs : -1]), args[-1]
 
     def _results(self, outputs: Tensors) -> Any:
         return outputs[0] if self.n_outputs == 1 else outputs
@@ -252,11 +256,11 @@ class Op:
         return self._results(self.fake(spec, *tensors))
 
     def _library_bwd_impl(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
-        spec, backend = self._spec(rest[:-1]), rest[-1]
+        spec, backend = self.unpack(*rest[:-1]), rest[-1]
         tensors, outputs = tensors[: len(needs)], tensors[len(needs) :]  # the outputs that were kept, if any
         module = backends.pick(self.name, backend, spec, tuple(tensors))
-        run = getattr(module, "bwd", self.reference_grad)
-        saved = {"saved": module.saved_of(spec, outputs)} if outputs and hasattr(module, "saved_of") else {}
+        run = module.bwd or self.reference_grad
+        saved = {"saved": module.saved_of(spec, outputs)} if outputs and module.saved_of is not None else {}
         out = run(spec, grads, tuple(tensors), needs, **saved)
         contiguous = self.grad_like is contiguous_like  # the reference's gradients lie as its operations leave them
         out = [tensors[0].new_empty(0) if g is None else g.contiguous() if contiguous else g for g in out]
@@ -276,10 +280,10 @@ class Op:
     def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs = list(ctx.needs_input_grad[0] if self.listed else ctx.needs_input_grad[: self.n_inputs])
         saved = ctx.saved_tensors
-        rest = (None,) * (len(ctx.spec) + 1)
+        rest = (None,) * (self._n_settings + 1)
         if not torch.compiler.is_compiling() and _needs_reference(grads):
             return (*self._as_list(self.reference_grad(ctx.spec, grads, saved[: len(needs)], needs)), *rest)
-        out = self._library_bwd(list(grads), list(saved), needs, *self._packed(ctx.spec), ctx.backend)
+        out = self._library_bwd(list(grads), list(saved), needs, *self.pack(ctx.spec), ctx.backend)
         return (*self._as_list([g if n else None for g, n in zip(out, needs, strict=True)]), *rest)
 
 
@@ -287,11 +291,11 @@ class _Fused(torch.autograd.Function):
     """The eager path of every op. Saves its inputs, and more only where a backend asks for it."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, module: Implementation, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
+    def forward(ctx: Any, op: Op, module: Backend, spec: Any, *tensors: Tensor) -> Tensors:  # type: ignore[override]
         ctx.op, ctx.module, ctx.spec = op, module, spec
         ctx.set_materialize_grads(False)
         ctx.n_tensors = len(tensors)
-        if hasattr(module, "fwd_saving"):
+        if module.fwd_saving is not None:
             outputs, saved = module.fwd_saving(spec, *tensors)
             ctx.save_for_backward(*tensors, *saved)
             return outputs

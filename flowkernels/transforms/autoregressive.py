@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from flowkernels.nets import MADE
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
-from flowkernels.ops.flow_layer import try_autoregressive_layer
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.flow_layer import run_autoregressive_layer
+from flowkernels.ops.net import Net
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from .base import Transform, check_features
@@ -69,28 +70,27 @@ class Autoregressive(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", x, self.features)
-        spec, arguments = self._network(x, context)
+        spec, net = self._network(x, context)
         # After half a turn the map sees another x than the network.
-        fused = None if arguments is None or self._half_turn else try_autoregressive_layer(x, spec, **arguments)
+        fused = None if net is None or self._half_turn else run_autoregressive_layer(x, net, spec)
         return self.univariate(x, self._params(x, context), False) if fused is None else fused
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", y, self.features)
-        spec, arguments = self._network(y, context)
-        if arguments is not None:
-            return autoregressive_inverse(y, univariate=spec, half_turn=self._half_turn, **arguments)
-        return self._feature_by_feature(y, context)
+        spec, net = self._network(y, context)
+        found = None if net is None else run_inverse(y, net, spec, half_turn=self._half_turn)
+        return self._feature_by_feature(y, context) if found is None else found
 
     @property
     def _half_turn(self) -> bool:
         return getattr(self.univariate, "half_turn", False)
 
-    def _network(self, x: Tensor, context: Tensor | None) -> tuple[Any, dict[str, Any] | None]:
+    def _network(self, x: Tensor, context: Tensor | None) -> tuple[Any, Net | None]:
         """The map and the network as the ops that fuse them take them; None where they must be called."""
         spec = getattr(self.univariate, "spec", None)
         if not isinstance(self.conditioner, MADE) or not isinstance(spec, (RqsSpec, AffineSpec)):
             return None, None
-        return spec, self.conditioner.arguments(x, context)
+        return spec, self.conditioner.as_net(x, context)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         params = self.conditioner(x, context)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from flowkernels.nets import MLP, ResidualNet
-from flowkernels.ops.flow_layer import try_flow_layer
+from flowkernels.ops.flow_layer import run_layer
 
 from .base import Transform, check_features
 from .split import FeatureSplit
@@ -99,18 +99,16 @@ class Coupling(Transform):
 
     def _fused(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """The whole layer as one op, where there is one for its parts and the state they are in."""
-        conditioner: Any = self.conditioner
         univariate: Any = self.univariate
-        columns = self.split.columns
-        if type(conditioner) not in (ResidualNet, MLP) or type(univariate) not in (RQS, Affine) or columns is None:
+        columns, as_net = self.split.columns, getattr(self.conditioner, "as_net", None)
+        if as_net is None or type(univariate) not in (RQS, Affine) or columns is None:
             return None
-        if type(univariate) is RQS and univariate.half_turn:
+        if (type(univariate) is RQS and univariate.half_turn) or torch.compiler.is_compiling():
             return None
-        layers = conditioner.layers(context, x.shape[:-1])
-        if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.params_per_feature:
+        net = as_net(x, context)
+        if net is None or net.n_out != self.split.n_transformed * univariate.params_per_feature:
             return None
-        plain = {"residual": False, "activation": conditioner.activation_name} if type(conditioner) is MLP else {}
-        return try_flow_layer(x, layers, univariate.spec._replace(inverse=inverse), columns, context, **plain)
+        return run_layer(x, net, univariate.spec._replace(inverse=inverse), columns)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

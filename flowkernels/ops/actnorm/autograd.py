@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flowkernels.ops import _channels
@@ -15,6 +16,10 @@ def _fake(spec: ActNormSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return _channels.fake(tensors[0], spec.channel_dim, tensors)
 
 
+def _sample() -> tuple[ActNormSpec, tuple[Tensor, ...]]:
+    return ActNormSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))
+
+
 op = Op(
     "actnorm",
     spec_type=ActNormSpec,
@@ -23,4 +28,5 @@ op = Op(
     inputs=("x", "log_scale", "shift"),
     n_outputs=2,
     fake=_fake,
+    sample=_sample,
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels.ops import _channels
 
 from .reference import ActNormSpec
@@ -102,4 +102,4 @@ def bwd(
     return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip(found, tensors, strict=True)]
 
 
-cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))
+cpu, cuda = (backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

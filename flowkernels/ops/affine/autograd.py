@@ -22,6 +22,10 @@ def _fake(
     )
 
 
+def _sample() -> tuple[AffineSpec, tuple[Tensor | None, ...]]:
+    return AffineSpec("exp", 0.0, False), (torch.zeros(1, 1), torch.zeros(1, 1, 2), None, None)
+
+
 op = Op(
     "affine",
     spec_type=AffineSpec,
@@ -30,5 +34,6 @@ op = Op(
     inputs=("x", "params", "shift?", "mask?"),
     n_outputs=2,
     fake=_fake,
+    sample=_sample,
     grad_like=torch.empty_like,
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 
 from .spec import SCALES, AffineSpec
 
@@ -92,4 +92,4 @@ def bwd(
     return [*(None if g is None or not n else g.to(t.dtype) for g, t, n in found), None]  # type: ignore[union-attr]
 
 
-cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))
+cpu, cuda = (backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowkernels import backends
@@ -12,21 +12,29 @@ from flowkernels.ops._checks import check_flag
 from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
-from flowkernels.ops.made.plan import MadePlan
+from flowkernels.ops.net.checks import check_net, check_shape, check_tensor
+from flowkernels.ops.net.net import Net, made_net
+from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import native, reference, triton
 from .reference import SweepSpec
 
-__all__ = ["autoregressive_inverse", "try_autoregressive_inverse"]
+__all__ = ["autoregressive_inverse", "run_inverse"]
 
 _NAME = "ops.autoregressive_inverse"
+def _sample() -> tuple[SweepSpec, tuple[Tensor, ...]]:
+    plan = MadePlan([[1, 2], [1, 1], [1, 1, 2, 2]])
+    net = made_net([(torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out)) for p in plan.layers], plan, "relu")
+    return SweepSpec(net.spec, AffineSpec("exp", 0.0, False)), (torch.zeros(1, 2), *net.tensors)
+
+
 _op = Op(
     "autoregressive_inverse",
     spec_type=SweepSpec,
     reference=reference.fwd,
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
+    sample=_sample,
 )
 
 
@@ -41,7 +49,7 @@ def autoregressive_inverse(
     gates: Sequence[Tensor | None] | None = None,
     half_turn: bool = False,
     zero_outside: bool = False,
-    waves: Tensor | None = None,
+    periodic_features: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Solves :math:`z_d = f(x_d; \mathrm{params}_d(x_{<d}))` for x, feature by feature; ``ops.made`` is params.
@@ -59,7 +67,7 @@ def autoregressive_inverse(
         half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
             x is the spline's inverse, turned. With linear tails, z outside of the box comes back to it.
         zero_outside: where z is outside of a spline's box x is 0 (normflows' lists of tails). A NaN stays one.
-        waves: ``[D, 5]`` of l, a, b, s and c: the network sees :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of
+        periodic_features: ``[D, 5]`` of l, a, b, s and c: the network sees :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of
             x (normflows' periodic features). This and ``zero_outside`` have kernels on the CPU alone.
         backend: run on this one or raise; default: the fastest that can.
 
@@ -86,53 +94,45 @@ def autoregressive_inverse(
         >>> torch.allclose(back, z, atol=1e-5)
         True
     """
-    spec, tensors = _prepare(z, layers, plan, univariate, activation, adds, gates, half_turn, zero_outside, waves)
-    return _op(spec, backend, *tensors)  # type: ignore[return-value]
+    check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
+    if periodic_features is not None:
+        check_tensor(_NAME, "periodic_features", periodic_features, z)
+        check_shape(_NAME, "periodic_features", periodic_features, (plan.features, 5))
+    net = made_net(layers, plan, activation, adds, gates).with_periodic(periodic_features)
+    spec = _spec(z, net, univariate, half_turn, zero_outside)
+    return _op(spec, backend, z, *net.tensors)  # type: ignore[return-value]
 
 
-def try_autoregressive_inverse(
+def run_inverse(
     z: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    plan: MadePlan,
+    net: Net,
     univariate: RqsSpec | AffineSpec,
-    **settings: Any,
+    half_turn: bool = False,
+    zero_outside: bool = False,
+    or_none: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
-    """`autoregressive_inverse` where it runs on a kernel, else None: a caller with faster parts uses those."""
-    spec, tensors = _prepare(z, layers, plan, univariate, **settings)
-    if backends.pick(_op.name, None, spec, tensors) is reference:
+    """The inverse of a layer whose network a reader of modules has described.
+
+    ``or_none``: None where no kernel runs it, for a caller with faster parts than the reference.
+    """
+    spec, tensors = _spec(z, net, univariate, half_turn, zero_outside), (z, *net.tensors)
+    if or_none and backends.pick(_op.name, None, spec, tensors) is _op.backend("reference"):
         return None
     return _op(spec, None, *tensors)  # type: ignore[return-value]
 
 
-def _prepare(
-    z: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    plan: MadePlan,
-    univariate: RqsSpec | AffineSpec,
-    activation: str = "relu",
-    adds: Sequence[Tensor | None] | None = None,
-    gates: Sequence[Tensor | None] | None = None,
-    half_turn: bool = False,
-    zero_outside: bool = False,
-    waves: Tensor | None = None,
-) -> tuple[SweepSpec, tuple[Tensor, ...]]:
-    """The settings and tensors of a call."""
-    flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
+def _spec(z: Tensor, net: Net, univariate: RqsSpec | AffineSpec, half_turn: bool, zero_outside: bool) -> SweepSpec:
+    """The settings of a call, checked."""
     check_univariate(_NAME, univariate, z.dtype)
     half_turn = check_flag(_NAME, "half_turn", half_turn)
     zero_outside = check_flag(_NAME, "zero_outside", zero_outside)
     for name, given in (("half_turn", half_turn), ("zero_outside", zero_outside)):
         if given and not isinstance(univariate, RqsSpec):
             raise TypeError(f"{_NAME}: univariate must be an RqsSpec where {name} is, got {type(univariate).__name__}")
-    if waves is not None:
-        check_tensor(_NAME, "waves", waves, z)
-        check_shape(_NAME, "waves", waves, (plan.features, 5))
     if univariate.inverse:
         raise ValueError(f"{_NAME}: univariate must be of the direction x → z, got inverse=True")
-    if plan.params_per_feature != univariate.n_params:
-        expected, given = univariate.n_params, plan.params_per_feature
+    spec = SweepSpec(net.spec, univariate, half_turn, zero_outside)
+    if spec.plan.params_per_feature != univariate.n_params:
+        expected, given = univariate.n_params, spec.plan.params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
-    flat = [t for layer in layers for t in layer]
-    terms = (t for t in (*(adds or ()), *(gates or ()), waves) if t is not None)
-    spec = SweepSpec(plan, activation, flags[0], univariate, half_turn, flags[1], zero_outside, waves is not None)
-    return spec, (z, *flat, *terms)
+    return spec

@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
-from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
-from flowkernels.ops.made.native import describe
+from flowkernels.ops.net import native
+from flowkernels.ops.net.spec import without_periodic
 from flowkernels.ops.rqs.spec import RqsSpec
 
-from . import dense, schedule, seen
+from . import dense, periodic, schedule
 from .reference import SweepSpec
 
 _MAX_CUDA_LAYERS = 16  # kMaxSweepLayers of csrc/autoregressive_inverse/autoregressive_inverse.h
 
 
 def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
-    reason = _net.why_not(tensors, on)
+    reason = native.why_not_run(tensors, on)
     if reason is not None or isinstance(on, Cpu):
         return reason
-    if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
+    if spec.net.n > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
     if spec.only_on_cpu:
         return f"no kernel for {spec.only_on_cpu}"
@@ -39,11 +39,6 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
     if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
-
-
-def _without_waves(spec: SweepSpec, tensors: Sequence[Any]) -> tuple[Sequence[Any], Any]:
-    """What belongs to the network, z first, and the waves; None where there are none."""
-    return (tensors[:-1], tensors[-1]) if spec.waves else (tensors, None)
 
 
 def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
@@ -57,25 +52,29 @@ def _on_gpu(on: Cuda, spec: SweepSpec, net: Any, z: Tensor) -> tuple[Any, Tensor
 
 def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernels compute in."""
-    tensors, waves = _without_waves(spec, tensors)
-    z = tensors[0]
-    net, rows = describe(spec, tensors), _net.flat(z)
-    waves = None if waves is None else waves.contiguous().resolve_neg()
-    x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
+    (z, *rest), features = without_periodic(spec.net, tensors)
+    rows, lead = native.flat(z), z.shape[:-1]
+    features = None if features is None else features.contiguous().resolve_neg()
+    x, ladj = z.new_empty(z.shape), z.new_empty(lead)
     if rows.shape[0] > 0:
-        handle = net.handle(rows.shape[0], on.module, z.device if isinstance(on, Cuda) else None)
-        more = _on_gpu(on, spec, handle, z) if isinstance(on, Cuda) else (spec.zero_outside, waves)
-        on.module.sweep_fwd(handle, _map(on, spec), rows, x, ladj, spec.half_turn, *more, *on.where(z))
+        net = native.handle(spec.net, rest, lead, rows.shape[0], module=on.module, device=_device(on, z))
+        more = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (spec.zero_outside, features)
+        on.module.sweep_fwd(net, _map(on, spec), rows, x, ladj, spec.half_turn, *more, *on.where(z))
     return x, ladj
 
 
+def _device(on: Cpu | Cuda, z: Tensor) -> torch.device | None:
+    """Where the masks are to be, for kernels that do not run on a CPU."""
+    return z.device if isinstance(on, Cuda) else None
+
+
 def fwd(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    x, ladj = _fwd(on, spec, _net.widen(*tensors))
+    x, ladj = _fwd(on, spec, native.widen(*tensors))
     return x.to(tensors[0].dtype), ladj
 
 
 def fwd_saving(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    x, ladj = _fwd(on, spec, _net.widen(*tensors))
+    x, ladj = _fwd(on, spec, native.widen(*tensors))
     given = x.to(tensors[0].dtype)
     return (given, ladj), [x.clone() if given is x else x]
 
@@ -88,37 +87,40 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    wide, waves = _without_waves(spec, _net.widen(*tensors))
-    needs_net, need_waves = _without_waves(spec, needs)
-    z, net, rows = wide[0], describe(spec, wide, needs_net[1:]), _net.flat(wide[0])
+    wide = native.widen(*tensors)
+    (z, *rest), features = without_periodic(spec.net, wide)
+    (need_z, *needs_net), need_features = without_periodic(spec.net, needs)
+    rows, lead = native.flat(z), z.shape[:-1]
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
-    grad_z, grad_waves = z.new_empty(z.shape) if needs[0] else None, None
-    x = saved[0] if saved else _fwd(on, spec, _net.widen(*tensors))[0]
+    grad_z, grad_features = z.new_empty(z.shape) if need_z else None, None
+    x = saved[0] if saved else _fwd(on, spec, wide)[0]
     if isinstance(on, Cuda) and rows.shape[0] > 0:
         with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
-            units = dense.forward(spec, net, x.view(rows.shape))
-            handle = net.handle(rows.shape[0], on.module, z.device)
-            given = rows, x, grad_x, grad_ladj, grad_z, *_on_gpu(on, spec, handle, z)
-            on.module.sweep_bwd(handle, _map(on, spec), *given, units.pairs(), *on.where(z))
-            dense.gradients(net, spec.plan, units)
+            layers = dense.layers_of(spec, wide, needs)
+            units = dense.forward(spec, layers, x.view(rows.shape))
+            net = native.handle(spec.net, rest, lead, rows.shape[0], module=on.module, device=z.device)
+            given = rows, x, grad_x, grad_ladj, grad_z, *_on_gpu(on, spec, net, z)
+            on.module.sweep_bwd(net, _map(on, spec), *given, units.pairs(), *on.where(z))
+            found = dense.gradients(layers, units)
     else:
-        for layer in net.layers:
-            layer.allocate_grads(rows.shape[0])
-        given = None if waves is None else seen.seen(x, waves)
-        slope = None if waves is None else seen.slope(x, waves)
+        found = native.allocate_grads(spec.net, rest, needs_net, rows.shape[0])
+        seen = None if features is None else periodic.periodic_features(x, features)
+        slope = None if features is None else periodic.slope(x, features)
         if spec.zero_outside:
             assert isinstance(spec.univariate, RqsSpec)
-            slope = seen.zero_outside(spec.univariate, z, torch.ones_like(x) if slope is None else slope)
-            grad_x = None if grad_x is None else seen.zero_outside(spec.univariate, z, grad_x)
-        grad_seen = torch.zeros_like(x) if need_waves else None
+            slope = periodic.zero_outside(spec.univariate, z, torch.ones_like(x) if slope is None else slope)
+            grad_x = None if grad_x is None else periodic.zero_outside(spec.univariate, z, grad_x)
+        grad_seen = torch.zeros_like(x) if need_features else None
         if rows.shape[0] > 0:
-            passed = (rows, x, grad_x, grad_ladj, grad_z, given, slope, grad_seen)
-            on.module.sweep_bwd(net.handle(rows.shape[0], on.module), _map(on, spec), *passed, *on.where(z))
-        if grad_seen is not None and waves is not None:
-            grad_waves = seen.gradient(x.view(rows.shape), waves, grad_seen.view(rows.shape)).to(tensors[0].dtype)
+            net = native.handle(spec.net, rest, lead, rows.shape[0], grads=found, module=on.module)
+            given = (rows, x, grad_x, grad_ladj, grad_z, seen, slope, grad_seen)
+            on.module.sweep_bwd(net, _map(on, spec), *given, *on.where(z))
+        if grad_seen is not None and features is not None:
+            grad_features = periodic.gradient(x.view(rows.shape), features, grad_seen.view(rows.shape))
+            grad_features = grad_features.to(tensors[0].dtype)
     grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)
-    of_net, _ = _without_waves(spec, tensors)
-    return [grad_z, *net.grads(of_net[0], of_net[1:]), *([grad_waves] if spec.waves else [])]
+    of_net = native.given_back(found, without_periodic(spec.net, tensors)[0][1:], lead)
+    return [grad_z, *of_net, *([grad_features] if spec.net.periodic else [])]
 
 
-cpu, cuda = (Backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))
+cpu, cuda = (backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))

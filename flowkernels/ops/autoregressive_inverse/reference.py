@@ -9,33 +9,35 @@ from torch import Tensor
 
 from flowkernels.ops.affine import reference as affine
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.made.reference import masked, network, unpack
+from flowkernels.ops.net.plan import MadePlan
+from flowkernels.ops.net.reference import masked, network
+from flowkernels.ops.net.spec import NetSpec, unpack
 from flowkernels.ops.rqs import reference as rqs
 from flowkernels.ops.rqs.spec import RqsSpec
 from flowkernels.ops.rqs.turn import half_turn
 
-from .seen import seen, zero_outside
+from .periodic import periodic_features, zero_outside
 
 IS_SLOW = False
 
 
 class SweepSpec(NamedTuple):
-    plan: MadePlan
-    activation: str
-    adds: tuple[bool, ...]  # which layers have something added, one flag per layer
+    net: NetSpec  # whose plan is a MadePlan
     univariate: RqsSpec | AffineSpec  # of the direction x → z
     half_turn: bool = False  # of what the inverse of a spline returns
-    gates: tuple[bool, ...] = ()  # which layers have a gate; empty: none
     zero_outside: bool = False  # x is 0 where z is outside of a spline's box
-    waves: bool = False  # the network sees `seen` of x
+
+    @property
+    def plan(self) -> MadePlan:
+        assert isinstance(self.net.plan, MadePlan)
+        return self.net.plan
 
     @property
     def only_on_cpu(self) -> str | None:
         """What of these settings no GPU's kernel knows, or None."""
         linear = isinstance(self.univariate, RqsSpec) and self.univariate.splits
         wanted = {
-            "gates": self.gates, "waves": self.waves, "zero_outside": self.zero_outside,
+            "gates": self.net.gates, "periodic features": self.net.periodic, "zero_outside": self.zero_outside,
             'splines of order "linear"': linear,
         }  # fmt: skip
         return next((name for name, given in wanted.items() if given), None)
@@ -56,15 +58,14 @@ def _solve(spec: SweepSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """z, then (weight, bias) per layer, what is added, the gates, the waves → x [..., D] and ladj [...]."""
-    tensors, waves = (tensors[:-1], tensors[-1]) if spec.waves else (tensors, None)
-    z, layers, adds, gates = unpack(spec.adds, tensors, spec.gates)
-    plan, layers = spec.plan, masked(spec.plan, layers)
+    """z, then the network's tensors → x [..., D] and ladj [...]."""
+    z, parts = unpack(spec.net, tensors)
+    plan, parts = spec.plan, masked(spec.net, parts)
     x = torch.zeros_like(z)
     ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
     for group in plan.groups:
-        params = network(plan, spec.activation, x if waves is None else seen(x, waves), layers, adds, gates)
-        params = params.unflatten(-1, (plan.features, plan.params_per_feature))
+        seen = x if parts.periodic is None else periodic_features(x, parts.periodic)
+        params = network(spec.net, seen, parts).unflatten(-1, (plan.features, plan.params_per_feature))
         at = torch.tensor(group, device=z.device)
         values, part = _solve(spec, z.index_select(-1, at), params.index_select(-2, at))
         x = x.index_copy(-1, at, values.to(x.dtype))  # not in place: the pass before needs its own x in backward

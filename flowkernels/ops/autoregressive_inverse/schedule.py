@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops._kept import kept
-from flowkernels.ops.made.plan import LayerPlan, MadePlan
+from flowkernels.ops.net.plan import LayerPlan, MadePlan
 
 _UNITS = 32  # kSweepUnits of csrc/autoregressive_inverse/autoregressive_inverse.h
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels.ops import _net, _triton
+from flowkernels.ops import _triton
 from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops._kept import kept
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.native import describe
-from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.made.reference import Layers, unpack
+from flowkernels.ops.net import native
+from flowkernels.ops.net.plan import MadePlan
+from flowkernels.ops.net.spec import unpack
 from flowkernels.ops.rqs import triton as rqs
 
 from . import dense, schedule
@@ -70,7 +70,7 @@ def _layers(plan: MadePlan) -> tuple[list[list[int]], int, int]:
 def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Sweep:
     n, P, at, add, unit = len(plan.layers), plan.params_per_feature, 0, 0, 0
     weights, biases, terms, packed, units, found = [], [], [], [], [], []
-    for layer, has in zip(plan.layers, adds, strict=True):
+    for layer, has in zip(plan.layers, adds or [False] * n, strict=True):
         weights.append(at)
         rows, columns = layer.out_order.long(), layer.in_order.long()
         packed.append(at + (rows[:, None] * layer.n_in + columns).flatten())
@@ -131,7 +131,7 @@ def _bins(spec: SweepSpec) -> int:
 def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) -> Tensor | None:
     """What is added in layers that have something, [rows, units], by degree."""
     found = []
-    for layer, add in zip(spec.plan.layers, adds, strict=True):
+    for layer, add in zip(spec.net.masks, adds, strict=True):
         if add is not None:
             rows = add.resolve_neg().expand(*lead, layer.n_out).reshape(-1, layer.n_out)
             order = schedule.layer_on_device(layer, rows.device)[1]
@@ -139,9 +139,9 @@ def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) 
     return torch.cat(found, 1).contiguous() if found else None
 
 
-def _packed(plan: _Sweep, layers: Layers) -> Tensor:
+def _packed(plan: _Sweep, weights_and_biases: Sequence[Tensor]) -> Tensor:
     """Weights and biases in degree order."""
-    return torch.cat([t.reshape(-1) for layer in layers for t in layer]).index_select(0, plan.packed)
+    return torch.cat([t.reshape(-1) for t in weights_and_biases]).index_select(0, plan.packed)
 
 
 def _tiles(rows: int) -> tuple[int, int]:
@@ -154,21 +154,22 @@ def _constants(spec: SweepSpec, z: Tensor, R: int) -> dict[str, Any]:
     """What both sweeps are compiled for."""
     is_double = z.dtype is torch.float64
     return {
-        "ACTIVATION": spec.activation, "R": R, "U": _UNITS, "BK": 16 if is_double else 32, "COLUMNS": _COLUMNS,
+        "ACTIVATION": spec.net.activation, "R": R, "U": _UNITS, "BK": 16 if is_double else 32, "COLUMNS": _COLUMNS,
         "dtype": _triton.language_dtype(z.dtype), "num_stages": 3,
     } | _map(spec, is_double)  # fmt: skip
 
 
 def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """x and ladj in the dtype the kernel computes in."""
-    z, layers, terms, _ = unpack(spec.adds, tuple(wide))
+    z, parts = unpack(spec.net, wide)
     x, ladj = torch.empty(z.shape, dtype=z.dtype, device=z.device), z.new_empty(z.shape[:-1])
     rows = ladj.numel()
     if rows > 0:
         from .triton_kernels import sweep
 
-        plan = _sweep(spec.plan, spec.adds, z.device)
-        packed, adds, given = _packed(plan, layers), _in_order(spec, terms, z.shape[:-1]), _net.flat(z)
+        plan = _sweep(spec.plan, spec.net.adds, z.device)
+        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights])
+        adds, given = _in_order(spec, parts.adds, z.shape[:-1]), native.flat(z)
         R, programs = _tiles(rows)
         _triton.launch(
             sweep, programs,
@@ -182,12 +183,12 @@ def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    x, ladj = _fwd(spec, _net.widen(*tensors))
+    x, ladj = _fwd(spec, native.widen(*tensors))
     return x.to(tensors[0].dtype), ladj
 
 
 def fwd_saving(spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    x, ladj = _fwd(spec, _net.widen(*tensors))
+    x, ladj = _fwd(spec, native.widen(*tensors))
     given = x.to(tensors[0].dtype)
     return (given, ladj), [x.clone() if given is x else x]
 
@@ -199,9 +200,9 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    wide = _net.widen(*tensors)
-    z, layers, _, _ = unpack(spec.adds, tuple(wide))
-    net, given = describe(spec, wide, needs[1:]), _net.flat(z)
+    wide = native.widen(*tensors)
+    z, lead = wide[0], wide[0].shape[:-1]
+    given = native.flat(z)
     grad_x, grad_ladj = (None if g is None else g.to(z.dtype).contiguous().resolve_neg() for g in grads)
     grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device) if needs[0] else None
     rows = given.shape[0]
@@ -209,24 +210,25 @@ def bwd(
         from .triton_kernels import sweep_back
 
         x = saved[0] if saved else _fwd(spec, wide)[0]
-        plan = _sweep(spec.plan, spec.adds, z.device)
+        plan = _sweep(spec.plan, spec.net.adds, z.device)
+        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights])
         R, programs = _tiles(rows)
         with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
-            units = dense.forward(spec, net, x.view(given.shape), join=True)
+            layers = dense.layers_of(spec, wide, needs)
+            units = dense.forward(spec, layers, x.view(given.shape), join=True)
             assert units.joined is not None
             values, left = units.joined
             _triton.launch(
                 sweep_back, programs,
-                given, *(z if t is None else t for t in (grad_x, grad_ladj, grad_z)), _packed(plan, layers), plan.steps,
+                given, *(z if t is None else t for t in (grad_x, grad_ladj, grad_z)), packed, plan.steps,
                 plan.rows, z.new_empty(programs * plan.room * R), values, values if left is None else left, rows,
                 plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features, _bins(spec),
                 HAS_X=grad_x is not None, HAS_LADJ=grad_ladj is not None, NEED_Z=grad_z is not None,
                 LEAVE=left is not None, **_constants(spec, z, R),
                 num_warps=8,  # with 1 or 2 ptxas spills registers of a spline of more than 8 bins in float64
             )  # fmt: skip
-            dense.gradients(net, spec.plan, units)
+            found = dense.gradients(layers, units)
     else:
-        for layer in net.layers:
-            layer.allocate_grads(0)
+        found = native.allocate_grads(spec.net, wide[1:], needs[1:], 0)
     grad_z = None if grad_z is None else grad_z.to(tensors[0].dtype)
-    return [grad_z, *net.grads(tensors[0], tensors[1:])]
+    return [grad_z, *native.given_back(found, tensors[1:], lead)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels import backends
@@ -13,24 +13,31 @@ from flowkernels.ops._checks import check_flag
 from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.activations import check_activation
-from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
-from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.residual_net import ResidualNetSpec, with_context
-from flowkernels.ops.residual_net.checks import check_dense
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.net.activations import check_activation
+from flowkernels.ops.net.checks import check_dense, check_shape, check_tensor
+from flowkernels.ops.net.net import Net, dense_net
+from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
 
 from . import native, reference
 from .spec import Columns, FlowLayerSpec, columns
 
-__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "try_autoregressive_layer", "try_flow_layer"]
+__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "run_autoregressive_layer", "run_layer"]
 
 _NAME = "ops.flow_layer"
+def _sample() -> tuple[FlowLayerSpec, tuple[Tensor, ...]]:
+    spline = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+    layers = [(torch.zeros(n, k), torch.zeros(n)) for n, k in ((2, 1), (2, 2), (2, 2), (4, 2))]
+    net = dense_net(layers, True, "relu", 1, (1,), None)
+    return FlowLayerSpec(columns(2, (0,), (1,)), spline, net.spec), (torch.zeros(1, 2), *net.tensors)
+
+
 _op = Op(
     "flow_layer",
     spec_type=FlowLayerSpec,
     reference=reference.fwd,
     table={"cpu": native, "reference": reference},
+    missing={gpu: "its callers run the net, then the map: a batch's products fill a GPU" for gpu in ("cuda", "triton")},
+    sample=_sample,
 )
 
 
@@ -62,7 +69,7 @@ def flow_layer(
         columns: which features are seen and which are mapped; see `columns`.
         context: ``[..., C]`` or None.
         residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
-        activation: of a plain net, a name in `flowkernels.ops.made`'s table. Residual nets have relu.
+        activation: identity, relu, leaky_relu (slope 0.01), elu (alpha 1), gelu (by erf), silu or tanh.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -86,112 +93,60 @@ def flow_layer(
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """
-    spec, tensors = prepare(x, layers, univariate, columns, context, residual, activation)
-    return _op(spec, backend, *tensors)  # type: ignore[return-value]
-
-
-def runs_fused(spec: FlowLayerSpec, tensors: Sequence[Tensor]) -> bool:
-    """Whether the layer would run on a kernel, by the default backend and in the mode torch is in."""
-    return (
-        backends.default() in ("auto", "cpu") and not in_transform(tensors) and native.why_not(spec, *tensors) is None
-    )
-
-
-def try_flow_layer(
-    x: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
-    columns: Columns,
-    context: Tensor | None = None,
-    residual: bool = True,
-    activation: str = "relu",
-) -> tuple[Tensor, Tensor] | None:
-    """`flow_layer` where it runs on a kernel, else None: a caller with faster parts than the reference uses those."""
-    spec, tensors = prepare(x, layers, univariate, columns, context, residual, activation)
-    return _op(spec, None, *tensors) if runs_fused(spec, tensors) else None  # type: ignore[return-value]
-
-
-def try_autoregressive_layer(
-    x: Tensor,
-    univariate: RqsSpec | AffineSpec,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    plan: MadePlan,
-    activation: str = "relu",
-    adds: Sequence[Tensor | None] | None = None,
-    gates: Sequence[Tensor | None] | None = None,
-    seen: Tensor | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None. Arguments as for `ops.made`.
-
-    ``seen``: what the network sees in place of x.
-    """
-    flags = check_net("ops.made", x, layers, plan, activation, adds, gates)
-    check_univariate(_NAME, univariate, x.dtype)
-    if plan.params_per_feature != univariate.n_params:
-        expected, given = univariate.n_params, plan.params_per_feature
-        raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
-    if seen is not None:
-        check_tensor(_NAME, "seen", seen, x)
-        check_shape(_NAME, "seen", seen, x.shape)
-    every = tuple(range(plan.features))
-    of_map = every if seen is None else tuple(range(plan.features, 2 * plan.features))
-    at = columns(len(every) if seen is None else 2 * len(every), every, of_map)
-    spec = FlowLayerSpec(at, univariate, plan, plan.residual, activation, *flags)
-    terms = (t for t in (*(adds or ()), *(gates or ())) if t is not None)
-    both = x if seen is None else torch.cat((seen, x), -1)
-    tensors = [both, *(t for layer in layers for t in layer), *terms]
-    if not runs_fused(spec, tensors):
-        return None
-    y, ladj = _op(spec, None, *tensors)
-    return (y if seen is None else y[..., plan.features :]), ladj
-
-
-def prepare(
-    x: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
-    columns: Columns,
-    context: Tensor | None,
-    residual: bool,
-    activation: str,
-) -> tuple[FlowLayerSpec, list[Tensor]]:
-    """The settings and tensors of a call."""
     check_tensor(_NAME, "x", x)
     if not isinstance(columns, Columns):
         raise TypeError(f"{_NAME}: columns must be Columns, got {type(columns).__name__} {columns!r:.60}")
     if x.shape[-1] != columns.features:
         raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
-    check_univariate(_NAME, univariate, x.dtype)
     residual = check_flag(_NAME, "residual", residual)
-    check_dense(_NAME, x, len(columns.inputs), layers, context, residual=residual)
-    n_out, expected = layers[-1][0].shape[0], len(columns.outputs) * univariate.n_params
+    check_activation(_NAME, activation)
+    check_univariate(_NAME, univariate, x.dtype)
+    seen = len(columns.inputs)
+    check_dense(_NAME, x, seen, layers, context, residual=residual)
+    net = dense_net(layers, residual, activation, seen, x.shape[:-1], context)
+    _check_outputs(net, univariate, columns)
+    return _op(FlowLayerSpec(columns, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
+
+
+def run_layer(x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, columns: Columns) -> tuple[Tensor, Tensor] | None:
+    """A layer whose network a reader of modules has described, where it runs on a kernel by the default backend and in
+    the mode torch is in; else None: a caller with faster parts than the reference uses those."""
+    spec, tensors = FlowLayerSpec(columns, univariate, net.spec), (x, *net.tensors)
+    if backends.default() not in ("auto", "cpu") or in_transform(tensors) or native.why_not(spec, *tensors) is not None:
+        return None
+    check_univariate(_NAME, univariate, x.dtype)
+    if x.dim() == 0 or x.shape[-1] != columns.features:
+        raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
+    if net.n_in != len(columns.inputs):
+        raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(columns.inputs)}], got [out, {net.n_in}]")
+    _check_outputs(net, univariate, columns)
+    return _op.run(_op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
+
+
+def _check_outputs(net: Net, univariate: RqsSpec | AffineSpec, columns: Columns) -> None:
+    n_out, expected = net.n_out, len(columns.outputs) * univariate.n_params
     if n_out != expected:
         raise ValueError(f"{_NAME}: the last layer must return {expected} parameters, got {n_out}")
-    if not residual:
-        return _prepare_plain(x, layers, univariate, columns, context, activation)
-    terms: list[Tensor] = []
-    adds, gates = (), ()
-    if context is not None:
-        layers, terms = with_context(len(columns.inputs), x.shape[:-1], layers, context)
-        net = ResidualNetSpec(len(layers) // 2 - 1, True)
-        adds, gates = net.adds, net.gates
-    flat = [t for layer in layers for t in layer]
-    return FlowLayerSpec(columns, univariate, None, True, "relu", adds, gates), [x, *flat, *terms]
 
 
-def _prepare_plain(
-    x: Tensor,
-    layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
-    columns: Columns,
-    context: Tensor | None,
-    activation: str,
-) -> tuple[FlowLayerSpec, list[Tensor]]:
-    check_activation(_NAME, activation)
-    flat, adds = [t for layer in layers for t in layer], ()
-    if context is not None:  # its product is torch's, one per context and not per row
-        n = len(columns.inputs)
-        add = F.linear(context, flat[0][:, n:])
-        adds = (True, *[False] * (len(layers) - 1))
-        flat = [flat[0][:, :n], *flat[1:], add.expand(*x.shape[:-1], add.shape[-1])]
-    return FlowLayerSpec(columns, univariate, None, False, activation, adds, ()), [x, *flat]
+def run_autoregressive_layer(
+    x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None.
+
+    ``seen``: what the network sees in place of x.
+    """
+    features = net.n_in
+    if seen is None:
+        return run_layer(x, net, univariate, _every(features))
+    check_tensor(_NAME, "seen", seen, x)
+    check_shape(_NAME, "seen", seen, x.shape)
+    found = run_layer(torch.cat((seen, x), -1), net, univariate, _every(features, apart=True))
+    return None if found is None else (found[0][..., features:], found[1])
+
+
+@functools.lru_cache(maxsize=256)
+def _every(features: int, apart: bool = False) -> Columns:
+    """All features, seen and mapped; or those that are mapped behind those that are seen."""
+    every = tuple(range(features))
+    return columns(2 * features if apart else features, every, tuple(range(features, 2 * features)) if apart else every)

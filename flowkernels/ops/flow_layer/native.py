@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels.ops import _net
 from flowkernels.ops._maps import univariate_map
+from flowkernels.ops.net import native
 
 from .spec import Columns, FlowLayerSpec
 
@@ -19,7 +19,7 @@ _threads = torch.get_num_threads
 
 
 def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
-    return _net.why_not(tensors)
+    return native.why_not_run(tensors)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -27,37 +27,30 @@ def _handle(columns: Columns) -> Any:
     return _native.C.Columns(columns.features, columns.inputs, columns.outputs)
 
 
-def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bool] | None = None) -> _net.Net:
-    x, *rest = tensors
-    return _net.describe(
-        rest, residual=spec.residual, activation=spec.activation, adds=spec.adds, gates=spec.gates, needs=needs,
-        plans=() if spec.plan is None else spec.plan.layers, lead=x.shape[:-1],
-    )  # fmt: skip
+def _arguments(spec: FlowLayerSpec, net: Any, rows: Tensor) -> tuple[Any, ...]:
+    return net, univariate_map(spec.univariate), _handle(spec.columns), rows
 
 
-def _arguments(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple[Any, ...]:
-    return net.handle(rows.shape[0]), univariate_map(spec.univariate), _handle(spec.columns), rows
-
-
-def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]:
-    rows, y, ladj = _net.flat(x), x.new_empty(x.shape), x.new_empty(x.shape[:-1])
+def _fwd(spec: FlowLayerSpec, wide: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
+    x, *tensors = wide
+    lead = x.shape[:-1]
+    rows, y, ladj = native.flat(x), x.new_empty(x.shape), x.new_empty(lead)
     if rows.shape[0] > 0:
+        net = native.handle(spec.net, tensors, lead, rows.shape[0], kept)
         _native.C.flow_layer_fwd(*_arguments(spec, net, rows), y, ladj, _threads())
     return y, ladj
 
 
 def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    wide = _net.widen(*tensors)
-    y, ladj = _fwd(spec, wide[0], _describe(spec, wide))
+    y, ladj = _fwd(spec, native.widen(*tensors))
     return y.to(tensors[0].dtype), ladj
 
 
 def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    wide = _net.widen(*tensors)
-    net = _describe(spec, wide)
-    kept = net.keep(wide[0].numel() // spec.columns.features)
-    y, ladj = _fwd(spec, wide[0], net)
-    return (y.to(tensors[0].dtype), ladj), kept
+    wide = native.widen(*tensors)
+    kept = native.keep(spec.net, wide[1:], wide[0].numel() // spec.columns.features)
+    y, ladj = _fwd(spec, wide, kept)
+    return (y.to(tensors[0].dtype), ladj), native.saved_from(kept)
 
 
 def bwd(
@@ -67,15 +60,13 @@ def bwd(
     needs: Sequence[bool],
     saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
-    wide = _net.widen(*tensors)
-    x, net = wide[0], _describe(spec, wide, needs[1:])
-    rows = _net.flat(x)
-    net.reuse(saved)
-    for layer in net.layers:
-        layer.allocate_grads(rows.shape[0])
+    x, *rest = native.widen(*tensors)
+    rows, lead = native.flat(x), x.shape[:-1]
+    found = native.allocate_grads(spec.net, rest, needs[1:], rows.shape[0])
     grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
     grad_x = x.new_empty(x.shape) if needs[0] else None
     if rows.shape[0] > 0:
+        net = native.handle(spec.net, rest, lead, rows.shape[0], native.reuse(spec.net, saved), found)
         _native.C.flow_layer_bwd(*_arguments(spec, net, rows), grad_y, grad_ladj, grad_x, _threads())
     grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
-    return [grad_x, *net.grads(tensors[0], tensors[1:])]
+    return [grad_x, *native.given_back(found, tensors[1:], lead)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flowkernels.ops._checks import without_flags
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made.plan import MadePlan
+from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.rqs.spec import RqsSpec
 
 
@@ -45,13 +45,11 @@ def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Col
 
 
 class FlowLayerSpec(NamedTuple):
+    """A map of some features, whose parameters a net makes from others, under a split that says which."""
+
     columns: Columns
     univariate: RqsSpec | AffineSpec
-    plan: MadePlan | None  # the masks of an autoregressive layer; None: nothing is masked
-    residual: bool
-    activation: str
-    adds: tuple[bool, ...]  # which layers have a term added
-    gates: tuple[bool, ...]  # which have a gate
+    net: NetSpec
 
     @property
     def n_params(self) -> int:

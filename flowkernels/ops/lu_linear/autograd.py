@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flowkernels.ops import _channels
@@ -16,6 +17,11 @@ def _fake(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return _channels.fake(x, spec.channel_dim, (x, *parameters, bias))
 
 
+def _sample() -> tuple[LuSpec, tuple[Tensor, ...]]:
+    square, vector = torch.zeros(1, 1), torch.zeros(1)
+    return LuSpec(-1, False), (square, square, square, vector, vector, torch.zeros(1).long(), vector)
+
+
 op = Op(
     "lu_linear",
     spec_type=LuSpec,
@@ -24,4 +30,5 @@ op = Op(
     inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
     n_outputs=2,
     fake=_fake,
+    sample=_sample,
 )

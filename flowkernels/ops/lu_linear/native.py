@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 
@@ -133,4 +133,4 @@ def bwd(
     return [None if g is None else _channels.cast(g, t.dtype) for g, t in zip((grad_x, *found), tensors, strict=True)]
 
 
-cpu, cuda = (Backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))
+cpu, cuda = (backend(machine, fwd, bwd, why_not, fwd_saving) for machine in (CPU, CUDA))

@@ -8,7 +8,7 @@ from torch import Tensor
 from flowkernels.ops._routing import Op
 
 from . import native, reference, triton
-from .spec import RqsSpec
+from .spec import RqsSpec, make_spec
 
 
 def _fake(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,11 @@ def _fake(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+def _sample() -> tuple[RqsSpec, tuple[Tensor, ...]]:
+    spec = make_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+    return spec, (torch.zeros(1, 1), torch.zeros(1, 1, spec.n_params))
+
+
 op = Op(
     "rqs",
     spec_type=RqsSpec,
@@ -28,4 +33,5 @@ op = Op(
     inputs=("x", "params"),
     n_outputs=2,
     fake=_fake,
+    sample=_sample,
 )

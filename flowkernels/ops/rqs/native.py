@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 
 from .spec import NO_LINEAR, TAILS, RqsSpec
@@ -101,4 +101,4 @@ def bwd(
     )
 
 
-cpu, cuda = (Backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))
+cpu, cuda = (backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

@@ -15,23 +15,30 @@ from torch import Tensor
 
 from flowkernels.ops._checks import why_not_multiplied
 
-from .reference import ResidualNetSpec, split
+from .spec import NetSpec, unpack
 
 _threshold_backward = torch.ops.aten.threshold_backward
 
 
-def why_not(spec: ResidualNetSpec, *tensors: Tensor) -> str | None:
+def why_not(spec: NetSpec, *tensors: Tensor) -> str | None:
+    if spec.activation != "relu":
+        return f"no fused backward of {spec.activation} there"
     if tensors[0].dim() != 2:
         return "x must be [B, features]"
     return why_not_multiplied(tensors)
 
 
+def _blocks(spec: NetSpec) -> int:
+    return spec.n // 2 - 1
+
+
 class _Net:
     """The tensors of a call, by their roles."""
 
-    def __init__(self, spec: ResidualNetSpec, tensors: Sequence[Tensor]) -> None:
-        self.x, self.weights, self.add, self.gates = split(spec, tensors)
-        self.n_layers = 2 * spec.blocks + 2
+    def __init__(self, spec: NetSpec, tensors: Sequence[Tensor]) -> None:
+        self.x, parts = unpack(spec, tensors)
+        self.weights, self.n_layers = tensors[1 : 1 + spec.n_weights], spec.n
+        self.add, self.gates = parts.adds[0], parts.gates[2:-1:2] if spec.gates else []
 
     def linear(self, i: int, x: Tensor) -> Tensor:
         weight, bias = self.weights[2 * i : 2 * i + 2]
@@ -55,27 +62,27 @@ class _Net:
         return torch.addmm(h, a1, weight.t()).add_(bias)
 
 
-def _run(spec: ResidualNetSpec, tensors: Sequence[Tensor], saved: list[Tensor] | None) -> Tensor:
+def _run(spec: NetSpec, tensors: Sequence[Tensor], saved: list[Tensor] | None) -> Tensor:
     net = _Net(spec, tensors)
     h = net.initial()
-    for block in range(spec.blocks):
+    for block in range(_blocks(spec)):
         if block > 0 and saved is not None:
             saved.append(h)
         h = net.after(block, h, net.inside(block, h)[1])
     return net.linear(net.n_layers - 1, h)
 
 
-def fwd(spec: ResidualNetSpec, *tensors: Tensor) -> tuple[Tensor]:
+def fwd(spec: NetSpec, *tensors: Tensor) -> tuple[Tensor]:
     return (_run(spec, tensors, None),)
 
 
-def fwd_saving(spec: ResidualNetSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
+def fwd_saving(spec: NetSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
     saved: list[Tensor] = []
     return (_run(spec, tensors, saved),), saved
 
 
 def bwd(
-    spec: ResidualNetSpec,
+    spec: NetSpec,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
     needs: Sequence[bool],
@@ -100,11 +107,11 @@ def bwd(
     stream = [net.initial(), *saved]
     relus = None
     last_h = stream[0]
-    if spec.blocks > 0:
-        relus = net.inside(spec.blocks - 1, stream[-1])
-        last_h = net.after(spec.blocks - 1, stream[-1], relus[1])
+    if _blocks(spec) > 0:
+        relus = net.inside(_blocks(spec) - 1, stream[-1])
+        last_h = net.after(_blocks(spec) - 1, stream[-1], relus[1])
     gh: Any = back(net.n_layers - 1, g, last_h)
-    for block in reversed(range(spec.blocks)):
+    for block in reversed(range(_blocks(spec))):
         a0, a1 = relus or net.inside(block, stream[block])
         relus = None
         i, gt = 1 + 2 * block, gh

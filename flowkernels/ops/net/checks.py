@@ -1,8 +1,10 @@
-"""The checks that the ops on masked layers share."""
+"""The checks of the ops on networks. Of dense ones, in every call a quick one and, where that finds something odd, the one
+that says what it is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +72,8 @@ def check_net(
     adds: Sequence[Tensor | None] | None,
     gates: Sequence[Tensor | None] | None,
     name: str = "x",
-) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """Checks the arguments of a whole MADE; returns which layers have something added, and which a gate."""
+) -> None:
+    """Raises unless these are the arguments of a whole MADE."""
     if not isinstance(plan, MadePlan):
         raise TypeError(f"{op}: plan must be a MadePlan, got {type(plan).__name__}")
     check_activation(op, activation)
@@ -96,9 +98,66 @@ def check_net(
             if t is not None:
                 check_tensor(op, f"{what}[{i}]", t, x)
                 check_broadcasts(op, f"{what}[{i}]", t, (*x.shape[:-1], plan.layers[i].n_out))
-    gated = tuple(gate is not None for gate in gates or ())
-    for i, has in enumerate(gated):
-        if has and not (plan.residual and 0 < i < n - 1 and i % 2 == 0):
+    for i, gate in enumerate(gates or ()):
+        if gate is not None and not (plan.residual and 0 < i < n - 1 and i % 2 == 0):
             raise ValueError(f"{op}: gates[{i}] must be None where layer {i} closes no residual block, got a tensor")
-    added = (False,) * n if adds is None else tuple(add is not None for add in adds)
-    return added, gated if True in gated else ()
+
+
+# ---- dense nets ----
+
+_PAIRS = "a list of (weight, bias) pairs"
+
+
+def check_dense(
+    op: str, x: Tensor, features: int, layers: Any, context: Any, *, residual: bool, blocks: int | None = None
+) -> None:
+    """Raises unless these are the layers of a net that takes so many features of x, and the context.
+
+    ``blocks``: how many of a residual net, where the caller says so.
+    """
+    check_sequence(op, "layers", layers, _PAIRS)
+    n, per_block = len(layers), 2 if context is None else 3
+    if blocks is not None:
+        if n != 2 + per_block * blocks:
+            raise ValueError(f"{op}: layers must be 2 + {per_block} * blocks = {2 + per_block * blocks}, got {n}")
+    elif residual and (n < 2 or (n - 2) % per_block):
+        raise ValueError(f"{op}: layers must be 2 + {per_block} * blocks, got {n}")
+    elif n == 0:
+        raise ValueError(f"{op}: layers must be one at least, got none")
+    n_context = 0
+    if context is not None:
+        check_tensor(op, "context", context, x)
+        if context.dim() == 0 or not expands(context.shape[:-1], x.shape[:-1]):
+            lead = ", ".join(map(str, (*x.shape[:-1], "C")))
+            raise ValueError(f"{op}: context must broadcast to [{lead}], got {list(context.shape)}")
+        n_context = context.shape[-1]
+    for i, pair in enumerate(layers):
+        check_pair(op, i, pair)
+        for part, t, dims in zip(("weight", "bias"), pair, (2, 1), strict=True):
+            check_tensor(op, f"layers[{i}] {part}", t, x)
+            if t.dim() != dims:
+                sizes = "[out, in]" if dims == 2 else "[out]"
+                raise ValueError(f"{op}: layers[{i}] {part} must be {sizes}, got {list(t.shape)}")
+    check_widths(op, features, n_context, layers, residual, per_block)
+
+
+def check_widths(
+    op: str, features: int, n_context: int, layers: Sequence[tuple[Tensor, Tensor]], residual: bool, per_block: int
+) -> None:
+    """Raises unless every layer takes what the one before returns; of residual nets, streams and gates too."""
+    n_in, stream, last = features + n_context, layers[0][0].shape[0], len(layers) - 1
+    for i, (weight, bias) in enumerate(layers):
+        n_out = weight.shape[0]
+        role = (i - 1) % per_block if residual and 0 < i < last else 0
+        if i == 0 and weight.shape[1] != n_in:
+            of_context = f" and {n_context} of the context" if per_block == 3 or n_context else ""
+            raise ValueError(
+                f"{op}: layers[0] weight must be [out, {n_in}], for {features} features of x{of_context}, got "
+                f"{list(weight.shape)}"
+            )
+        shape = (stream if role else n_out, n_context if role == 2 else n_in)
+        check_shape(op, f"layers[{i}] weight", weight, shape)
+        if n_out == 0:
+            raise ValueError(f"{op}: layers[{i}] weight must have one output at least, got {list(weight.shape)}")
+        check_shape(op, f"layers[{i}] bias", bias, (n_out,))
+        n_in = stream if role == 2 else n_out

@@ -11,26 +11,26 @@ from torch import Tensor
 from flowkernels.ops.rqs.spec import RqsSpec
 
 
-def seen(x: Tensor, waves: Tensor) -> Tensor:
-    """What the network sees of x ``[..., D]``, by waves ``[D, 5]``."""
-    linear, of_sin, of_cos, frequency, offset = waves.unbind(-1)
+def periodic_features(x: Tensor, periodic: Tensor) -> Tensor:
+    """What the network sees of x ``[..., D]``, by their five numbers ``[D, 5]``."""
+    linear, of_sin, of_cos, frequency, offset = periodic.unbind(-1)
     angle = frequency * x
     return linear * x + of_sin * angle.sin() + of_cos * angle.cos() + offset
 
 
-def slope(x: Tensor, waves: Tensor) -> Tensor:
+def slope(x: Tensor, periodic: Tensor) -> Tensor:
     """The derivative of what the network sees by x."""
-    linear, of_sin, of_cos, frequency, _ = waves.unbind(-1)
+    linear, of_sin, of_cos, frequency, _ = periodic.unbind(-1)
     angle = frequency * x
     return linear + frequency * (of_sin * angle.cos() - of_cos * angle.sin())
 
 
-def gradient(x: Tensor, waves: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of the waves from that of what the network sees, both ``[rows, D]``."""
-    angle = waves[:, 3] * x
+def gradient(x: Tensor, periodic: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the periodic features from that of what the network sees, both ``[rows, D]``."""
+    angle = periodic[:, 3] * x
     sin, cos = angle.sin(), angle.cos()
-    turned = x * (waves[:, 1] * cos - waves[:, 2] * sin)
-    return torch.stack([(grad * by).sum(0) for by in (x, sin, cos, turned)] + [grad.sum(0)], -1)
+    of_frequency = x * (periodic[:, 1] * cos - periodic[:, 2] * sin)
+    return torch.stack([(grad * by).sum(0) for by in (x, sin, cos, of_frequency)] + [grad.sum(0)], -1)
 
 
 def zero_outside(univariate: RqsSpec, z: Tensor, of: Tensor) -> Tensor:

@@ -1,32 +1,33 @@
-"""Networks of masked layers on a GPU: products in strips by the library, what lies between them by kernels of our own.
+"""Networks of masked layers on a GPU: products in blocks by the library, what lies between them by kernels of our own.
 
-Hidden units stay in the order of their degrees from layer to layer where any layer has strips, so that no activation is
+Hidden units stay in the order of their degrees from layer to layer where any layer is cut, so that no activation is
 ever moved; where none has, nothing is ordered. Launches forward: one that packs all weights, the products, one per
-layer after them (none after a last layer that adds its bias alone and has one strip). Backward: per layer its two
+layer after them (none after a last layer that adds its bias alone and is not cut). Backward: per layer its two
 products and one launch, one that packs the gradients of all weights, and one that adds up those of all biases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels._machine import CUDA
-from flowkernels.ops import _net
-from flowkernels.ops.made.plan import LayerPlan, MadePlan
-from flowkernels.ops.made.strips import Order, frame, outer, product, product_back
+
+from .activations import CODES, SLOPE_NEEDS_INPUT
+from .blocks import Order, frame, outer, product, product_back
+from .native import flat, why_not_run
+from .spec import NetSpec, unpack
 
 _BLOCKS = 1024  # of a launch that sums over rows
-_WARPS, _STEPS = 8, 32  # of csrc/masked_linear/masked_linear_cuda.cu: rows of a block at a time, and vectors of columns
+_WARPS, _STEPS = 8, 32  # of csrc/net/net_cuda.cu: rows of a block at a time, and vectors of columns
 _NO_MATRIX = (None, None)
-_CODES = {name: code for code, name in enumerate(_net.ACTIVATIONS)}
 
 
-def why_not(tensors: Sequence[Tensor]) -> str | None:
-    return _net.why_not(tensors, CUDA)
+def why_not(spec: NetSpec, *tensors: Tensor) -> str | None:
+    return "no kernel for gates" if spec.gates else why_not_run(tensors, CUDA)
 
 
 def _matrix(t: Tensor | None, at: Order | None = None) -> tuple[Tensor | None, Any]:
@@ -46,39 +47,27 @@ def _term(t: Tensor, lead: Sequence[int], n: int) -> Tensor:
     if t.numel() == n:
         t = t.reshape(n).resolve_neg()
         return t if t.stride(0) == 1 or n == 1 else t.contiguous()
-    return _net.flat(t.expand(*lead, n))
+    return flat(t.expand(*lead, n))
 
 
-class Net:
-    """A network of a call: its layers' masks, tensors and strips, and how what enters and leaves each is ordered.
+class _Call:
+    """A network of a call: its layers' masks, tensors and blocks, and how what enters and leaves each is ordered."""
 
-    x, then per layer its weight, bias (or None) and what is added (or None).
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        plan: LayerPlan | MadePlan,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        adds: Sequence[Tensor | None],
-        activation: str,
-        last: str = "identity",
-    ) -> None:
-        made = isinstance(plan, MadePlan)
-        self.plans, self.residual = plan.layers if made else (plan,), made and plan.residual
-        self.lead, self.x, self.n = x.shape[:-1], _net.flat(x), len(self.plans)
-        self.rows, self.activation, self.last = self.x.shape[0], activation, last
-        self.weights = [_net.flat(w) for w in weights]
-        self.biases = [None if b is None else _term(b, (), b.numel()) for b in biases]
-        self.adds = [None if a is None else _term(a, self.lead, p.n_out) for a, p in zip(adds, self.plans, strict=True)]
-        self.strips, self.sorted, self.layouts, self.orders = frame(plan, self.rows, x.device)
+    def __init__(self, spec: NetSpec, tensors: Sequence[Tensor]) -> None:
+        x, parts = unpack(spec, tensors)
+        assert spec.plan is not None  # an op whose layers have no masks has no such backend
+        self.plans, self.residual, self.closes_block = spec.masks, spec.residual, spec.closes_block
+        self.lead, self.x, self.n = x.shape[:-1], flat(x), spec.n
+        self.rows, self.activation, self.last = self.x.shape[0], spec.activation, spec.last
+        self.weights = [flat(w) for w in parts.weights]
+        self.biases = [None if b is None else _term(b, (), b.numel()) for b in parts.biases]
+        self.adds = [
+            None if a is None else _term(a, self.lead, p.n_out) for a, p in zip(parts.adds, self.plans, strict=True)
+        ]
+        self.blocks, self.sorted, self.layouts, self.orders = frame(spec.plan, self.rows, x.device)
         self.where = CUDA.where(x)
 
     # ---- the shape of the network ----
-
-    def closes_block(self, i: int) -> bool:
-        return self.residual and 0 < i < self.n - 1 and i % 2 == 0
 
     def makes_stream(self, i: int) -> bool:
         return self.residual and (i == 0 or self.closes_block(i))
@@ -91,7 +80,7 @@ class Net:
 
     def n_kept(self) -> int:
         """How many tensors `fwd` keeps: what enters each hidden layer, and what slopes need besides."""
-        slopes = [i == self.n or self.enters(i) in _net.SLOPE_NEEDS_INPUT for i in range(1, self.n + 1)]
+        slopes = [i == self.n or self.enters(i) in SLOPE_NEEDS_INPUT for i in range(1, self.n + 1)]
         return self.n - 1 + sum(s and self.enters(i + 1) != "identity" for i, s in enumerate(slopes))
 
     # ---- room and calls ----
@@ -104,7 +93,7 @@ class Net:
         return _rows_aligned(self.x, self.rows, n)
 
     def call(self, entry: Any, activation: str, matrices: Sequence[Any], *more: Any) -> None:
-        entry(_CODES[activation], matrices, *more, *self.where)
+        entry(CODES[activation], matrices, *more, *self.where)
 
     def _pack(self, weights: Sequence[Tensor], packed: Sequence[Tensor], which: Sequence[int], unpack: bool) -> None:
         """Weights into packed ones, or gradients of these into those of weights; of the layers `which`."""
@@ -128,8 +117,8 @@ class Net:
         a, inputs, arguments, stream = self.first_input(), [], [], None
         for i in range(self.n - 1):
             z, act = self.room(self.plans[i].n_out), self.enters(i + 1)
-            product(a, packed[i], self.strips[i], z)
-            apart = act != "identity" and (self.makes_stream(i) or (keep and act in _net.SLOPE_NEEDS_INPUT))
+            product(a, packed[i], self.blocks[i], z)
+            apart = act != "identity" and (self.makes_stream(i) or (keep and act in SLOPE_NEEDS_INPUT))
             a = self.room(self.plans[i].n_out) if apart else z
             to = [z, a] if apart else [z, None] if act == "identity" else [None, a]
             self._epilogue(i, z, stream if self.closes_block(i) else None, act, to)
@@ -137,7 +126,7 @@ class Net:
                 stream = z
             if keep:
                 inputs.append(a)
-                arguments += [z] if act in _net.SLOPE_NEEDS_INPUT else []
+                arguments += [z] if act in SLOPE_NEEDS_INPUT else []
         y, z = self._last(a, packed[-1], keep)
         if keep and self.last != "identity":
             arguments.append(y.view(-1, y.shape[-1]) if z is None else z)
@@ -147,13 +136,13 @@ class Net:
         """The output, and the last activation's argument where its slope wants that."""
         i, n = self.n - 1, self.plans[-1].n_out
         y = self.x.new_empty((self.rows, n))
-        bias, one = self.biases[i], len(self.strips[i]) == 1
-        z = torch.empty_like(y) if keep and self.last in _net.SLOPE_NEEDS_INPUT else None
+        bias, one = self.biases[i], len(self.blocks[i]) == 1
+        z = torch.empty_like(y) if keep and self.last in SLOPE_NEEDS_INPUT else None
         if one and self.last == "identity" and self.adds[i] is None:  # the library adds a bias by itself
             torch.mm(a, packed.t(), out=y) if bias is None else torch.addmm(bias, a, packed.t(), out=y)
         else:
             rank = None if one else self.orders[i].out_rank
-            p = product(a, packed, self.strips[i], y if rank is None else self.room(n))
+            p = product(a, packed, self.blocks[i], y if rank is None else self.room(n))
             if rank is not None or bias is not None or self.adds[i] is not None or self.last != "identity":
                 operands = [_matrix(p, rank), _matrix(bias), _matrix(self.adds[i]), _NO_MATRIX]
                 self.call(CUDA.module.epilogue_fwd, self.last, [*operands, _matrix(z), _matrix(y)])
@@ -196,7 +185,7 @@ class Net:
             if i > lowest:
                 if self.closes_block(i):
                     stream = g
-                p = product_back(g, packed[i], self.strips[i], self.room(self.plans[i].n_in))
+                p = product_back(g, packed[i], self.blocks[i], self.room(self.plans[i].n_in))
                 opens = self.residual and i % 2 == 1 and i < n - 1
                 g = self._behind(i - 1, p, slopes[i], stream if opens else None, sums)
         grad_x = self._gradient_of_x(g, packed[0]) if need_x else None
@@ -216,7 +205,7 @@ class Net:
             act = self.enters(i)
             if act == "identity":
                 found.append(None)
-            elif i == self.n or act in _net.SLOPE_NEEDS_INPUT:
+            elif i == self.n or act in SLOPE_NEEDS_INPUT:
                 found.append(next(rest))
             else:
                 found.append(kept[i - 1])
@@ -243,10 +232,10 @@ class Net:
         (row, column, *_), weight = self.layouts[i].numbers, self.weights[i]
         grad = weight.new_empty(weight.shape)
         packed = grad if row is None and column is None else torch.empty_like(grad)
-        return grad, outer(g, a, self.strips[i], packed)
+        return grad, outer(g, a, self.blocks[i], packed)
 
     def _gradient_of_x(self, g: Tensor, packed: Tensor) -> Tensor:
-        grad = product_back(g, packed, self.strips[0], self.x.new_empty(self.x.shape))
+        grad = product_back(g, packed, self.blocks[0], self.x.new_empty(self.x.shape))
         rank = self.orders[0].in_rank if self.sorted[0] else None
         grad = grad if rank is None else grad.index_select(1, rank.there)
         return grad.view(*self.lead, grad.shape[1])
@@ -255,7 +244,7 @@ class Net:
 class _Sums:
     """Sums over rows of the gradients of every layer's z: those of the biases, added up in one launch."""
 
-    def __init__(self, net: Net, needs: Sequence[bool]) -> None:
+    def __init__(self, net: _Call, needs: Sequence[bool]) -> None:
         self.net, self.needs = net, needs
         self.first, self.columns = [], 0
         for plan, need in zip(net.plans, needs, strict=True):
@@ -293,19 +282,17 @@ class _Sums:
         ]
 
 
-# ---- an op whose output is that of a net: describe(spec, tensors) is all that differs. Its tensors: x; per layer the
-# weight and, if it has one, the bias; what is added ----
-
-Describe = Callable[[Any, Sequence[Tensor]], Net]
+# ---- the op ----
 
 
-def op_fwd(describe: Describe, spec: Any, tensors: Sequence[Tensor]) -> tuple[Tensor]:
-    net = describe(spec, tensors)
+def fwd(spec: NetSpec, *tensors: Tensor) -> tuple[Tensor]:
+    net = _Call(spec, tensors)
     return (net.fwd(net.pack(), keep=False)[0] if net.rows else net.empty(),)
 
 
-def op_fwd_saving(describe: Describe, spec: Any, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor], list[Tensor]]:
-    net = describe(spec, tensors)
+def fwd_saving(spec: NetSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
+    """Keeps the packed weights, what enters each hidden layer and, for gelu and silu, what they were given."""
+    net = _Call(spec, tensors)
     if net.rows == 0:
         return (net.empty(),), []
     packed = net.pack()
@@ -313,32 +300,33 @@ def op_fwd_saving(describe: Describe, spec: Any, tensors: Sequence[Tensor]) -> t
     return (y,), [*packed, *kept]
 
 
-def op_bwd(
-    describe: Describe,
-    spec: Any,
+def saved_of(spec: NetSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [y.view(-1, y.shape[-1]) for y in outputs]
+
+
+def bwd(
+    spec: NetSpec,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
     needs: Sequence[bool],
-    saved: Sequence[Tensor],
+    saved: Sequence[Tensor] = (),
 ) -> list[Tensor | None]:
     g = grads[0]
     if g is None:
         return [None] * len(tensors)
-    net = describe(spec, tensors)
+    net = _Call(spec, tensors)
     if net.rows == 0:
         return [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
     if len(saved) < net.n_kept():  # a compiler's graph keeps inputs alone,
-        saved = op_fwd_saving(describe, spec, tensors)[1]
+        saved = fwd_saving(spec, *tensors)[1]
     elif len(saved) == net.n_kept():  # or an output besides
         saved = [*net.pack(), *saved]
-    rest = iter(needs[1:])
-    has = [(next(rest), b is not None and next(rest)) for b in net.biases]
-    weights, biases = ([pair[k] for pair in has] for k in (0, 1))
-    adds = [a is not None and next(rest) for a in net.adds]
-    found = net.bwd(saved[: net.n], saved[net.n :], _net.flat(g), needs[0], weights, biases, adds)
+    need_x, wanted = unpack(spec, needs)
+    weights, biases, adds = ([bool(n) for n in part] for part in wanted[:3])
+    found = net.bwd(saved[: net.n], saved[net.n :], flat(g), need_x, weights, biases, adds)
     out = [found[0]]
-    for w, b, bias in zip(found[1], found[2], net.biases, strict=True):
-        out += [w] if bias is None else [w, b]
+    for w, b in zip(found[1], found[2], strict=True):
+        out += [w, b] if spec.has_bias else [w]
     terms = [t for t, add in zip(found[3], net.adds, strict=True) if add is not None]
     for t, like in zip(terms, tensors[len(out) :], strict=True):  # one that was expanded gets the sum over the rows
         out.append(None if t is None else t.reshape(*net.lead, t.shape[-1]).sum_to_size(like.shape))

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops._kept import kept
-from flowkernels.ops.masked_linear import triton as masked_linear
 
+from . import triton as masked_linear
 from .activations import FUNCTIONS
 from .plan import LayerPlan, MadePlan, layer_plan
-from .reference import MadeSpec, unpack
+from .spec import NetSpec, unpack
 
 IS_SLOW = False
 IS_COMPOSED = True
 
 
-def why_not(spec: MadeSpec, *tensors: Tensor) -> str | None:
+def why_not(spec: NetSpec, *tensors: Tensor) -> str | None:
     return "no kernel for gates" if spec.gates else masked_linear.why_not(spec, *tensors)
 
 
@@ -34,21 +34,22 @@ def _in_order(plan: MadePlan) -> tuple[LayerPlan, ...]:
 _kept_in_order = kept(maxsize=256)(_in_order)
 
 
-def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:
-    from flowkernels.ops.masked_linear import masked_linear as masked_layer  # which imports this package's plans
+def fwd(spec: NetSpec, *tensors: Tensor) -> tuple[Tensor]:
+    from . import masked_linear as masked_layer
 
-    x, layers, adds, _ = unpack(spec.adds, tensors)
+    x, parts = unpack(spec, tensors)
+    assert isinstance(spec.plan, MadePlan)
     plans = (_in_order if torch.compiler.is_compiling() else _kept_in_order)(spec.plan)
-    last = len(layers) - 1
+    last, adds = spec.n - 1, parts.adds
 
     def by_degree(t: Tensor, i: int, dim: int) -> Tensor:
         """What has a layer's outputs (dim 0, -1) or inputs (dim 1) along `dim`, in order; y and x are not to be."""
-        stairs = masked_linear.stairs(spec.plan.layers[i], x.device)
+        stairs = masked_linear.stairs(spec.masks[i], x.device)
         order = stairs.in_order if dim == 1 else stairs.out_order
         return t if i == (0 if dim == 1 else last) or order is None else t.index_select(dim, order)
 
     def layer(i: int, h: Tensor, activation: str = "identity", stream: Tensor | None = None) -> Tensor:
-        (weight, bias), add = layers[i], adds[i]
+        weight, bias, add = parts.weights[i], parts.biases[i], adds[i]
         add = None if add is None else by_degree(add, i, -1)
         if stream is not None:
             add = stream if add is None else stream + add
@@ -57,7 +58,7 @@ def fwd(spec: MadeSpec, *tensors: Tensor) -> tuple[Tensor]:
             h, weight, by_degree(bias, i, 0), plans[i], activation=activation, residual=add, backend="triton"
         )
 
-    if not spec.plan.residual:
+    if not spec.residual:
         h = x
         for i in range(last + 1):
             h = layer(i, h, spec.activation if i < last else "identity")

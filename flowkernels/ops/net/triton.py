@@ -8,18 +8,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels.ops import _channels, _net, _triton
+from flowkernels.ops import _channels, _triton
 from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops._kept import kept
-from flowkernels.ops.made.plan import LayerPlan
 
-from .reference import MaskedLinearSpec, unpack
+from .activations import SLOPE_NEEDS_INPUT
+from .plan import LayerPlan
+from .spec import NetSpec, unpack
 
 _PROGRAMS = 256  # that share a sum over rows
 
 
 def why_not(spec: Any, *tensors: Tensor) -> str | None:
     return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
+
+
+def _one_layer(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    """x, weight, and bias and what is added or None; or what is told of each."""
+    x, parts = unpack(spec, tensors)
+    return x, parts.weights[0], parts.biases[0], parts.adds[0]
+
+
+def _plan(spec: NetSpec) -> LayerPlan:
+    assert isinstance(spec.plan, LayerPlan)
+    return spec.plan
 
 
 class _Stairs(NamedTuple):
@@ -87,11 +99,11 @@ def _product(
     )  # fmt: skip
 
 
-def _fwd(spec: MaskedLinearSpec, tensors: Sequence[Tensor], keep: bool) -> tuple[Tensor, list[Tensor]]:
-    x, weight, bias, residual = unpack(spec, tensors)
-    plan = spec.plan
+def _fwd(spec: NetSpec, tensors: Sequence[Tensor], keep: bool) -> tuple[Tensor, list[Tensor]]:
+    x, weight, bias, residual = _one_layer(spec, tensors)
+    plan = _plan(spec)
     y = torch.empty((*x.shape[:-1], plan.n_out), dtype=x.dtype, device=x.device)
-    z = torch.empty_like(y) if keep and spec.activation in _net.SLOPE_NEEDS_INPUT else None
+    z = torch.empty_like(y) if keep and spec.last in SLOPE_NEEDS_INPUT else None
     if y.numel() > 0:
         s = stairs(plan, x.device)
         W = _sorted(_sorted(weight.resolve_neg(), s.out_order, 0), s.in_order, 1)
@@ -99,26 +111,26 @@ def _fwd(spec: MaskedLinearSpec, tensors: Sequence[Tensor], keep: bool) -> tuple
             _sorted(_rows(x, plan.n_in), s.in_order, 1), W, s.limit, s.out_order, y.view(-1, plan.n_out),
             bias=None if bias is None else bias.resolve_neg().contiguous(),
             residual=None if residual is None else residual.resolve_neg().reshape(-1, plan.n_out),
-            z=z, activation=spec.activation,
+            z=z, activation=spec.last,
         )  # fmt: skip
-    return y, [] if spec.activation == "identity" else [y if z is None else z]
+    return y, [] if spec.last == "identity" else [y if z is None else z]
 
 
-def fwd(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[Tensor]:
+def fwd(spec: NetSpec, *tensors: Tensor) -> tuple[Tensor]:
     return (_fwd(spec, tensors, keep=False)[0],)
 
 
-def fwd_saving(spec: MaskedLinearSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
+def fwd_saving(spec: NetSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Tensor]]:
     """Keeps what the slope follows from: of most activations the output, which whatever comes next keeps anyway."""
     y, saved = _fwd(spec, tensors, keep=True)
     return (y,), saved
 
 
-def saved_of(spec: MaskedLinearSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+def saved_of(spec: NetSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return outputs
 
 
-def _gradient_of_z(spec: MaskedLinearSpec, g: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gradient_of_z(spec: NetSpec, g: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     """g act'(z) [rows, n_out], and its sums over the rows."""
     from .triton_kernels import masked_slope
 
@@ -130,7 +142,7 @@ def _gradient_of_z(spec: MaskedLinearSpec, g: Tensor, kept: Tensor | None) -> tu
     gz = g if kept is None else torch.empty_like(g)
     _triton.launch(
         masked_slope, programs * -(-n_out // tile["BN"]), g, g if kept is None else kept, gz, sums, rows, n_out,
-        ACTIVATION=spec.activation, PROGRAMS=programs, **tile, dtype=_triton.language_dtype(dtype),
+        ACTIVATION=spec.last, PROGRAMS=programs, **tile, dtype=_triton.language_dtype(dtype),
     )  # fmt: skip
     return gz, sums.double().sum(0)
 
@@ -156,7 +168,7 @@ def _gradient_of_weight(gz: Tensor, x: Tensor, s: _Stairs) -> Tensor:
 
 
 def bwd(
-    spec: MaskedLinearSpec,
+    spec: NetSpec,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
     needs: Sequence[bool],
@@ -165,12 +177,12 @@ def bwd(
     g = grads[0]
     if g is None:
         return [None] * len(tensors)
-    x, weight, bias, residual = unpack(spec, tensors)
-    need_x, need_weight, need_bias, need_residual = unpack(spec, needs)
-    plan = spec.plan
+    x, weight, bias, residual = _one_layer(spec, tensors)
+    need_x, need_weight, need_bias, need_residual = _one_layer(spec, needs)
+    plan = _plan(spec)
     if g.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
-    if not saved and spec.activation != "identity":  # the library op keeps outputs alone
+    if not saved and spec.last != "identity":  # the library op keeps outputs alone
         saved = _fwd(spec, tensors, keep=True)[1]
     g = _rows(g, plan.n_out).contiguous()
     gz, sums = _gradient_of_z(spec, g, saved[0].view(-1, plan.n_out) if saved else None)

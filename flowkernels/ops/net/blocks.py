@@ -1,7 +1,7 @@
-"""A masked product as strips of dense ones, for a library's GEMM: units by degree, each strip on the inputs it sees.
+"""A masked product as block-triangular dense ones, for a library's GEMM: units by degree, each block on the inputs it sees.
 
-With units and inputs in the order of their degrees, a strip's units see the inputs before its `depth`; what the
-staircase leaves of zeros inside of a strip is in the packed weight. One strip is the masked dense product, and needs no
+With units and inputs in the order of their degrees, a block's units see the inputs before its `depth`; what the
+staircase leaves of zeros inside of a block is in the packed weight. One block is the masked dense product, and needs no
 order.
 """
 
@@ -20,13 +20,13 @@ from flowkernels.ops._triton import precision
 from .plan import LayerPlan, MadePlan
 
 WAVE = 2**21  # entries of a product that keep a large GPU busy: 128 tiles of 128 x 128
-WIDTH = 256  # units, from which a strip does enough with an input that it reads again
+WIDTH = 256  # units, from which a block does enough with an input that it reads again
 MULTIPLE = 64  # of edges; a product's rows want to begin at multiples of 16 bytes
-_SAVED = 0.1  # of the dense product, from which strips pay for their launches
+_SAVED = 0.1  # of the dense product, from which blocks pay for their launches
 
 
-class Strip(NamedTuple):
-    """Units [first, last) by degree, which see inputs before `depth`; the strips before it those before `before`."""
+class Block(NamedTuple):
+    """Units [first, last) by degree, which see inputs before `depth`; the blocks before it those before `before`."""
 
     first: int
     last: int
@@ -48,26 +48,26 @@ def _once(plan: LayerPlan | MadePlan, key: tuple[Any, ...], make: Callable[[], A
     return found
 
 
-def strips(plan: LayerPlan, rows: int) -> tuple[Strip, ...]:
-    """The strips of a product on so many rows.
+def blocks_of(plan: LayerPlan, rows: int) -> tuple[Block, ...]:
+    """The blocks of a product on so many rows.
 
     As many as leave each of them a wave of tiles (rows x width of WAVE entries at least) and a width of WIDTH units: a
-    strip reads its inputs again, which narrow ones do not pay back. One where strips would save less than a tenth.
+    block reads its inputs again, which narrow ones do not pay back. One where blocks would save less than a tenth.
     """
     n = _count(plan, rows)
     return _once(plan, (n, MULTIPLE), lambda: _cut(plan, n))
 
 
 def is_cut(plans: Sequence[LayerPlan], rows: int) -> bool:
-    """Whether any of these layers has several strips."""
-    return any(len(strips(p, rows)) > 1 for p in plans)
+    """Whether any of these layers has several blocks."""
+    return any(len(blocks_of(p, rows)) > 1 for p in plans)
 
 
 def fastest(plans: Sequence[LayerPlan], x: Tensor) -> str:
     """The backend that `auto` tries first, of layers that begin with the last dimension of x.
 
     Of a GPU's, Triton where tensor cores multiply, as a pass over y of its own costs as much as the product there; else
-    the library's products, in strips where any layer is cut, plain PyTorch where none is: the same products, and less
+    the library's products, in blocks where any layer is cut, plain PyTorch where none is: the same products, and less
     work for the host. Predicted; no GPU has measured it yet.
     """
     if x.is_cpu:
@@ -81,11 +81,11 @@ def _count(plan: LayerPlan, rows: int) -> int:
     return max(1, plan.n_out // max(WIDTH, -(-WAVE // max(rows, 1))))
 
 
-def _cut(plan: LayerPlan, n: int) -> tuple[Strip, ...]:
+def _cut(plan: LayerPlan, n: int) -> tuple[Block, ...]:
     def up(size: int) -> int:
         return -(-size // MULTIPLE) * MULTIPLE
 
-    found: list[Strip] = []
+    found: list[Block] = []
     step = up(-(-plan.n_out // n))
     for first in range(0, plan.n_out, step):
         last = min(first + step, plan.n_out)
@@ -94,31 +94,31 @@ def _cut(plan: LayerPlan, n: int) -> tuple[Strip, ...]:
         if found and found[-1].depth == depth:
             found[-1] = found[-1]._replace(last=last)
         else:
-            found.append(Strip(first, last, found[-1].depth if found else 0, depth))
+            found.append(Block(first, last, found[-1].depth if found else 0, depth))
     dense = plan.n_out * plan.n_in
     if sum((s.last - s.first) * s.depth for s in found) > (1 - _SAVED) * dense:
-        return (Strip(0, plan.n_out, 0, plan.n_in),)
+        return (Block(0, plan.n_out, 0, plan.n_in),)
     return tuple(found)
 
 
-# ---- the three products; W and its gradient [n_out, n_in] packed, of which only what lies in a strip is touched ----
+# ---- the three products; W and its gradient [n_out, n_in] packed, of which only what lies in a block is touched ----
 
 
-def product(x: Tensor, W: Tensor, of: Sequence[Strip], out: Tensor) -> Tensor:
+def product(x: Tensor, W: Tensor, of: Sequence[Block], out: Tensor) -> Tensor:
     """x W^T in out [rows, n_out]."""
     for s in of:
         torch.mm(x[:, : s.depth], W[s.first : s.last, : s.depth].t(), out=out[:, s.first : s.last])
     return out
 
 
-def product_back(g: Tensor, W: Tensor, of: Sequence[Strip], out: Tensor) -> Tensor:
-    """g W in out [rows, n_in]: the inputs that a strip adds to those before it are seen from its first unit on."""
+def product_back(g: Tensor, W: Tensor, of: Sequence[Block], out: Tensor) -> Tensor:
+    """g W in out [rows, n_in]: the inputs that a block adds to those before it are seen from its first unit on."""
     for s in of:
         torch.mm(g[:, s.first :], W[s.first :, s.before : s.depth], out=out[:, s.before : s.depth])
     return out
 
 
-def outer(g: Tensor, x: Tensor, of: Sequence[Strip], out: Tensor) -> Tensor:
+def outer(g: Tensor, x: Tensor, of: Sequence[Block], out: Tensor) -> Tensor:
     """g^T x in out [n_out, n_in]."""
     for s in of:
         torch.mm(g[:, s.first : s.last].t(), x[:, : s.depth], out=out[s.first : s.last, : s.depth])
@@ -156,7 +156,7 @@ class Order(_Handled):
 class Layout(_Handled):
     """How a layer's weight is packed: packed[j, k] = W[row[j], column[k]] where rank[k] < limit[j], else 0.
 
-    What changes nothing is None. `width`: of each packed row, how much is in its strip. All int32, on the CPU and
+    What changes nothing is None. `width`: of each packed row, how much is in its block. All int32, on the CPU and
     `there` on a device.
     """
 
@@ -199,7 +199,7 @@ def orders(plan: LayerPlan, device: torch.device) -> Orders:
     return _once(plan, (device,), make)
 
 
-def layout(plan: LayerPlan, of: tuple[Strip, ...], in_sorted: bool, out_sorted: bool, device: torch.device) -> Layout:
+def layout(plan: LayerPlan, of: tuple[Block, ...], in_sorted: bool, out_sorted: bool, device: torch.device) -> Layout:
     """`in_sorted`, `out_sorted`: whether what enters and leaves the product is in the order of the degrees."""
 
     def make() -> Layout:
@@ -223,7 +223,7 @@ def layout(plan: LayerPlan, of: tuple[Strip, ...], in_sorted: bool, out_sorted: 
 class Frame(NamedTuple):
     """What a network's masks and the number of rows say of its layers."""
 
-    strips: tuple[tuple[Strip, ...], ...]
+    blocks: tuple[tuple[Block, ...], ...]
     sorted: tuple[bool, ...]  # of what enters each layer, and of the output: whether it is in the order of the degrees
     layouts: tuple[Layout, ...]
     orders: tuple[Orders, ...]
@@ -234,7 +234,7 @@ def frame(plan: LayerPlan | MadePlan, rows: int, device: torch.device) -> Frame:
     layers = plan.layers if isinstance(plan, MadePlan) else (plan,)
 
     def make() -> Frame:
-        cuts = tuple(strips(p, rows) for p in layers)
+        cuts = tuple(blocks_of(p, rows) for p in layers)
         cut = [len(c) > 1 for c in cuts]
         inside = (cut[0], *(any(cut),) * (len(layers) - 1), cut[-1])
         layouts = (

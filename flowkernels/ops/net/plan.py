@@ -68,7 +68,7 @@ class LayerPlan:
 
     Example:
         >>> import torch
-        >>> from flowkernels.ops.made import LayerPlan
+        >>> from flowkernels.ops import LayerPlan
         >>> plan = LayerPlan([1, 2, 3], [2, 1, 2, 1], strict=False)
         >>> plan.mask(torch.empty(0))
         tensor([[1., 1., 0.],
@@ -180,7 +180,7 @@ def layer_plan(degrees_in: Degrees, degrees_out: Degrees, strict: bool = False) 
     """The `LayerPlan` of these degrees; the same one for equal degrees, so that what hangs on it is made once.
 
     Example:
-        >>> from flowkernels.ops.made import layer_plan
+        >>> from flowkernels.ops import layer_plan
         >>> layer_plan([1, 2], [1, 1, 2]) is layer_plan((1, 2), (1, 1, 2))
         True
     """
@@ -229,7 +229,7 @@ class MadePlan:
         ValueError: the degrees break the contract above.
 
     Example:
-        >>> from flowkernels.ops.made import MadePlan
+        >>> from flowkernels.ops import MadePlan
         >>> plan = MadePlan([[2, 1], [1, 1, 1], [2, 2, 2, 1, 1, 1]])
         >>> plan.layers, plan.params_per_feature, plan.groups
         ((LayerPlan(2 -> 3), LayerPlan(3 -> 6, strict)), 3, ((1,), (0,)))
