@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from flowkernels import flows, ops, use_backend
-from flowkernels.ops.made.plan import layer_plan
+from flowkernels.ops.net.plan import layer_plan
 
 CACHES = ("compiled", "from disk")
 

@@ -20,7 +20,7 @@ from gpu_timing import Call, Rows
 from torch import Tensor
 
 from flowkernels import ops
-from flowkernels.ops.made import MadePlan, layer_plan
+from flowkernels.ops.net import MadePlan, layer_plan
 
 SIZES, QUICK = ((4096, 1024), (65536, 1024), (512, 128)), (32, 40)  # (batch, units)
 CHECKED = 4096  # rows of the comparison with plain PyTorch: enough to be cut

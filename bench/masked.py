@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels import ops
-from flowkernels.ops.made import LayerPlan, layer_plan
+from flowkernels.ops.net import LayerPlan, layer_plan
 
 FEATURES = 64  # D, from which nflows' degrees follow
 OPS = ("forward", "forward + backward")

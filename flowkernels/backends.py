@@ -22,6 +22,7 @@ _PACKAGE = os.path.dirname(__file__)
 # No GPU has timed them side by side yet (`make gpu-check` does): where Triton's win, from that table.
 NAMES = ("cpu", "cuda", "triton", "fused_torch", "reference")
 
+
 class SlowPathWarning(UserWarning):
     """A plain PyTorch path runs where a kernel exists but cannot be used."""
 

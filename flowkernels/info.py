@@ -16,8 +16,8 @@ def _reason(op: str, backend: str) -> str | None:
     """Why `backend` cannot run `op` on float32 tensors of this machine, or None where it can."""
     modules, declared = backends.table()[op], backends.ops()[op]
     if backend not in modules:
-        by_default = "plain PyTorch is the reference" if backend == "fused_torch" else "not written yet; see CHANGELOG.md"
-        return declared.missing.get(backend, by_default)
+        reasons = {"fused_torch": "plain PyTorch is the reference", **declared.missing}
+        return reasons.get(backend, "not written yet; see CHANGELOG.md")
     assert declared.sample is not None
     spec, tensors = declared.sample()
     if backend in ("cuda", "triton") and torch.cuda.is_available():

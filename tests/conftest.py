@@ -13,7 +13,7 @@ import torch
 
 from flowkernels import backends
 from flowkernels.ops import _triton
-from flowkernels.ops.made import strips
+from flowkernels.ops.net import blocks
 from tests import device as place
 from tests import emulator
 
@@ -152,10 +152,10 @@ def cuda_on_cpu() -> Iterator[emulator.Emulated]:
 
 
 @pytest.fixture
-def narrow_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masked products on a GPU are cut into strips however small they are."""
+def narrow_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked products on a GPU are cut into blocks however small they are."""
     for name, size in (("WAVE", 1), ("WIDTH", 8), ("MULTIPLE", 4)):
-        monkeypatch.setattr(strips, name, size)
+        monkeypatch.setattr(blocks, name, size)
 
 
 @pytest.fixture

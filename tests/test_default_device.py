@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowkernels import ops
 from flowkernels.ops.autoregressive_inverse import triton as sweep_triton
-from flowkernels.ops.masked_linear import triton as masked_triton
+from flowkernels.ops.net import triton as masked_triton
 from flowkernels.transforms import RQS, Permutation
 from tests.ops import test_lu_linear
 from tests.ops.masked import SHAPES, draw, plan_of

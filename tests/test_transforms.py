@@ -586,10 +586,10 @@ def test_autoregressive_with_dropout() -> None:
     layer = masked(4, dropout=0.5)
     randomise(layer)
     y = torch.randn(50, 4)
-    assert layer.conditioner.arguments(y, None) is None
+    assert layer.conditioner.as_net(y, None) is None
     assert not torch.equal(layer.inverse(y)[0], layer.inverse(y)[0])
     layer.eval()
-    assert layer.conditioner.arguments(y, None) is not None
+    assert layer.conditioner.as_net(y, None) is not None
     torch.testing.assert_close(layer(layer.inverse(y)[0])[0], y)
 
 

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from flowkernels._arguments import check_tensor, count, flag, generator, share, widths
 from flowkernels.ops.net import LayerPlan, MadePlan, Net, masked_linear, run_made
 from flowkernels.ops.net.activations import FUNCTIONS, check_activation, name_of, name_of_class
-from flowkernels.ops.net.net import made_net
+from flowkernels.ops.net.net import fitting, made_net
 
 from .common import Activation, check_context, check_dtypes, start_at
 from .degrees import Seed, hidden_degrees, input_degrees, output_degrees
 from .reading import Kept, Walk, linear, no_dropout
-
 
 
 def _activation(activation: Activation) -> str:
@@ -290,7 +289,7 @@ def _layers(walk: Walk, net: MADE, plan: MadePlan) -> Net | None:
             return None
         found += [linear(walk, layer, MaskedLinear) for layer in block.linears]
     found.append(linear(walk, parts["final_layer"], MaskedLinear))
-    return None if None in found else made_net(found, plan, net.activation)
+    return None if None in found else fitting(made_net(found, plan, net.activation))
 
 
 _read = Kept[Net](_layers)

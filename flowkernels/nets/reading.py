@@ -1,4 +1,4 @@
-"""What of an nn.Module may be read instead of called, and the network that was read, kept: one answer for every library.
+"""What of an nn.Module may be read instead of called, and what was read, kept: one answer for every library.
 
 A module may be read where calling it would do nothing but its arithmetic. A weight that a hook computes before each
 call (weight norm, pruning), or a parametrization, is in no dict of parameters; a hook, whatever it does, wants to be
@@ -77,7 +77,7 @@ def may_compute(like: Tensor, x: Tensor, *others: Tensor | None) -> bool:
     """Whether torch would now compute with x and these as with `like`, a weight: the same of no modules."""
     if hooked_globally() or in_autocast(x) or in_transform((x, *others)):
         return False
-    for t in (x, *others):
+    for t in (x, *others):  # noqa: SIM110  (any() over a generator takes twice as long, on every call)
         if t is not None and (t.dtype is not like.dtype or t.device != like.device):
             return False
     return True
@@ -90,7 +90,7 @@ class Walk:
     """
 
     def __init__(self) -> None:
-        self._modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], int]] = []
+        self._modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], bool]] = []
 
     def enter(
         self,
@@ -99,10 +99,11 @@ class Walk:
         parameters: Sequence[str] = (),
         attributes: Sequence[str] = (),
         buffers: Sequence[str] = (),
+        is_called: bool = False,
     ) -> bool:
         """Looks at a module, all its children, and at these of its parameters, attributes and buffers; False where it
-        wants to be called."""
-        if hooked(module):
+        wants to be called (and not where it `is_called` anyway: its hooks then have their way)."""
+        if not is_called and hooked(module):
             return False
         d = module.__dict__
         children = [(name, weakref.ref(m) if m is not None else _nothing) for name, m in d["_modules"].items()]
@@ -114,18 +115,18 @@ class Walk:
             of_buffers.append((name, t, t._version, t.data_ptr()))
         self._modules.append((
             weakref.ref(module), type(module), [(n, d["_parameters"].get(n)) for n in parameters], children,
-            [(n, d.get(n)) for n in attributes], of_buffers, len(children),
+            [(n, d.get(n)) for n in attributes], of_buffers, is_called,
         ))  # fmt: skip
         return True
 
     def holds(self) -> bool:
         """Whether nothing has changed since, and nothing wants to be called."""
-        for reference, cls, parameters, children, attributes, buffers, n_children in self._modules:
+        for reference, cls, parameters, children, attributes, buffers, is_called in self._modules:
             m = reference()
             if type(m) is not cls:
                 return False
             d = m.__dict__
-            if (
+            if not is_called and (
                 d["_forward_hooks"]
                 or d["_forward_pre_hooks"]
                 or d["_backward_hooks"]
@@ -139,7 +140,7 @@ class Walk:
                     if owned.get(name) is not value:
                         return False
             inner = d["_modules"]
-            if len(inner) != n_children:
+            if len(inner) != len(children):
                 return False
             for name, child in children:
                 if inner.get(name) is not child():
@@ -189,7 +190,7 @@ class Kept(Generic[T]):
 
 
 def linear(walk: Walk, m: Any, linear_class: type = nn.Linear, buffers: Sequence[str] = ()) -> Any:
-    """(weight, bias) of a linear layer, or None where it is anything more: weight norm, parametrizations, LoRA, hooks."""
+    """(weight, bias) of a linear layer; None where it is more: weight norm, parametrizations, LoRA, hooks."""
     if type(m) is not linear_class or not of_parameters(m):
         return None
     if not walk.enter(m, parameters=("weight", "bias"), buffers=buffers):

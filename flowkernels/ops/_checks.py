@@ -51,8 +51,10 @@ def in_autocast(x: Tensor) -> bool:
 
 def why_not_multiplied(tensors: Sequence[Tensor]) -> str | None:
     """Why kernels may not multiply these tensors, x first, as they are, or None."""
-    if any(t.dtype is not tensors[0].dtype for t in tensors):
-        return "the inputs have several dtypes"
+    dtype = tensors[0].dtype
+    for t in tensors:  # any() over a generator takes twice as long, on every call
+        if t.dtype is not dtype:
+            return "the inputs have several dtypes"
     if in_autocast(tensors[0]):
         return "autocast chooses the dtype of every product"
     return None

@@ -34,9 +34,9 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "inverse"])
 def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     names = []
-    watch(monkeypatch, names, nflows_made, "made")
-    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_inverse", "autoregressive_inverse")
-    watch(monkeypatch, names, nflows_autoregressive, "try_autoregressive_layer", "flow_layer")
+    watch(monkeypatch, names, nflows_made, "run_made", "made")
+    watch(monkeypatch, names, nflows_autoregressive, "run_inverse", "autoregressive_inverse")
+    watch(monkeypatch, names, nflows_autoregressive, "run_autoregressive_layer", "flow_layer")
     return names
 
 

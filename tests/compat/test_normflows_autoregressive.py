@@ -29,10 +29,10 @@ def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     fuse_small_ones(monkeypatch)
     names = []
-    watch(monkeypatch, names, nflows_made, "made")
+    watch(monkeypatch, names, nflows_made, "run_made", "made")
     for module in (nflows_autoregressive, nflows_circular):
-        watch(monkeypatch, names, module, "try_autoregressive_inverse", "autoregressive_inverse")
-        watch(monkeypatch, names, module, "try_autoregressive_layer", "flow_layer")
+        watch(monkeypatch, names, module, "run_inverse", "autoregressive_inverse")
+        watch(monkeypatch, names, module, "run_autoregressive_layer", "flow_layer")
     return names
 
 

@@ -32,7 +32,7 @@ def ops(monkeypatch):
     """The ops that were called, by name."""
     fuse_small_ones(monkeypatch)
     names = []
-    watch(monkeypatch, names, halves, "try_flow_layer")
+    watch(monkeypatch, names, halves, "run_layer")
     return names
 
 
@@ -128,7 +128,7 @@ def test_edited_couplings_compute_what_normflows_would(edit, ops):
 @pytest.mark.parametrize("make", [block, masked])
 def test_small_batches_stay_with_normflows(make, monkeypatch):
     names = []
-    watch(monkeypatch, names, halves, "try_flow_layer")
+    watch(monkeypatch, names, halves, "run_layer")
     steps = 1 if make is block else 2
     fast = accelerated_copy(make())
     x = draw(8).float()

@@ -106,7 +106,7 @@ def draw_for(conditions, batch=B):
 def ops(monkeypatch):
     """The ops that ran."""
     names = []
-    watch(monkeypatch, names, halves, "try_flow_layer")
+    watch(monkeypatch, names, halves, "run_layer")
     return names
 
 

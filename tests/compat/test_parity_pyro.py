@@ -157,7 +157,7 @@ def test_shapes_and_caches(name):
 def test_the_ops_are_reached(monkeypatch):
     names = []
 
-    for name in ("try_autoregressive_layer", "autoregressive_inverse", "rqs"):
+    for name in ("run_autoregressive_layer", "run_inverse", "rqs"):
         watch(monkeypatch, names, pyro_layers, name)
     cases = (
         ("autoregressive", None),
@@ -171,18 +171,18 @@ def test_the_ops_are_reached(monkeypatch):
         fast = accelerated_copy(make(case)[0])
         run(fast, draw(7, D), False, context)
         run(fast, draw(7, D), True, context)
-        assert names == ["try_autoregressive_layer"] * ("affine" not in case) + ["autoregressive_inverse"]
+        assert names == ["run_autoregressive_layer"] * ("affine" not in case) + ["run_inverse"]
         names.clear()
 
 
 def test_a_spline_coupling_is_one_op_beside_its_lower_spline(monkeypatch):
     names = []
-    watch(monkeypatch, names, pyro_coupling, "try_flow_layer")
+    watch(monkeypatch, names, pyro_coupling, "run_layer")
     watch(monkeypatch, names, pyro_layers, "rqs")
     for case, wanted in (
-        ("coupling", ["rqs", "try_flow_layer"]),
-        ("linear coupling", ["rqs", "try_flow_layer"]),
-        ("coupling, identity", ["try_flow_layer"]),
+        ("coupling", ["rqs", "run_layer"]),
+        ("linear coupling", ["rqs", "run_layer"]),
+        ("coupling, identity", ["run_layer"]),
         ("coupling, wide network", ["rqs", "rqs"]),
     ):
         for inverse in (False, True):
@@ -234,7 +234,7 @@ def test_affine_couplings_without_a_graph(name, inverse):
 @pytest.mark.parametrize("context", [None, draw(3), draw(7, 3)], ids=["", "one context", "a context a row"])
 def test_an_affine_coupling_is_one_op_where_it_pays(context, monkeypatch):
     names = []
-    watch(monkeypatch, names, pyro_coupling, "try_flow_layer")
+    watch(monkeypatch, names, pyro_coupling, "run_layer")
     plain = make("affine coupling" if context is None else "conditional affine coupling")[0]
     coupling, x = accelerated_copy(plain), draw(7, D)
     run(coupling, x, False, context)

@@ -95,19 +95,19 @@ def test_every_other_way_to_call(name):
 def ran(monkeypatch):
     """The names of the ops that did the work, in order."""
     names = []
-    for name in ("try_autoregressive_layer", "try_flow_layer", "autoregressive_inverse", "made"):
+    for name in ("run_autoregressive_layer", "run_layer", "run_inverse", "run_made"):
         watch(monkeypatch, names, zuko_transforms, name)
     return names
 
 
 OPS = {
-    "NSF": ("try_autoregressive_layer", ["autoregressive_inverse"]),
-    "NSF, random orders, narrow": ("try_autoregressive_layer", ["autoregressive_inverse"]),
-    "NSF, two passes": ("try_autoregressive_layer", ["autoregressive_inverse"]),
-    "MAF": ("try_autoregressive_layer", ["autoregressive_inverse"]),
-    "NCSF": ("made", ["autoregressive_inverse"]),
-    "NICE": ("try_flow_layer", ["try_flow_layer"]),
-    "coupling, spline": ("try_flow_layer", ["try_flow_layer"]),
+    "NSF": ("run_autoregressive_layer", ["run_inverse"]),
+    "NSF, random orders, narrow": ("run_autoregressive_layer", ["run_inverse"]),
+    "NSF, two passes": ("run_autoregressive_layer", ["run_inverse"]),
+    "MAF": ("run_autoregressive_layer", ["run_inverse"]),
+    "NCSF": ("made", ["run_inverse"]),
+    "NICE": ("run_layer", ["run_layer"]),
+    "coupling, spline": ("run_layer", ["run_layer"]),
 }
 
 

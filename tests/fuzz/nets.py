@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkernels.ops import LayerPlan, MadePlan
 from flowkernels.ops.flow_layer import columns
-from flowkernels.ops.made.activations import FUNCTIONS
+from flowkernels.ops.net.activations import FUNCTIONS
 
 from .calls import Call, Path, Recipe
 from .draw import DTYPES, Draw
@@ -130,7 +130,7 @@ def autoregressive_inverse(draw: Draw) -> Call:
             if draw.chance(0.15):
                 arguments[name] = True
     if draw.chance(0.15):
-        arguments["waves"] = draw.values(plan.features, 5, scale=0.5)
+        arguments["periodic_features"] = draw.values(plan.features, 5, scale=0.5)
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments["univariate"] = of_map
     sizes = {("z",): size_of_box(backwards)}

@@ -34,9 +34,9 @@ from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inve
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
 from flowkernels.ops.lu_linear.reference import LuSpec
-from flowkernels.ops.made.plan import MadePlan, layer_plan
-from flowkernels.ops.masked_linear import triton as masked_linear
-from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
+from flowkernels.ops.net import triton as masked_linear
+from flowkernels.ops.net.plan import MadePlan, layer_plan
+from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.rqs import triton as rqs
 from flowkernels.ops.rqs.spec import cached_spec
 
@@ -90,7 +90,7 @@ def _lu(fwd: bool, inverse: bool, channels: int) -> Callable[[], object]:
 
 def _masked(fwd: bool, dtype: torch.dtype, precision: str = "highest") -> Callable[[], object]:
     degrees = range(1, 1025)
-    spec = MaskedLinearSpec(layer_plan(degrees, degrees), "relu", True, False)
+    spec = NetSpec(1, layer_plan(degrees, degrees), False, "identity", "relu")
     x, weight, bias = torch.zeros(4096, 1024, dtype=dtype), torch.zeros(1024, 1024, dtype=dtype), torch.zeros(1024)
 
     def call() -> object:

@@ -18,10 +18,11 @@ from torch._subclasses import FakeTensorMode
 
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet
-from flowkernels.ops import _net
 from flowkernels.ops.affine.spec import SCALES
-from flowkernels.ops.flow_layer import columns, flow_layer, try_autoregressive_layer, try_flow_layer
+from flowkernels.ops.flow_layer import columns, flow_layer, run_autoregressive_layer, run_layer
 from flowkernels.ops.flow_layer.spec import Columns
+from flowkernels.ops.net import native as net_native
+from flowkernels.ops.net.net import made_net
 from flowkernels.transforms import RQS, Affine, Coupling
 from tests.numbers import assert_within_rule
 from tests.ops import masked
@@ -171,15 +172,14 @@ def through_the_module(
     C: Any = _native.C
     x, *rest = tensors
     rows, D = x.shape
-    net = _net.describe(rest, residual=False, activation="relu", needs=[True] * len(rest), plans=made.plan.layers)
-    for layer in net.layers:
-        layer.allocate_grads(rows)
+    spec = made_net(list(zip(rest[::2], rest[1::2], strict=True)), made.plan, "relu").spec
+    grads = net_native.allocate_grads(spec, rest, [True] * len(rest), rows)
     y, ladj, grad_x = torch.empty_like(x), x.new_empty(rows), torch.empty_like(x)
     univariate = C.UnivariateMap(C.AffineSpec(scale, min_scale, 2.0, inverse, -0.2, 0.3, shift_first, (1, 0, 0, 1)))
-    same = (net.handle(rows), univariate, C.Columns(D, range(D), range(D)), x)
+    net = net_native.handle(spec, rest, (rows,), rows, grads=grads)
+    same = (net, univariate, C.Columns(D, range(D), range(D)), x)
     C.flow_layer_fwd(*same, y, ladj, 1)
     C.flow_layer_bwd(*same, weights(y), weights(ladj), grad_x, 1)
-    grads = [t for layer in net.layers for t in (layer.grad_weight, layer.grad_bias)]
     return [y, ladj, grad_x, *(t for t in grads if t is not None)]
 
 
@@ -793,7 +793,7 @@ def test_autoregressive_layers_in_one_op(shape, univariate, isa) -> None:
 
     def fused(tensors):
         x, layers, adds = problem.split(tensors)
-        found = try_autoregressive_layer(x, univariate.spec, layers, problem.plan, "tanh", adds)
+        found = run_autoregressive_layer(x, made_net(layers, problem.plan, "tanh", adds), univariate.spec)
         assert found is not None
         return found
 
@@ -834,7 +834,7 @@ def test_couplings_run_as_one_op(net, univariate, inverse, isa, monkeypatch) -> 
     leaves = [x, *layer.parameters(), *([] if context is None else [context])]
     ran = []
     monkeypatch.setattr(
-        "flowkernels.transforms.coupling.try_flow_layer", lambda *a, **k: ran.append(try_flow_layer(*a, **k)) or ran[-1]
+        "flowkernels.transforms.coupling.run_layer", lambda *a, **k: ran.append(run_layer(*a, **k)) or ran[-1]
     )
 
     def run() -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkernels.ops import MadePlan
 from flowkernels.ops._kept import kept
 from flowkernels.ops.autoregressive_inverse import schedule
-from flowkernels.ops.made.plan import LayerPlan, layer_plan
+from flowkernels.ops.net.plan import LayerPlan, layer_plan
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def _sweep(features: int) -> object:
 
 
 def _stairs(features: int) -> object:
-    from flowkernels.ops.masked_linear import triton
+    from flowkernels.ops.net import triton
 
     return triton.stairs(_plan(features).layers[0], CPU)
 

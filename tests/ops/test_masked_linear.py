@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from flowkernels import ops
-from flowkernels.ops.made.plan import LayerPlan, _by_identity, layer_plan
+from flowkernels.ops.net.plan import LayerPlan, _by_identity, layer_plan
 from tests.device import here
 from tests.ops.masked import ACTIVATIONS, assert_numbers, backends_of, values_and_gradients
 

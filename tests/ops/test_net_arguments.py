@@ -10,8 +10,9 @@ import torch
 
 from flowkernels import ops
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import Columns, columns, flow_layer, try_autoregressive_layer, try_flow_layer
-from flowkernels.ops.made import LayerPlan, MadePlan, layer_plan
+from flowkernels.ops.flow_layer import Columns, columns, flow_layer, run_autoregressive_layer, run_layer
+from flowkernels.ops.net import LayerPlan, MadePlan, layer_plan
+from flowkernels.ops.net.net import dense_net, made_net
 from flowkernels.transforms import RQS, Affine
 
 R = torch.zeros
@@ -65,7 +66,7 @@ CALLS: dict[str, Call] = {
     ),
 }  # fmt: skip
 BACKENDS = {
-    name: ("cpu", "eager", "reference") if name.startswith("residual_net") else ("cpu", "reference") for name in CALLS
+    name: ("cpu", "fused_torch", "reference") if name.startswith("residual_net") else ("cpu", "reference") for name in CALLS
 }
 
 NO_TENSORS = {
@@ -160,11 +161,11 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     for value in (True,):
         add("autoregressive_inverse", "half a turn of an affine map", half_turn=value)
         add("autoregressive_inverse", "outside of an affine map", zero_outside=value)
-    for value in (R(D, 4), R(D + 1, 5), "waves", R(D, 5).double()):
+    for value in (R(D, 4), R(D + 1, 5), "periodic_features", R(D, 5).double()):
         add(
             "autoregressive_inverse",
-            f"waves {getattr(value, 'shape', value)} {getattr(value, 'dtype', '')}",
-            waves=value,
+            f"periodic_features {getattr(value, 'shape', value)} {getattr(value, 'dtype', '')}",
+            periodic_features=value,
         )
     for name, value in NO_TENSORS.items():
         add("masked_linear", f"weight is {name}", weight=value)
@@ -231,15 +232,15 @@ def test_a_compiler_refuses(name) -> None:
 @pytest.mark.parametrize("univariate", [None, AFFINE._replace(event_dims=2), AFFINE._replace(stop=2), RQS(bins=4).spec])
 def test_those_that_try(univariate) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^ops.flow_layer: .+ must .+, got .+"):
-        try_flow_layer(X, COUPLING, univariate, columns(D, (0,), (1, 2)))
+        run_layer(X, dense_net(COUPLING, True, "relu", 1, (B,), None), univariate, columns(D, (0,), (1, 2)))
     with pytest.raises((TypeError, ValueError), match=r"^ops.flow_layer: .+ must .+, got .+"):
-        try_autoregressive_layer(X, univariate, MADE, PLAN)
+        run_autoregressive_layer(X, made_net(MADE, PLAN, "relu"), univariate)
 
 
 @pytest.mark.parametrize("seen", [R(B, D + 1), R(B + 1, D), R(B, D).double(), "seen"])
 def test_what_is_seen_in_place_of_x(seen) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^ops.flow_layer: seen must .+, got .+"):
-        try_autoregressive_layer(X, AFFINE, MADE, PLAN, seen=seen)
+        run_autoregressive_layer(X, made_net(MADE, PLAN, "relu"), AFFINE, seen)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 
 from flowkernels import ops
 from flowkernels.nets import ResidualNet
-from flowkernels.ops.residual_net import layers_of
+from flowkernels.ops.net.activations import FUNCTIONS
 
 # (rows, in, hidden, out, blocks, context)
 CASES = {
@@ -21,7 +21,7 @@ CASES = {
     "rows, units and features that fill no block": (130, 31, 77, 100, 2, 5),
     "deep": (33, 2, 13, 4, 5, 0),
 }
-BACKENDS = ("cpu", "eager", "reference")
+BACKENDS = ("cpu", "fused_torch", "reference")
 
 
 def _inputs(case, dtype=torch.float64):
@@ -61,7 +61,7 @@ def _found(case, dtype, backend, compute=None):
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_match_the_reference(case, dtype):
     truth = _found(case, dtype, "reference", torch.float64)
-    for backend in ("cpu", "eager"):
+    for backend in ("cpu", "fused_torch"):
         for mine, right in zip(_found(case, dtype, backend), truth, strict=True):
             assert mine.dtype is dtype
             # Sums in another order. In 16 bits torch's products round every layer, the kernel only what goes out.
@@ -153,21 +153,37 @@ def test_wrong_number_of_layers():
         ops.residual_net(x, layers, blocks=3)
 
 
-class TestLayersOf:
+class TestAsNet:
+    x = torch.zeros(4, 3)
+
     def net(self, **settings):
         return ResidualNet(3, 5, hidden=8, blocks=2, **settings)
 
     def test_a_plain_net_is_read(self):
-        assert len(layers_of(self.net(), None)) == 6
+        assert self.net().as_net(self.x).spec.n == 6
+
+    def test_what_was_read_is_kept(self):
+        net = self.net()
+        assert net.as_net(self.x) is net.as_net(self.x)
 
     def test_a_net_in_evaluation_mode_has_no_dropout(self):
         net = self.net(dropout=0.5)
-        assert layers_of(net, None) is None
-        assert layers_of(net.eval(), None) is not None
+        assert net.as_net(self.x) is None
+        assert net.eval().as_net(self.x) is not None
+        assert net.train().as_net(self.x) is None
 
-    @pytest.mark.parametrize("settings", [{"activation": F.gelu}, {"batch_norm": True}, {"context": 2}])
+    @pytest.mark.parametrize("activation", FUNCTIONS)
+    def test_every_activation_of_the_table(self, activation):
+        net = self.net(activation=activation).double()
+        assert net.as_net(self.x).spec.activation == activation
+        called = copy.deepcopy(net)
+        called.blocks[0].linear_layers[0].register_forward_hook(lambda *a: None)
+        x = torch.randn(6, 3, dtype=torch.float64)
+        torch.testing.assert_close(net(x), called(x), rtol=1e-13, atol=1e-13)
+
+    @pytest.mark.parametrize("settings", [{"activation": F.softsign}, {"batch_norm": True}])
     def test_what_it_cannot_do_is_left_alone(self, settings):
-        assert layers_of(self.net(**settings), None) is None
+        assert self.net(**settings).as_net(self.x) is None
 
     def test_hooks_fire(self):
         net, seen = self.net(), []
@@ -178,7 +194,7 @@ class TestLayersOf:
     def test_replaced_and_parametrised_layers_are_called(self):
         net = self.net()
         nn.utils.parametrizations.weight_norm(net.blocks[0].linear_layers[0])
-        assert layers_of(net, None) is None
+        assert net.as_net(self.x) is None
 
     def test_same_numbers_as_its_own_modules(self):
         net = self.net().double()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowkernels import ops
 from flowkernels.ops.flow_layer import columns, flow_layer
-from flowkernels.ops.made.plan import MadePlan
+from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.rqs.spec import make_spec
 from flowkernels.transforms import RQS
 from tests.device import here

@@ -14,8 +14,8 @@ from flowkernels import backends, ops
 from flowkernels.ops import _triton
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
-from flowkernels.ops.made.plan import MadePlan, layer_plan
-from flowkernels.ops.masked_linear import triton as masked_linear
+from flowkernels.ops.net import triton as masked_linear
+from flowkernels.ops.net.plan import MadePlan, layer_plan
 from tests.numbers import assert_within_rule
 from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
 from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw, values_and_gradients
@@ -131,7 +131,7 @@ def test_compile(problem, device, monkeypatch) -> None:
 
 def test_tuning_is_kept_on_disk_and_knows_a_batch_by_its_bucket(monkeypatch) -> None:
     triton: Any = pytest.importorskip("triton")
-    from flowkernels.ops.masked_linear.triton_kernels import masked_outer, masked_product
+    from flowkernels.ops.net.triton_kernels import masked_outer, masked_product
 
     assert [_triton.bucket(n) for n in (1, 256, 257, 1024, 1025, 65536, 10**6)] == [
         256,

@@ -72,9 +72,7 @@ def _add(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, 
     return y, y.new_zeros(y.shape[0])
 
 
-ADDITIVE = coupling.Univariate(
-    lambda layer, net, inverse: cached_spec("additive", 0.0, inverse), lambda layer, last: last, _add
-)
+ADDITIVE = coupling.Univariate(lambda layer, net, inverse: cached_spec("additive", 0.0, inverse), None, _add)
 
 
 class AdditiveCoupling(FastMethods):

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, overridden
-from flowkernels.compat.reading import is_bare
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.nets.reading import is_bare
 from flowkernels.ops import affine
-from flowkernels.ops._routing import in_transform
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
-from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
-from flowkernels.ops.flow_layer import try_autoregressive_layer
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.flow_layer import run_autoregressive_layer
+from flowkernels.ops.net import Net
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import circular
 from .classes import made_class
-from .made import Made, arguments, made_refusal
+from .made import Made, as_net, made_refusal
 from .settings import spline_spec
 from .spline import per_feature, spline
 
@@ -34,13 +34,11 @@ from .spline import per_feature, spline
 Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
-def _network(layer: Any, x: Tensor, context: Tensor | None, **direction: bool) -> dict[str, Any] | None:
+def _network(layer: Any, x: Tensor, context: Tensor | None, **direction: bool) -> Net | None:
     """The network as the ops that fuse it with the map take it; None where it must be called."""
     net = layer.autoregressive_net
     # Of this layer: `accelerate` has seen that the network's forward is nflows'.
-    if not in_transform((x, context)) and layer_of(net) is Made and is_bare(net):
-        return arguments(net, x, context, **direction)
-    return None
+    return as_net(net, x, context, **direction) if layer_of(net) is Made and is_bare(net) else None
 
 
 def _forward(
@@ -52,7 +50,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     spec = spec_of(layer)
     found = _network(layer, x, context) if x.dim() == 2 and spec is not None else None
-    fused = None if found is None or spec is None else try_autoregressive_layer(x, spec, **found)
+    fused = None if found is None or spec is None else run_autoregressive_layer(x, found, spec)
     if fused is not None:
         return fused
     params = layer.autoregressive_net(x, context)
@@ -72,7 +70,7 @@ def _inverse(
         return original_class(layer).inverse(layer, z, context)
     spec = spec_of(layer)
     found = None if spec is None else _network(layer, z, context, inverse=True)
-    fused = None if found is None or spec is None else try_autoregressive_inverse(z, univariate=spec, **found)
+    fused = None if found is None or spec is None else run_inverse(z, found, spec, or_none=True)
     if fused is not None:
         return fused
     x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])

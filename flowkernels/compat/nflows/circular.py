@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading import is_bare
+from flowkernels.nets.reading import is_bare
 from flowkernels.ops._kept import kept
-from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
-from flowkernels.ops.flow_layer import try_autoregressive_layer
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.flow_layer import run_autoregressive_layer
+from flowkernels.ops.net import Net
 from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
 
 from .made import preprocessing_of
 from .spline import is_listed
-
-Net = dict[str, Any]  # what `ops.made` takes beside x
 
 
 def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
@@ -32,8 +31,8 @@ def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tens
     before, bound = preprocessing_of(layer.autoregressive_net), layer.tail_bound
     seen = x if before is None else before(x)
     given = x / bound if isinstance(bound, Tensor) else x
-    net = {**found, "layers": _with_tails(layer, found["layers"])}
-    fused = try_autoregressive_layer(given, _spec(layer, logit_scale), **net, seen=None if seen is given else seen)
+    net = _with_tails(layer, found)
+    fused = run_autoregressive_layer(given, net, _spec(layer, logit_scale), None if seen is given else seen)
     if fused is None:
         return None
     y, ladj = fused
@@ -43,25 +42,24 @@ def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tens
 
 def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
     """x and ladj in one sweep; None where that has no kernel, or knows not what is before the network."""
-    waves, bound = None, layer.tail_bound
+    periodic, bound = None, layer.tail_bound
     before = preprocessing_of(layer.autoregressive_net)
     if before is not None:
-        waves = _waves(before, z)
-        if waves is None:
+        periodic = _periodic_features(before, z)
+        if periodic is None:
             return None
-    net = {**found, "layers": _with_tails(layer, found["layers"])}
+    net = _with_tails(layer, found)
     if isinstance(bound, Tensor):
         # The sweep knows x over its bound: so the network's first layer, or what comes before it, is stretched.
         z = z / bound
-        if waves is None:
-            (weight, bias), *rest = net["layers"]
-            net["layers"] = [(weight * bound, bias), *rest]
+        if periodic is None:
+            (weight, bias), *rest = net.layers
+            net = net.with_layers([(weight * bound, bias), *rest])
         else:
             one = torch.ones_like(bound)
-            waves = waves * torch.stack((bound, one, one, bound, one), -1)
-    fused = try_autoregressive_inverse(
-        z, univariate=_spec(layer, logit_scale), **net, waves=waves, zero_outside=is_listed(layer)
-    )
+            periodic = periodic * torch.stack((bound, one, one, bound, one), -1)
+    net, spec = net.with_periodic(periodic), _spec(layer, logit_scale)
+    fused = run_inverse(z, net, spec, zero_outside=is_listed(layer), or_none=True)
     if fused is None:
         return None
     x, ladj = fused
@@ -93,14 +91,14 @@ def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tens
     return torch.tensor(rows, device=device), torch.tensor(ends, device=device)
 
 
-def _with_tails(layer: Any, layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+def _with_tails(layer: Any, net: Net) -> Net:
     if not is_listed(layer):
-        return layers
-    weight, bias = layers[-1]
+        return net
+    weight, bias = net.layers[-1]
     rows, ends = _rows(tuple(layer.tails), layer.num_bins, weight.device)
     one = math.log(math.expm1(1 - layer.min_derivative))
     weight = weight.index_select(0, rows).masked_fill(ends[:, None], 0)
-    return [*layers[:-1], (weight, bias.index_select(0, rows).masked_fill(ends, one))]
+    return net.with_last(weight, bias.index_select(0, rows).masked_fill(ends, one))
 
 
 # ---- what comes before the network ----
@@ -113,7 +111,7 @@ def _read_columns(columns: Tensor) -> list[int]:
 _columns = CachedRead[list[int]](_read_columns)
 
 
-def _waves(before: nn.Module, x: Tensor) -> Tensor | None:
+def _periodic_features(before: nn.Module, x: Tensor) -> Tensor | None:
     """normflows' periodic features as `ops.autoregressive_inverse` takes them; None where it is anything else."""
     if (type(before).__module__, type(before).__name__) != ("normflows.utils.nn", "PeriodicFeaturesElementwise"):
         return None

@@ -15,7 +15,8 @@ from flowkernels.distributions import StandardNormal
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, ResidualNet
 from flowkernels.nets.made import MaskedLinear
-from flowkernels.ops.made import FUNCTIONS
+from flowkernels.ops.net.activations import FUNCTIONS
+from flowkernels.ops.net.activations import name_of as activation_name
 from flowkernels.transforms import (
     RQS,
     ActNorm,
@@ -28,8 +29,6 @@ from flowkernels.transforms import (
     Permutation,
     Transform,
 )
-
-from .made import _activation as activation_name
 
 _EPSILON = 1e-3  # of nflows' affine layers
 

@@ -22,7 +22,7 @@ from flowkernels.ops._routing import _transforms_active
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
 from flowkernels.ops.flow_layer import columns as fused_columns
-from flowkernels.ops.flow_layer import try_flow_layer
+from flowkernels.ops.flow_layer import run_layer
 from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import residual
@@ -36,8 +36,8 @@ class Univariate(NamedTuple):
 
     # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
     spec: Callable[[Any, Any, bool], RqsSpec | AffineSpec | None]
-    # the network's last layer with its outputs feature by feature, as that op wants them
-    last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+    # the network's last layer with its outputs feature by feature, as that op wants them; None: it has them so
+    last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] | None
     # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
     run: Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -87,14 +87,15 @@ def _fused(
     split = _split_of(layer)
     if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
         return None
-    layers = residual.layers(net, inputs, context)
-    if layers is None or getattr(net, "preprocessing", None) is not None:
+    found = residual.as_net(net, inputs, context)
+    if found is None or net._modules.get("preprocessing") is not None:
         return None
     spec = univariate.spec(layer, net, inverse)
     if spec is None:
         return None
-    layers[-1] = univariate.last(layer, layers[-1])
-    return try_flow_layer(inputs, layers, spec, split.fused, context)
+    if univariate.last is not None:
+        found = found.with_last(*univariate.last(layer, found.layers[-1]))
+    return run_layer(inputs, found, spec, split.fused)
 
 
 def _check(layer: Any, inputs: Tensor) -> None:
@@ -177,7 +178,7 @@ def _spline_spec(layer: Any, net: Any, inverse: bool) -> RqsSpec | None:
     return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
 
 
-SPLINE = Univariate(_spline_spec, lambda layer, last: last, _spline)
+SPLINE = Univariate(_spline_spec, None, _spline)
 
 
 class Coupling(FastMethods):

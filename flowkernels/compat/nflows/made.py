@@ -17,36 +17,15 @@ from torch import Tensor, nn
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, original_class
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading import is_bare, may_read, of_parameters
+from flowkernels.nets.reading import Kept, Walk, is_bare, linear, may_compute, of_parameters
 from flowkernels.ops._checks import expands
-from flowkernels.ops.made import FUNCTIONS, MadePlan, made
+from flowkernels.ops.net import MadePlan, Net, run_made
+from flowkernels.ops.net.activations import name_of
+from flowkernels.ops.net.net import fitting, made_net
 
 from .classes import kind
 
 # ---- the parts of a network ----
-
-_FUNCTIONS = (*FUNCTIONS.items(), ("relu", torch.relu), ("tanh", nn.functional.tanh))
-# Module class → name, and the settings that the op's activation has. One that works in place, in a residual block,
-# changes the stream that the block adds to: another function.
-_MODULES: dict[type, tuple[str, dict[str, Any]]] = {
-    nn.ReLU: ("relu", {"inplace": False}),
-    nn.LeakyReLU: ("leaky_relu", {"inplace": False, "negative_slope": 0.01}),
-    nn.ELU: ("elu", {"inplace": False, "alpha": 1.0}),
-    nn.GELU: ("gelu", {"approximate": "none"}),
-    nn.SiLU: ("silu", {"inplace": False}),
-    nn.Tanh: ("tanh", {}),
-    nn.Identity: ("identity", {}),
-}
-
-
-def _activation(activation: Any) -> str | None:
-    """Its name in the table of the ops, or None."""
-    if isinstance(activation, nn.Module):
-        if type(activation) is nn.LeakyReLU and activation.negative_slope == 0 and not activation.inplace:
-            return "relu"  # of normflows' MLP
-        name, settings = _MODULES.get(type(activation), (None, {}))
-        return name if all(getattr(activation, n) == value for n, value in settings.items()) else None
-    return next((name for name, function in _FUNCTIONS if function is activation), None)
 
 
 class _Parts(NamedTuple):
@@ -68,7 +47,7 @@ def _parts(net: Any) -> _Parts | str:
         function = _activation_of(blocks[0]) if blocks else torch.relu
     else:
         residual, function = net.use_residual_blocks, _activation_of(net)
-    activation = _activation(function)
+    activation = name_of(function)
     if activation is None:
         return f"its activation is {_shown(function)}"
     block_class = "MaskedResidualBlock" if residual else "MaskedFeedforwardBlock"
@@ -79,7 +58,7 @@ def _parts(net: Any) -> _Parts | str:
         if kind(type(block)) != block_class:
             return f"a block is a {type(block).__name__}, not a {block_class}"
         inner, own = block._modules, _activation_of(block)
-        if own is not function and _activation(own) != activation:
+        if own is not function and name_of(own) != activation:
             return f"the activation of a block is {_shown(own)}, the first one {_shown(function)}"
         if "batch_norm_layers" in inner or inner.get("batch_norm") is not None:
             return "it has batch norm"
@@ -156,34 +135,77 @@ def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
 # ---- the network as one op ----
 
 
-def arguments(
+class _Read(NamedTuple):
+    """What was read of a network: its plan, layers as they are, and the network of a call without a context."""
+
+    plan: MadePlan
+    layers: list[tuple[Tensor, Tensor]]
+    activation: str
+    residual: bool
+    merged: bool
+    net: Net | None  # None where two layers are made one, anew in every call
+
+    def as_net(self, linears: list[Any]) -> Net | None:
+        if self.net is not None:
+            return self.net
+        layers = [_merged(*linears[:2]), *self.layers[2:]]
+        return fitting(made_net(layers, self.plan, self.activation))
+
+
+def _read(walk: Walk, net: Any) -> _Read | None:
+    """None where the modules must be called. Hooks of the network itself are the caller's business."""
+    parts = _parts(net)
+    if isinstance(parts, str) or not walk.enter(net, attributes=_OF_NET, is_called=True):
+        return None
+    walk.enter(net._modules["blocks"])
+    layers = [linear(walk, m, type(m), buffers=("degrees", "mask")) for m in parts.linears]
+    rest = [m for m in parts.skipped if m not in parts.linears]
+    if None in layers or not all(walk.enter(m, attributes=_OF_PARTS) for m in rest):
+        return None
+    for block in net._modules["blocks"]._modules.values():
+        inner = block._modules.get("linear_layers")
+        if inner is not None:
+            walk.enter(inner)
+    if any(d.training and d.p > 0 for d in parts.dropouts):
+        return None
+    plan = _plan_of(net, parts)
+    if not isinstance(plan, MadePlan):
+        return None
+    plain = None if parts.merged else fitting(made_net(layers, plan, parts.activation))
+    if plain is None and not parts.merged:
+        return None
+    return _Read(plan, layers, parts.activation, parts.residual, parts.merged, plain)
+
+
+_OF_NET = ("activation", "use_residual_blocks", "preprocessing")
+_OF_PARTS = ("activation", "training", "p", "inplace", "negative_slope", "alpha", "approximate", "batch_norm")
+_kept = Kept[_Read](_read)
+
+
+def as_net(
     net: Any, x: Tensor, context: Tensor | None, *, preprocessed: bool = False, inverse: bool = False
-) -> dict[str, Any] | None:
-    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called.
+) -> Net | None:
+    """The network as an op takes it; None where the modules must be called.
 
     normflows' networks may have a map in front of their first layer: `preprocessed` says that x has been through it,
     `inverse` that it is for a sweep. Hooks of the network itself are the caller's business.
     """
-    if not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS) and _is_merged(net._modules):
-        return None
     if not preprocessed and preprocessing_of(net) is not None:
         return None
-    parts = _parts(net)
-    if isinstance(parts, str) or not may_read(parts.skipped, parts.linears[0]._parameters["weight"], x):
+    found = _kept(net)
+    if found is None or not may_compute(found.layers[0][0], x, context):
         return None
-    if any(d.training and d.p > 0 for d in parts.dropouts):
+    if x.dim() == 0 or x.shape[-1] != found.plan.features:
         return None
-    plan = _plan_of(net, parts)
-    if not isinstance(plan, MadePlan) or x.dim() == 0 or x.shape[-1] != plan.features:
+    if found.merged and not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS):
         return None
-    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in parts.linears]
-    if parts.merged:
-        layers[:2] = [_merged(*parts.linears[:2])]
-    found: dict[str, Any] = {"layers": layers, "plan": plan, "activation": parts.activation}
-    if context is None:
-        return found
-    terms = _of_context(net, context, x, parts)
-    return None if terms is None else found | terms
+    result = found.as_net(_linears(net) if found.merged else [])
+    return result if context is None or result is None else _with_context(net, context, x, found, result)
+
+
+def _linears(net: Any) -> list[Any]:
+    """The first two masked layers of a network that has been read."""
+    return [net._modules["initial_layer"], net._modules["blocks"]._modules["0"]._modules["linear"]]
 
 
 def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
@@ -192,25 +214,28 @@ def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     return weight @ (first.weight * first.mask), torch.addmv(second.bias, weight, first.bias)
 
 
-def _of_context(net: Any, context: Tensor, x: Tensor, parts: _Parts) -> dict[str, Any] | None:
-    """What a context adds to layers, and the gates that normflows' copy makes of it; None where the library refuses."""
+def _with_context(net: Any, context: Tensor, x: Tensor, read: _Read, plain: Net) -> Net | None:
+    """The network with what a context adds to layers, and the gates that normflows' copy makes of it; None where the
+    library refuses."""
     if "context_layer" not in net._modules:
         return None
-    n = len(parts.linears)
+    n = plain.spec.n
     adds: list[Tensor | None] = [None] * n
     if "preprocessing" in net._modules:
         if context.shape[:-1] != x.shape[:-1] or x.dim() < 2:
             return None
         gates: list[Tensor | None] = [None] * n
         adds[0] = net.context_layer(context)
+        if not read.residual:
+            return None
         gates[2:-1:2] = [torch.sigmoid(block.context_layer(context)) for block in net.blocks]
-        return {"adds": adds, "gates": gates}
+        return made_net(plain.layers, read.plan, read.activation, adds, gates)
     if not _broadcasts(context, x):
         return None
     adds[0] = net.activation(net.context_layer(context))
-    if parts.residual:
+    if read.residual:
         adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
-    return {"adds": adds}
+    return made_net(plain.layers, read.plan, read.activation, adds)
 
 
 def _broadcasts(context: Tensor, x: Tensor) -> bool:
@@ -234,9 +259,6 @@ class Made(FastMethods):
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         preprocessing = preprocessing_of(self)
-        if preprocessing is None:
-            found = arguments(self, inputs, context)
-            return original_class(self).forward(self, inputs, context) if found is None else made(inputs, **found)
-        x = preprocessing(inputs)
-        found = arguments(self, x, context, preprocessed=True)
-        return original_class(self).forward(self, inputs, context) if found is None else made(x, **found)
+        x = inputs if preprocessing is None else preprocessing(inputs)
+        found = as_net(self, x, context, preprocessed=preprocessing is not None)
+        return original_class(self).forward(self, inputs, context) if found is None else run_made(x, found)

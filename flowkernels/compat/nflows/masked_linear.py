@@ -10,10 +10,9 @@ from torch import Tensor
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, original_class
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading import may_read
 from flowkernels.compat.reading.masks import read_layer
-from flowkernels.ops import masked_linear
-from flowkernels.ops.made import LayerPlan
+from flowkernels.nets.reading import may_read
+from flowkernels.ops import LayerPlan, masked_linear
 
 _plan_of = CachedRead[LayerPlan | str](read_layer)
 

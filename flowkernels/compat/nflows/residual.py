@@ -5,38 +5,48 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowkernels.compat.engine.patch import FastMethods, original_class
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops import residual_net
-from flowkernels.ops.residual_net import layers_of
+from flowkernels.nets.dense_reading import Dense, read_residual
+from flowkernels.nets.reading import Kept, Walk
+from flowkernels.ops.net import Net, run_residual_net
+from flowkernels.ops.net.activations import name_of
 
 from .classes import kind
 
-_RELU = (nn.functional.relu, torch.relu)
+
+def _read(walk: Walk, net: Any, has_context: bool) -> Dense | None:
+    """None where the network, or a block that was put in, must be called."""
+    for block in net._modules["blocks"]._modules.values():
+        if kind(type(block)) != "ResidualBlock":
+            return None
+    return read_residual(walk, net, has_context)
 
 
-def layers(net: Any, x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor]] | None:
-    """The network's layers for one op; None where it, or a block that was put in, must be called.
+_kept = Kept[Dense](_read)
+
+
+def as_net(net: Any, x: Tensor, context: Tensor | None) -> Net | None:
+    """The network as an op takes it; None where it must be called.
 
     The library joins a context to x row by row and refuses one of other rows, which the op would share among them.
     """
     if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
         return None
-    blocks = net._modules["blocks"]._modules.values()
-    found = layers_of(net, context) if all(kind(type(block)) == "ResidualBlock" for block in blocks) else None
-    return found if found is None or found[0][0].dtype is x.dtype else None
+    found = _kept(net, context is not None)
+    return None if found is None else found.net(x.shape[:-1], context)
 
 
 def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     """The network's output; None where it must be called."""
-    found = None if torch.compiler.is_compiling() or x.dim() != 2 else layers(net, x, context)
-    if found is None or mixed(x, found[0][0]):
+    found = None if torch.compiler.is_compiling() or x.dim() != 2 else as_net(net, x, context)
+    if found is None or mixed(x, found.tensors[0]):
         return None
-    preprocessing = getattr(net, "preprocessing", None)  # of normflows
+    preprocessing = net._modules.get("preprocessing")  # of normflows
     x = x if preprocessing is None else preprocessing(x)
-    return residual_net(x, found, blocks=len(net.blocks), context=context)
+    return run_residual_net(x, found) if x.shape[-1] == found.n_in else None
 
 
 def residual_refusal(net: Any) -> str | None:
@@ -47,8 +57,8 @@ def residual_refusal(net: Any) -> str | None:
         if block.use_batch_norm:
             return "it has batch norm"
         activation = block.activation  # one that works in place changes the stream that the block adds to
-        if activation not in _RELU and not (type(activation) is nn.ReLU and not activation.inplace):
-            return f"its activation is {getattr(activation, '__name__', repr(activation))}, not relu"
+        if name_of(activation) is None:
+            return f"its activation is {getattr(activation, '__name__', repr(activation))}, which no kernel has"
     return None
 
 

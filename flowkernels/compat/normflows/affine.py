@@ -14,9 +14,9 @@ from torch import Tensor
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading import is_bare
 from flowkernels.compat.reading.masks import read_order
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.nets.reading import is_bare
 from flowkernels.ops import actnorm, affine, lu_linear
 
 from .dense import Mask, coupled, mask_of, masked, may_pay

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading import is_bare
 from flowkernels.compat.reading.halves import Half, Layers, Step
 from flowkernels.compat.reading.masks import SOFT, is_hard
+from flowkernels.nets.reading import is_bare
 from flowkernels.ops.affine.spec import AffineSpec, cached_spec
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, swap
-from flowkernels.compat.nflows.made import _activation as activation_name
-from flowkernels.compat.reading import may_read, of_parameters
 from flowkernels.compat.reading.dense import too_wide
-from flowkernels.ops.flow_layer import columns, try_flow_layer
+from flowkernels.nets.reading import may_read, of_parameters
+from flowkernels.ops.flow_layer import columns, run_layer
+from flowkernels.ops.net.activations import name_of
+from flowkernels.ops.net.net import dense_net
 
 from .layers import ConditionalSpline, _affine_spec, _feature_major, _spec
 
@@ -35,7 +36,7 @@ def _network_refusal(net: Any, known: str) -> str | None:
     """Why no op can run a network, or None."""
     if type(net) is not getattr(importlib.import_module("pyro.nn"), known):
         return f"its network is a {type(net).__name__}, not Pyro's {known}, and its map alone is as fast in Pyro"
-    if activation_name(net.f) is None or not all(type(m) is nn.Linear and of_parameters(m) for m in net.layers):
+    if name_of(net.f) is None or not all(type(m) is nn.Linear and of_parameters(m) for m in net.layers):
         return "its network has an activation or a layer that the ops do not know"
     return too_wide([*net.layers])
 
@@ -97,7 +98,8 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
     split = columns(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
     spec = _affine_spec(layer)._replace(inverse=inverse)
-    return try_flow_layer(x, layers, spec, split, context, residual=False, activation=activation_name(net.f) or "")
+    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
+    return run_layer(x, found, spec, split)
 
 
 class AffineCoupling(FastMethods):
@@ -151,7 +153,7 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
     split = columns(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
     spec = _spec(upper)._replace(inverse=inverse)
-    return try_flow_layer(x, layers, spec, split, residual=False, activation=activation_name(net.f) or "")
+    return run_layer(x, dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None), spec, split)
 
 
 class SplineCoupling(FastMethods):

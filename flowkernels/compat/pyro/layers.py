@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine.patch import FastMethods, original_class, swap
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.nflows.made import _activation as activation_name
-from flowkernels.compat.reading import may_read, of_parameters
 from flowkernels.compat.reading.masks import read_plan
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.nets.reading import may_read, of_parameters
 from flowkernels.ops import rqs
 from flowkernels.ops._checks import expands
 from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.affine.spec import cached_spec as affine_spec
-from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
-from flowkernels.ops.flow_layer import try_autoregressive_layer
-from flowkernels.ops.made import MadePlan
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.flow_layer import run_autoregressive_layer
+from flowkernels.ops.net import MadePlan, Net
+from flowkernels.ops.net.activations import name_of
+from flowkernels.ops.net.net import fitting, made_net
 from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
@@ -135,13 +136,13 @@ def _network_refusal(net: Any) -> str | None:
         return f"a {type(net).__name__}, not Pyro's AutoRegressiveNN"
     if net.skip_layer is not None:
         return "it has skip connections"
-    if activation_name(net.f) is None or not all(type(m) is MaskedLinear for m in net.layers):
+    if name_of(net.f) is None or not all(type(m) is MaskedLinear for m in net.layers):
         return "it has an activation or a layer that the ops do not know"
     return None
 
 
-def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
-    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the network must be called."""
+def _as_net(net: Any, x: Tensor, n_params: int) -> Net | None:
+    """The network as an op takes it; None where it must be called."""
     context = None
     if hasattr(net, "func"):  # a network with its context, as `condition` binds it
         net, context = net.func, net.keywords["context"]
@@ -165,7 +166,7 @@ def _arguments(net: Any, x: Tensor, n_params: int) -> dict[str, Any] | None:
         pairs[0] = (of_x, pairs[0][1])
         adds = [F.linear(context, of_context), *[None] * (len(pairs) - 1)]
     pairs[-1] = _feature_major(pairs[-1][0], features), _feature_major(pairs[-1][1], features)
-    return {"layers": pairs, "plan": plan, "activation": activation_name(net.f), "adds": adds}
+    return fitting(made_net(pairs, plan, name_of(net.f) or "", adds))
 
 
 class SplineAutoregressive(FastMethods):
@@ -173,8 +174,8 @@ class SplineAutoregressive(FastMethods):
 
     def _call(self: Any, x: Tensor) -> Tensor:
         spec = _spec(self.spline)
-        found = _arguments(self.arn, x, spec.n_params)
-        fused = None if found is None else try_autoregressive_layer(x, spec, **found)
+        found = _as_net(self.arn, x, spec.n_params)
+        fused = None if found is None else run_autoregressive_layer(x, found, spec)
         if fused is None:
             y, slopes = conditioned(self.spline, x, x, False)
         else:
@@ -184,11 +185,11 @@ class SplineAutoregressive(FastMethods):
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
         spec = _spec(self.spline)
-        found = _arguments(self.arn, y, spec.n_params)
-        if found is not None:
-            x, ladj = autoregressive_inverse(y, univariate=spec, **found)
-            self._cache_log_detJ = -ladj.unsqueeze(-1)
-            return x
+        found = _as_net(self.arn, y, spec.n_params)
+        solved = None if found is None else run_inverse(y, found, spec)
+        if solved is not None:
+            self._cache_log_detJ = -solved[1].unsqueeze(-1)
+            return solved[0]
         if y.dim() == 0 or y.shape[-1] != self.spline.input_dim:  # no pass of the network would say so
             raise ValueError(f"compat.pyro: y must be [..., {self.spline.input_dim}], got {list(y.shape)}")
         x = slopes = torch.zeros_like(y)
@@ -218,12 +219,12 @@ class AffineAutoregressive(FastMethods):
     """
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
-        found = _arguments(self.arn, y, 2)
-        if found is None:
+        found = _as_net(self.arn, y, 2)
+        solved = None if found is None else run_inverse(y, found, _affine_spec(self))
+        if solved is None:
             return _theirs("AffineAutoregressive")._inverse(self, y)
-        x, ladj = autoregressive_inverse(y, univariate=_affine_spec(self), **found)
-        self._cached_log_scale = -ladj.unsqueeze(-1)
-        return x
+        self._cached_log_scale = -solved[1].unsqueeze(-1)
+        return solved[0]
 
 
 class ConditionalAffineAutoregressive(FastMethods):

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowkernels.compat.nflows.made import _activation as activation_name
-from flowkernels.compat.reading import may_read, of_parameters
+from flowkernels.nets.dense_reading import Dense
+from flowkernels.nets.reading import Kept, Walk, activation, linear, may_compute, of_parameters
+from flowkernels.ops.net.activations import name_of
 
 # Width up to which a whole layer as one op beats torch's products, as for `flowkernels.nets.MLP`.
 WIDEST = 512
@@ -20,7 +21,7 @@ def parts(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Lin
         return f"its network is a {type(net).__name__}, not {_full_name(net_class)}"
     modules = [*net._modules.values()]
     linears, activations = modules[::2], modules[1::2]
-    names = {activation_name(a) or "" for a in activations}
+    names = {name_of(a) or "" for a in activations}
     for layer in linears:
         if type(layer) is not linear_class:
             return f"a layer of its network is a {type(layer).__name__}, not {_full_name(linear_class)}"
@@ -37,11 +38,6 @@ def _full_name(cls: type) -> str:
     return f"{cls.__module__.partition('.')[0]}'s {cls.__name__}"
 
 
-def runs_now(net: Any, linears: Sequence[Any], x: Tensor, context: Tensor | None) -> bool:
-    """Whether calling the network now would do nothing but its arithmetic, in the dtype of its weights."""
-    return may_read((net, *net._modules.values()), linears[0]._parameters["weight"], x, context)
-
-
 def dense_refusal(net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Linear) -> str | None:
     """Why a network would be called on every call, or None."""
     found = parts(net, net_class, linear_class)
@@ -54,12 +50,32 @@ def too_wide(linears: Sequence[Any]) -> str | None:
     return f"its network is {width} wide: torch's own products are as fast" if width > WIDEST else None
 
 
-def dense_arguments(
-    net: Any, x: Tensor, context: Tensor | None, net_class: type = nn.Sequential, linear_class: type = nn.Linear
-) -> dict[str, Any] | None:
-    """The layers and the activation of a network as `ops.flow_layer` takes them; None where it must be called."""
+def read_sequence(
+    walk: Walk, net: Any, net_class: type, linear_class: type, buffers: Sequence[str] = ()
+) -> tuple[list[Any], str] | None:
+    """(weight, bias) of each linear layer and the activation between them; None where the network must be called."""
     found = parts(net, net_class, linear_class)
-    if isinstance(found, str) or too_wide(found[0]) is not None or not runs_now(net, found[0], x, context):
+    if isinstance(found, str) or not walk.enter(net):
         return None
-    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in found[0]]
-    return {"layers": layers, "activation": found[1], "residual": False}
+    if None in [activation(walk, net, name) for name in [*net._modules][1::2]]:
+        return None
+    layers = [linear(walk, m, linear_class, buffers) for m in found[0]]
+    return None if None in layers else (layers, found[1])
+
+
+def _read(walk: Walk, net: Any, net_class: type, linear_class: type) -> Dense | None:
+    found = read_sequence(walk, net, net_class, linear_class)
+    if found is None or any(len(bias) > WIDEST for _, bias in found[0][:-1]):
+        return None
+    return Dense(found[0], False, found[1])
+
+
+_dense = Kept[Dense](_read)
+
+
+def dense(
+    net: Any, x: Tensor, context: Tensor | None, net_class: type = nn.Sequential, linear_class: type = nn.Linear
+) -> Dense | None:
+    """The layers of a network of x, or of some of its features; None where it must be called, or better is."""
+    found = _dense(net, net_class, linear_class)
+    return None if found is None or not may_compute(found.layers[0][0], x, context) else found

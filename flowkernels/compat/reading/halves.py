@@ -13,9 +13,10 @@ from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import columns, try_flow_layer
+from flowkernels.ops.flow_layer import columns, run_layer
+from flowkernels.ops.net.net import Net, dense_net
 
-from .dense import dense_arguments, dense_refusal
+from .dense import dense, dense_refusal
 
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -67,15 +68,17 @@ class Half(NamedTuple):
             return None
         at = columns(x.shape[1], seen, tuple(self.mapped))
         for step, network in reversed(ready) if inverse else ready:
-            found = try_flow_layer(x, univariate=step.spec(inverse), columns=at, **network)
+            found = run_layer(x, network, step.spec(inverse), at)
             if found is None:
                 return None
             x, term = found
             ladj = term if step.scales or ladj is None else ladj
         return None if ladj is None else (x, ladj)
 
-    def _network(self, step: Step, x: Tensor, seen: int) -> dict[str, Any] | None:
+    def _network(self, step: Step, x: Tensor, seen: int) -> Net | None:
         """A step's network as the op has it, or None."""
-        network = dense_arguments(step.net, x, None)
-        layers = None if network is None else step.layers(network["layers"], seen, len(self.mapped))
-        return None if network is None or layers is None else {**network, "layers": layers}
+        found = dense(step.net, x, None)
+        layers = None if found is None else step.layers([*found.layers], seen, len(self.mapped))
+        if found is None or layers is None:
+            return None
+        return dense_net(layers, False, found.activation, seen, x.shape[:-1], None)

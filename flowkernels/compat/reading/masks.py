@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowkernels.ops.made import LayerPlan, MadePlan, layer_plan
+from flowkernels.ops import LayerPlan, MadePlan, layer_plan
 
 SOFT = "its mask is not of 0 and 1"  # which the ops would multiply weights with
 

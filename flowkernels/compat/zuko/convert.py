@@ -21,17 +21,13 @@ from flowkernels.compat.reading.dense import parts
 from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal, UniformBox
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
+from flowkernels.ops import MadePlan
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.made import MadePlan
+from flowkernels.ops.net.activations import TABLE, name_of
 from flowkernels.transforms import RQS, Affine, Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
 
 from .nets import _plan_of
 from .univariate import univariate_of
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "identity": nn.Identity, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU,
-    "silu": nn.SiLU, "tanh": nn.Tanh,
-}  # fmt: skip
 
 
 def flow_of(model: Any) -> Flow:
@@ -133,7 +129,7 @@ def _autoregressive(layer: Any) -> Transform:
 def _dense(net: Any, n_in: int, univariate: Any, n: int) -> MLP:
     linears, activation = _parts(net, TheirMLP, TheirLinear)
     hidden = [m.out_features for m in linears[:-1]]
-    native = MLP(n_in, net.out_features, hidden, net.in_features - n_in, _ACTIVATIONS[activation]).double()
+    native = MLP(n_in, net.out_features, hidden, net.in_features - n_in, TABLE[activation].module).double()
     rows = _scale_first(univariate, n)
     for ours, theirs in zip([*native.hidden_layers, native.final_layer], linears, strict=True):
         last = ours is native.final_layer
@@ -227,7 +223,7 @@ def _their_autoregressive(part: Any) -> Any:
     ranks: Any = torch.argsort(torch.argsort(order, stable=True))
     layer: Any = flows.MaskedAutoregressiveTransform(
         part.features, net.context_features, order=ranks, hidden_features=[m.out_features for m in linears[:-1]],
-        activation=_ACTIVATIONS[net.activation], **_their_univariate(part),
+        activation=TABLE[net.activation].module, **_their_univariate(part),
     ).double()  # fmt: skip
     layer.order, layer.passes = order, len(plan.groups)
     rows = torch.argsort(_scale_first(part.univariate, part.features))
@@ -246,17 +242,17 @@ def _their_autoregressive(part: Any) -> Any:
 
 def _their_coupling(part: Any) -> Any:
     net, mask = part.conditioner, part.split.mask
-    name = net.activation_name if len(net.hidden_layers) else "identity"
+    name = name_of(net.activation) if len(net.hidden_layers) else "identity"
     if name is None or net.dropout is not None:
         raise _refuse(part, "with dropout, or with an activation that kernels do not know")
     linears = [*net.hidden_layers, net.final_layer]
     settings = {"hidden_features": [m.out_features for m in net.hidden_layers], **_their_univariate(part)}
     if bool(mask.all()):
-        activation = _ACTIVATIONS[name]
+        activation = TABLE[name].module
         layer: Any = ElementWiseTransform(part.features, net.context_features, activation=activation, **settings)
     else:
         layer = flows.GeneralCouplingTransform(
-            part.features, net.context_features, mask=~mask, activation=_ACTIVATIONS[name], **settings
+            part.features, net.context_features, mask=~mask, activation=TABLE[name].module, **settings
         )
     layer = layer.double()
     rows = torch.argsort(_scale_first(part.univariate, part.split.n_transformed))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 from zuko.nn import MaskedLinear, MaskedMLP
 
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading.dense import parts, runs_now
+from flowkernels.compat.reading.dense import parts, read_sequence
 from flowkernels.compat.reading.masks import read_plan
-from flowkernels.ops.made import MadePlan
+from flowkernels.nets.reading import Kept, Walk, may_compute
+from flowkernels.ops.net import MadePlan, Net
+from flowkernels.ops.net.net import fitting, made_net
 
 
 def _read(*masks_and_features: Any) -> MadePlan | str:
@@ -33,21 +35,37 @@ def masked_refusal(net: Any, features: int) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def masked_arguments(net: Any, features: int, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
-    """What `ops.made` and `ops.autoregressive_inverse` take beside x; None where the modules must be called."""
-    found = parts(net, MaskedMLP, MaskedLinear)
-    if isinstance(found, str) or not runs_now(net, found[0], x, context) or x.shape[-1] != features:
+class _Masked(NamedTuple):
+    """What was read of a network: its plan, layers and activation, and the network of a call without a context."""
+
+    plan: MadePlan
+    net: Net
+
+
+def _read_net(walk: Walk, net: Any, features: int) -> _Masked | None:
+    found = read_sequence(walk, net, MaskedMLP, MaskedLinear, buffers=("mask",))
+    if found is None:
         return None
-    linears, activation = found
-    plan = _plan_of(net, [layer._buffers["mask"] for layer in linears], features)
-    weight = linears[0]._parameters["weight"]
-    if not isinstance(plan, MadePlan) or weight.shape[1] != features + (0 if context is None else context.shape[-1]):
+    plan = _plan_of(net, [net._modules[name]._buffers["mask"] for name in [*net._modules][::2]], features)
+    return _Masked(plan, made_net(found[0], plan, found[1])) if isinstance(plan, MadePlan) else None
+
+
+_kept = Kept[_Masked](_read_net)
+
+
+def masked_net(net: Any, features: int, x: Tensor, context: Tensor | None) -> Net | None:
+    """A masked network as an op takes it; None where the modules must be called."""
+    found = _kept(net, features)
+    if found is None or x.shape[-1] != features:
         return None
-    layers = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in linears]
-    adds: list[Tensor | None] | None = None
-    if context is not None:  # the columns of the context are no masked ones: one product per context and not per row
-        # Split and not sliced twice: its gradient is one cat.
-        of_x, of_context = weight.split_with_sizes((features, context.shape[-1]), dim=1)
-        layers[0] = (of_x, layers[0][1])
-        adds = [F.linear(context, of_context), *[None] * (len(layers) - 1)]
-    return {"layers": layers, "plan": plan, "activation": activation, "adds": adds}
+    weight, bias = found.net.tensors[:2]
+    n_context = 0 if context is None else context.shape[-1]
+    if not may_compute(weight, x, context) or weight.shape[1] != features + n_context:
+        return None
+    if context is None:
+        return fitting(found.net)
+    # The columns of the context are no masked ones: one product per context and not per row.
+    # Split and not sliced twice: its gradient is one cat.
+    of_x, of_context = weight.split_with_sizes((features, context.shape[-1]), dim=1)
+    adds = [F.linear(context, of_context), *[None] * (found.net.spec.n - 1)]
+    return fitting(made_net([(of_x, bias), *found.net.layers[1:]], found.plan, found.net.spec.activation, adds))

@@ -19,13 +19,13 @@ from zuko.nn import MLP, Linear
 from zuko.utils import broadcast
 
 from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading.dense import dense_arguments
+from flowkernels.compat.reading.dense import dense
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
-from flowkernels.ops.flow_layer import Columns, columns, try_autoregressive_layer, try_flow_layer
-from flowkernels.ops.made import made
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.flow_layer import Columns, columns, run_autoregressive_layer, run_layer
+from flowkernels.ops.net import MadePlan, Net, run_made
 
-from .nets import masked_arguments
+from .nets import masked_net
 from .univariate import Univariate, univariate_of
 
 
@@ -90,6 +90,12 @@ def _back(theirs: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, -theirs.call_and_ladj(transform, x)[1]
 
 
+def _levels(network: Net) -> int:
+    """How many passes the inverse of a masked network takes."""
+    assert isinstance(network.spec.plan, MadePlan)
+    return len(network.spec.plan.groups)
+
+
 class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     """`zuko.transforms.AutoregressiveTransform` of a layer and a context."""
 
@@ -97,15 +103,15 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         super().__init__(functools.partial(layer.meta, context), layer.passes)
         self.layer, self.context = layer, context
 
-    def _network(self, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+    def _network(self, x: Tensor, context: Tensor | None) -> Net | None:
         features = self.layer.hyper.out_features // self.layer.total
-        return masked_arguments(self.layer.hyper, features, x, context)
+        return masked_net(self.layer.hyper, features, x, context)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
         univariate, network = _map_of(self.layer), self._network(x, context)
         if network is not None and not univariate.circular:  # a circular map sees another x than the network
-            fused = try_autoregressive_layer(x, univariate.spec, **network)
+            fused = run_autoregressive_layer(x, network, univariate.spec)
             if fused is not None:
                 return fused
         params = self._params(x, context, network)
@@ -116,8 +122,10 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         y, context = _expanded(y, self.context)
         univariate, network = _map_of(self.layer), self._network(y, context)
-        if network is not None and self.passes >= len(network["plan"].groups):
-            return autoregressive_inverse(y, univariate=univariate.spec, half_turn=univariate.circular, **network)
+        if network is not None and self.passes >= _levels(network):
+            found = run_inverse(y, network, univariate.spec, half_turn=univariate.circular)
+            if found is not None:
+                return found
         x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
         for _ in range(self.passes):
             params = self._params(x, context, network)
@@ -126,10 +134,10 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
             x, ladj = univariate(y, params, True)
         return x, ladj
 
-    def _params(self, x: Tensor, context: Tensor | None, network: dict[str, Any] | None) -> Tensor:
+    def _params(self, x: Tensor, context: Tensor | None, network: Net | None) -> Tensor:
         if network is None:
             return _params(self.layer, x, context)
-        return made(x, **network).unflatten(-1, (x.shape[-1], self.layer.total))
+        return run_made(x, network).unflatten(-1, (x.shape[-1], self.layer.total))
 
 
 # ---- coupling ----
@@ -170,10 +178,10 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
-        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context, MLP, Linear)
+        network = None if self.columns is None or univariate.circular else dense(net, x, context, MLP, Linear)
         if network is not None and self.columns is not None:
             spec = univariate.spec._replace(inverse=inverse)
-            fused = try_flow_layer(x, univariate=spec, columns=self.columns, context=context, **network)
+            fused = run_layer(x, network.net(x.shape[:-1], context), spec, self.columns)
             if fused is not None:
                 return fused
         kept, mapped = self.split(x)

@@ -23,6 +23,8 @@ from .reference import SweepSpec
 __all__ = ["autoregressive_inverse", "run_inverse"]
 
 _NAME = "ops.autoregressive_inverse"
+
+
 def _sample() -> tuple[SweepSpec, tuple[Tensor, ...]]:
     plan = MadePlan([[1, 2], [1, 1], [1, 1, 2, 2]])
     net = made_net([(torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out)) for p in plan.layers], plan, "relu")
@@ -67,8 +69,9 @@ def autoregressive_inverse(
         half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
             x is the spline's inverse, turned. With linear tails, z outside of the box comes back to it.
         zero_outside: where z is outside of a spline's box x is 0 (normflows' lists of tails). A NaN stays one.
-        periodic_features: ``[D, 5]`` of l, a, b, s and c: the network sees :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of
-            x (normflows' periodic features). This and ``zero_outside`` have kernels on the CPU alone.
+        periodic_features: ``[D, 5]`` of l, a, b, s and c: the network sees
+            :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of x (as normflows' does). This and ``zero_outside``
+            have kernels on the CPU alone.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:

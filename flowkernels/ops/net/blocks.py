@@ -1,4 +1,4 @@
-"""A masked product as block-triangular dense ones, for a library's GEMM: units by degree, each block on the inputs it sees.
+"""A masked product as a few dense ones, for a library's GEMM: units by degree, each block on the inputs it sees.
 
 With units and inputs in the order of their degrees, a block's units see the inputs before its `depth`; what the
 staircase leaves of zeros inside of a block is in the packed weight. One block is the masked dense product, and needs no

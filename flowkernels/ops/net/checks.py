@@ -1,5 +1,4 @@
-"""The checks of the ops on networks. Of dense ones, in every call a quick one and, where that finds something odd, the one
-that says what it is."""
+"""The checks of the ops on networks, masked and dense."""
 
 from __future__ import annotations
 

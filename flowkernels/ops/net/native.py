@@ -136,9 +136,7 @@ def reuse(spec: NetSpec, saved: Sequence[Tensor]) -> list[Tensor | None]:
     return kept
 
 
-def allocate_grads(
-    spec: NetSpec, tensors: Sequence[Tensor], needs: Sequence[bool], rows: int
-) -> list[Tensor | None]:
+def allocate_grads(spec: NetSpec, tensors: Sequence[Tensor], needs: Sequence[bool], rows: int) -> list[Tensor | None]:
     """Room for the gradients that are wanted, of what is behind x; zeros where no kernel will run."""
     at, found = spec.n_weights, []
     for i, (t, need) in enumerate(zip(tensors, needs, strict=True)):
@@ -147,9 +145,7 @@ def allocate_grads(
     return found
 
 
-def given_back(
-    grads: Sequence[Tensor | None], tensors: Sequence[Tensor], lead: Sequence[int]
-) -> list[Tensor | None]:
+def given_back(grads: Sequence[Tensor | None], tensors: Sequence[Tensor], lead: Sequence[int]) -> list[Tensor | None]:
     """Gradients in the shapes and dtypes of the tensors as they were given, behind x.
 
     A term that was expanded to the rows gets the sum over them.

@@ -42,6 +42,11 @@ class Net(NamedTuple):
         at = self.spec.n_weights
         return list(zip(self.tensors[:at:2], self.tensors[1:at:2], strict=True))
 
+    def with_last(self, weight: Tensor, bias: Tensor) -> Net:
+        """The same network with another last layer."""
+        at = self.spec.n_weights
+        return Net(self.spec, (*self.tensors[: at - 2], weight, bias, *self.tensors[at:]))
+
     def with_layers(self, layers: Layers) -> Net:
         """The same network with other weights and biases."""
         return Net(self.spec, (*_flat(layers), *self.tensors[self.spec.n_weights :]))
@@ -70,6 +75,15 @@ def made_net(
     (has_add, added), (has_gate, gating) = _given(adds), _given(gates)
     spec = NetSpec(len(layers), plan, plan.residual, activation, "identity", has_add, has_gate)
     return Net(spec, (*_flat(layers), *added, *gating))
+
+
+def fitting(net: Net) -> Net | None:
+    """A masked network, or None where a weight or a bias is not of its mask's size: called, its modules say so."""
+    spec, tensors = net.spec, net.tensors
+    for i, mask in enumerate(spec.masks):
+        if tensors[2 * i].shape != (mask.n_out, mask.n_in) or tensors[2 * i + 1].shape != (mask.n_out,):
+            return None
+    return net
 
 
 def dense_net(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from .plan import LayerPlan, MadePlan
 
 
@@ -72,4 +70,3 @@ def unpack(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Any, Parts]:
 def without_periodic(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Sequence[Any], Any]:
     """The tensors of the layers, x first, and the periodic features or None."""
     return (tensors[:-1], tensors[-1]) if spec.periodic else (tensors, None)
-

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from flowkernels import backends, ops
-from flowkernels.ops import _strip_net
-from flowkernels.ops.made import MadePlan, strips
-from flowkernels.ops.made.plan import LayerPlan, layer_plan
-from flowkernels.ops.made.reference import MadeSpec
-from flowkernels.ops.masked_linear.reference import MaskedLinearSpec
+from flowkernels.ops.net import MadePlan, blocks
+from flowkernels.ops.net import cuda as net_cuda
+from flowkernels.ops.net.plan import LayerPlan, layer_plan
+from flowkernels.ops.net.spec import NetSpec
 from tests import emulator
 from tests.emulator import Emulated
 from tests.numbers import assert_within_rule
@@ -48,24 +47,24 @@ def layer(t: list[Tensor], plan: LayerPlan, **settings: Any) -> Tensor:
     ("rows", "depths"),
     [(1, (1024,)), (2048, (1024,)), (4096, (512, 1024)), (8192, (256, 512, 768, 1024)), (65536, (256, 512, 768, 1024))],
 )
-def test_a_strip_fills_a_wave_of_tiles_and_is_not_narrow(rows, depths) -> None:
-    assert tuple(s.depth for s in strips.strips(COUNTING, rows)) == depths
+def test_a_block_fills_a_wave_of_tiles_and_is_not_narrow(rows, depths) -> None:
+    assert tuple(s.depth for s in blocks.blocks_of(COUNTING, rows)) == depths
 
 
-def test_strips_that_would_save_nothing_are_one() -> None:
+def test_blocks_that_would_save_nothing_are_one() -> None:
     everything = layer_plan([0] * 1024, range(1024))
-    assert strips.strips(everything, 65536) == (strips.Strip(0, 1024, 0, 1024),)
+    assert blocks.blocks_of(everything, 65536) == (blocks.Block(0, 1024, 0, 1024),)
     nearly = layer_plan([0] * 900 + [1] * 124, [0] * 512 + [1] * 512)  # saves a sixteenth
-    assert len(strips.strips(nearly, 65536)) == 1
+    assert len(blocks.blocks_of(nearly, 65536)) == 1
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("K", "N"), [(1, 1), (43, 70), (300, 17), (64, 129)])
-def test_every_visible_weight_is_in_one_strip(K, N, seed) -> None:
+def test_every_visible_weight_is_in_one_block(K, N, seed) -> None:
     plan = LayerPlan(*degrees(K, N, seed), strict=bool(seed % 2))
     forward, backward = torch.zeros(N, K), torch.zeros(N, K)
-    for s in strips.strips(plan, 130):
+    for s in blocks.blocks_of(plan, 130):
         forward[s.first : s.last, : s.depth] += 1
         backward[s.first :, s.before : s.depth] += 1
     seen = plan.mask(forward)[plan.out_order][:, plan.in_order]
@@ -128,10 +127,10 @@ def test_launches_of_a_layer(residual, activation, forward, backward, cuda: Emul
     assert found == ((forward, 1), (backward, 2))
 
 
-@pytest.mark.usefixtures("narrow_strips")
-def test_launches_and_work_of_a_layer_in_strips(cuda: Emulated, products: Products) -> None:
+@pytest.mark.usefixtures("narrow_blocks")
+def test_launches_and_work_of_a_layer_in_blocks(cuda: Emulated, products: Products) -> None:
     plan = LayerPlan(*degrees(43, 70), strict=False)
-    cut = strips.strips(plan, 130)
+    cut = blocks.blocks_of(plan, 130)
     area = sum((s.last - s.first) * s.depth for s in cut)
     assert len(cut) > 4 and area < 0.7 * 43 * 70
     tensors = draw_layer((130,), 43, 70)
@@ -157,7 +156,7 @@ NETS = {
 }
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("activation", ["tanh", "silu"])
 @pytest.mark.parametrize("net", NETS)
 def test_same_bits_in_any_order_of_threads(net, activation, dtype, cuda: Emulated) -> None:
@@ -175,7 +174,7 @@ def test_same_bits_in_any_order_of_threads(net, activation, dtype, cuda: Emulate
 def test_off_by_one_element(narrow, dtype, cuda: Emulated, request: pytest.FixtureRequest) -> None:
     """Memory that 16 bytes at a time would miss gives the same bits as aligned memory."""
     if narrow:
-        request.getfixturevalue("narrow_strips")
+        request.getfixturevalue("narrow_blocks")
     plan = LayerPlan(*degrees(24, 32), strict=False)
     tensors = [t.to(dtype) for t in draw_layer((9,), 24, 32)]
     moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
@@ -188,9 +187,9 @@ def test_off_by_one_element(narrow, dtype, cuda: Emulated, request: pytest.Fixtu
 
 @pytest.mark.parametrize("name", ["three features", "residual", "many features, wide"])
 def test_networks_that_are_not_cut(name, cuda: Emulated) -> None:
-    """One strip a layer: nothing is put in the order of the degrees."""
+    """One block a layer: nothing is put in the order of the degrees."""
     problem = draw(SHAPES[name])
-    assert all(len(strips.strips(p, 130)) == 1 for p in problem.plan.layers)
+    assert all(len(blocks.blocks_of(p, 130)) == 1 for p in problem.plan.layers)
     for activation in ("relu", "gelu"):
         mine, its = (
             values_and_gradients(lambda t, b=backend, a=activation: call(problem, b, t, a), problem.tensors)
@@ -221,14 +220,14 @@ def test_gradient_of_a_bias_over_many_rows(cuda: Emulated) -> None:
 
 def test_a_chain_of_float32_sums_is_short(cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is added to 2^24 is lost, so each warp may lose the 31 ones of its first chain, and no more."""
-    monkeypatch.setattr(_strip_net, "_BLOCKS", 2)
+    monkeypatch.setattr(net_cuda, "_BLOCKS", 2)
     g = torch.ones(9000, 5)
     g[:16] = 2.0**24  # the first row of each of 2 x 8 warps
     truth = g.double().sum(0)
     assert ((truth - gradient_of_bias(g)).abs() <= 16 * 31 + torch.finfo(torch.float32).eps * truth).all()
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_numbers_of_16_bits(activation, precision, cuda: Emulated) -> None:
@@ -250,24 +249,24 @@ def test_numbers_of_16_bits(activation, precision, cuda: Emulated) -> None:
 # ---- what is kept ----
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 def test_tensors_of_a_plan_are_made_once_and_go_with_it(cuda: Emulated) -> None:
     plans = [LayerPlan(*degrees(43, 70), strict=False)]
     tensors = draw_layer((13,), 43, 70)
     gc.collect()
-    others = len(strips._kept)
+    others = len(blocks._kept)
     values_and_gradients(lambda t: layer(t, plans[0]), tensors)
-    made = dict(strips._kept[plans[0]])
+    made = dict(blocks._kept[plans[0]])
     values_and_gradients(lambda t: layer(t, plans[0]), tensors)
-    again = strips._kept[plans[0]]
+    again = blocks._kept[plans[0]]
     assert made.keys() == again.keys() and all(again[k] is v for k, v in made.items())
-    assert len(strips._kept) == others + 1
+    assert len(blocks._kept) == others + 1
     del plans[:]
     gc.collect()
-    assert len(strips._kept) == others
+    assert len(blocks._kept) == others
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("net", NETS)
 def test_a_call_reads_nothing_back(net, cuda: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second one on nothing is copied to the device either: a graph can capture it."""
@@ -309,8 +308,8 @@ def test_its_reason_is_said(cuda: Emulated) -> None:
 def test_which_backend_is_first_on_a_gpu() -> None:
     """A rule of dtypes and sizes, which needs no GPU to be asked."""
     layer_first, net_first = (backends._firsts[op] for op in ("masked_linear", "made"))
-    layer_spec = MaskedLinearSpec(COUNTING, "relu", True, False)
-    net_spec = MadeSpec(MadePlan([range(1, 65), [i % 64 for i in range(1024)], range(1, 65)]), "relu", (False, False))
+    layer_spec = NetSpec(1, COUNTING, False, "identity", "relu")
+    net_spec = NetSpec(2, MadePlan([range(1, 65), [i % 64 for i in range(1024)], range(1, 65)]), False, "relu")
 
     def asked(first: Any, spec: Any, rows: int, features: int, dtype: torch.dtype = torch.float32) -> str:
         return first(spec, [torch.empty(rows, features, dtype=dtype, device="meta")])
@@ -325,7 +324,7 @@ def test_which_backend_is_first_on_a_gpu() -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     assert asked(layer_first, layer_spec, 64, 1024, torch.float64) == "reference"
-    assert asked(net_first, net_spec, 65536, 64) == "reference"  # 64 inputs are one strip
+    assert asked(net_first, net_spec, 65536, 64) == "reference"  # 64 inputs are one block
     deep = MadePlan([range(1, 65), *[[i % 64 for i in range(1024)]] * 2, range(1, 65)])
     assert asked(net_first, net_spec._replace(plan=deep), 65536, 64) == "cuda"
     assert layer_first(layer_spec, [torch.empty(1)]) == net_first(net_spec, [torch.empty(1)]) == "cpu"

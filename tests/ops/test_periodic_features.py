@@ -31,7 +31,7 @@ def kernels():
     return [b for b in backends_of(OP) if b in ("cpu", "reference")]
 
 
-def waves_of(features, seed=3):
+def periodic_of(features, seed=3):
     """Waves, lines, and what is both."""
     g = torch.Generator().manual_seed(seed)
     table = torch.randn(features, 5, generator=g).double()
@@ -44,11 +44,11 @@ class Problem:
     def __init__(self, shape: Shape, map_: str) -> None:
         self.univariate, self.settings = MAPS[map_]
         self.problem = draw(shape._replace(P=self.univariate.params_per_feature), scale=0.4)
-        self.plan, self.tensors = self.problem.plan, [*self.problem.tensors, waves_of(shape.D)]
+        self.plan, self.tensors = self.problem.plan, [*self.problem.tensors, periodic_of(shape.D)]
 
     def solve(self, backend, tensors, **settings):
         z, layers, adds = self.problem.split(tensors[:-1])
-        settings = {**self.settings, "waves": tensors[-1], **settings}
+        settings = {**self.settings, "periodic_features": tensors[-1], **settings}
         return ops.autoregressive_inverse(
             z, layers, self.plan, self.univariate.spec, activation="tanh", adds=adds, backend=backend, **settings
         )
@@ -105,10 +105,10 @@ def test_gradcheck_and_gradgradcheck(map_) -> None:
 
 def test_one_without_the_other_and_one_gradient_at_a_time() -> None:
     problem = Problem(SHAPES["residual"], "spline on its box")
-    for settings in ({"waves": None}, {"zero_outside": False}, {}):
-        for i in (0, 1, len(problem.tensors) - 1 - ("waves" in settings)):
+    for settings in ({"periodic_features": None}, {"zero_outside": False}, {}):
+        for i in (0, 1, len(problem.tensors) - 1 - ("periodic_features" in settings)):
             tensors = [t.detach().requires_grad_(k == i) for k, t in enumerate(problem.tensors)]
-            given = {**settings, **({} if "waves" in settings else {"waves": tensors[-1]})}
+            given = {**settings, **({} if "periodic_features" in settings else {"periodic_features": tensors[-1]})}
             wanted = None
             for backend in reversed(kernels()):
                 y = sum(t.square().sum() for t in problem.solve(backend, tensors, **given))
@@ -136,18 +136,18 @@ def test_strides_and_bad_rows() -> None:
 def test_errors() -> None:
     problem = Problem(SHAPES["one row"], "affine")
     for settings, error, message in (
-        ({"waves": torch.zeros(5, 4).double()}, ValueError, r"waves must be \[5, 5\], got \[5, 4\]"),
-        ({"waves": torch.zeros(5, 5)}, TypeError, "waves must be of the dtype of x"),
+        ({"periodic_features": torch.zeros(5, 4).double()}, ValueError, r"periodic_features must be \[5, 5\], got \[5, 4\]"),
+        ({"periodic_features": torch.zeros(5, 5)}, TypeError, "periodic_features must be of the dtype of x"),
         ({"zero_outside": True}, TypeError, "univariate must be an RqsSpec where zero_outside is, got AffineSpec"),
     ):
         with pytest.raises(error, match=f"ops.{OP}: {message}"):
             problem.solve(None, problem.tensors, **settings)
 
 
-@pytest.mark.parametrize("missing", ["waves", "zero_outside"])
+@pytest.mark.parametrize("missing", ["periodic_features", "zero_outside"])
 def test_a_gpu_has_no_kernel_and_says_so(missing) -> None:
     problem = Problem(SHAPES["one row"], "spline on its box")
-    settings = {"zero_outside": False} if missing == "waves" else {"waves": None}
+    settings = {"zero_outside": False} if missing == "periodic_features" else {"periodic_features": None}
     with pytest.raises(
         BackendUnavailableError, match=f"op {OP} cannot run on backend 'triton': no kernel for {missing}"
     ):
