@@ -63,7 +63,7 @@ def results(f: Callable[..., Any], tensors: list[Tensor], backend: str) -> list[
     return [*outputs, *torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])]
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.parametrize("op", ["rqs", "affine", "lu_linear", "made", "autoregressive_inverse"])
 def test_ops_run_where_their_tensors_are(op, backend, cuda_on_cpu) -> None:

@@ -150,7 +150,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize(("make", "arguments"), OTHERS.values(), ids=OTHERS)
 def test_the_others_are_right_wait_for_nothing_and_can_be_captured(make, arguments) -> None:
     run, tensors = make(*arguments)

@@ -62,7 +62,7 @@ def test_sweep(name, shape, precision) -> None:
     assert_written(lambda *t: sweep.solve(problem, univariate, "cuda", list(t)), tensors)
 
 
-@pytest.mark.usefixtures("narrow_strips")
+@pytest.mark.usefixtures("narrow_blocks")
 @pytest.mark.parametrize("shape", ["two features", "three features", "residual"])
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @DTYPES

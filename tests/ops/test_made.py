@@ -11,7 +11,7 @@ from flowkernels.ops import MadePlan
 from tests.ops.masked import ACTIVATIONS, SHAPES, Shape, assert_numbers, backends_of, draw, values_and_gradients
 from tests.ops.test_masked_linear import BY_HAND
 
-pytestmark = pytest.mark.usefixtures("kernels", "one_thread", "narrow_strips")
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread", "narrow_blocks")
 
 EVERY = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 

@@ -15,7 +15,7 @@ from flowkernels.ops.net.plan import LayerPlan, _by_identity, layer_plan
 from tests.device import here
 from tests.ops.masked import ACTIVATIONS, assert_numbers, backends_of, values_and_gradients
 
-pytestmark = pytest.mark.usefixtures("kernels", "one_thread", "narrow_strips")
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread", "narrow_blocks")
 
 # (leading dims, K, N): features, hidden widths that are multiples of nothing, batches around blocks of rows
 SHAPES = [

@@ -66,7 +66,7 @@ CALLS: dict[str, Call] = {
     ),
 }  # fmt: skip
 BACKENDS = {
-    name: ("cpu", "fused_torch", "reference") if name.startswith("residual_net") else ("cpu", "reference") for name in CALLS
+    name: ("cpu", *(["fused_torch"] if name.startswith("residual_net") else []), "reference") for name in CALLS
 }
 
 NO_TENSORS = {

@@ -136,7 +136,7 @@ def test_strides_and_bad_rows() -> None:
 def test_errors() -> None:
     problem = Problem(SHAPES["one row"], "affine")
     for settings, error, message in (
-        ({"periodic_features": torch.zeros(5, 4).double()}, ValueError, r"periodic_features must be \[5, 5\], got \[5, 4\]"),
+        ({"periodic_features": torch.zeros(5, 4).double()}, ValueError, r"must be \[5, 5\], got \[5, 4\]"),
         ({"periodic_features": torch.zeros(5, 5)}, TypeError, "periodic_features must be of the dtype of x"),
         ({"zero_outside": True}, TypeError, "univariate must be an RqsSpec where zero_outside is, got AffineSpec"),
     ):
