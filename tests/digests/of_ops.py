@@ -303,7 +303,7 @@ def _sweep(dtype: str, name: str, net: tuple[str, bool, str], **settings: Any) -
     plan, layers, leaves, keywords = _net(univariate.params_per_feature, kind, residual, terms)
     leaves["z"] = leaf("z", ROWS, D, dtype=kind)
     if settings.pop("sinusoids", False):
-        settings["waves"] = leaves["sinusoids"] = leaf("sinusoids", D, 5, dtype=kind)
+        settings["periodic_features"] = leaves["sinusoids"] = leaf("sinusoids", D, 5, dtype=kind)
     x, ladj = ops.autoregressive_inverse(
         leaves["z"], layers, plan, _spec(univariate), activation=activation, **keywords, **settings
     )

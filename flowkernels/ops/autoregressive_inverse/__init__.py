@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,7 @@ def autoregressive_inverse(
     zero_outside: bool = False,
     periodic_features: Tensor | None = None,
     backend: str | None = None,
+    waves: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Solves :math:`z_d = f(x_d; \mathrm{params}_d(x_{<d}))` for x, feature by feature; ``ops.made`` is params.
 
@@ -73,6 +75,7 @@ def autoregressive_inverse(
             :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of x (as normflows' does). This and ``zero_outside``
             have kernels on the CPU alone.
         backend: run on this one or raise; default: the fastest that can.
+        waves: the old name of ``periodic_features``.
 
     Returns:
         ``x [..., D]`` in the dtype of ``z`` and ``ladj [...]`` in float32 (float64 for float64).
@@ -97,6 +100,9 @@ def autoregressive_inverse(
         >>> torch.allclose(back, z, atol=1e-5)
         True
     """
+    if waves is not None:
+        warnings.warn(f"{_NAME}: waves is called periodic_features now", DeprecationWarning, stacklevel=2)
+        periodic_features = waves
     check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
     if periodic_features is not None:
         check_tensor(_NAME, "periodic_features", periodic_features, z)
