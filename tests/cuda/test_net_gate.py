@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import emulator
-from tests.ops.gate import assert_refused, layer, told
+from tests.ops.gate import assert_refused, layer, net_of, told
 
 R = torch.zeros
 ROWS, N, ON = 5, 8, {"device": 0, "stream": 0}
@@ -187,7 +187,7 @@ def made(C: Any) -> tuple[Any, Any]:
         C.LayerMask(3, [], [], [0, 0, 3, 3], None, None, ints(0, 0, 3, 3)),
     )
     of_layers = [layer(R(s), mask=m) for s, m in zip(((3, 2), (4, 3)), masks, strict=True)]
-    return C.Net(of_layers, ROWS, False, 1, 0), masks
+    return net_of(C, of_layers, ROWS, False, 1, 0), masks
 
 
 STEPS = [(1, 0, 2, 0), (2, 0, 0, 0), (0, 0, 3, 1), (1, 2, 2, 3), (2, 1, 1, 0)]
@@ -298,7 +298,7 @@ def test_what_a_gpu_does_not_sweep(C) -> None:
         C.LayerMask(2, [], [], [1, 1, 1], None, None, ints(1, 1, 1)),
         C.LayerMask(3, [], [], [0] * 7 + [3] * 7, None, None, ints(*[0] * 7, *[3] * 7)),
     )
-    net = C.Net([layer(R(3, 2), mask=masks[0]), layer(R(14, 3), mask=masks[1])], ROWS, False, 1, 0)
+    net = net_of(C, [layer(R(3, 2), mask=masks[0]), layer(R(14, 3), mask=masks[1])], ROWS, False, 1, 0)
     steps = C.SweepSteps(list(masks), STEPS, good["steps"] and torch.tensor(STEPS, dtype=torch.int32))
     linear = {"net": net, "map": spline, "steps": steps, "packed": R(C.sweep_packed(net))}
     assert_refused(C.sweep_fwd, {**good, **ON}, linear, "the map must be without splits on a GPU, got a linear spline")

@@ -40,3 +40,36 @@ def layer(weight: Tensor, **more: Any) -> tuple[Any, ...]:
 def layers(*sizes: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
     """Layers of these sizes with a bias."""
     return [layer(torch.zeros(s, dtype=dtype), bias=torch.zeros(s[0], dtype=dtype)) for s in sizes]
+
+
+def net_of(module: Any, layers: Any, rows: int, residual: bool, activation: int, last: int) -> Any:
+    """A net of such layers, as Python hands it to a compiled module: a spec, then tensors, kept ones and gradients."""
+    masks, weights, biases, adds, gates, kept, *grads = zip(*layers, strict=True) if layers else [()] * 10
+    grad_adds, grad_gates = grads[2:]
+    adds, gates = (
+        [
+            _like(g, rows, w) if t is None and g is not None else t
+            for t, g, w in zip(terms, of_terms, weights, strict=True)
+        ]
+        for terms, of_terms in ((adds, grad_adds), (gates, grad_gates))
+    )
+    spec = module.NetSpec(
+        masks=list(masks), residual=residual, activation=activation, last=last, has_bias=True,
+        adds=[t is not None for t in adds], gates=[t is not None for t in gates],
+    )  # fmt: skip
+
+    def in_order(w: Any, b: Any, terms: Any, of_gates: Any) -> list[Any]:
+        given = [t for t, has in zip(terms, adds, strict=True) if has is not None]
+        given += [t for t, has in zip(of_gates, gates, strict=True) if has is not None]
+        return [*(t for pair in zip(w, b, strict=True) for t in pair), *given]
+
+    some = any(t is not None for part in grads for t in part)
+    return module.Net(
+        spec, rows, in_order(weights, biases, adds, gates), kept if any(t is not None for t in kept) else (),
+        in_order(*grads) if some else (),
+    )  # fmt: skip
+
+
+def _like(grad: Any, rows: int, weight: Any) -> Tensor:
+    """A term beside a gradient that is tested."""
+    return torch.zeros(rows, weight.shape[0], dtype=weight.dtype)

@@ -65,9 +65,7 @@ CALLS: dict[str, Call] = {
         ops.autoregressive_inverse, {"z": X, "layers": MADE, "plan": PLAN, "univariate": AFFINE}
     ),
 }  # fmt: skip
-BACKENDS = {
-    name: ("cpu", *(["fused_torch"] if name.startswith("residual_net") else []), "reference") for name in CALLS
-}
+BACKENDS = {name: ("cpu", *(["fused_torch"] if name.startswith("residual_net") else []), "reference") for name in CALLS}
 
 NO_TENSORS = {
     "None": None, "a number": 1.0, "text": "x", "a list": [0.0, 1.0], "an object": object(), "integers": R(B, D).long(),

@@ -3,14 +3,16 @@ wrong the caller is. Python's own checks come first: most of this is seen by cal
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
 from flowkernels import _native
+from flowkernels.ops.net.activations import CODES
 from tests import emulator
-from tests.ops.gate import assert_refused, layer, layers, told
+from tests.ops.gate import assert_refused, layer, layers, net_of, told
 
 R = torch.zeros
 SIZES = ((8, 3), (8, 8), (8, 8), (4, 8))  # of a residual net
@@ -100,28 +102,45 @@ NETS = {
 
 @pytest.mark.parametrize("case", NETS)
 def test_a_net(module, case) -> None:
-    module.Net(*net_arguments().values())
+    net_of(module, *net_arguments().values())
     broken, message = NETS[case]
-    assert_refused(module.Net, net_arguments(), broken, message)
+    assert_refused(functools.partial(net_of, module), net_arguments(), broken, message)
 
 
 def test_a_net_of_the_mask_of_another(module) -> None:
     mask = module.LayerMask(3, [], [], [1, 2])
     message = "layer 0: mask must be that of the weight, [8, 3], got [2, 3]"
-    assert_refused(module.Net, net_arguments(), with_layer(0, mask=mask), message)
+    assert_refused(functools.partial(net_of, module), net_arguments(), with_layer(0, mask=mask), message)
 
 
-@pytest.mark.parametrize("layers", [[None], [(None,) * 9], [3]])
-def test_what_is_no_layer(module, layers) -> None:
-    with pytest.raises(TypeError, match="a layer must be a mask and nine tensors, got another object"):
-        module.Net(layers, 1, False, 1, 0)
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"tensors": [R(2, 3)]}, "net: tensors must be 2 entries, got 1"),
+        ({"tensors": [R(2, 3), R(2), R(2)]}, "net: tensors must be 2 entries, got 3"),
+        ({"kept": [None, None]}, "net: kept must be 1 entries, got 2"),
+        ({"grads": [None]}, "net: grads must be 2 entries, got 1"),
+    ],
+)
+def test_lists_of_other_lengths(module, broken, message) -> None:
+    flags = {"residual": False, "activation": 1, "last": 0, "has_bias": True}
+    spec = module.NetSpec(masks=[None], **flags, adds=[False], gates=[False])
+    arguments = {"spec": spec, "rows": 1, "tensors": [R(2, 3), R(2)], "kept": (), "grads": ()}
+    module.Net(*arguments.values())
+    assert_refused(module.Net, arguments, broken, message)
+    with pytest.raises(ValueError, match="adds and gates must be one flag per layer, 1, got 2 and 1"):
+        module.NetSpec(masks=[None], **flags, adds=[False, True], gates=[False])
+
+
+def test_names_of_activations(module) -> None:
+    assert list(module.activations) == list(CODES)
 
 
 def test_what_is_no_tensor(module) -> None:
     with pytest.raises(AttributeError):  # Python has seen to that before
-        module.Net([layer(object())], 1, False, 1, 0)  # type: ignore[arg-type]
+        net_of(module, [layer(object())], 1, False, 1, 0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="tuples of sizes and of strides"):
-        module.Net([layer(told(R(1, 1), stride=(1,)))], 1, False, 1, 0)
+        net_of(module, [layer(told(R(1, 1), stride=(1,)))], 1, False, 1, 0)
 
 
 # ---- masks ----
@@ -167,7 +186,7 @@ def test_a_mask_on_a_device(module, broken, message) -> None:
 
 
 def net(*sizes: tuple[int, int], residual: bool = False, **more: Any) -> Any:
-    return _native.C.Net(layers(*sizes, **more), ROWS, residual, 1, 0)
+    return net_of(_native.C, layers(*sizes, **more), ROWS, residual, 1, 0)
 
 
 CALLS = {
@@ -240,7 +259,10 @@ LAYERS = {
     "x of fewer rows": ({"x": R(4, 4)}, "x must be [5, 4], got [4, 4]"),
     "no thread": ({"threads": 0}, "threads must be from 1 to"),
     "too many elements": (
-        {"columns": _native.C.Columns(2**31 - 1, [0], [1]), "net": _native.C.Net(layers((2, 1)), 2**40, False, 1, 0)},
+        {
+            "columns": _native.C.Columns(2**31 - 1, [0], [1]),
+            "net": net_of(_native.C, layers((2, 1)), 2**40, False, 1, 0),
+        },
         "elements of x must be a product of sizes below 2**63",
     ),
 }  # fmt: skip
@@ -285,7 +307,9 @@ def made(module: Any = _native.C, dtype: torch.dtype = torch.float32) -> Any:
     """2 features by way of 3 units to 2 parameters each."""
     masks = module.LayerMask(2, [], [], [1, 1, 1]), module.LayerMask(3, [], [], [0, 0, 3, 3])
     sizes = ((3, 2), (4, 3))
-    return module.Net([layer(R(s, dtype=dtype), mask=m) for s, m in zip(sizes, masks, strict=True)], ROWS, False, 1, 0)
+    return net_of(
+        module, [layer(R(s, dtype=dtype), mask=m) for s, m in zip(sizes, masks, strict=True)], ROWS, False, 1, 0
+    )
 
 
 SWEEPS = {
@@ -337,7 +361,7 @@ def test_masks_of_no_sweep(rows) -> None:
     """A unit that sees its own feature, in a thread or several: outputs would be left as they are."""
     masks = _native.C.LayerMask(2, [], [], [2, 2, 2]), _native.C.LayerMask(3, [], [], [3, 3, 3, 3])
     of_layers = [layer(R(3, 2), mask=masks[0]), layer(R(4, 3), mask=masks[1])]
-    z, stuck = R(rows, 2), _native.C.Net(of_layers, rows, False, 1, 0)
+    z, stuck = R(rows, 2), net_of(_native.C, of_layers, rows, False, 1, 0)
     message = r"sweep: masks must be of units that see none but features before them, got others"
     with pytest.raises(ValueError, match=message):
         _native.C.sweep_fwd(stuck, affine(True), z, R(rows, 2), R(rows), False, False, None, 2)

@@ -140,14 +140,14 @@ def test_errors() -> None:
         ({"periodic_features": torch.zeros(5, 5)}, TypeError, "periodic_features must be of the dtype of x"),
         ({"zero_outside": True}, TypeError, "univariate must be an RqsSpec where zero_outside is, got AffineSpec"),
     ):
-        with pytest.raises(error, match=f"ops.{OP}: {message}"):
+        with pytest.raises(error, match=f"ops.{OP}: .*{message}"):
             problem.solve(None, problem.tensors, **settings)
 
 
-@pytest.mark.parametrize("missing", ["periodic_features", "zero_outside"])
+@pytest.mark.parametrize("missing", ["periodic features", "zero_outside"])
 def test_a_gpu_has_no_kernel_and_says_so(missing) -> None:
     problem = Problem(SHAPES["one row"], "spline on its box")
-    settings = {"zero_outside": False} if missing == "periodic_features" else {"periodic_features": None}
+    settings = {"zero_outside": False} if missing == "periodic features" else {"periodic_features": None}
     with pytest.raises(
         BackendUnavailableError, match=f"op {OP} cannot run on backend 'triton': no kernel for {missing}"
     ):
