@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
-from flowkernels.ops.flow_layer import columns, flow_layer
+from flowkernels.ops.flow_layer import flow_layer, split_of
 from flowkernels.transforms import RQS, Affine
 
 ROWS, SPARE = 64, 1 << 20  # enough rows for a tile each to several threads; bytes for outputs
@@ -76,7 +76,7 @@ def autoregressive_inverse(width: int) -> Case:
 
 
 def layer(width: int) -> Case:
-    x, of, at = torch.ones(ROWS, 2), layers((width, 1), (2, width)), columns(2, (0,), (1,))
+    x, of, at = torch.ones(ROWS, 2), layers((width, 1), (2, width)), split_of(2, (0,), (1,))
     return lambda: flow_layer(x, of, AFFINE, at, residual=False)[0], x
 
 

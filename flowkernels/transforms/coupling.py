@@ -95,20 +95,20 @@ class Coupling(Transform):
             )
         params = params.reshape(*params.shape[:-1], split.n_transformed, n_params)
         transformed, ladj = self.univariate(transformed, params, inverse)
-        return split.merge(x, identity, transformed), ladj
+        return split.merge(identity, transformed), ladj
 
     def _fused(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
         """The whole layer as one op, where there is one for its parts and the state they are in."""
         univariate: Any = self.univariate
-        columns, as_net = self.split.columns, getattr(self.conditioner, "as_net", None)
-        if as_net is None or type(univariate) not in (RQS, Affine) or columns is None:
+        split, as_net = self.split.value, getattr(self.conditioner, "as_net", None)
+        if as_net is None or type(univariate) not in (RQS, Affine) or split is None:
             return None
         if (type(univariate) is RQS and univariate.half_turn) or torch.compiler.is_compiling():
             return None
         net = as_net(x, context)
         if net is None or net.n_out != self.split.n_transformed * univariate.params_per_feature:
             return None
-        return run_layer(x, net, univariate.spec._replace(inverse=inverse), columns)
+        return run_layer(x, net, univariate.spec._replace(inverse=inverse), split)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

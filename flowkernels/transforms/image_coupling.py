@@ -119,7 +119,7 @@ class ImageCoupling(Transform):
             if isinstance(self.univariate, Affine) and part is not None:  # writes the whole image in the same pass
                 return self.univariate(x, params, inverse, 3, part=part)
             transformed, ladj = self.univariate(transformed, params, inverse, 3)
-            return self.split.merge(x, identity, transformed), ladj
+            return self.split.merge(identity, transformed), ladj
         if x.shape[-3:] != self.mask.shape:
             raise ValueError(
                 f"transforms.ImageCoupling: x must be [..., {str(list(self.mask.shape))[1:]}, got {list(x.shape)}"

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkernels.ops.flow_layer import columns
+from flowkernels.ops.split import split_of
 
 
 class FeatureSplit(nn.Module):
     """Splits ``x [..., D]`` by a mask into the identity part (0) and the transformed part (1), and merges them.
 
-    Channels of images ``[..., D, H, W]`` with 3 event dims. Picks the cheapest form once: two neighbouring blocks are
-    split and concatenated, strided sets (alternating masks) are views written back by one scatter, anything else is
-    gathered by index.
+    Channels of images ``[..., D, H, W]`` with 3 event dims. The mask is stored with the weights; how it parts a tensor
+    is its ``value``, a `flowkernels.ops.split.Split` (None where nothing is left to see).
     """
 
     mask: Tensor
@@ -46,13 +45,8 @@ class FeatureSplit(nn.Module):
     def _plan(self, flags: list[bool]) -> None:
         kept, moved = [i for i, f in enumerate(flags) if not f], [i for i, f in enumerate(flags) if f]
         self.n_identity, self.n_transformed = len(kept), len(moved)
-        self.columns = columns(len(flags), tuple(kept), tuple(moved)) if kept else None
-        self._slices = (_as_slice(kept), _as_slice(moved))
-        self._moved_first = flags[0]
-        self._sizes = (len(moved), len(kept)) if flags[0] else (len(kept), len(moved))
-        self._blocks = flags == sorted(flags) or flags == sorted(flags, reverse=True)
-        self._strided = None not in self._slices
-        by_index = not (self._blocks or self._strided)
+        self.value = split_of(len(flags), tuple(kept), tuple(moved)) if kept else None
+        by_index = self.value is not None and self.value.by_index
         back = sorted(range(len(flags)), key=(kept + moved).__getitem__)
         for name, indices in (("_kept", kept), ("_moved", moved), ("_back", back)):
             index = torch.tensor(indices, device=self.mask.device) if by_index else None
@@ -66,31 +60,20 @@ class FeatureSplit(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[..., D]`` → ``[..., n_identity]``, ``[..., n_transformed]``."""
-        if self._blocks:
-            first, second = x.split(self._sizes, dim=self._dim)
-            return (second, first) if self._moved_first else (first, second)
-        if self._strided:
-            rest = (slice(None),) * (-1 - self._dim)
-            kept, moved = self._slices
-            return x[(..., kept, *rest)], x[(..., moved, *rest)]
-        return x.index_select(self._dim, self._kept), x.index_select(self._dim, self._moved)
+        if self.value is None:
+            return x.narrow(self._dim, 0, 0), x
+        return self.value.split(x, self._dim, (self._kept, self._moved))
 
     @property
     def part(self) -> slice | None:
         """The slice of what is transformed, where it is one."""
-        return self._slices[1]
+        return slice(0, self.features, 1) if self.value is None else self.value.part
 
-    def merge(self, x: Tensor, identity: Tensor, transformed: Tensor) -> Tensor:
-        """Puts the parts of ``x`` back in its order."""
-        if self.n_identity == 0:
+    def merge(self, identity: Tensor, transformed: Tensor) -> Tensor:
+        """Puts the two parts back in order."""
+        if self.value is None:
             return transformed
-        if self._blocks:
-            return torch.cat((transformed, identity) if self._moved_first else (identity, transformed), dim=self._dim)
-        if self._strided:
-            s = self._slices[1]
-            assert s is not None  # for the type checker: _strided says so
-            return x.to(transformed.dtype).slice_scatter(transformed, self._dim, s.start, s.stop, s.step)
-        return torch.cat((identity, transformed), dim=self._dim).index_select(self._dim, self._back)
+        return self.value.merge(identity, transformed, self._dim, (self._kept, self._moved, self._back))
 
     def extra_repr(self) -> str:
         return "mask=" + "".join(str(int(f)) for f in self.mask.tolist())
@@ -103,12 +86,3 @@ def as_flags(name: str, mask: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         contract = "a tensor or a sequence of 0 and 1"
         raise TypeError(f"transforms.{name}: mask must be {contract}, got {mask!r:.60}") from error
-
-
-def _as_slice(indices: list[int]) -> slice | None:
-    """The slice that selects exactly these indices, if there is one."""
-    if not indices:
-        return None
-    step = indices[1] - indices[0] if len(indices) > 1 else 1
-    same = indices == list(range(indices[0], indices[-1] + 1, step))
-    return slice(indices[0], indices[-1] + 1, step) if same else None

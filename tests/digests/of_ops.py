@@ -271,7 +271,7 @@ def _flow(dtype: str, name: str, inverse: bool, residual: bool, activation: str,
     if context:
         leaves["context"] = leaf("context", ROWS, context, dtype=kind)
     y, ladj = _flow_layer.flow_layer(
-        leaves["x"], layers, _spec(univariate, inverse), _flow_layer.columns(D, seen, mapped),
+        leaves["x"], layers, _spec(univariate, inverse), _flow_layer.split_of(D, seen, mapped),
         context=leaves.get("context"), residual=residual, activation=activation,
     )  # fmt: skip
     return with_gradients({"y": y, "ladj": ladj}, leaves)

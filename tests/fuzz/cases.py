@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkernels.ops import MadePlan
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import columns
+from flowkernels.ops.flow_layer import split_of
 
 from .calls import Call, Recipe
 
@@ -78,13 +78,13 @@ def _sweep(**settings: Any) -> Callable[[], dict[str, Any]]:
 
 def _flow_layer(**settings: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {
-        "x": _numbers(5, 4), "layers": _layers((8, 2), (8, 8), (8, 8), (4, 8)), "columns": columns(4, (0, 2), (1, 3)),
+        "x": _numbers(5, 4), "layers": _layers((8, 2), (8, 8), (8, 8), (4, 8)), "split": split_of(4, (0, 2), (1, 3)),
         "univariate": AffineSpec("exp", 0.0, False), **settings,
     }  # fmt: skip
 
 
 _SLOPE_22 = torch.tensor([[0.0, 0.0, 0.0, 0.0, 22.45]]).double()
-_FLAGS = Recipe(columns, {"features": 4, "inputs": (0, 2), "outputs": (True, 3)})
+_FLAGS = Recipe(split_of, {"features": 4, "inputs": (0, 2), "outputs": (True, 3)})
 _IMAGES, _PART = AffineSpec("exp", 0.0, False, event_dims=2), AffineSpec("exp", 0.0, False, stop=1)
 _BLOCK = ((16, 16), (16, 16), (4, 16))
 _LESS, _MORE = ((16, 3), (16, 16), (8, 16), (4, 16)), ((16, 3), (16, 16), (32, 16), (4, 16))
@@ -130,7 +130,7 @@ CASES = (
     Case("backend has no name", "affine", _affine(backend=""), True),
     Case("a number of blocks that is none", "residual_net", _residual(3, (16, 3), *_BLOCK, blocks=None), True),
     Case("sparse weights", "residual_net", _residual(3, (16, 3), *_BLOCK, sparse=True), True),
-    Case("features that are flags", "flow_layer", _flow_layer(columns=_FLAGS), True),
+    Case("features that are flags", "flow_layer", _flow_layer(split=_FLAGS), True),
     Case("no plan", "autoregressive_inverse", _sweep(plan=Recipe(MadePlan, {"degrees": None})), True),
     Case("no layers", "autoregressive_inverse", _sweep(layers=None), True),
     # A map of something else than every feature, which was mapped whole.

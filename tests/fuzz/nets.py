@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops import LayerPlan, MadePlan
-from flowkernels.ops.flow_layer import columns
+from flowkernels.ops.flow_layer import split_of
 from flowkernels.ops.net.activations import FUNCTIONS
 
 from .calls import Call, Path, Recipe
@@ -187,7 +187,7 @@ def flow_layer(draw: Draw) -> Call:
         arguments["context"] = context
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments["univariate"] = of_map
-    arguments["columns"] = Recipe(columns, {"features": D, "inputs": inputs, "outputs": outputs})
+    arguments["split"] = Recipe(split_of, {"features": D, "inputs": inputs, "outputs": outputs})
     if not residual:
         arguments |= {"residual": False, "activation": draw.choice(ACTIVATIONS)}
     sizes, at_rounded = {("x",): size_of_box(of_map.settings)}, "bins" in of_map.settings and of_map.settings["inverse"]

@@ -19,10 +19,10 @@ from torch._subclasses import FakeTensorMode
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet
 from flowkernels.ops.affine.spec import SCALES
-from flowkernels.ops.flow_layer import columns, flow_layer, run_autoregressive_layer, run_layer
-from flowkernels.ops.flow_layer.spec import Columns
+from flowkernels.ops.flow_layer import flow_layer, run_autoregressive_layer, run_layer, split_of
 from flowkernels.ops.net import native as net_native
 from flowkernels.ops.net.net import made_net
+from flowkernels.ops.split import Split
 from flowkernels.transforms import RQS, Affine, Coupling
 from tests.numbers import assert_within_rule
 from tests.ops import masked
@@ -94,7 +94,7 @@ def call(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | N
     context = rest.pop(0) if c.context else None
     layers = list(zip(rest[::2], rest[1::2], strict=True))
     spec = c.spline.spec._replace(inverse=inverse)
-    return flow_layer(x, layers, spec, columns(c.D, c.inputs, c.outputs), context=context, backend=backend)
+    return flow_layer(x, layers, spec, split_of(c.D, c.inputs, c.outputs), context=context, backend=backend)
 
 
 def found(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | None = "cpu") -> list[Tensor]:
@@ -589,7 +589,7 @@ def test_the_layer_follows_its_mask_and_its_weights() -> None:
 
 @pytest.mark.parametrize("mode", ["meta", "fake"])
 def test_a_model_made_without_memory_spoils_no_other(mode) -> None:
-    """Columns are shared by all models: they must not remember the device the first was made on."""
+    """Splits are shared by all models: they must not remember the device the first was made on."""
     mask = (0, 1, 1, 1, 0, 0, 1) if mode == "meta" else (1, 1, 1, 1, 0, 0, 1)
     with torch.device("meta") if mode == "meta" else FakeTensorMode():
         coupling(mask)
@@ -723,12 +723,12 @@ def test_in_forked_workers(threads) -> None:
 
 
 def test_columns() -> None:
-    assert columns(3, (0,), (1, 2)) is columns(3, (0,), (1, 2))
+    assert split_of(3, (0,), (1, 2)) is split_of(3, (0,), (1, 2))
     bad = [((), (0,)), ((0,), ()), ((0, 0), (1,)), ((0,), (1, 1)), ((0,), (3,)), ((-1,), (1,))]
     for inputs, outputs in bad:
         with pytest.raises(ValueError, match="must be distinct features below 3, at least one, got"):
-            columns(3, inputs, outputs)
-    c = pickle.loads(pickle.dumps(Columns(3, (2,), (0, 1))))
+            split_of(3, inputs, outputs)
+    c = pickle.loads(pickle.dumps(Split(3, (2,), (0, 1))))
     assert (c.features, c.inputs, c.outputs) == (3, (2,), (0, 1))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from flowkernels import ops
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import Columns, columns, flow_layer, run_autoregressive_layer, run_layer
+from flowkernels.ops.flow_layer import Split, flow_layer, run_autoregressive_layer, run_layer, split_of
 from flowkernels.ops.net import LayerPlan, MadePlan, layer_plan
 from flowkernels.ops.net.net import dense_net, made_net
 from flowkernels.transforms import RQS, Affine
@@ -45,16 +45,16 @@ CALLS: dict[str, Call] = {
     "residual_net": (ops.residual_net, {"x": X, "layers": RESIDUAL, "blocks": 1}),
     "residual_net, context": (ops.residual_net, {"x": X, "layers": GATED, "blocks": 1, "context": CONTEXT}),
     "flow_layer": (
-        flow_layer, {"x": X, "layers": COUPLING, "univariate": AFFINE, "columns": columns(D, (0,), (1, 2))}
+        flow_layer, {"x": X, "layers": COUPLING, "univariate": AFFINE, "split": split_of(D, (0,), (1, 2))}
     ),
     "flow_layer, context": (
         flow_layer,
-        {"x": X, "layers": GATED_COUPLING, "univariate": AFFINE, "columns": columns(D, (0,), (1, 2)),
+        {"x": X, "layers": GATED_COUPLING, "univariate": AFFINE, "split": split_of(D, (0,), (1, 2)),
          "context": CONTEXT},
     ),
     "flow_layer, plain": (
         flow_layer,
-        {"x": X, "layers": PLAIN, "univariate": AFFINE, "columns": columns(D, (0,), (1, 2)), "residual": False},
+        {"x": X, "layers": PLAIN, "univariate": AFFINE, "split": split_of(D, (0,), (1, 2)), "residual": False},
     ),
     "masked_linear": (
         ops.masked_linear,
@@ -140,15 +140,15 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
                         [R(B, 4) if terms == "gates" else R(B, 4).double(), None],
                 }.items():  # fmt: skip
                     add(call, f"{terms} are {name}", **{terms: value})
-        if "activation" in CALLS[call][0].__kwdefaults__ and call not in ("flow_layer", "flow_layer, context"):
+        if "activation" in CALLS[call][0].__kwdefaults__:
             for value in ("softmax", None, 3, torch.relu):
                 add(call, f"activation {getattr(value, '__name__', value)}", activation=value)
     for call in ("residual_net", "residual_net, context"):
         for value in (-1, 0, 2, 1.0, True, "1", None, R(())):
             add(call, f"blocks {value!r}", blocks=value)
     for call in ("flow_layer", "flow_layer, plain"):
-        for value in (None, object(), float("nan"), (0, 1), columns(4, (0,), (1, 2)), columns(D, (0,), (1,))):
-            add(call, f"columns {type(value).__name__} {getattr(value, 'features', '')}", columns=value)
+        for value in (None, object(), float("nan"), (0, 1), split_of(4, (0,), (1, 2)), split_of(D, (0,), (1,))):
+            add(call, f"split {type(value).__name__} {getattr(value, 'features', '')}", split=value)
         for value in ("yes", 2, None, torch.tensor([1.0, 1.0])):
             add(call, f"residual {value!r}", residual=value)
     for name, value in {"yes": "yes", "nan": float("nan"), "a list": [1], "a tensor": torch.tensor(True)}.items():
@@ -230,7 +230,7 @@ def test_a_compiler_refuses(name) -> None:
 @pytest.mark.parametrize("univariate", [None, AFFINE._replace(event_dims=2), AFFINE._replace(stop=2), RQS(bins=4).spec])
 def test_those_that_try(univariate) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^ops.flow_layer: .+ must .+, got .+"):
-        run_layer(X, dense_net(COUPLING, True, "relu", 1, (B,), None), univariate, columns(D, (0,), (1, 2)))
+        run_layer(X, dense_net(COUPLING, True, "relu", 1, (B,), None), univariate, split_of(D, (0,), (1, 2)))
     with pytest.raises((TypeError, ValueError), match=r"^ops.flow_layer: .+ must .+, got .+"):
         run_autoregressive_layer(X, made_net(MADE, PLAN, "relu"), univariate)
 
@@ -248,7 +248,7 @@ def test_what_is_seen_in_place_of_x(seen) -> None:
         (3.0, (0,), (1,)), ("3", (0,), (1,)), (None, (0,), (1,)), (3, (0.5,), (1,)),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("make", [columns, Columns])
+@pytest.mark.parametrize("make", [split_of, Split])
 def test_columns(make, features, inputs, outputs) -> None:
     with pytest.raises(ValueError, match=r"^ops.flow_layer: (features|inputs|outputs) must be .+, got .+"):
         make(features, inputs, outputs)
@@ -256,7 +256,7 @@ def test_columns(make, features, inputs, outputs) -> None:
 
 def test_columns_are_no_flags() -> None:
     with pytest.raises(ValueError, match=r"outputs must be distinct features below 3, at least one, got \(True,\)"):
-        Columns(3, (0,), (True,))
+        Split(3, (0,), (True,))
 
 
 @pytest.mark.parametrize(

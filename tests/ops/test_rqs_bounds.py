@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
-from flowkernels.ops.flow_layer import columns, flow_layer
+from flowkernels.ops.flow_layer import flow_layer, split_of
 from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.rqs.spec import make_spec
 from flowkernels.transforms import RQS
@@ -113,7 +113,7 @@ def test_fused_layers_refuse_a_box_that_their_dtype_has_no_numbers_for(backend, 
     layers = [(torch.randn(s, dtype=precision), torch.randn(s[0], dtype=precision)) for s in ((4, D), (D * P, 4))]
     x = torch.randn(3, D, dtype=precision)
     calls = (
-        lambda: flow_layer(x, layers, spec, columns(D, (0, 1), (0, 1)), residual=False, backend=backend),
+        lambda: flow_layer(x, layers, spec, split_of(D, (0, 1), (0, 1)), residual=False, backend=backend),
         lambda: ops.autoregressive_inverse(x, layers, plan, spec, backend=backend),
     )
     for call in calls:

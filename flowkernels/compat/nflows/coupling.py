@@ -17,13 +17,11 @@ from torch import Tensor
 from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.compat.reading.split import Columns, Indexed, columns_of
 from flowkernels.ops._routing import _transforms_active
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import Columns as FusedColumns
-from flowkernels.ops.flow_layer import columns as fused_columns
 from flowkernels.ops.flow_layer import run_layer
 from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.split import Split, merge_by_index, split_by_index, split_of
 
 from . import residual
 from .classes import kind
@@ -48,33 +46,37 @@ def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
     return net(x, context) if outputs is None else outputs
 
 
-class _Split(NamedTuple):
-    """How a layer parts its features."""
-
-    columns: Columns
-    fused: FusedColumns | None  # None where the features are not a partition of all
-
-
-def _read_split(identity: Tensor, transformed: Tensor, features: int) -> _Split:
+def _read_split(identity: Tensor, transformed: Tensor, features: int) -> Split | str:
     first, second = identity.tolist(), transformed.tolist()
-    partition = sorted(first + second) == list(range(features)) and bool(first and second)
-    fused = fused_columns(features, tuple(first), tuple(second)) if partition else None
-    return _Split(columns_of(identity, transformed), fused)
+    partition = sorted(first + second) == list(range(features)) and first and second
+    return split_of(features, tuple(first), tuple(second)) if partition else "its features are not parted"
 
 
-_split = CachedRead[_Split](_read_split)
+_split = CachedRead[Split | str](_read_split)
 
 
-def _split_of(layer: Any) -> _Split | None:
-    """The layer's split, or None where its buffers' values cannot be read now, or may differ per model."""
+def _split_of(layer: Any) -> Split | None:
+    """The layer's split, or None where its buffers' values cannot be read now, may differ per model, or are none."""
     if torch.compiler.is_compiling() or _transforms_active():
         return None
-    return _split(layer, (layer.identity_features, layer.transform_features), layer.features)
+    found = _split(layer, (layer.identity_features, layer.transform_features), layer.features)
+    return found if isinstance(found, Split) else None
 
 
-def _columns_of(layer: Any) -> Columns:
-    split = _split_of(layer)
-    return Indexed(layer.identity_features, layer.transform_features) if split is None else split.columns
+def _parted(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer sees and what it maps; the first a copy, as a conditioner may write into its input."""
+    at, split = (layer.identity_features, layer.transform_features), _split_of(layer)
+    if split is None or split.by_index:
+        return split_by_index(x, 1, at)
+    identity, transformed = split.split(x, 1)
+    return identity.clone(memory_format=torch.contiguous_format), transformed
+
+
+def _merged(layer: Any, identity: Tensor, transformed: Tensor) -> Tensor:
+    at, split = (layer.identity_features, layer.transform_features), _split_of(layer)
+    if split is None:
+        return merge_by_index(identity, transformed, 1, at)
+    return split.merge(identity, transformed, 1, at)
 
 
 def _fused(
@@ -85,7 +87,7 @@ def _fused(
     if inputs.dim() != 2:
         return None
     split = _split_of(layer)
-    if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
+    if split is None or kind(type(net)) != "ResidualNet":
         return None
     found = residual.as_net(net, inputs, context)
     if found is None or net._modules.get("preprocessing") is not None:
@@ -95,7 +97,7 @@ def _fused(
         return None
     if univariate.last is not None:
         found = found.with_last(*univariate.last(layer, found.layers[-1]))
-    return run_layer(inputs, found, spec, split.fused)
+    return run_layer(inputs, found, spec, split)
 
 
 def _check(layer: Any, inputs: Tensor) -> None:
@@ -116,10 +118,10 @@ def _logit_scale(net: Any) -> float:
 
 def _map_identity(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
     """The layer's unconditional transform of the features that choose the map of the others."""
-    columns, unconditional = _columns_of(layer), layer.unconditional_transform
-    identity, rest = columns.split(x)
+    unconditional = layer.unconditional_transform
+    identity, rest = _parted(layer, x)
     identity, ladj = unconditional.inverse(identity, context) if inverse else unconditional(identity, context)
-    return columns.merge(identity, rest), ladj
+    return _merged(layer, identity, rest), ladj
 
 
 def _couple(
@@ -128,11 +130,10 @@ def _couple(
     fused = _fused(layer, inputs, context, inverse, univariate)
     if fused is not None:
         return fused
-    columns = _columns_of(layer)
-    identity, x = columns.split(inputs)
+    identity, x = _parted(layer, inputs)
     params = _conditioner(layer.transform_net, identity, context)
     y, ladj = univariate.run(layer, x, params, inverse)
-    return columns.merge(identity, y), ladj
+    return _merged(layer, identity, y), ladj
 
 
 def forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:

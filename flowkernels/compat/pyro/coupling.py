@@ -17,7 +17,7 @@ from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, swap
 from flowkernels.compat.reading.dense import too_wide
 from flowkernels.nets.reading import may_read, of_parameters
-from flowkernels.ops.flow_layer import columns, run_layer
+from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net
 
@@ -96,7 +96,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     if layers[0][0].shape[1] != seen + given or layers[-1][0].shape[0] != 2 * mapped or not 0 < seen < x.shape[-1]:
         return None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
-    split = columns(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
+    split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
     spec = _affine_spec(layer)._replace(inverse=inverse)
     found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
     return run_layer(x, found, spec, split)
@@ -151,7 +151,7 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     if [*net.param_dims] != [mapped * n for n in sizes]:
         return None
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
-    split = columns(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
+    split = split_of(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
     spec = _spec(upper)._replace(inverse=inverse)
     return run_layer(x, dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None), spec, split)
 

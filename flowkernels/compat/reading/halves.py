@@ -1,7 +1,7 @@
-"""Halves of an affine coupling on features: networks of plain layers, map, columns and log-determinant as ops.
+"""Halves of an affine coupling on features: networks of plain layers, map, split and log-determinant as ops.
 
 Where one network predicts scale and shift a half is one op. Where each has a network of its own the map is two layers
-that see the same columns, one that scales and one that shifts.
+that see the same features, one that scales and one that shifts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.flow_layer import columns, run_layer
+from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
 
 from .dense import dense, dense_refusal
@@ -66,7 +66,7 @@ class Half(NamedTuple):
         ready = [(step, network) for step, network in given if network is not None]
         if len(ready) < len(given):  # before any is run
             return None
-        at = columns(x.shape[1], seen, tuple(self.mapped))
+        at = split_of(x.shape[1], seen, tuple(self.mapped))
         for step, network in reversed(ready) if inverse else ready:
             found = run_layer(x, network, step.spec(inverse), at)
             if found is None:

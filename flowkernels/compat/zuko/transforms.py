@@ -22,8 +22,9 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.dense import dense
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.ops.autoregressive_inverse import run_inverse
-from flowkernels.ops.flow_layer import Columns, columns, run_autoregressive_layer, run_layer
+from flowkernels.ops.flow_layer import run_autoregressive_layer, run_layer
 from flowkernels.ops.net import MadePlan, Net, run_made
+from flowkernels.ops.split import Split, split_of
 
 from .nets import masked_net
 from .univariate import Univariate, univariate_of
@@ -143,12 +144,12 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
 # ---- coupling ----
 
 
-def _read_mask(mask: Tensor) -> tuple[Tensor, Tensor, Columns]:
+def _read_mask(mask: Tensor) -> tuple[Tensor, Tensor, Split]:
     kept, mapped = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
-    return kept, mapped, columns(len(mask), tuple(kept.tolist()), tuple(mapped.tolist()))
+    return kept, mapped, split_of(len(mask), tuple(kept.tolist()), tuple(mapped.tolist()))
 
 
-_split_of = CachedRead[tuple[Tensor, Tensor, Columns]](_read_mask)
+_split_of = CachedRead[tuple[Tensor, Tensor, Split]](_read_mask)
 
 
 class CouplingTransform(_Fused, transforms.CouplingTransform):
@@ -159,11 +160,11 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
         meta = functools.partial(layer.meta, context)
         if split is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
             super().__init__(meta, layer.mask)
-            self.columns = None
+            self.split_of_features = None
         else:
             Transform.__init__(self)
             self.meta = meta
-            self.idx_a, self.idx_b, self.columns = split
+            self.idx_a, self.idx_b, self.split_of_features = split
         self.layer, self.context = layer, context
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,10 +179,10 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
-        network = None if self.columns is None or univariate.circular else dense(net, x, context, MLP, Linear)
-        if network is not None and self.columns is not None:
+        network = None if self.split_of_features is None or univariate.circular else dense(net, x, context, MLP, Linear)
+        if network is not None and self.split_of_features is not None:
             spec = univariate.spec._replace(inverse=inverse)
-            fused = run_layer(x, network.net(x.shape[:-1], context), spec, self.columns)
+            fused = run_layer(x, network.net(x.shape[:-1], context), spec, self.split_of_features)
             if fused is not None:
                 return fused
         kept, mapped = self.split(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +18,12 @@ from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_shape, check_tensor
 from flowkernels.ops.net.net import Net, dense_net
 from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+from flowkernels.ops.split import Split, split_of
 
 from . import native, reference
-from .spec import Columns, FlowLayerSpec, columns
+from .spec import FlowLayerSpec
 
-__all__ = ["Columns", "FlowLayerSpec", "columns", "flow_layer", "run_autoregressive_layer", "run_layer"]
+__all__ = ["FlowLayerSpec", "Split", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
 
 _NAME = "ops.flow_layer"
 
@@ -30,7 +32,7 @@ def _sample() -> tuple[FlowLayerSpec, tuple[Tensor, ...]]:
     spline = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
     layers = [(torch.zeros(n, k), torch.zeros(n)) for n, k in ((2, 1), (2, 2), (2, 2), (4, 2))]
     net = dense_net(layers, True, "relu", 1, (1,), None)
-    return FlowLayerSpec(columns(2, (0,), (1,)), spline, net.spec), (torch.zeros(1, 2), *net.tensors)
+    return FlowLayerSpec(split_of(2, (0,), (1,)), spline, net.spec), (torch.zeros(1, 2), *net.tensors)
 
 
 _op = Op(
@@ -47,7 +49,7 @@ def flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
     univariate: RqsSpec | AffineSpec,
-    columns: Columns,
+    split: Split,
     *,
     context: Tensor | None = None,
     residual: bool = True,
@@ -59,7 +61,7 @@ def flow_layer(
     .. math:: y_b = f(x_b; \mathrm{net}(x_a, c)), \qquad y = x \text{ elsewhere}, \qquad
         \mathrm{ladj} = \sum_b \log |f'(x_b)|
 
-    with a, b the features ``columns.inputs`` and ``columns.outputs``, and the net of `ops.residual_net`, or plain
+    with a, b the features ``split.inputs`` and ``split.outputs``, and the net of `ops.residual_net`, or plain
     layers with an activation between them. Its output, often the largest tensor of a flow, never reaches memory; kept
     for backward is what enters the second layer of each block (of a plain net: each layer), and the inputs.
 
@@ -68,7 +70,7 @@ def flow_layer(
         layers: (weight, bias) as for `ops.residual_net`; the last returns ``len(b) * P`` numbers.
         univariate: the settings of the spline or the affine map, forward or inverse; `ops.rqs` and `ops.affine`
             document them.
-        columns: which features are seen and which are mapped; see `columns`.
+        split: which features are seen and which are mapped; see `split_of`.
         context: ``[..., C]`` or None.
         residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
         activation: identity, relu, leaky_relu (slope 0.01), elu (alpha 1), gelu (by erf), silu or tanh.
@@ -79,7 +81,7 @@ def flow_layer(
 
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype than ``x``; ``univariate`` or
-            ``columns`` is of another kind.
+            ``split`` is of another kind.
         ValueError: shapes that do not fit each other; a univariate map of a part, or of several event dims.
 
     Reference:
@@ -87,46 +89,46 @@ def flow_layer(
 
     Example:
         >>> import torch
-        >>> from flowkernels.ops.flow_layer import columns, flow_layer
+        >>> from flowkernels.ops.flow_layer import split_of, flow_layer
         >>> from flowkernels.transforms import RQS
         >>> sizes = [(16, 2), (16, 16), (16, 16), (2 * 23, 16)]
         >>> layers = [(torch.randn(s), torch.randn(s[0])) for s in sizes]
-        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec, columns(4, (0, 2), (1, 3)))
+        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec, split_of(4, (0, 2), (1, 3)))
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """
     check_tensor(_NAME, "x", x)
-    if not isinstance(columns, Columns):
-        raise TypeError(f"{_NAME}: columns must be Columns, got {type(columns).__name__} {columns!r:.60}")
-    if x.shape[-1] != columns.features:
-        raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
+    if not isinstance(split, Split):
+        raise TypeError(f"{_NAME}: split must be a Split, got {type(split).__name__} {split!r:.60}")
+    if x.shape[-1] != split.features:
+        raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
     residual = check_flag(_NAME, "residual", residual)
     check_activation(_NAME, activation)
     check_univariate(_NAME, univariate, x.dtype)
-    seen = len(columns.inputs)
+    seen = len(split.inputs)
     check_dense(_NAME, x, seen, layers, context, residual=residual)
     net = dense_net(layers, residual, activation, seen, x.shape[:-1], context)
-    _check_outputs(net, univariate, columns)
-    return _op(FlowLayerSpec(columns, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
+    _check_outputs(net, univariate, split)
+    return _op(FlowLayerSpec(split, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
 
 
-def run_layer(x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, columns: Columns) -> tuple[Tensor, Tensor] | None:
+def run_layer(x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, split: Split) -> tuple[Tensor, Tensor] | None:
     """A layer whose network a reader of modules has described, where it runs on a kernel by the default backend and in
     the mode torch is in; else None: a caller with faster parts than the reference uses those."""
-    spec, tensors = FlowLayerSpec(columns, univariate, net.spec), (x, *net.tensors)
+    spec, tensors = FlowLayerSpec(split, univariate, net.spec), (x, *net.tensors)
     if backends.default() not in ("auto", "cpu") or in_transform(tensors) or native.why_not(spec, *tensors) is not None:
         return None
     check_univariate(_NAME, univariate, x.dtype)
-    if x.dim() == 0 or x.shape[-1] != columns.features:
-        raise ValueError(f"{_NAME}: x must be [..., {columns.features}], got {list(x.shape)}")
-    if net.n_in != len(columns.inputs):
-        raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(columns.inputs)}], got [out, {net.n_in}]")
-    _check_outputs(net, univariate, columns)
+    if x.dim() == 0 or x.shape[-1] != split.features:
+        raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
+    if net.n_in != len(split.inputs):
+        raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(split.inputs)}], got [out, {net.n_in}]")
+    _check_outputs(net, univariate, split)
     return _op.run(_op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
 
 
-def _check_outputs(net: Net, univariate: RqsSpec | AffineSpec, columns: Columns) -> None:
-    n_out, expected = net.n_out, len(columns.outputs) * univariate.n_params
+def _check_outputs(net: Net, univariate: RqsSpec | AffineSpec, split: Split) -> None:
+    n_out, expected = net.n_out, len(split.outputs) * univariate.n_params
     if n_out != expected:
         raise ValueError(f"{_NAME}: the last layer must return {expected} parameters, got {n_out}")
 
@@ -148,7 +150,16 @@ def run_autoregressive_layer(
 
 
 @functools.lru_cache(maxsize=256)
-def _every(features: int, apart: bool = False) -> Columns:
+def _every(features: int, apart: bool = False) -> Split:
     """All features, seen and mapped; or those that are mapped behind those that are seen."""
     every = tuple(range(features))
-    return columns(2 * features if apart else features, every, tuple(range(features, 2 * features)) if apart else every)
+    behind = tuple(range(features, 2 * features))
+    return split_of(2 * features, every, behind) if apart else split_of(features, every, every)
+
+
+def __getattr__(name: str) -> object:
+    if name in ("columns", "Columns"):
+        new = "split_of" if name == "columns" else "Split"
+        warnings.warn(f"{_NAME}: {name} is called {new} now", DeprecationWarning, stacklevel=2)
+        return globals()[new]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from flowkernels import _native
 from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.net import native
 
-from .spec import Columns, FlowLayerSpec
+from .spec import FlowLayerSpec
 
 _threads = torch.get_num_threads
 
@@ -22,13 +21,8 @@ def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
     return native.why_not_run(tensors)
 
 
-@functools.lru_cache(maxsize=1024)
-def _handle(columns: Columns) -> Any:
-    return _native.C.Columns(columns.features, columns.inputs, columns.outputs)
-
-
 def _arguments(spec: FlowLayerSpec, net: Any, rows: Tensor) -> tuple[Any, ...]:
-    return net, univariate_map(spec.univariate), _handle(spec.columns), rows
+    return net, univariate_map(spec.univariate), spec.split.handle(_native.C), rows
 
 
 def _fwd(spec: FlowLayerSpec, wide: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
@@ -48,7 +42,7 @@ def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     wide = native.widen(*tensors)
-    kept = native.keep(spec.net, wide[1:], wide[0].numel() // spec.columns.features)
+    kept = native.keep(spec.net, wide[1:], wide[0].numel() // spec.split.features)
     y, ladj = _fwd(spec, wide, kept)
     return (y.to(tensors[0].dtype), ladj), native.saved_from(kept)
 

@@ -20,13 +20,13 @@ def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
 
 def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     x, parts = unpack(spec.net, tensors)
-    inputs, outputs = list(spec.columns.inputs), list(spec.columns.outputs)
+    inputs, outputs = list(spec.split.inputs), list(spec.split.outputs)
     params = network(spec.net, x[..., inputs], masked(spec.net, parts))
     params = params.unflatten(-1, (len(outputs), spec.n_params))
     univariate = affine if isinstance(spec.univariate, AffineSpec) else rqs
     mapped, ladj = univariate.fwd(spec.univariate, x[..., outputs], params)  # type: ignore[arg-type]
-    kept = [i for i in range(spec.columns.features) if i not in set(outputs)]
-    place = [0] * spec.columns.features  # in Python: a compiler cannot read a tensor
+    kept = [i for i in range(spec.split.features) if i not in set(outputs)]
+    place = [0] * spec.split.features  # in Python: a compiler cannot read a tensor
     for i, at in enumerate(kept + outputs):
         place[at] = i
     return torch.cat((x[..., kept], mapped), dim=-1)[..., place], ladj

@@ -51,9 +51,7 @@ _residual_net = Op(
     spec_type=NetSpec,
     reference=reference.fwd,
     table={"cpu": native, "fused_torch": fused_torch, "reference": reference},
-    missing=dict.fromkeys(
-        ("cuda", "triton"), "nothing is masked: backend fused_torch, on the GPU library's products"
-    ),
+    missing=dict.fromkeys(("cuda", "triton"), "nothing is masked: backend fused_torch, on the GPU library's products"),
     sample=lambda: _sample("residual_net"),
 )
 _masked_linear = Op(
