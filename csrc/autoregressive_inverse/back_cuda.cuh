@@ -1,4 +1,4 @@
-// The sweep back on a GPU: the steps of the forward sweep from the last to the first, each turned round. Where one took
+// The sweep back on a GPU: the steps of the forward sweep from the last to the first, each reversed. Where one took
 // a unit from its inputs, its gradient is now complete, as all that saw it came later: it goes on to those inputs. What
 // has come to a unit so far waits in shared memory, where forward had the unit itself.
 //
@@ -6,7 +6,7 @@
 // others: both [units, rows], so that a warp's 32 rows lie side by side. Nothing that is read there depends on the
 // sweep: a step's share comes from memory while the step before it is at work.
 #pragma once
-#include "maps_cuda.cuh"
+#include "../univariate/map_cuda.cuh"
 #include "net_cuda.cuh"
 
 namespace fk::cuda {
