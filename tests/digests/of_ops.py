@@ -1,0 +1,383 @@
+"""Every op: its settings, its forms of input, in the dtypes it has."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels import ops, transforms
+
+from .case import DTYPES, WIDE, Case, Results, draw, leaf, with_gradients
+
+ROWS, D, H = 37, 5, 24  # no multiples of a vector's lanes, all of them together more than one block of rows
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "atan", "soft_clip", "clip", "per_sigmoid", "additive")
+# `ops.flow_layer` is a package where no attribute of that name is exported.
+_flow_layer: Any = importlib.import_module("flowkernels.ops.flow_layer")
+
+
+def _spec(univariate: Any, inverse: bool = False) -> Any:
+    """A map as the ops take it."""
+    spec = getattr(univariate, "spec", univariate)
+    if not inverse:
+        return spec
+    return spec.inverted() if hasattr(spec, "inverted") else spec._replace(inverse=True)
+
+
+def _ways(*choices: Any) -> Iterator[tuple[Any, ...]]:
+    return itertools.product(*choices)
+
+
+def _way(inverse: bool) -> str:
+    return "inverse" if inverse else "forward"
+
+
+# ---- maps ----
+
+
+def _rqs(dtype: str, params_dtype: str, lead: tuple[int, ...], **settings: Any) -> Results:
+    bins, tails = settings["bins"], settings.get("tails", "linear")
+    P = 3 * bins + {"linear": -1, "circular": 0, None: 1}[tails] + bins * (settings.get("order") == "linear")
+    x = leaf("x", *lead, D, scale=1.2, dtype=DTYPES[dtype])
+    params = leaf("params", *lead, D, P, dtype=DTYPES[params_dtype])
+    inside = x.clamp(-2.9, 2.9) if tails is None else x
+    y, ladj = ops.rqs(inside, params, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, {"x": x, "params": params})
+
+
+def rqs() -> Iterator[Case]:
+    for order, tails, way, inverse, dtype in _ways(
+        ("quadratic", "linear"), ("linear", "circular", None), ("softmax", "soft_clip"), (False, True), DTYPES
+    ):
+        settings = {"order": order, "tails": tails, "parametrization": way, "inverse": inverse}
+        yield Case(
+            f"rqs {order} {tails} {way} {_way(inverse)} {dtype}",
+            functools.partial(_rqs, dtype, dtype, (ROWS,), bins=8, **settings),
+        )
+    more: dict[str, dict[str, Any]] = {
+        "box": {"bins": 8, "box": (-2.0, 3.0, -1.0, 4.0)},
+        "circular box": {"bins": 6, "tails": "circular", "box": (-4.0, 4.0, -4.0, 4.0)},
+        "1 bin": {"bins": 1},
+        "33 bins": {"bins": 33},
+        "128 bins": {"bins": 128, "min_bin_width": 1e-4, "min_bin_height": 1e-4},
+        "minima": {"bins": 8, "min_bin_width": 0.02, "min_bin_height": 0.03, "min_derivative": 0.1},
+        "logit_scale": {"bins": 8, "logit_scale": 0.125},
+        "slope": {"bins": 8, "parametrization": "soft_clip", "slope": 0.01},
+        "edge_slope": {"bins": 8, "edge_slope": 0.999},
+        "linear edge_slope": {"bins": 8, "edge_slope": 0.999, "order": "linear"},
+    }
+    for (name, settings), inverse, dtype in _ways(more.items(), (False, True), WIDE):
+        yield Case(
+            f"rqs {name} {_way(inverse)} {dtype}",
+            functools.partial(_rqs, dtype, dtype, (3, 7), inverse=inverse, **settings),
+        )
+    for params_dtype, inverse in _ways(("bf16", "f16"), (False, True)):
+        yield Case(
+            f"rqs f32 with params {params_dtype} {_way(inverse)}",
+            functools.partial(_rqs, "f32", params_dtype, (ROWS,), bins=8, inverse=inverse),
+        )
+
+
+def _affine(dtype: str, form: str, **settings: Any) -> Results:
+    shape = (6, 4, 3, 3) if form in ("image", "image mask") else (ROWS, D)
+    if form.startswith("image"):
+        settings["event_dims"] = 3
+    x, settings["mask"] = leaf("x", *shape, dtype=DTYPES[dtype]), None
+    mapped = list(shape)
+    if form in ("part", "later part"):
+        settings["part"] = slice(1, None, 2) if form == "part" else slice(2, 5)
+        mapped[1] = len(range(shape[1])[settings["part"]])
+    if form.endswith("mask"):
+        settings["mask"] = draw("mask", *shape[1:]) > 0
+    P = 1 if settings["scale"] == "additive" else 2
+    leaves = {"x": x}
+    if form == "two":
+        leaves |= {n: leaf(n, *mapped, scale=0.5, dtype=DTYPES[dtype]) for n in ("logit", "shift")}
+        params: Any = (leaves["logit"], leaves["shift"])
+    elif form == "strided":  # as a network of images gives them
+        leaves["params"] = leaf("params", mapped[0], P, *mapped[1:], scale=0.5, dtype=DTYPES[dtype])
+        params = leaves["params"].movedim(1, -1)
+    else:
+        leaves["params"] = params = leaf("params", *mapped, P, scale=0.5, dtype=DTYPES[dtype])
+    y, ladj = ops.affine(x, params, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def affine() -> Iterator[Case]:
+    forms = ("one", "two", "strided", "part", "later part", "mask", "image", "image mask")
+    floors = {"softplus": 1e-3, "sigmoid": 1e-3}
+    for scale, form, inverse, dtype in _ways(SCALES, forms, (False, True), DTYPES):
+        if dtype not in WIDE and form not in ("one", "image"):
+            continue
+        if (scale, form) == ("additive", "two"):
+            continue
+        settings = {"scale": scale, "min_scale": floors.get(scale, 0.0), "inverse": inverse}
+        yield Case(
+            f"affine {scale} {form} {_way(inverse)} {dtype}", functools.partial(_affine, dtype, form, **settings)
+        )
+    more: dict[str, dict[str, Any]] = {
+        "clamp tanh": {"scale": "tanh", "clamp": 0.7},
+        "clamp atan": {"scale": "atan", "clamp": 0.7},
+        "clamp soft_clip": {"scale": "soft_clip", "clamp": 0.7},
+        "log_bounds": {"scale": "clip", "log_bounds": (-0.3, 0.2)},
+        "shift_first": {"scale": "sigmoid", "shift_first": True},
+    }
+    for (name, settings), inverse, dtype in _ways(more.items(), (False, True), WIDE):
+        yield Case(
+            f"affine {name} {_way(inverse)} {dtype}",
+            functools.partial(_affine, dtype, "one", inverse=inverse, **settings),
+        )
+
+
+# ---- networks ----
+
+
+def _layers(sizes: list[tuple[int, int]], dtype: torch.dtype) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """(weight, bias) of the sizes (out, in), and both by name."""
+    layers = [
+        (
+            leaf(f"weight {i}", *size, scale=size[1] ** -0.5, dtype=dtype),
+            leaf(f"bias {i}", size[0], scale=0.3, dtype=dtype),
+        )
+        for i, size in enumerate(sizes)
+    ]
+    return layers, {
+        f"{n} {i}": t for i, pair in enumerate(layers) for n, t in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def _masked_linear(dtype: str, strict: bool, bias: bool, residual: bool, activation: str) -> Results:
+    kind, n_in, n_out = DTYPES[dtype], 40, 70
+    (pair,), leaves = _layers([(n_out, n_in)], kind)
+    leaves["x"] = leaf("x", ROWS, n_in, dtype=kind)
+    if residual:
+        leaves["residual"] = leaf("residual", ROWS, n_out, dtype=kind)
+    if not bias:
+        del leaves["bias 0"]
+    y = ops.masked_linear(
+        leaves["x"], pair[0], pair[1] if bias else None, [1 + i % 7 for i in range(n_in)],
+        [1 + i % 9 for i in range(n_out)], strict=strict, activation=activation, residual=leaves.get("residual"),
+    )  # fmt: skip
+    return with_gradients({"y": y}, leaves)
+
+
+def masked_linear() -> Iterator[Case]:
+    for activation, strict, dtype in _ways(ACTIVATIONS, (False, True), WIDE):
+        name = f"masked_linear {activation}{' strict' if strict else ''} {dtype}"
+        yield Case(name, functools.partial(_masked_linear, dtype, strict, True, False, activation))
+    for dtype in WIDE:
+        yield Case(
+            f"masked_linear no bias {dtype}", functools.partial(_masked_linear, dtype, False, False, False, "relu")
+        )
+        yield Case(
+            f"masked_linear residual {dtype}", functools.partial(_masked_linear, dtype, False, True, True, "elu")
+        )
+
+
+def _plan(P: int, residual: bool, depth: int = 2) -> Any:
+    inputs = [2, 1, 4, 3, 5]
+    hidden = [1 + (i * 3) % (D - 1) for i in range(H)]
+    n_hidden = 1 + 2 * depth if residual else depth
+    return ops.MadePlan([inputs, *[hidden] * n_hidden, [d for d in inputs for _ in range(P)]], residual=residual)
+
+
+def _net(P: int, dtype: torch.dtype, residual: bool, terms: str) -> tuple[Any, Any, dict[str, Tensor], dict[str, Any]]:
+    """A plan, its layers, all that needs gradients, and the keywords of the terms."""
+    plan = _plan(P, residual)
+    layers, leaves = _layers([(p.n_out, p.n_in) for p in plan.layers], dtype)
+    keywords: dict[str, Any] = {}
+    if "adds" in terms:
+        adds: list[Tensor | None] = [None] * len(layers)
+        adds[0] = leaves["add 0"] = leaf("add 0", ROWS, H, dtype=dtype)
+        adds[1] = leaves["add 1"] = leaf("add 1", H, dtype=dtype)
+        keywords["adds"] = adds
+    if "gates" in terms:
+        gates: list[Tensor | None] = [None] * len(layers)
+        for i in range(2, len(layers) - 1, 2):
+            gates[i] = leaves[f"gate {i}"] = leaf(f"gate {i}", ROWS, H, dtype=dtype)
+        keywords["gates"] = gates
+    return plan, layers, leaves, keywords
+
+
+def _nets() -> Iterator[tuple[str, bool, str]]:
+    """activation, residual, terms"""
+    for activation, residual in _ways(ACTIVATIONS, (False, True)):
+        yield activation, residual, ""
+    yield "relu", False, "adds"
+    yield "elu", True, "adds"
+    yield "relu", True, "gates"
+    yield "silu", True, "adds gates"
+
+
+def _name_of(activation: str, residual: bool, terms: str) -> str:
+    return " ".join(w for w in (activation, "residual" if residual else "plain", terms) if w)
+
+
+def _made(dtype: str, activation: str, residual: bool, terms: str) -> Results:
+    plan, layers, leaves, keywords = _net(3, DTYPES[dtype], residual, terms)
+    leaves["x"] = leaf("x", ROWS, D, dtype=DTYPES[dtype])
+    return with_gradients({"y": ops.made(leaves["x"], layers, plan, activation=activation, **keywords)}, leaves)
+
+
+def made() -> Iterator[Case]:
+    for net, dtype in _ways(list(_nets()), WIDE):
+        yield Case(f"made {_name_of(*net)} {dtype}", functools.partial(_made, dtype, *net))
+
+
+def _dense_sizes(n_in: int, n_out: int, blocks: int, context: int) -> list[tuple[int, int]]:
+    block = [(H, H), (H, H), *([(H, context)] if context else [])]
+    return [(H, n_in + context), *block * blocks, (n_out, H)]
+
+
+def _residual_net(dtype: str, blocks: int, context: int) -> Results:
+    layers, leaves = _layers(_dense_sizes(D, 9, blocks, context), DTYPES[dtype])
+    leaves["x"] = leaf("x", ROWS, D, dtype=DTYPES[dtype])
+    if context:
+        leaves["context"] = leaf("context", ROWS, context, dtype=DTYPES[dtype])
+    y = ops.residual_net(leaves["x"], layers, blocks=blocks, context=leaves.get("context"))
+    return with_gradients({"y": y}, leaves)
+
+
+def residual_net() -> Iterator[Case]:
+    for blocks, context, dtype in _ways((0, 1, 2), (0, 3), WIDE):
+        name = f"residual_net {blocks} blocks{', context' if context else ''} {dtype}"
+        yield Case(name, functools.partial(_residual_net, dtype, blocks, context))
+
+
+# ---- network and map ----
+
+MAPS: dict[str, Any] = {
+    "rqs": transforms.RQS(bins=6, tail_bound=2.0),
+    "rqs circular": transforms.RQS(bins=6, tails="circular", tail_bound=2.0),
+    "rqs linear order": transforms.RQS(bins=6, tail_bound=2.0, order="linear"),
+    "rqs soft_clip": transforms.RQS(bins=6, tail_bound=2.0, parametrization="soft_clip"),
+    **{f"affine {scale}": transforms.Affine(scale) for scale in SCALES},
+}
+
+
+def _flow(dtype: str, name: str, inverse: bool, residual: bool, activation: str, context: int) -> Results:
+    univariate, kind = MAPS[name], DTYPES[dtype]
+    seen, mapped = (0, 2), (1, 3, 4)
+    n_out = len(mapped) * univariate.params_per_feature
+    sizes = _dense_sizes(2, n_out, 2, context) if residual else [(H, 2 + context), (H, H), (n_out, H)]
+    layers, leaves = _layers(sizes, kind)
+    leaves["x"] = leaf("x", ROWS, D, dtype=kind)
+    if context:
+        leaves["context"] = leaf("context", ROWS, context, dtype=kind)
+    y, ladj = _flow_layer.flow_layer(
+        leaves["x"], layers, _spec(univariate, inverse), _flow_layer.columns(D, seen, mapped),
+        context=leaves.get("context"), residual=residual, activation=activation,
+    )  # fmt: skip
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def flow_layer() -> Iterator[Case]:
+    for name, inverse, dtype in _ways(MAPS, (False, True), WIDE):
+        yield Case(
+            f"flow_layer {name} residual {_way(inverse)} {dtype}",
+            functools.partial(_flow, dtype, name, inverse, True, "relu", 0),
+        )
+    for name, inverse, context, dtype in _ways(("rqs", "affine softplus"), (False, True), (0, 3), WIDE):
+        more = ", context" if context else ""
+        for activation in ACTIVATIONS:
+            yield Case(
+                f"flow_layer {name} plain {activation}{more} {_way(inverse)} {dtype}",
+                functools.partial(_flow, dtype, name, inverse, False, activation, context),
+            )
+        if context:
+            yield Case(
+                f"flow_layer {name} residual{more} {_way(inverse)} {dtype}",
+                functools.partial(_flow, dtype, name, inverse, True, "relu", context),
+            )
+
+
+def _sweep(dtype: str, name: str, net: tuple[str, bool, str], **settings: Any) -> Results:
+    univariate, kind = MAPS[name], DTYPES[dtype]
+    activation, residual, terms = net
+    plan, layers, leaves, keywords = _net(univariate.params_per_feature, kind, residual, terms)
+    leaves["z"] = leaf("z", ROWS, D, dtype=kind)
+    if settings.pop("sinusoids", False):
+        settings["waves"] = leaves["sinusoids"] = leaf("sinusoids", D, 5, dtype=kind)
+    x, ladj = ops.autoregressive_inverse(
+        leaves["z"], layers, plan, _spec(univariate), activation=activation, **keywords, **settings
+    )
+    return with_gradients({"x": x, "ladj": ladj}, leaves)
+
+
+def autoregressive_inverse() -> Iterator[Case]:
+    for name, residual, dtype in _ways(MAPS, (False, True), WIDE):
+        net = ("relu", residual, "")
+        yield Case(
+            f"autoregressive_inverse {name} {_name_of(*net)} {dtype}", functools.partial(_sweep, dtype, name, net)
+        )
+    for name, net, dtype in _ways(("rqs", "affine exp"), list(_nets()), WIDE):
+        if net[0] == "relu" and not net[2]:
+            continue
+        yield Case(
+            f"autoregressive_inverse {name} {_name_of(*net)} {dtype}", functools.partial(_sweep, dtype, name, net)
+        )
+    for (label, name, settings), dtype in _ways(
+        (
+            ("shifted circle", "rqs circular", {"half_turn": True}),
+            ("zero outside", "rqs", {"zero_outside": True}),
+            ("sinusoids", "rqs circular", {"sinusoids": True}),
+        ),
+        WIDE,
+    ):
+        yield Case(
+            f"autoregressive_inverse {label} {dtype}",
+            functools.partial(_sweep, dtype, name, ("relu", True, ""), **settings),
+        )
+
+
+# ---- channels ----
+
+
+def _x_of(form: str, dtype: torch.dtype) -> Tensor:
+    if form == "features":
+        return leaf("x", ROWS, D, dtype=dtype)
+    x = draw("x", 3, D, 4, 3, dtype=dtype)
+    return (x.to(memory_format=torch.channels_last) if form == "channels last" else x).requires_grad_()
+
+
+def _actnorm(dtype: str, form: str, inverse: bool) -> Results:
+    kind = DTYPES[dtype]
+    leaves = {"x": _x_of(form, kind)} | {n: leaf(n, D, scale=0.3, dtype=kind) for n in ("log_scale", "shift")}
+    y, ladj = ops.actnorm(*leaves.values(), channel_dim=-1 if form == "features" else 1, inverse=inverse)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def _lu(dtype: str, form: str, inverse: bool, whole: bool) -> Results:
+    kind = DTYPES[dtype]
+    leaves = {"x": _x_of(form, kind)} | {n: leaf(n, D, D, scale=0.4, dtype=kind) for n in ("lower", "upper")}
+    leaves["log_s"] = leaf("log_s", D, scale=0.3, dtype=kind)
+    sign = torch.tensor([1, -1, 1, 1, -1], dtype=kind)
+    bias = leaf("bias", D, dtype=kind) if whole else None
+    permutation = torch.tensor([3, 0, 4, 1, 2]) if whole else None
+    y, ladj = ops.lu_linear(
+        *leaves.values(), sign, permutation, bias, channel_dim=-1 if form == "features" else 1, inverse=inverse
+    )
+    return with_gradients({"y": y, "ladj": ladj}, leaves | ({} if bias is None else {"bias": bias}))
+
+
+def channels() -> Iterator[Case]:
+    for form, inverse, dtype in _ways(("features", "image", "channels last"), (False, True), WIDE):
+        yield Case(f"actnorm {form} {_way(inverse)} {dtype}", functools.partial(_actnorm, dtype, form, inverse))
+        for whole in (False, True):
+            more = ", permuted, bias" if whole else ""
+            yield Case(
+                f"lu_linear {form}{more} {_way(inverse)} {dtype}", functools.partial(_lu, dtype, form, inverse, whole)
+            )
+
+
+def cases() -> Iterator[Case]:
+    for some in (
+        rqs, affine, masked_linear, made, residual_net, flow_layer, autoregressive_inverse, channels,
+    ):  # fmt: skip
+        yield from some()

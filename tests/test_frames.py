@@ -1,0 +1,97 @@
+"""How many Python frames of the package a warm call runs: the ceiling at small batches, and a reader's way to go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+import flowkernels
+from flowkernels import _native, backends, compat, flows, ops
+
+PACKAGE = str(Path(flowkernels.__file__).parent)
+B, D, HIDDEN, BINS = 512, 6, 64, 8
+
+pytestmark = pytest.mark.skipif(
+    _native.C is None or backends.default() not in ("auto", "cpu"),
+    reason="the counts are of calls of the CPU's kernels",
+)
+
+
+def frames(call: Callable[[], Any]) -> int:
+    """Python frames of the package in one call, once caches are warm; a generator counts each time it goes on."""
+    count = 0
+
+    def see(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(PACKAGE)
+
+    with torch.no_grad():
+        for _ in range(3):
+            call()
+        before = sys.getprofile()
+        sys.setprofile(see)
+        try:
+            call()
+        finally:
+            sys.setprofile(before)
+    return count
+
+
+def _x() -> torch.Tensor:
+    return torch.linspace(-2, 2, B * D).reshape(B, D)
+
+
+def _nflows_coupling() -> Callable[[], Any]:
+    pytest.importorskip("nflows")
+    from nflows.nn.nets import ResidualNet
+    from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform
+
+    layer: Any = PiecewiseRationalQuadraticCouplingTransform(
+        [i % 2 for i in range(D)], lambda i, o: ResidualNet(i, o, hidden_features=HIDDEN), num_bins=BINS,
+        tails="linear", tail_bound=3.0,
+    )  # fmt: skip
+    assert compat.accelerate(layer).accelerated
+    x = _x()
+    return lambda: layer(x)
+
+
+def _nflows_made() -> Callable[[], Any]:
+    pytest.importorskip("nflows")
+    from nflows.transforms import MaskedAffineAutoregressiveTransform
+
+    layer: Any = MaskedAffineAutoregressiveTransform(D, HIDDEN)
+    assert compat.accelerate(layer).accelerated
+    x = _x()
+    return lambda: layer(x)
+
+
+def _nsf() -> Callable[[], Any]:
+    flow, x = flows.NSF(D, transforms=1, bins=BINS, hidden=(HIDDEN, HIDDEN)), _x()
+    return lambda: flow.log_prob(x)
+
+
+def _rqs() -> Callable[[], Any]:
+    x, params = _x(), torch.zeros(B, D, 3 * BINS - 1)
+    return lambda: ops.rqs(x, params, bins=BINS)
+
+
+# Bounds may only go down. The goal of each is in the comment.
+CALLS = {
+    "accelerated nflows RQ coupling": (_nflows_coupling, 134),  # 70
+    "NSF layer, log_prob": (_nsf, 129),  # 60
+    "accelerated nflows affine MADE": (_nflows_made, 229),  # 80
+    "ops.rqs": (_rqs, 17),  # 12
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_frames_of_a_call(name: str) -> None:
+    make, most = CALLS[name]
+    found = frames(make())
+    assert 0 < found <= most, f"{name}: {found} frames of the package, at most {most} before"
