@@ -1,4 +1,13 @@
-"""Makes models of other libraries run on the fused kernels, in place and reversibly: one file per library."""
+"""Makes models of other libraries run on the fused kernels, in place and reversibly: one folder per library.
+
+A library registers itself by having a folder here, named like its top-level package in lower case. The folder has a
+`LIBRARY` with `match(module)`, which gives a layer of methods for `engine.patch`, a reason to leave the module alone,
+or None for a module that is none of the library's transforms, and `rows()`, the lines of README's table.
+`flowkernels.compat.engine.registry.Library` makes one from a table of classes. A table names the classes it knows and
+imports none of them: it is asked only about models that have them, and loads without the library. Its docstring is the
+one place that says what differs by design. `engine` is what serves every library, `reading` what reads their networks,
+masks and columns.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +18,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from . import adapters, swap
-from .buffers import forget
-from .library import Entry
-from .models import Model, modules_of, parts_of
-from .report import Report, Row
+from .engine import patch
+from .engine.models import Model, modules_of, parts_of
+from .engine.reads import forget
+from .engine.registry import Target
+from .engine.report import Report, Row
 
 __all__ = ["Report", "accelerate", "accelerated", "restore"]
 
-# Top-level package, in lower case → its adapter, a file of the folder of that name.
-_LIBRARIES = frozenset(module.name for module in pkgutil.iter_modules(adapters.__path__))
+# Top-level packages, in lower case; what is known of each is in the folder of that name.
+_LIBRARIES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg) - {"engine", "reading"}
 
 
 def _libraries(module: nn.Module) -> list[str]:
@@ -27,10 +36,10 @@ def _libraries(module: nn.Module) -> list[str]:
     return [name for name in dict.fromkeys(packages) if name in _LIBRARIES]
 
 
-def _match(module: nn.Module) -> Entry | str | None:
+def _match(module: nn.Module) -> Target | str | None:
     """How a module is accelerated, a reason to leave it alone, or None: of no supported library."""
     for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
-        found = importlib.import_module(f"{adapters.__name__}.{name}").LIBRARY.match(module)
+        found = importlib.import_module(f"{__name__}.{name}").LIBRARY.match(module)
         if found is not None:
             return found
     return None
@@ -38,13 +47,13 @@ def _match(module: nn.Module) -> Entry | str | None:
 
 def _swap(module: nn.Module, swapped: list[nn.Module]) -> str | None:
     """Accelerates a module and appends it to `swapped`: why it is left alone, "", or None: of no supported library."""
-    if swap.is_fast(module):
+    if patch.is_fast(module):
         return ""
     found = _match(module)
     if found is None or isinstance(found, str):
         return found
     try:
-        swap.swap(module, found.layer, found.bypassed)
+        patch.swap(module, found.layer, found.bypassed)
     except Exception as error:  # a metaclass or __init_subclass__ of the user's that refuses a subclass
         return f"its class cannot be extended: {error}"
     swapped.append(module)
@@ -64,10 +73,10 @@ def _named_modules(model: Model, rows: list[Row]) -> Iterator[tuple[str, nn.Modu
 def _accelerate(model: Model) -> tuple[Report, list[nn.Module]]:
     rows, notes, swapped = [], [], []
     parts: set[nn.Module] = set()  # of modules that run them
-    with swap.lock:
+    with patch.lock:
         for path, module in _named_modules(model, rows):
             reason = _swap(module, swapped)
-            layer = swap.layer_of(module)
+            layer = patch.layer_of(module)
             if layer is not None and layer.runs_its_parts:
                 parts.update(p for p in module.modules() if p is not module)
             if reason is not None and module not in parts:
@@ -88,7 +97,8 @@ def accelerate(model: Model) -> Report:
     permutations that are assigned or written to; a method set on a module gives it its original class back. Two things
     are not: a buffer written to through its ``data`` (``mask.data.copy_(...)``), which torch itself does not count, and
     a method set on a class. Call `restore` and `accelerate` after them.
-    Where a layer's inputs lie outside its domain, see `flowkernels.compat.nflows`.
+    Where a layer's inputs lie outside its domain, see `flowkernels.compat.nflows`; what differs by design for another
+    library, the package of its name beside it.
 
     Args:
         model: any `torch.nn.Module`; its submodules are searched. A module whose class overrides something the fast
@@ -140,9 +150,9 @@ def restore(model: Model) -> None:
         >>> compat.restore(torch.nn.Linear(2, 2))
     """
     modules = modules_of("restore", model)
-    with swap.lock:
+    with patch.lock:
         for module in (inner for part in modules for inner in part.modules()):
-            swap.unswap(module)
+            patch.unswap(module)
             forget(module)
 
 
@@ -164,6 +174,6 @@ def accelerated(model: Model) -> Iterator[Report]:
     try:
         yield report
     finally:
-        with swap.lock:
+        with patch.lock:
             for module in swapped:
-                swap.unswap(module)
+                patch.unswap(module)

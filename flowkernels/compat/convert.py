@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowkernels.flows import Flow
 from flowkernels.transforms import ActNorm, Composite, Transform
 
-from .swap import original_class
+from .engine.patch import original_class
 
 __all__ = ["convert", "to_nflows", "to_zuko"]
 
@@ -49,9 +49,9 @@ def convert(model: nn.Module) -> Flow:
     """
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
     if "nflows.flows.base.Flow" in names:
-        from .convert_nflows import flow_of
+        from .nflows.convert import flow_of
     elif "zuko.lazy.Flow" in names:
-        from .convert_zuko import flow_of
+        from .zuko.convert import flow_of
     else:
         raise TypeError(f"convert: model must be a flow of nflows or of zuko, got {type(model).__name__}")
     flow = flow_of(model)
@@ -81,7 +81,7 @@ def to_nflows(flow: Flow) -> Any:
         >>> torch.allclose(to_nflows(flow).log_prob(x), flow.log_prob(x), atol=1e-4)
         True
     """
-    from .convert_nflows import theirs_of
+    from .nflows.convert import theirs_of
 
     return placed(theirs_of(_checked("to_nflows", flow)), flow)
 
@@ -111,7 +111,7 @@ def to_zuko(flow: Flow) -> Any:
         >>> torch.allclose(to_zuko(flow)().log_prob(x), flow.log_prob(x), atol=1e-4)
         True
     """
-    from .convert_zuko import theirs_of
+    from .zuko.convert import theirs_of
 
     return placed(theirs_of(_checked("to_zuko", flow)), flow)
 

@@ -353,7 +353,7 @@ _MAKERS = {
 
 
 def library(name: str) -> Any:
-    return importlib.import_module(f"flowkernels.compat.adapters.{name}").LIBRARY
+    return importlib.import_module(f"flowkernels.compat.{name}").LIBRARY
 
 
 def of_library(name: str) -> dict[str, Case]:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from flowkernels import compat
-from flowkernels.compat import pays, swap
+from flowkernels.compat.engine import patch, thresholds
 
 _made: Counter[str] = Counter()
 
@@ -31,7 +31,7 @@ def _accelerate_when_made(cls: Any) -> None:
         plain(self, *args, **kwargs)
         if type(self) is cls:  # a subclass is not ready yet
             compat.accelerate(self)
-            _made[cls.__name__] += swap.is_fast(self)
+            _made[cls.__name__] += patch.is_fast(self)
 
     cls.__init__ = init
 
@@ -40,10 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # Their tests may be a package called `tests`, as ours are; flowkernels is loaded, and finds its own modules anyway.
     sys.path.remove(str(Path(__file__).parents[2]))
     torch.set_num_threads(1)
-    for size in filter(str.isupper, vars(pays)):
-        setattr(pays, size, 0)
-    library = importlib.import_module(f"flowkernels.compat.adapters.{os.environ['FLOWKERNELS_ACCELERATE']}").LIBRARY
-    for name in library.entries:
+    for size in filter(str.isupper, vars(thresholds)):
+        setattr(thresholds, size, 0)
+    library = importlib.import_module(f"flowkernels.compat.{os.environ['FLOWKERNELS_ACCELERATE']}").LIBRARY
+    for name in library.targets:
         module, _, cls = f"{library.root}.{name}".rpartition(".")
         _accelerate_when_made(getattr(importlib.import_module(module), cls))
 

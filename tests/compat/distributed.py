@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import pays
+from flowkernels.compat.engine import thresholds
 from tests.compat import whole_models
 
 SIZE = 2
@@ -38,8 +38,8 @@ def check(name: str, rank: int) -> None:
 
 def main(store: str, rank: str) -> None:
     warnings.simplefilter("ignore")
-    for size in filter(str.isupper, vars(pays)):  # small inputs too
-        setattr(pays, size, 0)
+    for size in filter(str.isupper, vars(thresholds)):  # small inputs too
+        setattr(thresholds, size, 0)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=SIZE)
     for name in whole_models.MODELS:
         check(name, int(rank))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels import compat
-from flowkernels.compat import pays
+from flowkernels.compat.engine import thresholds
 from tests.compat.nflows_models import B, assert_numbers
 
 Run = Callable[..., tuple[Tensor, Tensor]]
@@ -24,8 +24,8 @@ __all__ = [
 
 def fuse_small_ones(monkeypatch: Any) -> None:
     """Layers that leave small inputs to their library run them fused, until the test ends."""
-    for name in filter(str.isupper, vars(pays)):
-        monkeypatch.setattr(pays, name, 0)
+    for name in filter(str.isupper, vars(thresholds)):
+        monkeypatch.setattr(thresholds, name, 0)
 
 
 def accelerated_copy(module: nn.Module, expected: int | None = None) -> Any:

@@ -24,14 +24,14 @@ from nflows.transforms import (
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import swap
+from flowkernels.compat.engine import patch
 from tests.compat import nflows_models as models
 
 Coupling = PiecewiseRationalQuadraticCouplingTransform
 
 
 def fast_modules(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if swap.is_fast(module)]
+    return [name for name, module in model.named_modules() if patch.is_fast(module)]
 
 
 def types_of(model: nn.Module) -> list[type]:
@@ -245,7 +245,7 @@ class CountsCopies(PiecewiseRationalQuadraticCDF):
 def test_the_modules_own_copy_and_pickle_methods_are_used():
     module = CountsCopies([4], num_bins=5, tails="linear")
     compat.accelerate(module)
-    assert swap.is_fast(module)
+    assert patch.is_fast(module)
     assert copy.deepcopy(module).copies == 1
     assert type(pickle.loads(pickle.dumps(module))) is CountsCopies
     assert type(copy.copy(module)).__name__ == "CountsCopies"
@@ -416,7 +416,7 @@ def test_a_subclass_that_overrides_what_would_be_bypassed(name):
     module = coupling_subclass(**{name: lambda self, *args, **kwargs: original(self, *args, **kwargs)})
     report = compat.accelerate(nn.Sequential(module))
     assert type(module).__qualname__.endswith("Mine")
-    assert not swap.is_fast(module)
+    assert not patch.is_fast(module)
     assert report.left_alone == {"0": f"{type(module).__qualname__} defines its own {name}"}
 
 
@@ -453,7 +453,7 @@ def test_a_method_set_on_an_accelerated_instance_is_called(name):
     for module in (plain, fast):
         own = getattr(Coupling, name)
         setattr(module, name, lambda *args, own=own, module=module, **kwargs: twice(own(module, *args, **kwargs)))
-    assert not swap.is_fast(fast)
+    assert not patch.is_fast(fast)
     for a, b, c in zip(fast(x), plain(x), models.coupling().double()(x), strict=True):
         torch.testing.assert_close(a, b)
         assert not torch.equal(b, c)
@@ -461,7 +461,7 @@ def test_a_method_set_on_an_accelerated_instance_is_called(name):
     delattr(fast, name)
     assert compat.accelerate(fast).accelerated == ["", "transform_net"]
     fast.helper, fast.tail_bound = 3, 2.5  # anything else
-    assert swap.is_fast(fast)
+    assert patch.is_fast(fast)
 
 
 def twice(pair):
@@ -508,7 +508,7 @@ def test_settings_that_the_kernel_does_not_take(settings, reason):
     module = models.coupling(**settings)
     (found,) = compat.accelerate(module).left_alone.values()
     assert reason in found
-    assert not swap.is_fast(module)
+    assert not patch.is_fast(module)
 
 
 def test_layers_without_a_fused_path_are_named():
@@ -560,11 +560,11 @@ def test_no_library_is_imported_that_the_user_has_not():
     assert "nothing in Linear is of a supported library" in out
 
 
-def test_adapters_load_without_their_libraries():
+def test_tables_load_without_their_libraries():
     code = (
         "import sys, importlib; from flowkernels import compat\n"
         "for name in compat._LIBRARIES:\n"
-        "    assert importlib.import_module(f'flowkernels.compat.adapters.{name}').LIBRARY.rows()\n"
+        "    assert importlib.import_module(f'flowkernels.compat.{name}').LIBRARY.rows()\n"
         "    assert name not in {m.lower() for m in sys.modules}, name"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

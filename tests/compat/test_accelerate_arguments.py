@@ -14,7 +14,7 @@ from nflows.transforms import PiecewiseRationalQuadraticCDF
 from torch import nn
 
 import flowkernels
-from flowkernels.compat import swap
+from flowkernels.compat.engine import patch
 from flowkernels.flows import NSF
 
 
@@ -46,13 +46,13 @@ def test_modules_inside_are_accelerated_and_restored(name) -> None:
     module = spline()
     held = HOLDERS[name](module)
     report = flowkernels.accelerate(held)
-    assert swap.is_fast(module) and report.accelerated
+    assert patch.is_fast(module) and report.accelerated
     assert len({row.path for row in report.rows}) == len(report.rows)
     flowkernels.restore(held)
-    assert not swap.is_fast(module)
+    assert not patch.is_fast(module)
     with flowkernels.accelerated(held) as inside:
-        assert swap.is_fast(module) and inside.accelerated == report.accelerated
-    assert not swap.is_fast(module)
+        assert patch.is_fast(module) and inside.accelerated == report.accelerated
+    assert not patch.is_fast(module)
 
 
 def test_a_distribution_computes_the_same() -> None:
@@ -73,8 +73,8 @@ def test_accelerated_leaves_what_was_fast_before() -> None:
     first, second = (PiecewiseRationalQuadraticCDF(shape=[3], tails="linear") for _ in range(2))
     flowkernels.accelerate(first)
     with flowkernels.accelerated([first, second]):
-        assert swap.is_fast(second)
-    assert swap.is_fast(first) and not swap.is_fast(second)
+        assert patch.is_fast(second)
+    assert patch.is_fast(first) and not patch.is_fast(second)
 
 
 def test_an_empty_list_is_unchanged() -> None:
@@ -111,4 +111,4 @@ def test_nothing_is_accelerated_where_a_part_cannot_be() -> None:
     module = spline()
     with pytest.raises(TypeError):
         flowkernels.accelerate([module, 3])
-    assert not swap.is_fast(module)
+    assert not patch.is_fast(module)

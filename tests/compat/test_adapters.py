@@ -17,7 +17,7 @@ UNRELEASED = {f"splines.rational_quadratic.{name}RationalQuadraticSpline" for na
 
 def library(name):
     pytest.importorskip(LIBRARIES[name], reason=f"{LIBRARIES[name]} is not installed: see requirements/dev.txt")
-    return importlib.import_module(f"flowkernels.compat.adapters.{name}").LIBRARY
+    return importlib.import_module(f"flowkernels.compat.{name}").LIBRARY
 
 
 def resolve(found, name):
@@ -66,7 +66,7 @@ def instances() -> dict[str, nn.Module]:
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_every_name_is_one_of_the_library(name):
     found = library(name)
-    for cls in {*found.entries, *found.left_alone, *found.containers, found.base} - UNRELEASED:
+    for cls in {*found.targets, *found.left_alone, *found.containers, found.base} - UNRELEASED:
         assert issubclass(resolve(found, cls), nn.Module)
 
 
@@ -74,7 +74,7 @@ def test_every_name_is_one_of_the_library(name):
 def test_a_subclass_that_overrides_what_would_be_bypassed(name):
     torch.manual_seed(0)
     found = library(name)
-    for path, entry in found.entries.items():
+    for path, entry in found.targets.items():
         cls = resolve(found, path)
         module = instances()[cls.__name__]
         assert compat.accelerate(module).accelerated[:1] == [""]

@@ -19,7 +19,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import nflows_residual, swap, table
+from flowkernels.compat.engine import patch, table
+from flowkernels.compat.nflows import residual as nflows_residual
 from tests.compat import glasflow_models, nflows_models, normflows_models
 from tests.compat.nflows_models import assert_numbers, normal
 from tests.compat.parity import fuse_small_ones
@@ -30,10 +31,9 @@ dropin = importlib.import_module("dropin")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIBRARIES = {
-    name: importlib.import_module(f"flowkernels.compat.adapters.{name}").LIBRARY
-    for name in ("nflows", "glasflow", "normflows")
+    name: importlib.import_module(f"flowkernels.compat.{name}").LIBRARY for name in ("nflows", "glasflow", "normflows")
 }
-ENTRIES = [(library, name) for library, found in LIBRARIES.items() for name in found.entries]
+TARGETS = [(library, name) for library, found in LIBRARIES.items() for name in found.targets]
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def instance(library: str, name: str) -> nn.Module:
 def test_readme_is_up_to_date():
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     found = text.partition(table.BEGIN)[2].partition(table.END)[0].strip()
-    assert found == table.markdown(), "run `python -m flowkernels.compat.table README.md`"
+    assert found == table.markdown(), "run `python -m flowkernels.compat.engine.table README.md`"
 
 
 def test_the_table_is_written_between_its_markers(tmp_path, capsys):
@@ -82,20 +82,20 @@ def test_the_table_is_written_between_its_markers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_every_name_in_an_adapter_is_one_of_the_library(library):
+def test_every_name_in_a_table_is_one_of_the_library(library):
     found = LIBRARIES[library]
-    for name in (*found.entries, *found.left_alone, *found.containers, found.base):
+    for name in (*found.targets, *found.left_alone, *found.containers, found.base):
         assert issubclass(resolve(library, name), nn.Module)
-    for name, entry in found.entries.items():
+    for name, entry in found.targets.items():
         assert not [method for method in entry.bypassed if not hasattr(resolve(library, name), method)]
 
 
-@pytest.mark.parametrize(("library", "name"), ENTRIES)
+@pytest.mark.parametrize(("library", "name"), TARGETS)
 def test_a_subclass_that_overrides_what_would_be_bypassed(library, name, monkeypatch):
     fuse_small_ones(monkeypatch)
     cls = resolve(library, name)
     module = instance(library, name)
-    for method in LIBRARIES[library].entries[name].bypassed:
+    for method in LIBRARIES[library].targets[name].bypassed:
         module.__class__ = type("Mine", (cls,), {method: vars(cls).get(method, getattr(cls, method))})
         report = compat.accelerate(module)
         assert report.left_alone[""] == f"Mine defines its own {method}"
@@ -129,7 +129,7 @@ def test_state_copies_pickles_and_restoring(library):
     assert [type(m) for m in model.modules()] == types
     with compat.accelerated(model) as report:
         assert report.accelerated == first.accelerated
-    assert not any(map(swap.is_fast, model.modules()))
+    assert not any(map(patch.is_fast, model.modules()))
 
 
 def test_hooks_fire_in_normflows_layers(monkeypatch):
@@ -147,8 +147,8 @@ def test_hooks_fire_in_normflows_layers(monkeypatch):
 def test_small_inputs_stay_with_the_library(monkeypatch, large):
     """And large ones do not: the thresholds, not the kernels, are what is tested."""
     called = []
-    for module, name in (("nflows_linear", "lu_linear"), ("nflows_linear", "actnorm"), ("normflows_affine", "affine"),
-                         ("normflows_affine", "actnorm")):  # fmt: skip
+    for module, name in (("nflows.linear", "lu_linear"), ("nflows.linear", "actnorm"), ("normflows.affine", "affine"),
+                         ("normflows.affine", "actnorm")):  # fmt: skip
         found = importlib.import_module(f"flowkernels.compat.{module}")
         original = getattr(found, name)
 

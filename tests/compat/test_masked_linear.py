@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flowkernels import compat
-from flowkernels.compat import nflows_masked_linear, pays, swap
+from flowkernels.compat.engine import patch, thresholds
+from flowkernels.compat.nflows import masked_linear as nflows_masked_linear
 from tests.compat.nflows_models import assert_numbers
 from tests.compat.parity import fuse_small_ones, watch
 
@@ -63,10 +64,10 @@ def test_a_small_call_stays_with_the_library(monkeypatch):
     called = []
     watch(monkeypatch, called, nflows_masked_linear, "masked_linear")
     assert "is as fast" in compat.accelerate(layer_of("nflows", "first")).left_alone[""]
-    width = 1 << (pays.MASKED_WEIGHT.bit_length() // 2)
+    width = 1 << (thresholds.MASKED_WEIGHT.bit_length() // 2)
     layer = made_of("nflows").MaskedLinear(torch.arange(width) % 4 + 1, width, 5, False, False)
     assert compat.accelerate(layer).accelerated == [""]
-    rows = -(-pays.MASKED_LINEAR // width**2)
+    rows = -(-thresholds.MASKED_LINEAR // width**2)
     with torch.no_grad():
         layer(torch.ones(rows - 1, width))
     layer(torch.ones(4 * rows - 1, width))
@@ -120,10 +121,10 @@ def test_of_a_network(settings, monkeypatch):
     report = compat.accelerate(net)
     layers = {n for n, m in net.named_modules() if type(m).__name__ == "MaskedLinear"}
     assert set(report.accelerated) == (layers if settings else {""})
-    assert all(swap.is_fast(net.get_submodule(n)) for n in layers)
+    assert all(patch.is_fast(net.get_submodule(n)) for n in layers)
     assert str(compat.accelerate(net)) == str(report)
     compat.restore(net)
-    assert not any(map(swap.is_fast, net.modules()))
+    assert not any(map(patch.is_fast, net.modules()))
 
 
 def test_the_layers_of_a_made_that_has_to_be_called(monkeypatch):

@@ -12,7 +12,7 @@ from nflows.transforms.base import InputOutsideDomain
 from nflows.transforms.splines import rational_quadratic as theirs
 
 from flowkernels.compat import nflows as ours
-from flowkernels.compat.spline_of_parts import joined
+from flowkernels.compat.reading.spline_of_parts import joined
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers
 

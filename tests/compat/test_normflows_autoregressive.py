@@ -11,7 +11,10 @@ import normflows as nf
 import pytest
 import torch
 
-from flowkernels.compat import nflows_autoregressive, nflows_made, normflows_circular, pays
+from flowkernels.compat.engine import thresholds
+from flowkernels.compat.nflows import autoregressive as nflows_autoregressive
+from flowkernels.compat.nflows import circular as nflows_circular
+from flowkernels.compat.nflows import made as nflows_made
 from tests.compat import normflows_models as models
 from tests.compat.nflows_models import normal
 from tests.compat.parity import accelerated_copy, fuse_small_ones, watch
@@ -27,7 +30,7 @@ def ran(monkeypatch):
     fuse_small_ones(monkeypatch)
     names = []
     watch(monkeypatch, names, nflows_made, "made")
-    for module in (nflows_autoregressive, normflows_circular):
+    for module in (nflows_autoregressive, nflows_circular):
         watch(monkeypatch, names, module, "try_autoregressive_inverse", "autoregressive_inverse")
         watch(monkeypatch, names, module, "try_autoregressive_layer", "flow_layer")
     return names
@@ -124,7 +127,7 @@ def test_the_layers_of_a_context_are_called(ran):
 
 
 def test_small_batches_of_plain_blocks_stay_with_normflows_forward(ran, monkeypatch):
-    monkeypatch.setattr(pays, "MERGED_ROWS", 128)
+    monkeypatch.setattr(thresholds, "MERGED_ROWS", 128)
     layer, x, _ = CASES["maf, feed-forward"]
     fast = accelerated_copy(layer).double()
     fast(x)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowkernels.compat import dense_couplings, pays
+from flowkernels.compat.engine import thresholds
+from flowkernels.compat.reading import halves
 from tests.compat.normflows_models import mlp
 from tests.compat.parity import accelerated_copy, fuse_small_ones, watch
 
@@ -31,7 +32,7 @@ def ops(monkeypatch):
     """The ops that were called, by name."""
     fuse_small_ones(monkeypatch)
     names = []
-    watch(monkeypatch, names, dense_couplings, "try_flow_layer")
+    watch(monkeypatch, names, halves, "try_flow_layer")
     return names
 
 
@@ -127,13 +128,13 @@ def test_edited_couplings_compute_what_normflows_would(edit, ops):
 @pytest.mark.parametrize("make", [block, masked])
 def test_small_batches_stay_with_normflows(make, monkeypatch):
     names = []
-    watch(monkeypatch, names, dense_couplings, "try_flow_layer")
+    watch(monkeypatch, names, halves, "try_flow_layer")
     steps = 1 if make is block else 2
     fast = accelerated_copy(make())
     x = draw(8).float()
     for rows, elements, fused in ((9, 0, 0), (8, 8 * (16 + 4 * 2) + 1, 0), (8, 8 * (16 + 4 * 2), steps)):
-        monkeypatch.setattr(pays, "COUPLED_ROWS", rows)
-        monkeypatch.setattr(pays, "COUPLED_ELEMENTS", math.ceil(elements / steps))
+        monkeypatch.setattr(thresholds, "COUPLED_ROWS", rows)
+        monkeypatch.setattr(thresholds, "COUPLED_ELEMENTS", math.ceil(elements / steps))
         names.clear()
         fast(x)
         assert len(names) == fused

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import dense_couplings, freia_couplings, freia_layers, pays
+from flowkernels.compat.engine import thresholds
+from flowkernels.compat.freia import couplings as freia_couplings
+from flowkernels.compat.freia import layers as freia_layers
+from flowkernels.compat.reading import halves
 from tests.compat.parity import (
     B,
     accelerated_copy,
@@ -103,7 +106,7 @@ def draw_for(conditions, batch=B):
 def ops(monkeypatch):
     """The ops that ran."""
     names = []
-    watch(monkeypatch, names, dense_couplings, "try_flow_layer")
+    watch(monkeypatch, names, halves, "try_flow_layer")
     return names
 
 
@@ -245,12 +248,13 @@ def test_wrong_inputs_are_freias_to_refuse():
 @pytest.mark.parametrize("name", ["glow", "rnvp"])
 def test_small_batches_are_freias(name, monkeypatch, ops):
     block, n = accelerated_copy(coupling(name)), COUPLINGS[name][2]
-    monkeypatch.setattr(pays, "COUPLED_ROWS", 8)
+    monkeypatch.setattr(thresholds, "COUPLED_ROWS", 8)
     block([torch.zeros(7, 5)])
     assert not ops
     block([torch.zeros(8, 5)])
     assert len(ops) == n
-    monkeypatch.setattr(pays, "COUPLED_ELEMENTS", 20 * (16 + 4 * 2) * 2 // n)  # 16 hidden units, first 2 columns mapped
+    # 16 hidden units, first 2 columns mapped
+    monkeypatch.setattr(thresholds, "COUPLED_ELEMENTS", 20 * (16 + 4 * 2) * 2 // n)
     block([torch.zeros(19, 5)])
     assert len(ops) == n
     block([torch.zeros(20, 5)])

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from flowkernels import compat
-from flowkernels.compat import pays, pyro_coupling, pyro_layers
+from flowkernels.compat.engine import thresholds
+from flowkernels.compat.pyro import coupling as pyro_coupling
+from flowkernels.compat.pyro import layers as pyro_layers
 from tests.compat.nflows_models import assert_numbers
 from tests.compat.parity import (
     B,
@@ -244,7 +246,7 @@ def test_an_affine_coupling_is_one_op_where_it_pays(context, monkeypatch):
         handle = coupling.nn.layers[0].register_forward_hook(lambda *_: None)  # asks to be called
         run(coupling, x, False, context)
         handle.remove()
-        monkeypatch.setattr(pays, "COUPLING_ROWS" if context is None else "CONDITIONAL_COUPLING_ROWS", 8)
+        monkeypatch.setattr(thresholds, "COUPLING_ROWS" if context is None else "CONDITIONAL_COUPLING_ROWS", 8)
         run(coupling, x, False, context)
     assert len(names) == 2
 

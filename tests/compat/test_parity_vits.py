@@ -13,7 +13,8 @@ from nflows.transforms.splines import rational_quadratic
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import spline_of_parts, vits
+from flowkernels.compat import vits
+from flowkernels.compat.reading import spline_of_parts
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")

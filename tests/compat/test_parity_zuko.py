@@ -12,7 +12,7 @@ import zuko
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import zuko_transforms
+from flowkernels.compat.zuko import transforms as zuko_transforms
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,8 @@ from nflows.transforms import MaskedAffineAutoregressiveTransform
 from torch.nn.utils import parametrize
 
 from flowkernels import compat
-from flowkernels.compat import swap
-from flowkernels.compat.nflows_autoregressive import AffineAutoregressive, SplineAutoregressive
+from flowkernels.compat.engine import patch
+from flowkernels.compat.nflows.autoregressive import AffineAutoregressive, SplineAutoregressive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,7 @@ def assert_works(layer):
 def test_a_class_that_accelerates_itself(cls):
     layer = cls()
     fast = type(layer)
-    assert swap.is_fast(layer) and swap.original_class(layer) is cls
+    assert patch.is_fast(layer) and patch.original_class(layer) is cls
     assert compat.accelerate(layer).accelerated
     with compat.accelerated(layer):
         assert type(layer) is fast
@@ -52,24 +52,24 @@ def test_a_class_that_accelerates_itself(cls):
     assert type(pickle.loads(pickle.dumps(layer))) is cls
     assert_works(type(layer)())  # as a library does that makes another one like it
     compat.restore(layer)
-    assert type(layer) is cls and not any(map(swap.is_fast, layer.modules()))
+    assert type(layer) is cls and not any(map(patch.is_fast, layer.modules()))
     assert_works(layer)
 
 
 def test_the_same_layer_again_changes_nothing():
     layer = Own()
     fast = type(layer)
-    swap.swap(layer, AffineAutoregressive)
+    patch.swap(layer, AffineAutoregressive)
     assert type(layer) is fast
     assert_works(layer)
 
 
 def test_another_layer_takes_the_place_of_the_first():
     layer = MaskedAffineAutoregressiveTransform(4, 8)
-    swap.swap(layer, SplineAutoregressive)
-    swap.swap(layer, AffineAutoregressive)
-    assert swap.original_class(layer) is MaskedAffineAutoregressiveTransform
-    assert swap.layer_of(layer) is AffineAutoregressive
+    patch.swap(layer, SplineAutoregressive)
+    patch.swap(layer, AffineAutoregressive)
+    assert patch.original_class(layer) is MaskedAffineAutoregressiveTransform
+    assert patch.layer_of(layer) is AffineAutoregressive
     assert_works(layer)
     compat.restore(layer)
     assert type(layer) is MaskedAffineAutoregressiveTransform
@@ -80,8 +80,8 @@ def test_a_class_derived_from_a_fast_one_keeps_its_layer():
     layer.scale = torch.nn.Parameter(torch.ones(2))
     compat.accelerate(layer)
     parametrize.register_parametrization(layer, "scale", torch.nn.Identity())
-    swap.swap(layer, SplineAutoregressive)
-    assert swap.layer_of(layer) is AffineAutoregressive
+    patch.swap(layer, SplineAutoregressive)
+    assert patch.layer_of(layer) is AffineAutoregressive
     assert_works(layer)
     parametrize.remove_parametrizations(layer, "scale")
     compat.restore(layer)
@@ -112,7 +112,7 @@ def test_what_pyro_makes_is_accelerated_when_it_is_made(monkeypatch):
         monkeypatch.setattr(cls, "__init__", made)
         compat.accelerate(plain)
         transform = plain.condition(context)
-        assert swap.original_class(transform) is cls
+        assert patch.original_class(transform) is cls
         transform.note = "set"
         torch.testing.assert_close(transform(x), wanted, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(transform.inv(wanted), x, rtol=1e-3, atol=1e-3)

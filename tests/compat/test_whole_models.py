@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from flowkernels import compat
-from flowkernels.compat import swap
+from flowkernels.compat.engine import patch
 from tests.compat import whole_models
 from tests.compat.parity import fuse_small_ones
 
@@ -55,9 +55,9 @@ def test_copies_states_and_dtypes(name):
     plain, fast = pair(name)
     x = whole_models.data()
     assert list(fast.state_dict()) == list(plain.state_dict())
-    n = sum(map(swap.is_fast, fast.modules()))
+    n = sum(map(patch.is_fast, fast.modules()))
     twin = copy.deepcopy(fast)
-    assert sum(map(swap.is_fast, twin.modules())) == n
+    assert sum(map(patch.is_fast, twin.modules())) == n
     assert_same(values_and_gradients(twin, x), values_and_gradients(plain, x))
     with torch.no_grad():
         for p in filter(torch.is_floating_point, plain.parameters()):  # FrEIA's permutations are parameters

@@ -62,10 +62,11 @@ def _fail(name: str, contract: str, given: object) -> NoReturn:
     raise ValueError(f"ops.rqs: {name} must be {contract}, got {given!r}")
 
 
-def _number(name: str, given: object) -> float:
+def _number(name: str, given: Any) -> float:
     """A setting as a Python float; numpy's numbers count as numbers, strings do not. NaN and infinity are refused even
-    where the parametrization has no use for the setting."""
-    if isinstance(given, numbers.Real) and not isinstance(given, bool) and math.isfinite(given):
+    where the parametrization has no use for the setting. By comparisons: with dynamic shapes torch.compile makes a
+    setting symbolic, and cannot trace math.isfinite of it."""
+    if isinstance(given, numbers.Real) and not isinstance(given, bool) and -math.inf < given < math.inf:  # type: ignore[operator]
         return float(given)
     _fail(name, "a finite number", given)
 

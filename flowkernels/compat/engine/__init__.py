@@ -1,0 +1,1 @@
+"""What serves every library: patching modules, tables of classes, the report, thresholds."""

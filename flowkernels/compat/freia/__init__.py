@@ -1,0 +1,51 @@
+"""FrEIA's classes; what remains of them calls networks that are the user's own, in any case.
+
+What differs by design in its couplings: exponentials of clamps beyond 87 (708 in float64) saturate, and do not become
+infinities; log-determinants of 16-bit inputs are float32. In its permutations nothing differs but the time.
+"""
+
+from __future__ import annotations
+
+from flowkernels.compat.engine.registry import Library, Target
+
+from . import couplings
+from .layers import AllInOne, Permute, refusal
+
+_SIDES = frozenset({"forward", "_coupling1", "_coupling2"})
+_WHAT = "features: map, clamp, columns and network of plain layers as one op a half; small batches as before"
+_BOX = "in no release; each element learns its box and the slope beyond it, where the kernel has one box for all"
+
+LIBRARY = Library(
+    "FrEIA.modules",
+    {
+        "all_in_one_block.AllInOneBlock": Target(
+            AllInOne,
+            frozenset({"forward", "_affine", "_permute", "_pre_permute"}),
+            "features: coupling and network of plain layers as one op; hard permutation, of images or many features",
+            refusal,
+        ),
+        "coupling_layers.GLOWCouplingBlock": Target(couplings.GLOWCoupling, _SIDES, _WHAT, couplings.glow_refusal),
+        "coupling_layers.RNVPCouplingBlock": Target(
+            couplings.RNVPCoupling, _SIDES, "the same as two ops a half, one a network", couplings.rnvp_refusal
+        ),
+        "coupling_layers.AffineCouplingOneSided": Target(
+            couplings.OneSidedCoupling, frozenset({"forward"}), _WHAT, couplings.one_sided_refusal
+        ),
+        "coupling_layers.NICECouplingBlock": Target(
+            couplings.NICECoupling, _SIDES, "features: sum, columns and network as one op", couplings.nice_refusal
+        ),
+        "coupling_layers.ConditionalAffineTransform": Target(
+            couplings.ConditionalAffine,
+            frozenset({"forward"}),
+            "features: map, clamp and network of plain layers as one op",
+            couplings.conditional_refusal,
+        ),
+        "fixed_transforms.PermuteRandom": Target(Permute, frozenset({"forward"}), "permutation"),
+    },
+    left_alone={
+        "coupling_layers.GINCouplingBlock": "its log-scales are centred, which no kernel does",
+        "splines.rational_quadratic.RationalQuadraticSpline": _BOX,
+        "splines.rational_quadratic.ElementwiseRationalQuadraticSpline": _BOX,
+    },
+    base="base.InvertibleModule",
+)

@@ -1,0 +1,31 @@
+"""glasflow's copy of nflows, of whose classes its own flows are made; they differ by design as nflows' do.
+
+See `flowkernels.compat.nflows`.
+"""
+
+from __future__ import annotations
+
+from flowkernels.compat.engine.registry import Library
+from flowkernels.compat.nflows import LIBRARY as NFLOWS
+
+
+class _Glasflow(Library):
+    """The same classes as nflows', so that README's table has the flows made of them."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            ("CouplingNSF", "as nflows' classes of the same names"),
+            ("RealNVP", "the same; a `scale_activation` other than nflows' runs as glasflow's, its network fused"),
+            ("MaskedAffineAutoregressiveFlow", "the same; a `scale_activation` other than the default is left alone"),
+            ("MaskedPiecewiseRationalQuadraticAutoregressiveFlow", "the same"),
+            ("glasflow.nflows", "every class as under nflows"),
+        ]
+
+
+LIBRARY = _Glasflow(
+    "glasflow.nflows",
+    NFLOWS.targets,
+    base=NFLOWS.base,
+    left_alone=NFLOWS.left_alone,
+    containers=NFLOWS.containers,
+)

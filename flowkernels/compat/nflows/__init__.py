@@ -1,0 +1,130 @@
+"""nflows on the fused kernels: its classes, and what `accelerate` changes by design.
+
+`patch_functions` and nflows' two spline functions, fused, are here too, and load nflows when they are asked for.
+
+Where nflows refuses its input, these layers go on, so that no call has to read a tensor's values:
+
+| input                                                      | nflows                     | here                  |
+|------------------------------------------------------------|----------------------------|-----------------------|
+| outside the box, `tails=None`                              | raises InputOutsideDomain  | y = x, ladj = 0       |
+| inverse where rounding makes the discriminant negative     | AssertionError             | the root, at disc = 0 |
+| a batch of no rows, splines                                | RuntimeError               | no rows               |
+| float16 and bfloat16                                       | ladj in that type          | ladj in float32       |
+| LU layers: another dtype than that of the weights          | RuntimeError               | the wider of the two  |
+| LU layers under autocast                                   | products in its type       | in that of the inputs |
+| scale logits above 20, MaskedAffineAutoregressiveTransform | softplus(u) = u            | softplus(u)           |
+
+nflows also divides the conditioner's output by the root of its hidden width in place; here that is a setting of the
+kernel, and the conditioner's output stays as it was.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flowkernels.compat.engine.registry import Library, Target
+
+from .affine_coupling import AdditiveCoupling, AffineCoupling
+from .autoregressive import AffineAutoregressive, SplineAutoregressive, affine_refusal
+from .coupling import Coupling
+from .elementwise import ElementwiseSpline
+from .linear import LU, Conv1x1, Norm
+from .made import Made, made_refusal
+from .masked_linear import MaskedLinear, masked_linear_refusal
+from .residual import Residual, residual_refusal
+from .settings import spline_refusal
+
+if TYPE_CHECKING:
+    from .functions import patch_functions, rational_quadratic_spline, unconstrained_rational_quadratic_spline
+
+__all__ = ["LIBRARY", "patch_functions", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
+
+_BOTH = frozenset({"forward", "inverse"})
+_COUPLING = _BOTH | {
+    "_coupling_transform_forward", "_coupling_transform_inverse", "_transform_dim_multiplier", "num_identity_features",
+    "num_transform_features",
+}  # fmt: skip
+SPLINE_COUPLING = _COUPLING | {"_coupling_transform", "_piecewise_cdf"}
+AFFINE_COUPLING = _COUPLING | {"_scale_and_shift"}
+AFFINE_AUTOREGRESSIVE = _BOTH | {
+    "_elementwise_forward", "_elementwise_inverse", "_output_dim_multiplier", "_unconstrained_scale_and_shift",
+}  # fmt: skip
+SPLINE_AUTOREGRESSIVE = _BOTH | {
+    "_elementwise", "_elementwise_forward", "_elementwise_inverse", "_output_dim_multiplier",
+}  # fmt: skip
+LU_LINEAR = frozenset({"forward_no_cache", "inverse_no_cache", "_create_lower_upper", "upper_diag", "logabsdet"})
+
+TARGETS = {
+    "transforms.coupling.PiecewiseRationalQuadraticCouplingTransform": Target(
+        Coupling,
+        SPLINE_COUPLING,
+        "spline, columns and a residual network of relu as one op",
+        lambda m: spline_refusal(m, m.num_bins),
+    ),
+    "transforms.coupling.AdditiveCouplingTransform": Target(
+        AdditiveCoupling, AFFINE_COUPLING, "shift, columns and a residual network of relu as one op"
+    ),
+    "transforms.coupling.AffineCouplingTransform": Target(
+        AffineCoupling, AFFINE_COUPLING, "affine map, columns and a residual network of relu as one op"
+    ),
+    "transforms.nonlinearities.PiecewiseRationalQuadraticCDF": Target(
+        ElementwiseSpline,
+        _BOTH | {"_spline"},
+        "spline",
+        lambda m: spline_refusal(m, m.unnormalized_widths.shape[-1]),
+    ),
+    "transforms.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Target(
+        SplineAutoregressive,
+        SPLINE_AUTOREGRESSIVE,
+        "spline and network as one op; inverse in one sweep",
+        lambda m: spline_refusal(m, m.num_bins),
+    ),
+    "transforms.autoregressive.MaskedAffineAutoregressiveTransform": Target(
+        AffineAutoregressive,
+        AFFINE_AUTOREGRESSIVE,
+        "affine map and network as one op; inverse in one sweep",
+        affine_refusal,
+    ),
+    "transforms.made.MADE": Target(Made, frozenset({"forward"}), "network as one op", made_refusal),
+    "transforms.made.MaskedLinear": Target(
+        MaskedLinear,
+        frozenset({"forward"}),
+        "masked product of large batches, where no accelerated MADE runs it",
+        masked_linear_refusal,
+    ),
+    "nn.nets.resnet.ResidualNet": Target(
+        Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
+    ),
+    "transforms.conv.OneByOneConvolution": Target(
+        Conv1x1, LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"
+    ),
+    "transforms.lu.LULinear": Target(LU, LU_LINEAR, "product or triangular solves, without a dense matrix"),
+    "transforms.normalization.ActNorm": Target(
+        Norm,
+        _BOTH | {"scale", "_broadcastable_scale_shift"},
+        "one pass over large batches, once it is initialised",
+    ),
+}
+
+LIBRARY = Library(
+    "nflows",
+    TARGETS,
+    base="transforms.base.Transform",
+    containers={
+        "transforms.base.CompositeTransform": "its parts",
+        "transforms.base.InverseTransform": "its part",
+        "transforms.base.MultiscaleCompositeTransform": "its parts",
+    },
+    left_alone={
+        "transforms.permutations.Permutation": "a permutation is one copy, and nothing is gained on it",
+        "transforms.normalization.BatchNorm": "in training its time goes into the statistics of the batch",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import functions  # which needs nflows, and the table must not
+
+    return getattr(functions, name)

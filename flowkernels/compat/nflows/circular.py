@@ -1,0 +1,139 @@
+"""normflows' autoregressive splines whose features have tails and bounds of their own, as ops of one kind of tails.
+
+Whatever differs from feature to feature moves into the network, whose weights are small beside a batch: tails are
+slope logits at the ends of the box (rows of the last layer), a bound is a scale (x over its bound lies in the box of 1,
+and the network sees it multiplied). What normflows puts in front of the network, a sin(s x) + b cos(s x) in place of
+circular features, is computed first where x is known, and in the sweep, feature by feature, where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.reading import is_bare
+from flowkernels.ops._kept import kept
+from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
+from flowkernels.ops.flow_layer import try_autoregressive_layer
+from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+
+from .made import preprocessing_of
+from .spline import is_listed
+
+Net = dict[str, Any]  # what `ops.made` takes beside x
+
+
+def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
+    """y and ladj by the network `found`, as one op; None where that has no kernel."""
+    before, bound = preprocessing_of(layer.autoregressive_net), layer.tail_bound
+    seen = x if before is None else before(x)
+    given = x / bound if isinstance(bound, Tensor) else x
+    net = {**found, "layers": _with_tails(layer, found["layers"])}
+    fused = try_autoregressive_layer(given, _spec(layer, logit_scale), **net, seen=None if seen is given else seen)
+    if fused is None:
+        return None
+    y, ladj = fused
+    y = y * bound if isinstance(bound, Tensor) else y
+    return torch.where(x.abs() > bound, 0, y) if is_listed(layer) else y, ladj
+
+
+def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
+    """x and ladj in one sweep; None where that has no kernel, or knows not what is before the network."""
+    waves, bound = None, layer.tail_bound
+    before = preprocessing_of(layer.autoregressive_net)
+    if before is not None:
+        waves = _waves(before, z)
+        if waves is None:
+            return None
+    net = {**found, "layers": _with_tails(layer, found["layers"])}
+    if isinstance(bound, Tensor):
+        # The sweep knows x over its bound: so the network's first layer, or what comes before it, is stretched.
+        z = z / bound
+        if waves is None:
+            (weight, bias), *rest = net["layers"]
+            net["layers"] = [(weight * bound, bias), *rest]
+        else:
+            one = torch.ones_like(bound)
+            waves = waves * torch.stack((bound, one, one, bound, one), -1)
+    fused = try_autoregressive_inverse(
+        z, univariate=_spec(layer, logit_scale), **net, waves=waves, zero_outside=is_listed(layer)
+    )
+    if fused is None:
+        return None
+    x, ladj = fused
+    return x * bound if isinstance(bound, Tensor) else x, ladj
+
+
+def _spec(layer: Any, logit_scale: float) -> RqsSpec:
+    tails, bound = None if is_listed(layer) else layer.tails, layer.tail_bound
+    return cached_spec(
+        layer.num_bins, tails, 1.0 if isinstance(bound, Tensor) else bound, None, layer.min_bin_width,
+        layer.min_bin_height, layer.min_derivative, logit_scale, "softmax", 1e-3, False,
+    )  # fmt: skip
+
+
+# ---- tails, by the last layer ----
+
+
+@kept(maxsize=256)
+def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which row of the last layer gives each parameter, and which are the slopes of 1 at the ends of linear tails."""
+    P = 3 * bins + 1
+    rows, ends = list(range(len(tails) * P)), [False] * (len(tails) * P)
+    for i, tail in enumerate(tails):
+        first, last = i * P + 2 * bins, i * P + P - 1
+        if tail == "linear":
+            ends[first] = ends[last] = True
+        else:
+            rows[last] = first
+    return torch.tensor(rows, device=device), torch.tensor(ends, device=device)
+
+
+def _with_tails(layer: Any, layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    if not is_listed(layer):
+        return layers
+    weight, bias = layers[-1]
+    rows, ends = _rows(tuple(layer.tails), layer.num_bins, weight.device)
+    one = math.log(math.expm1(1 - layer.min_derivative))
+    weight = weight.index_select(0, rows).masked_fill(ends[:, None], 0)
+    return [*layers[:-1], (weight, bias.index_select(0, rows).masked_fill(ends, one))]
+
+
+# ---- what comes before the network ----
+
+
+def _read_columns(columns: Tensor) -> list[int]:
+    return columns.tolist()
+
+
+_columns = CachedRead[list[int]](_read_columns)
+
+
+def _waves(before: nn.Module, x: Tensor) -> Tensor | None:
+    """normflows' periodic features as `ops.autoregressive_inverse` takes them; None where it is anything else."""
+    if (type(before).__module__, type(before).__name__) != ("normflows.utils.nn", "PeriodicFeaturesElementwise"):
+        return None
+    activation: Any = before.activation
+    if not is_bare(before) or type(activation) is not nn.Identity or not is_bare(activation):
+        return None
+    columns = _columns(before, [before._buffers["ind"]])  # type: ignore[list-item]
+    weights: Any = before.weights
+    features = x.shape[-1]
+    if columns is None or weights.dtype is not x.dtype:
+        return None
+    if len(set(columns)) != len(columns) or not all(0 <= c < features for c in columns):
+        return None
+    table = x.new_zeros(features, 5)
+    table[:, 0] = 1
+    if not columns:
+        return table
+    scale: Any = before.scale
+    scale = scale.to(x.dtype).expand(len(columns)) if isinstance(scale, Tensor) else x.new_full((len(columns),), scale)
+    zero = x.new_zeros(len(columns))
+    offset: Any = before.bias if before.apply_bias else zero
+    rows = torch.stack((zero, weights[:, 0], weights[:, 1], scale, offset), -1)
+    return table.index_copy(0, before._buffers["ind"], rows)  # type: ignore[arg-type]

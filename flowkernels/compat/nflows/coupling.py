@@ -1,0 +1,190 @@
+"""nflows' coupling layers on the fused kernels: how any of them runs, and the rational-quadratic spline.
+
+Where the network is a ResidualNet of relu, conditioner and map are one op on the layer's own weights; otherwise, or
+where something in the network asks to be called, they are run one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkernels.compat.engine.patch import FastMethods
+from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.reading.operands import mixed
+from flowkernels.compat.reading.split import Columns, Indexed, columns_of
+from flowkernels.ops._routing import _transforms_active
+from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.flow_layer import Columns as FusedColumns
+from flowkernels.ops.flow_layer import columns as fused_columns
+from flowkernels.ops.flow_layer import try_flow_layer
+from flowkernels.ops.rqs.spec import RqsSpec
+
+from . import residual
+from .classes import kind
+from .settings import n_params, spline_spec
+from .spline import per_feature, spline
+
+
+class Univariate(NamedTuple):
+    """The map of one kind of coupling layer, as functions of the layer."""
+
+    # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
+    spec: Callable[[Any, Any, bool], RqsSpec | AffineSpec | None]
+    # the network's last layer with its outputs feature by feature, as that op wants them
+    last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+    # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
+    run: Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+
+
+def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """The conditioner's output; a plain ResidualNet runs as one op on its own weights, accelerated itself or not."""
+    outputs = residual.run(net, x, context) if kind(type(net)) == "ResidualNet" else None
+    return net(x, context) if outputs is None else outputs
+
+
+class _Split(NamedTuple):
+    """How a layer parts its features."""
+
+    columns: Columns
+    fused: FusedColumns | None  # None where the features are not a partition of all
+
+
+def _read_split(identity: Tensor, transformed: Tensor, features: int) -> _Split:
+    first, second = identity.tolist(), transformed.tolist()
+    partition = sorted(first + second) == list(range(features)) and bool(first and second)
+    fused = fused_columns(features, tuple(first), tuple(second)) if partition else None
+    return _Split(columns_of(identity, transformed), fused)
+
+
+_split = CachedRead[_Split](_read_split)
+
+
+def _split_of(layer: Any) -> _Split | None:
+    """The layer's split, or None where its buffers' values cannot be read now, or may differ per model."""
+    if torch.compiler.is_compiling() or _transforms_active():
+        return None
+    return _split(layer, (layer.identity_features, layer.transform_features), layer.features)
+
+
+def _columns_of(layer: Any) -> Columns:
+    split = _split_of(layer)
+    return Indexed(layer.identity_features, layer.transform_features) if split is None else split.columns
+
+
+def _fused(
+    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
+) -> tuple[Tensor, Tensor] | None:
+    """The coupling as one op on its own weights, or None where it must be run in parts."""
+    net = layer.transform_net
+    if inputs.dim() != 2:
+        return None
+    split = _split_of(layer)
+    if split is None or split.fused is None or kind(type(net)) != "ResidualNet":
+        return None
+    layers = residual.layers(net, inputs, context)
+    if layers is None or getattr(net, "preprocessing", None) is not None:
+        return None
+    spec = univariate.spec(layer, net, inverse)
+    if spec is None:
+        return None
+    layers[-1] = univariate.last(layer, layers[-1])
+    return try_flow_layer(inputs, layers, spec, split.fused, context)
+
+
+def _check(layer: Any, inputs: Tensor) -> None:
+    if inputs.dim() not in (2, 4):
+        raise ValueError("Inputs must be a 2D or a 4D tensor.")
+    if inputs.shape[1] != layer.features:
+        raise ValueError(f"Expected features = {layer.features}, got {inputs.shape[1]}.")
+
+
+def _logit_scale(net: Any) -> float:
+    for name in ("hidden_features", "hidden_channels"):
+        if hasattr(net, name):
+            return 1 / math.sqrt(getattr(net, name))
+    if not torch.compiler.is_compiling():
+        warnings.warn("Inputs to the softmax are not scaled down: initialization might be bad.")
+    return 1.0
+
+
+def _map_identity(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The layer's unconditional transform of the features that choose the map of the others."""
+    columns, unconditional = _columns_of(layer), layer.unconditional_transform
+    identity, rest = columns.split(x)
+    identity, ladj = unconditional.inverse(identity, context) if inverse else unconditional(identity, context)
+    return columns.merge(identity, rest), ladj
+
+
+def _couple(
+    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
+) -> tuple[Tensor, Tensor]:
+    fused = _fused(layer, inputs, context, inverse, univariate)
+    if fused is not None:
+        return fused
+    columns = _columns_of(layer)
+    identity, x = columns.split(inputs)
+    params = _conditioner(layer.transform_net, identity, context)
+    y, ladj = univariate.run(layer, x, params, inverse)
+    return columns.merge(identity, y), ladj
+
+
+def forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+    """A coupling layer, data to latent."""
+    _check(layer, x)
+    y, ladj = _couple(layer, x, context, False, univariate)
+    if layer.unconditional_transform is None:
+        return y, ladj
+    y, of_identity = _map_identity(layer, y, context, False)
+    return y, ladj + of_identity
+
+
+def inverse(layer: Any, y: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
+    """A coupling layer, latent to data."""
+    _check(layer, y)
+    of_identity = None
+    if layer.unconditional_transform is not None:
+        y, of_identity = _map_identity(layer, y, context, True)
+    x, ladj = _couple(layer, y, context, True, univariate)
+    return x, ladj if of_identity is None else ladj + of_identity
+
+
+# ---- rational-quadratic ----
+
+
+def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    if mixed(x, params):
+        theirs = layer._coupling_transform_inverse if inverse else layer._coupling_transform_forward
+        return theirs(inputs=x, transform_params=params)
+    shape, P = x.shape, n_params(layer, layer.num_bins)
+    if len(shape) == 4:
+        B, C, H, W = shape
+        params = params.reshape(B, C, P, H, W).permute(0, 1, 3, 4, 2).reshape(B, C * H * W, P)
+        x = x.reshape(B, C * H * W)
+    else:
+        params = params.reshape(*shape, P)
+    scale = _logit_scale(layer.transform_net)
+    y, ladj = spline(layer, layer.num_bins, x, params, scale, inverse)
+    return y.view(shape), ladj
+
+
+def _spline_spec(layer: Any, net: Any, inverse: bool) -> RqsSpec | None:
+    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
+
+
+SPLINE = Univariate(_spline_spec, lambda layer, last: last, _spline)
+
+
+class Coupling(FastMethods):
+    """The methods of an accelerated PiecewiseRationalQuadraticCouplingTransform."""
+
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return forward(self, inputs, context, SPLINE)
+
+    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return inverse(self, inputs, context, SPLINE)

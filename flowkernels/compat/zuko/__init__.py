@@ -1,0 +1,52 @@
+"""zuko: its lazy masked autoregressive, coupling and elementwise transforms on the fused kernels.
+
+A lazy transform returns a subclass of the transform of zuko that it returned before. What differs by design:
+
+| what                                                | zuko                    | here                           |
+|-----------------------------------------------------|-------------------------|--------------------------------|
+| log-determinant of an inverse                       | of the forward map at x | of the inverse map at y        |
+| inverse where rounding makes the discriminant < 0   | NaN                     | the root, at disc = 0          |
+| a bin below what float32 can divide                 | NaN                     | a bin of 1e-12 of the box      |
+| a batch of no rows                                  | RuntimeError            | no rows                        |
+| float16 and bfloat16                                | ladj in that type       | ladj in float32                |
+| `base` of the transform of an elementwise layer     | built on every call     | built when it is asked for     |
+
+A network is one op with its map where it is zuko's `MaskedMLP` or `MLP`, with an activation that the ops know, without
+residual blocks, normalisation or hooks; the masks of the first are read off its buffers. Otherwise it is called, and
+the map alone is fused. A circular spline sees another x than its network, which one op cannot give it forward: there
+it takes two. Its inverse is one sweep like the others'.
+"""
+
+from __future__ import annotations
+
+from flowkernels.compat.engine.registry import Library, Target
+
+from .layers import (
+    ElementWise,
+    GeneralCoupling,
+    MaskedAutoregressive,
+    elementwise_refusal,
+    refusal,
+)
+
+_BYPASSED = frozenset({"forward", "meta"})
+
+LIBRARY = Library(
+    "zuko",
+    {
+        "flows.autoregressive.MaskedAutoregressiveTransform": Target(
+            MaskedAutoregressive,
+            _BYPASSED,
+            "spline (circular ones too) or affine map and network as one op; inverse in one sweep",
+            refusal,
+        ),
+        "flows.coupling.GeneralCouplingTransform": Target(
+            GeneralCoupling, _BYPASSED, "spline or affine map, columns and network as one op", refusal
+        ),
+        "flows.gaussianization.ElementWiseTransform": Target(
+            ElementWise, frozenset({"forward"}), "spline", elementwise_refusal
+        ),
+    },
+    base="lazy.LazyTransform",
+    containers={"lazy.LazyComposedTransform": "", "lazy.LazyInverse": ""},
+)

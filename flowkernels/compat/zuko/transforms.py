@@ -1,0 +1,223 @@
+"""The transforms that zuko's lazy ones return, on the fused kernels.
+
+They are subclasses of zuko's, so that flows, compositions and inverses are put together as before. `call_and_ladj` is
+one op where the network is one that kernels can run, and otherwise the network around the fused map; so is that of the
+inverse, which zuko computes by a pass of the network for every feature and one more for the log-determinant.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import Transform, _InverseTransform
+from zuko import transforms
+from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.nn import MLP, Linear
+from zuko.utils import broadcast
+
+from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.reading.dense import dense_arguments
+from flowkernels.compat.reading.operands import mixed
+from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
+from flowkernels.ops.flow_layer import Columns, columns, try_autoregressive_layer, try_flow_layer
+from flowkernels.ops.made import made
+
+from .nets import masked_arguments
+from .univariate import Univariate, univariate_of
+
+
+class Inverse(_InverseTransform):
+    """The inverse of one of the transforms here."""
+
+    def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        transform: Any = self._inv
+        return transform.solve(y)
+
+
+def _params(layer: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """The output of the layer's network, ``[..., D, P]``."""
+    given = x if context is None else torch.cat((x, context), dim=-1)
+    params = layer.hyper(given)
+    return params.unflatten(-1, (params.shape[-1] // layer.total, layer.total))
+
+
+def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if context is None or x.shape[:-1] == context.shape[:-1]:
+        return x, context
+    x, context = broadcast(x, context, ignore=1)
+    return x, context
+
+
+def _map_of(layer: Any) -> Univariate:
+    univariate = univariate_of(layer)
+    if isinstance(univariate, str):
+        raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {univariate}")
+    return univariate
+
+
+class _Fused(Transform):
+    """What the transforms here share; `forward` and `solve` are theirs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.forward(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.solve(y)[0]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.forward(x)[1]
+
+    @property
+    def inv(self) -> Transform:
+        return Inverse(self)
+
+
+def _back(theirs: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse as zuko has it."""
+    x = theirs._inverse(transform, y)
+    return x, -theirs.call_and_ladj(transform, x)[1]
+
+
+class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
+    """`zuko.transforms.AutoregressiveTransform` of a layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        super().__init__(functools.partial(layer.meta, context), layer.passes)
+        self.layer, self.context = layer, context
+
+    def _network(self, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+        features = self.layer.hyper.out_features // self.layer.total
+        return masked_arguments(self.layer.hyper, features, x, context)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, context = _expanded(x, self.context)
+        univariate, network = _map_of(self.layer), self._network(x, context)
+        if network is not None and not univariate.circular:  # a circular map sees another x than the network
+            fused = try_autoregressive_layer(x, univariate.spec, **network)
+            if fused is not None:
+                return fused
+        params = self._params(x, context, network)
+        if mixed(x, params):
+            return transforms.AutoregressiveTransform.call_and_ladj(self, x)
+        return univariate(x, params, False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y, context = _expanded(y, self.context)
+        univariate, network = _map_of(self.layer), self._network(y, context)
+        if network is not None and self.passes >= len(network["plan"].groups):
+            return autoregressive_inverse(y, univariate=univariate.spec, half_turn=univariate.circular, **network)
+        x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
+        for _ in range(self.passes):
+            params = self._params(x, context, network)
+            if mixed(y, params):
+                return _back(transforms.AutoregressiveTransform, self, y)
+            x, ladj = univariate(y, params, True)
+        return x, ladj
+
+    def _params(self, x: Tensor, context: Tensor | None, network: dict[str, Any] | None) -> Tensor:
+        if network is None:
+            return _params(self.layer, x, context)
+        return made(x, **network).unflatten(-1, (x.shape[-1], self.layer.total))
+
+
+# ---- coupling ----
+
+
+def _read_mask(mask: Tensor) -> tuple[Tensor, Tensor, Columns]:
+    kept, mapped = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
+    return kept, mapped, columns(len(mask), tuple(kept.tolist()), tuple(mapped.tolist()))
+
+
+_split_of = CachedRead[tuple[Tensor, Tensor, Columns]](_read_mask)
+
+
+class CouplingTransform(_Fused, transforms.CouplingTransform):
+    """`zuko.transforms.CouplingTransform` of a layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        split = _split_of(layer, (layer.mask,))
+        meta = functools.partial(layer.meta, context)
+        if split is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
+            super().__init__(meta, layer.mask)
+            self.columns = None
+        else:
+            Transform.__init__(self)
+            self.meta = meta
+            self.idx_a, self.idx_b, self.columns = split
+        self.layer, self.context = layer, context
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(x, False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._couple(y, True)
+
+    def _couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        features = self.layer.mask.shape[0]
+        if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
+            raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
+        x, context = _expanded(x, self.context)
+        univariate, net = _map_of(self.layer), self.layer.hyper
+        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context, MLP, Linear)
+        if network is not None and self.columns is not None:
+            spec = univariate.spec._replace(inverse=inverse)
+            fused = try_flow_layer(x, univariate=spec, columns=self.columns, context=context, **network)
+            if fused is not None:
+                return fused
+        kept, mapped = self.split(x)
+        params = _params(self.layer, kept, context)
+        if torch.compiler.is_compiling():  # which cannot read off the mask how many features it maps
+            torch._check(mapped.shape[-1] == params.shape[-2])
+        if mixed(mapped, params):
+            theirs = transforms.CouplingTransform
+            return _back(theirs, self, x) if inverse else theirs.call_and_ladj(self, x)
+        mapped, ladj = univariate(mapped, params, inverse)
+        return self.merge(kept, mapped, x.shape), ladj
+
+
+# ---- element by element ----
+
+
+class DependentTransform(_Fused, transforms.DependentTransform):
+    """`zuko.transforms.DependentTransform` of the univariate map of an elementwise layer and a context."""
+
+    def __init__(self, layer: Any, context: Tensor | None) -> None:
+        Transform.__init__(self)
+        self.layer, self.context, self.reinterpreted = layer, context, 1
+
+    @functools.cached_property
+    def base(self) -> Transform:
+        plain: Any = ElementWiseTransform.forward(self.layer, self.context)
+        return plain.base
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(x, False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._map(y, True)
+
+    def _map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        layer, P = self.layer, self.layer.total
+        if self.context is None:
+            params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)
+        else:
+            params = layer.hyper(self.context)
+            params = params.unflatten(-1, (params.shape[-1] // P, P))
+        if x.shape[-1] != params.shape[-2] or mixed(x, params):
+            plain: Any = ElementWiseTransform.forward(layer, self.context)
+            return (plain.inv if inverse else plain).call_and_ladj(x)
+        lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
+        x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
+        return _map_of(layer)(x, params, inverse)
