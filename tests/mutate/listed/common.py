@@ -16,7 +16,14 @@ _sixteen = "tests/ops/test_rqs.py tests/ops/test_affine.py -k float16 and not em
 MUTATIONS = (
     # ---- arithmetic ----
     _lanes("exp underflows", _SIMD, "splat<f32>(«-110.f»)), splat", "-60.f", "exp stops at e^-60"),
-    _lanes("log of a denormal", _SIMD, "const i32 tiny = «x < 0x1p-126f»;", "x < 0.f", "denormals are wrong"),
+    _lanes(
+        "log of a denormal",
+        _SIMD,
+        "const i32 tiny = «x < 0x1p-126f»;",
+        "x < 0.f",
+        "denormals are wrong",
+        "tests/ops/test_rqs_edges.py -k denormal and not emulated",
+    ),
     _lanes("log1p", _SIMD, "return log_(u) + «(e - (u - 1)) * (2 - u)»;", "V{}", "what 1 + e rounds away"),
     _lanes(
         "tanh near 0",
@@ -26,15 +33,22 @@ MUTATIONS = (
         "1 - 2e / (1 + e) cancels",
     ),
     _lanes(
-        "tanh of NaN",
+        "exp of NaN",
         _SIMD,
-        "* (num / den)), far);\n  return select(v < 0, -r, «select(v == v, r, v)»);",
-        "r",
-        "NaN is 1",
+        "x = min_(«max_(x, splat<f64>(-750.))», splat<f64>(710.));",
+        "max_(splat<f64>(-750.), x)",
+        "NaN is -inf",
     ),
     _lanes("maximum of NaN", _SIMD, "return «a < b ? b : a»;", "a > b ? a : b", "a NaN is lost"),
     _lanes("minimum of NaN", _SIMD, "return «a > b ? b : a»;", "a < b ? a : b", "a NaN is lost"),
-    _lanes("2^t underflows", _SIMD, "«t = max_(t, splat<f32>(-126.f));»", "", "exponents wrap round"),
+    _lanes(
+        "2^t underflows",
+        _SIMD,
+        "«t = max_(t, splat<f32>(-126.f));»",
+        "",
+        "exponents wrap round",
+        "tests/ops/test_rqs_edges.py -k overflows and not emulated",
+    ),
     _lanes(
         "bfloat16",
         _SIMD,
@@ -61,17 +75,37 @@ MUTATIONS = (
         "lanes",
     ),
     _memory(
-        "row cursor", "csrc/common/tensor.h", "«a -= index[i] * rows.stride_a[i];»", "", "the next row is elsewhere"
+        "row cursor",
+        "csrc/common/tensor.h",
+        "«a -= index[i] * rows.stride_a[i];»",
+        "",
+        "the next row is elsewhere",
+        "tests/ops/test_rqs_memory.py -k view_gives",
     ),
-    _memory("scratch", "csrc/common/workspace.cpp", "buffers[«int(purpose)»]", "0", "a tile over what threads share"),
+    _memory(
+        "scratch",
+        "csrc/common/workspace.cpp",
+        "buffers[«int(purpose)»]",
+        "0",
+        "a tile over what threads share",
+        "tests/ops/test_lu_linear.py -k not emulated",
+    ),
     # ---- checks ----
-    _checks("broadcast", "flowkernels/ops/_checks.py", "all(a in «(1, b)» for", "(1, a)", "any size broadcasts"),
     _checks(
-        "dtypes",
+        "broadcast",
         "flowkernels/ops/_checks.py",
-        "if any(«t.dtype is not tensors[0].dtype» for",
+        "all(a in «(1, b)» for",
+        "(1, a)",
+        "any size broadcasts",
+        "tests/ops/test_affine.py -k errors",
+    ),
+    _checks(
+        "autocast",
+        "flowkernels/ops/_checks.py",
+        "if «in_autocast(tensors[0])»:\n        return",
         "False",
-        "of several dtypes",
+        "kernels where autocast asks for 16 bits",
+        "tests/ops/test_masked_linear.py tests/ops/test_made.py tests/ops/test_residual_net.py -k autocast",
     ),
     _checks(
         "last dim",
@@ -79,6 +113,7 @@ MUTATIONS = (
         "if t.dim() == 0 or «t.shape[-1] != shape[-1]» or",
         "False",
         "a column of terms broadcasts",
+        "tests/ops/test_net_arguments.py -k adds or gates",
     ),
     _checks(
         "gates",
@@ -98,7 +133,12 @@ MUTATIONS = (
     ),
     _router("batched gradients", _ROUTING, "any(g is not None and «_is_batched(g)» for g", "False", "no storage"),
     _router(
-        "subclasses", _ROUTING, "if «type(t) not in _PLAIN» and t is not None:", "False", "a raw pointer of a subclass"
+        "subclasses",
+        _ROUTING,
+        "if «type(t) not in _PLAIN» and t is not None:",
+        "False",
+        "a raw pointer of a subclass",
+        "tests/ops/test_routing.py -k subclass or fake",
     ),
     _router(
         "aliases",
@@ -113,17 +153,30 @@ MUTATIONS = (
         "_dual_level_active()« or _jit_tracing()»:\n            return self.reference",
         "",
         "a constant",
+        "tests/ops/test_routing.py -k jit_trace",
     ),
     _router(
-        "given and returned", _ROUTING, "return [«g.clone() if »g.untyped_storage()", "g if ", "an op returns its input"
-    ),
-    _router(
-        "wanted gradients",
+        "given and returned",
         _ROUTING,
-        "return [self.grad_like(t) if «n» else",
-        "True",
-        "one that nobody wants is allocated",
-        equivalent="the fake of a gradient that is thrown away",
+        "return [«g.clone() if »g.untyped_storage()",
+        "g if ",
+        "an op returns its input",
+        "tests/ops/test_masked_linear.py -k library_op",
     ),
-    _router("saved tensors", _ROUTING, "tensors, saved = «kept[:n]», kept[n:]", "kept", "more tensors than inputs"),
+    _router(
+        "strides of a fake gradient",
+        _ROUTING,
+        "return [«self.grad_like(t)» if n else",
+        "torch.empty_like(t)",
+        "it lies as its tensor does, not as the kernel's",
+        "tests/ops/test_actnorm.py -k compile_export and not emulated",
+    ),
+    _router(
+        "saved tensors",
+        _ROUTING,
+        "tensors, saved = «kept[:n]», kept[n:]",
+        "kept",
+        "more tensors than inputs",
+        "tests/ops/test_masked_linear.py -k numbers",
+    ),
 )

@@ -8,6 +8,7 @@ _sweep = Of(
     "tests/ops/test_autoregressive_inverse.py tests/ops/test_seen.py tests/ops/test_gates.py"
     " tests/ops/test_autoregressive_fuzz.py -k not emulated",
 )
+_seen = Of("sweep", "tests/ops/test_seen.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
 _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/flow_layer/univariate_map.h"
 _FRONT, _SWEEP = "csrc/autoregressive_inverse/front.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
@@ -16,14 +17,24 @@ _SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/seen.py", "flowkernels/o
 MUTATIONS = (
     # ---- flow layers ----
     _layer(
-        "compensation", _MAP, "«lost = lost + ((sum - (s - b)) + (v - b));»", "", "ladj of a thousand terms in float"
+        "compensation",
+        _MAP,
+        "«lost = lost + ((sum - (s - b)) + (v - b));»",
+        "",
+        "ladj of a thousand terms in float",
+        "tests/ops/test_flow_layer.py -k thousand",
     ),
     _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
     _layer(
         "columns of the map", _CPU, "S* at = x + «a.columns[i]» * kStrip<S>;\n      T out", "i", "the first features"
     ),
     _layer(
-        "input order", _CPU, "to + «(p.in_rank ? p.in_rank[k] : k)» * kStrip<S>, x", "k", "inputs in the caller's order"
+        "input order",
+        _CPU,
+        "to + «(p.in_rank ? p.in_rank[k] : k)» * kStrip<S>, x",
+        "k",
+        "inputs in the caller's order",
+        "tests/ops/test_flow_layer.py -k autoregressive_layers_in_one_op",
     ),
     _layer(
         "ladj of the last rows",
@@ -68,8 +79,8 @@ MUTATIONS = (
     _sweep(
         "back: due",
         _FRONT,
-        "(known == 0 || «p.limit(known - 1) < f.at»); };",
-        "p.limit(known - 1) <= f.at",
+        "end > cap && (known == 0 || «p.limit(known - 1) < end»)) --end;",
+        "p.limit(known - 1) <= end",
         "a gradient goes on before all of it is there",
     ),
     _sweep("back: panel", _FRONT, "«if (f.at == first) f.seen = -1;»", "", "sums of the panel before"),
@@ -86,6 +97,7 @@ MUTATIONS = (
         "cap = «spec.opens_block(i) ? front[i + 2].at : 0»;",
         "0",
         "before the stream's is complete",
+        "tests/ops/test_autoregressive_inverse.py -k waits_for_the_stream",
     ),
     _sweep(
         "back: rows past the end", _SWEEP, "«clear_past_end(rows, p.out_width, t.gated[i]);»", "", "they are summed"
@@ -93,17 +105,16 @@ MUTATIONS = (
     _sweep(
         "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_strip(t.slope + at);»", "", "the waves have no slope"
     ),
-    _sweep("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
-    _sweep("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
-    _sweep("line", "csrc/autoregressive_inverse/waves.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
+    _seen("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
+    _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
+    _seen("line", "csrc/autoregressive_inverse/waves.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
     _sweep("offset of a line", _SWEEP, "return «v * wave.linear + wave.offset»;", "v * wave.linear", "no offset"),
     _sweep(
         "few rows, mirrored",
         _FRONT,
-        "mirror(p, in, mirrored, known, rows.rows);\n    «f.seen = known;»",
-        "f.seen = known - 1;",
-        "an input is copied again",
-        equivalent="copying an input twice changes nothing",
+        "«mirror(p, in, mirrored, known, rows.rows);»\n    f.seen = known;",
+        "",
+        "inputs that came late are not there for the next units",
     ),
     # ---- Python: what the network sees ----
     _sweep("seen: slope", _SEEN, "(of_sin * angle.cos() «-» of_cos * angle.sin())", "+", "sign"),
@@ -114,8 +125,8 @@ MUTATIONS = (
         "(grad * x).sum(0)",
         "of the offset",
     ),
-    _sweep("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
-    _sweep("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
+    _seen("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
+    _seen("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
     # ---- Python: steps ----
     _steps(
         "units of a step", _STEPS, "min(end, first + units)« and limit[last] == limit[first]»:", "", "of other inputs"
