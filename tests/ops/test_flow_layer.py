@@ -218,6 +218,16 @@ def test_a_scale_that_underflows_has_finite_gradients(isa) -> None:
     torch.testing.assert_close(found[-1][0], weights(found[1]).sum())
 
 
+def test_ladj_of_a_thousand_features_is_rounded_once(isa) -> None:
+    """Added one by one in float32, a thousand times 0.1 is off by a hundred ulps."""
+    made = MADE(1000, 2, (3,))
+    tensors = [torch.zeros(9, 1000), *(torch.zeros_like(p) for p in made.parameters())]
+    tensors[-1] += 0.1  # every log of a scale
+    kind, min_scale = AFFINE["exp"]
+    ladj = through_the_module(kind, min_scale, False, tensors, made)[1]
+    assert torch.equal(ladj, torch.full((9,), 0.1).double().mul(1000).float())
+
+
 # ---- where it reads and writes ----
 
 VIEWS = {

@@ -136,6 +136,7 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
                     "a slice": slice(None), "a number": 1, "text": "ab", "too few": [None],
                     "an object": [object(), None], "of other widths": [R(B, 9), None],
                     "of other rows": [R(B + 1, 4), None], "of dims": [R(2, B, 4), None],
+                    "of a column": [R(B, 1), None],
                     "a gate that closes nothing" if terms == "gates" else "of doubles":
                         [R(B, 4) if terms == "gates" else R(B, 4).double(), None],
                 }.items():  # fmt: skip

@@ -533,6 +533,14 @@ def test_fake_tensors() -> None:
         assert x.grad is not None and x.grad.shape == (4, 2)
 
 
+def test_fake_tensors_outside_of_their_mode() -> None:
+    """No mode is active then, and their pointer is still none."""
+    with FakeTensorMode():
+        x, p = torch.empty(4, 2), torch.empty(4, 2, 8)
+    y, ladj = rqs(x, p)
+    assert type(y) is type(x) and (y.shape, ladj.shape) == ((4, 2), (4,))
+
+
 def test_meta_tensors() -> None:
     """Shapes without data, as when a model is built on meta; nothing to warn about."""
     x = torch.empty(4, 2, device="meta", dtype=torch.bfloat16)

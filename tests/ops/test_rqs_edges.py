@@ -88,12 +88,51 @@ def test_no_minimum_sizes(isa, inverse, device) -> None:
     assert (y.abs() <= BOUND).all()
 
 
+@DIRECTIONS
+def test_a_last_bin_without_a_minimum_size(isa, inverse, device) -> None:
+    """Its exponential is 0, and on the edge x is in no other bin: a bin without a width would have 0 / 0 there."""
+    params = torch.zeros(2, 1, 11, device=device)
+    params[..., 7 if inverse else 3] = -200.0
+    edge = torch.tensor([[-BOUND], [BOUND]], device=device)
+    found = run(edge, params, bins=4, min_bin_width=0.0, min_bin_height=0.0, inverse=inverse)
+    assert torch.equal(found.y, edge)
+    assert_no_nan(found, isa)
+
+
+def test_ladj_of_a_slope_that_is_a_denormal(isa, device) -> None:
+    """The log of a denormal is taken as such, not from the bits of a normal number."""
+    params = torch.full((1, 1, 7), -95.0, device=device)  # softplus is 2^-137
+    _, ladj = ops.rqs(torch.tensor([[-BOUND]], device=device), params, bins=2, tails=None, min_derivative=0.0)
+    assert abs(ladj.item() + 95.0) < 1e-3
+
+
+def test_the_gradient_of_a_slope_that_is_nearly_0(isa, device) -> None:
+    """There ladj is the slope's logit but for a millionth."""
+    params = torch.full((1, 1, 7), -15.0, device=device, requires_grad=True)
+    x = torch.tensor([[-BOUND]], device=device)
+    _, ladj = ops.rqs(x, params, bins=2, tails=None, min_derivative=0.0)
+    (grad,) = torch.autograd.grad(ladj.sum(), params)
+    assert abs(grad[0, 0, 4].item() - 1) < 1e-5
+
+
 def test_the_inverse_where_a_slope_is_zero(isa, device) -> None:
     """At a knot of slope 0 the root is 0 / 0, and is that knot."""
     y = torch.tensor([[-BOUND], [BOUND]], device=device)
     params = torch.full((2, 1, 10), -200.0, device=device)  # widths and heights are all alike
     x, ladj = ops.rqs(y, params, bins=3, tails=None, min_derivative=0.0, inverse=True)
     assert torch.equal(x, y) and not ladj.isnan().any()
+
+
+def test_the_inverse_near_a_knot_that_is_nearly_flat(all_isas, device) -> None:
+    """Counted from the other knot a share of y that rounds to 1 would be all that is known of x."""
+    y = BOUND - 10 ** torch.linspace(-6, -2, 100)[:, None]
+    y = torch.cat([y, -y]).to(device)
+    params = torch.full((200, 1, 7), -15.0, device=device)  # slopes are 3e-7 at all knots
+    settings = {"bins": 2, "tails": None, "min_derivative": 0.0, "inverse": True}
+    exact = reference(y.double(), params.double(), **settings).y
+    for isa in all_isas:
+        off = (ops.rqs(y, params, **settings)[0] - exact).abs().max().item()
+        assert off <= 8 * torch.finfo(torch.float32).eps * BOUND, f"{isa}: x is off by {off:.3g}"
 
 
 @pytest.mark.parametrize(("wide", "steep"), [(False, 1e7), (True, 4e15)], ids=["float32", "float64"])
@@ -237,6 +276,29 @@ def test_gradients_on_the_edge_of_the_box(all_isas, kind, bins, wide, inverse, b
             size = b.abs().amax(-1, keepdim=True) if field == "grad_params" else b.abs()
             far = (a.double() - b).abs() > tolerance * (1 + size)
             assert not far.any(), f"{isa}: {int(far.sum())} of {far.numel()} {field} are not the limit"
+
+
+@DIRECTIONS
+def test_y_on_the_upper_edge_depends_on_no_param(all_isas, inverse, dtype, device) -> None:
+    """What cancels there is never formed: a steep bin would make numbers of its rounding."""
+    _, params = draw((500, 1), dtype, scale=3.0, device=device, bins=8)
+    edge = torch.full((500, 1), BOUND, dtype=dtype, device=device)
+    for isa in all_isas:
+        leaf = params.clone().requires_grad_()
+        y, _ = ops.rqs(edge, leaf, bins=8, inverse=inverse)
+        (grad,) = torch.autograd.grad(y.sum(), leaf)
+        assert (grad == 0).all(), f"{isa}: {int((grad != 0).sum())} of {grad.numel()} gradients are not 0"
+
+
+@DIRECTIONS
+def test_the_upper_edge_keeps_its_digits_in_a_box_far_larger(all_isas, inverse, device) -> None:
+    """The outer knot is the box's corner, not the sum of all sizes, which rounds as a large number does."""
+    _, params = draw((500, 1), device=device, bins=8)
+    params[..., [7, 15]] -= 7.0  # the last bin is a thousandth of the box
+    edge = torch.zeros(500, 1, device=device)
+    for isa in all_isas:
+        y, _ = ops.rqs(edge, params, bins=8, tails="linear", box=(-1000.0, 0.0, -1000.0, 0.0), inverse=inverse)
+        assert y.abs().max() <= 1e-6, f"{isa}: {y.abs().max()}"
 
 
 @OF_EVERY_KIND

@@ -11,7 +11,7 @@ _affine = Of(
 _actnorm = Of("cuda actnorm", "tests/cuda/test_channels.py tests/ops/test_actnorm.py")
 _lu = Of("cuda lu_linear", "tests/cuda/test_channels.py tests/ops/test_lu_linear.py")
 _sweep = Of("cuda sweep", "tests/cuda/test_sweep.py")
-_masked = Of("cuda masked", "tests/cuda/test_strips.py")
+_masked = Of("cuda masked", "tests/cuda/test_net_blocks.py")
 _REDUCE, _RQS, _FIND = "csrc/common/reduce.cuh", "csrc/rqs/rqs_cuda.cu", "csrc/rqs/rqs_find.cuh"
 _AFFINE, _ACTNORM = "csrc/affine/affine_cuda.cu", "csrc/actnorm/actnorm_cuda.cu"
 _LU, _LU_TILE, _TRIANGLE = (f"csrc/lu_linear/{f}" for f in ("lu_linear_cuda.cu", "tile_cuda.cuh", "triangle_cuda.cuh"))
@@ -46,6 +46,7 @@ MUTATIONS = (
         "shift, lane);\n        «__syncwarp();»  // before",
         "",
         "rows are overwritten before they are put",
+        "tests/cuda/test_bounds.py tests/cuda/test_small.py -k rqs",
         equivalent="a lane overwrites what it has put itself, unless gradients begin at an odd address",
     ),
     _rqs("dropped wait", _RQS, "«__pipeline_wait_prior(1);»", "", "rows are read before they have come"),
@@ -60,12 +61,12 @@ MUTATIONS = (
     _rqs("last knot", _FIND, "if («k < K» && v >= searched", "k <= K", "one bin too many", _EDGE),
     _rqs("circular slope", _FIND, "slopes[«knot == c.bins ? 0 : knot»]", "knot", "reads past the row", _numbers),
     _rqs(
-        "end of a vector",
+        "last param",
         _RQS,
-        "if («i >= begin && i + V <= end») {\n      S v[V];\n      load_vector(c.params_type",
-        "i >= begin",
-        "reads past the end of the params",
-        equivalent="what it reads past the end is nobody's row; only AddressSanitizer sees the read",
+        "j < i + V && «j < end»; ++j)\n        rows[j - base]",
+        "j + 1 < end",
+        "the last param of the last row is not read",
+        "tests/cuda/test_bounds.py -k rqs",
     ),
     _rqs(
         "end of a vector, put",

@@ -5,21 +5,24 @@ from tests.mutate.mutation import Of
 _layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
 _sweep = Of(
     "sweep",
-    "tests/ops/test_autoregressive_inverse.py tests/ops/test_seen.py tests/ops/test_gates.py"
+    "tests/ops/test_autoregressive_inverse.py tests/ops/test_periodic_features.py tests/ops/test_gates.py"
     " tests/ops/test_autoregressive_fuzz.py -k not emulated",
 )
+_seen = Of("sweep", "tests/ops/test_periodic_features.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
 _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
-_FRONTIER, _SWEEP = (
-    "csrc/autoregressive_inverse/frontier.h",
-    "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp",
-)
-_SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/seen.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
+_FRONTIER, _SWEEP = "csrc/autoregressive_inverse/frontier.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
+_SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/periodic.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
 
 MUTATIONS = (
     # ---- flow layers ----
     _layer(
-        "compensation", _MAP, "«lost = lost + ((sum - (s - b)) + (v - b));»", "", "ladj of a thousand terms in float"
+        "compensation",
+        _MAP,
+        "«lost = lost + ((sum - (s - b)) + (v - b));»",
+        "",
+        "ladj of a thousand terms in float",
+        "tests/ops/test_flow_layer.py -k thousand",
     ),
     _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
     _layer(
@@ -31,6 +34,7 @@ MUTATIONS = (
         "to + «(p.in_rank ? p.in_rank[k] : k)» * kRowBlock<S>, x",
         "k",
         "inputs in the caller's order",
+        "tests/ops/test_flow_layer.py -k autoregressive_layers_in_one_op",
     ),
     _layer(
         "ladj of the last rows",
@@ -40,7 +44,7 @@ MUTATIONS = (
         "writes past the end",
     ),
     _layer(
-        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(blocks * size) * sizeof(S));»", "", "what was there before"
+        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(strips * size) * sizeof(S));»", "", "what was there before"
     ),
     _layer(
         "gradient of the net",
@@ -54,7 +58,7 @@ MUTATIONS = (
         _CPU,
         "gl[l] = grad_ladj[«rows.first + s * kRowBlock<S> + l»];",
         "rows.first + l",
-        "the second row block has the first one's",
+        "the second strip has the first one's",
     ),
     # ---- the sweep ----
     _sweep(
@@ -64,9 +68,7 @@ MUTATIONS = (
         "p.limit(f.at) < known",
         "units come one feature late",
     ),
-    _sweep(
-        "frontier of the panel", _FRONTIER, "«if (f.at == first + kPanel) f.seen = -1;»", "", "sums of the panel before"
-    ),
+    _sweep("front of the panel", _FRONTIER, "«if (f.at == first + kRows) f.seen = -1;»", "", "sums of the panel before"),
     _sweep(
         "cap",
         _SWEEP,
@@ -77,8 +79,8 @@ MUTATIONS = (
     _sweep(
         "back: due",
         _FRONTIER,
-        "(known == 0 || «p.limit(known - 1) < f.at»); };",
-        "p.limit(known - 1) <= f.at",
+        "end > cap && (known == 0 || «p.limit(known - 1) < end»)) --end;",
+        "p.limit(known - 1) <= end",
         "a gradient goes on before all of it is there",
     ),
     _sweep("back: panel", _FRONTIER, "«if (f.at == first) f.seen = -1;»", "", "sums of the panel before"),
@@ -95,6 +97,7 @@ MUTATIONS = (
         "cap = «spec.opens_block(i) ? frontier[i + 2].at : 0»;",
         "0",
         "before the stream's is complete",
+        "tests/ops/test_autoregressive_inverse.py -k waits_for_the_stream",
     ),
     _sweep(
         "back: rows past the end", _SWEEP, "«clear_past_end(rows, p.out_width, t.gated[i]);»", "", "they are summed"
@@ -102,25 +105,16 @@ MUTATIONS = (
     _sweep(
         "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_pair(t.slope + at);»", "", "the waves have no slope"
     ),
-    _sweep("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
-    _sweep("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
-    _sweep(
-        "line",
-        "csrc/autoregressive_inverse/periodic_features.h",
-        "return of_sin == 0 && «of_cos == 0»;",
-        "true",
-        "no cosine",
-    ),
-    _sweep(
-        "offset of a line", _SWEEP, "return «v * feature.linear + feature.offset»;", "v * feature.linear", "no offset"
-    ),
+    _seen("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
+    _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
+    _seen("line", "csrc/autoregressive_inverse/periodic_features.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
+    _sweep("offset of a line", _SWEEP, "return «v * feature.linear + feature.offset»;", "v * feature.linear", "no offset"),
     _sweep(
         "few rows, mirrored",
         _FRONTIER,
-        "mirror(p, in, mirrored, known, rows.rows);\n    «f.seen = known;»",
-        "f.seen = known - 1;",
-        "an input is copied again",
-        equivalent="copying an input twice changes nothing",
+        "«mirror(p, in, mirrored, known, rows.rows);»\n    f.seen = known;",
+        "",
+        "inputs that came late are not there for the next units",
     ),
     # ---- Python: what the network sees ----
     _sweep("seen: slope", _SEEN, "(of_sin * angle.cos() «-» of_cos * angle.sin())", "+", "sign"),
@@ -131,13 +125,13 @@ MUTATIONS = (
         "(grad * x).sum(0)",
         "of the offset",
     ),
-    _sweep("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
-    _sweep("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
+    _seen("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
+    _seen("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
     # ---- Python: steps ----
     _steps(
         "units of a step", _STEPS, "min(end, first + units)« and limit[last] == limit[first]»:", "", "of other inputs"
     ),
-    _steps("cap", _STEPS, "front[i - 2] if «closes» else", "False", "a block adds to what is not there yet"),
+    _steps("cap", _STEPS, "frontier[i - 2] if «closes» else", "False", "a block adds to what is not there yet"),
     _steps("size of a step", _STEPS, "while last < min(end, «first + units»)", "first + units + 1", "33 units of 32"),
-    _steps("limit", _STEPS, "limit[front[layer]] «<=» inputs:", "<", "units come one feature late"),
+    _steps("limit", _STEPS, "limit[frontier[layer]] «<=» inputs:", "<", "units come one feature late"),
 )

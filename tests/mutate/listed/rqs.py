@@ -4,6 +4,8 @@ from tests.mutate.mutation import Of
 
 _rqs = Of("rqs", "tests/ops/test_rqs_edges.py tests/ops/test_rqs_memory.py tests/ops/test_rqs.py -k not emulated")
 _linear = "tests/ops/test_rqs.py -k linear and not emulated"
+_edges = "tests/ops/test_rqs_edges.py -k (no_param or far_larger or nearly or minimum_size) and not emulated"
+_memory = "tests/ops/test_rqs_memory.py -k (view_gives or negative) and not emulated"
 _wide = "tests/ops/test_rqs.py tests/ops/test_rqs_memory.py -k not emulated"
 _MATH, _BIN, _LANES = "csrc/rqs/rqs_math.h", "csrc/rqs/rqs_bin.h", "csrc/rqs/rqs_lanes.h"
 _LINEAR, _CPU = "csrc/rqs/rqs_linear.h", "csrc/rqs/rqs_cpu.cpp"
@@ -32,7 +34,7 @@ MUTATIONS = (
         "const auto mirrored = «above < below»;",
         "above < above",
         "the root is counted from the farther knot",
-        tests=_wide,
+        _edges,
     ),
     _rqs(
         "discriminant",
@@ -40,25 +42,34 @@ MUTATIONS = (
         "sqrt_(«max_(qb * qb + 4 * qa * s * rise, T{})»)",
         "qb * qb + 4 * qa * s * rise",
         "a discriminant below 0 by rounding has no root",
+        "tests/ops/test_rqs_edges.py -k inverse and not emulated",
+        equivalent="rounded one by one, in steps of the slopes' spacing, the terms give 0 at least; fused they may not",
     ),
     _rqs(
         "no root", _MATH, "unit(«select(den == 0, T{}, quotient(num, den))»)", "quotient(num, den)", "0 / 0 at a knot"
     ),
     _rqs("order of a product", _MATH, "return «q * (q * p.slope_num)»;", "q * q * p.slope_num", "q q underflows"),
-    _rqs("nearer end", _MATH, "select(«p.theta > 0.5f», 1 - (p.s", "p.theta > 2.f", "1 - r cancels at the upper knot"),
+    _rqs(
+        "nearer end",
+        _MATH,
+        "select(«p.theta > 0.5f», 1 - (p.s",
+        "p.theta > 2.f",
+        "1 - r cancels at the upper knot",
+        _edges,
+    ),
     _rqs("grad w", _MATH, "g.w = «-(g_s * p.s + g_theta * p.theta) * iw»;", "-(g_s * p.s) * iw", "a term is dropped"),
     _rqs("ladj of the inverse", _MATH, "*ladj = «-log_(slope_of(p))»;", "log_(slope_of(p))", "sign"),
     _rqs(
         "logistic",
         _MATH,
         "return «select(u >= 0, q, e * q)»;",
-        "reciprocal(1 + exp_(-u))",
-        "the larger exponential overflows",
-        equivalent="1 / (1 + inf) is 0, as it should be, and elsewhere the two differ by an ulp",
+        "select(u >= 0, q, 1 - q)",
+        "1 - q cancels",
+        _edges,
     ),
     _rqs("minimum slope", _MATH, "return min_(«min_slope + max_(u, T{})» + log1p", "max_(u, T{})", "no minimum"),
     # ---- from logits to the bin ----
-    _rqs("least size", _BIN, "* («mn[i] > kLeast ? mn[i] : kLeast»)", "mn[i]", "a bin may have no width"),
+    _rqs("least size", _BIN, "* («mn[i] > kLeast ? mn[i] : kLeast»)", "mn[i]", "a bin may have no width", _edges),
     _rqs(
         "compensation",
         _BIN,
@@ -73,6 +84,7 @@ MUTATIONS = (
         "corner[i] = «select(last, c.high[i] - size[i], corner[i])»;",
         "corner[i]",
         "the outer knot is where rounding put it",
+        _edges,
     ),
     _rqs("outside, y", _BIN, "*out = «select(inside, y, v)»;", "y", "outside of the box x is mapped"),
     _rqs("outside, ladj", _BIN, "*ladj = «select(inside, l, T{})»;", "l", "outside of the box ladj is not 0"),
@@ -89,7 +101,7 @@ MUTATIONS = (
         "= «select(last, zero, 1 - (f.before[i] + f.in[i]) * f.inv_sum[i])»;",
         "1 - (f.before[i] + f.in[i]) * f.inv_sum[i]",
         "what cancels in exact arithmetic is formed",
-        tests=_wide,
+        _edges,
     ),
     _rqs(
         "scale of logits",
@@ -123,13 +135,20 @@ MUTATIONS = (
     _rqs(
         "overlap",
         _CPU,
-        "const int s = «p <= P - Q ? p : P - Q»;  // the",
+        "const int s = «p <= P - Q ? p : P - Q»;\n      V v[Q];\n      for",
         "p",
-        "the last block reads past the end",
+        "the last block writes past the end",
         _wide,
     ),
-    _rqs("next row", _CPU, "«cur.next();»", "", "every row is the first", _wide),
-    _rqs("long row", _CPU, "for (int l = 0; «l < n»; ++l) long_row", "l < 2 * L", "idle lanes are summed", _wide),
+    _rqs("next row", _CPU, "«cur.next();»", "", "every row is the first", _memory),
+    _rqs(
+        "long row",
+        _CPU,
+        "for (int l = 0; «l < n»; ++l) long_row",
+        "l < 2 * L",
+        "idle lanes are summed",
+        "tests/ops/test_rqs.py -k group+1 and not emulated",
+    ),
     _rqs("row of ladj", _CPU, "d = 0;\n        «++row;»", "", "all rows have the gradient of one", _wide),
     # ---- Python ----
     _rqs(
@@ -147,7 +166,7 @@ MUTATIONS = (
         "softplus = self.edge_slope« - self.min_derivative»",
         "",
         "slope 1 at the edge is not 1",
-        _wide,
+        "tests/ops/test_rqs.py -k agrees_with_nflows and not emulated",
     ),
     _rqs(
         "hash of a setting",
@@ -163,7 +182,7 @@ MUTATIONS = (
         "== n * a && «r.stride_b[last] == n * b»;",
         "true",
         "a stride is not looked at",
-        _wide,
+        _memory,
     ),
     _rqs(
         "negative view",
@@ -171,9 +190,9 @@ MUTATIONS = (
         "params.is_contiguous()« and not (x.is_neg() or params.is_neg())»:",
         "",
         "a sign that is not in memory",
-        "tests/ops/test_rqs.py",
+        _memory,
     ),
-    _rqs("leading dims", _NATIVE, "return len(dims) «<= _MAX_LEADING»", "<= 9", "nine dims are not merged", _wide),
+    _rqs("leading dims", _NATIVE, "return len(dims) «<= _MAX_LEADING»", "<= 9", "nine dims are not merged", _memory),
     _rqs(
         "half turn",
         "flowkernels/ops/rqs/turn.py",
