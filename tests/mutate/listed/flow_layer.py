@@ -44,7 +44,7 @@ MUTATIONS = (
         "writes past the end",
     ),
     _layer(
-        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(strips * size) * sizeof(S));»", "", "what was there before"
+        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(blocks * size) * sizeof(S));»", "", "what was there before"
     ),
     _layer(
         "gradient of the net",
@@ -68,7 +68,7 @@ MUTATIONS = (
         "p.limit(f.at) < known",
         "units come one feature late",
     ),
-    _sweep("front of the panel", _FRONTIER, "«if (f.at == first + kRows) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep("front of the panel", _FRONTIER, "«if (f.at == first + kPanel) f.seen = -1;»", "", "sums of the panel before"),
     _sweep(
         "cap",
         _SWEEP,
@@ -121,7 +121,7 @@ MUTATIONS = (
     _sweep(
         "seen: gradient",
         _SEEN,
-        "for by in (x, sin, cos, turned)] + [«grad.sum(0)»]",
+        "for by in (x, sin, cos, of_frequency)] + [«grad.sum(0)»]",
         "(grad * x).sum(0)",
         "of the offset",
     ),
