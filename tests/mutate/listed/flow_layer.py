@@ -11,8 +11,14 @@ _sweep = Of(
 _seen = Of("sweep", "tests/ops/test_periodic_features.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
 _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
-_FRONTIER, _SWEEP = "csrc/autoregressive_inverse/frontier.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
-_SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/periodic.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
+_FRONTIER, _SWEEP = (
+    "csrc/autoregressive_inverse/frontier.h",
+    "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp",
+)
+_SEEN, _STEPS = (
+    "flowkernels/ops/autoregressive_inverse/periodic.py",
+    "flowkernels/ops/autoregressive_inverse/schedule.py",
+)
 
 MUTATIONS = (
     # ---- flow layers ----
@@ -68,7 +74,9 @@ MUTATIONS = (
         "p.limit(f.at) < known",
         "units come one feature late",
     ),
-    _sweep("front of the panel", _FRONTIER, "«if (f.at == first + kPanel) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep(
+        "front of the panel", _FRONTIER, "«if (f.at == first + kPanel) f.seen = -1;»", "", "sums of the panel before"
+    ),
     _sweep(
         "cap",
         _SWEEP,
@@ -107,8 +115,16 @@ MUTATIONS = (
     ),
     _seen("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
     _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
-    _seen("line", "csrc/autoregressive_inverse/periodic_features.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
-    _sweep("offset of a line", _SWEEP, "return «v * feature.linear + feature.offset»;", "v * feature.linear", "no offset"),
+    _seen(
+        "line",
+        "csrc/autoregressive_inverse/periodic_features.h",
+        "return of_sin == 0 && «of_cos == 0»;",
+        "true",
+        "no cosine",
+    ),
+    _sweep(
+        "offset of a line", _SWEEP, "return «v * feature.linear + feature.offset»;", "v * feature.linear", "no offset"
+    ),
     _sweep(
         "few rows, mirrored",
         _FRONTIER,
@@ -131,7 +147,7 @@ MUTATIONS = (
     _steps(
         "units of a step", _STEPS, "min(end, first + units)« and limit[last] == limit[first]»:", "", "of other inputs"
     ),
-    _steps("cap", _STEPS, "frontier[i - 2] if «closes» else", "False", "a block adds to what is not there yet"),
+    _steps("cap", _STEPS, "front[i - 2] if «closes» else", "False", "a block adds to what is not there yet"),
     _steps("size of a step", _STEPS, "while last < min(end, «first + units»)", "first + units + 1", "33 units of 32"),
-    _steps("limit", _STEPS, "limit[frontier[layer]] «<=» inputs:", "<", "units come one feature late"),
+    _steps("limit", _STEPS, "limit[front[layer]] «<=» inputs:", "<", "units come one feature late"),
 )

@@ -132,7 +132,7 @@ MUTATIONS = (
         "slope of the output", _CPU, "have_y = args.y && «from_output(end)»;", "true", "slope of the last at its output"
     ),
     # ---- Python ----
-    _net("kept for later", _PY, "if self.activation in «SLOPE_NEEDS_INPUT»:", "()", "slopes at the output"),
+    _net("kept for later", _PY, "if spec.activation in «SLOPE_NEEDS_INPUT»:", "()", "slopes at the output"),
     _net(
         "what is kept",
         _PY,
