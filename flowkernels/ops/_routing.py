@@ -108,7 +108,7 @@ class Op:
         pack: Callable[[Any], list[Any]] = list,
         unpack: Callable[..., Any] | None = None,
         missing: dict[str, str] | None = None,
-        sample: Callable[[], tuple[Any, Tensors]] | None = None,
+        sample: Callable[[], tuple[Any, Sequence[Tensor | None]]] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.listed = [n.endswith("[]") for n in inputs] == [True]

@@ -124,8 +124,9 @@ def split_by_index(x: Tensor, dim: int, at: At) -> tuple[Tensor, Tensor]:
 
 def merge_by_index(seen: Tensor, mapped: Tensor, dim: int, at: At) -> Tensor:
     """The parts of `split_by_index` in their order again; a third index tensor says where each feature is in both."""
-    if len(at) > 2:
-        return torch.cat((seen, mapped), dim).index_select(dim, at[2])
+    back = at[2:]
+    if back:
+        return torch.cat((seen, mapped), dim).index_select(dim, back[0])
     y = _empty(seen, mapped, dim)
     return y.index_copy(dim, at[0], seen.to(y.dtype)).index_copy(dim, at[1], mapped.to(y.dtype))
 

@@ -11,14 +11,9 @@ _sweep = Of(
 _seen = Of("sweep", "tests/ops/test_periodic_features.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
 _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
-_FRONTIER, _SWEEP = (
-    "csrc/autoregressive_inverse/frontier.h",
-    "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp",
-)
-_SEEN, _STEPS = (
-    "flowkernels/ops/autoregressive_inverse/periodic.py",
-    "flowkernels/ops/autoregressive_inverse/schedule.py",
-)
+_IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
+_FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
+_PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
 
 MUTATIONS = (
     # ---- flow layers ----
@@ -117,7 +112,7 @@ MUTATIONS = (
     _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
     _seen(
         "line",
-        "csrc/autoregressive_inverse/periodic_features.h",
+        _PERIODIC,
         "return of_sin == 0 && «of_cos == 0»;",
         "true",
         "no cosine",

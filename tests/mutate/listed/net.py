@@ -136,14 +136,14 @@ MUTATIONS = (
     _net(
         "what is kept",
         _PY,
-        "first, step = «(2, 2)» if self.residual else (1, 1)\n        kept",
-        "(1, 2)",
+        "return «range(2, spec.n - 1, 2)» if spec.residual else range(1, spec.n)",
+        "range(1, spec.n - 2, 2)",
         "the other layer of a block",
     ),
     _net(
         "expanded term",
         _PY,
-        "g if g.shape == t.shape else «g.sum_to_size(t.shape)»",
+        "g = «g.view(*lead, g.shape[-1]).sum_to_size(t.shape)»",
         "g[:1].view(t.shape)",
         "the gradient of the first row for that of all",
     ),
