@@ -20,14 +20,14 @@ set(CMAKE_CUDA_STANDARD 17)
 enable_language(CUDA)
 
 list(TRANSFORM FK_CUDA_OPS REPLACE "(.+)" "csrc/\\1/\\1_cuda.cu" OUTPUT_VARIABLE kernels)
-# Of masked layers CUDA has what goes around the library's products, with arguments of its own.
-add_library(cuda_kernels OBJECT ${kernels} csrc/masked_linear/masked_linear_cuda.cu csrc/common/device_cuda.cu)
+add_library(cuda_kernels OBJECT ${kernels} csrc/common/device_cuda.cu)
 # Not the flags of the C++ compiler: nvcc takes no -Wall.
 set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS -Xcompiler=-fPIC,-fvisibility=hidden)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not know it
   target_compile_options(cuda_kernels PRIVATE --compress-mode=size)
 endif()
-pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} csrc/masked_linear/epilogue_args.cpp
+# Of networks CUDA has what goes around the library's products, with arguments of its own.
+pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} csrc/net/epilogue_args.cpp
                     csrc/autoregressive_inverse/sweep_gpu_args.cpp $<TARGET_OBJECTS:cuda_kernels>)
 list(TRANSFORM archs REPLACE "^([0-9]+)(-real)?$" "sm_\\1" OUTPUT_VARIABLE names)
 list(JOIN names ", " names)

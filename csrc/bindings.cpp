@@ -14,7 +14,7 @@
 #include "common/view_caster.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
-#include "masked_linear/net_bindings.h"
+#include "net/net_bindings.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;

@@ -9,8 +9,8 @@
 #include "common/device.h"
 #include "common/view_caster.h"
 #include "lu_linear/lu_linear.h"
-#include "masked_linear/epilogue.h"
-#include "masked_linear/net_bindings.h"
+#include "net/epilogue.h"
+#include "net/net_bindings.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;

@@ -1,7 +1,8 @@
 // Launchers of the inverse of an autoregressive layer, on raw pointers. No torch, no Python.
 #pragma once
 #include "../common/cuda_stream.h"
-#include "../flow_layer/flow_layer.h"
+#include "../net/net_args.h"
+#include "../univariate/map.h"
 
 namespace fk {
 

@@ -1,6 +1,6 @@
 // The autoregressive inverse in one sweep: a hidden unit is computed once, when the last feature it sees is known. The
 // backward pass is the same sweep from the other end: a triangular solve with the network's Jacobian.
-#include "../flow_layer/univariate_map.h"
+#include "../univariate/map_cpu.h"
 #include "autoregressive_inverse_kernels.h"
 #include "front.h"
 #include "half_turn.h"

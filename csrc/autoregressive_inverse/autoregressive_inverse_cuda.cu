@@ -8,7 +8,7 @@
 
 #include "back_cuda.cuh"
 #include "half_turn.h"
-#include "maps_cuda.cuh"
+#include "../univariate/map_cuda.cuh"
 #include "net_cuda.cuh"
 
 namespace fk {

@@ -6,7 +6,7 @@
 // others: both [units, rows], so that a warp's 32 rows lie side by side. Nothing that is read there depends on the
 // sweep: a step's share comes from memory while the step before it is at work.
 #pragma once
-#include "maps_cuda.cuh"
+#include "../univariate/map_cuda.cuh"
 #include "net_cuda.cuh"
 
 namespace fk::cuda {

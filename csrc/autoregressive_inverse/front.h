@@ -5,7 +5,7 @@
 // wait in `sums`. Each later unit adds what has come in between for itself, when it is due: half the products, and a
 // tenth of the loads and stores, of carrying the whole panel along.
 #pragma once
-#include "../masked_linear/net_tile.h"
+#include "../net/net_tile.h"
 
 namespace fk::FK_ISA {
 

@@ -3,7 +3,7 @@
 #pragma once
 #include "../common/storage.cuh"
 
-#include "../masked_linear/activation.h"
+#include "../net/activation.h"
 #include "autoregressive_inverse.h"
 
 namespace fk::cuda {

@@ -1,7 +1,7 @@
 // Flow layers, from x to y and ladj and back: the parameters of the maps never leave the cache.
-#include "../masked_linear/net_tile.h"
+#include "../net/net_tile.h"
+#include "../univariate/map_cpu.h"
 #include "flow_layer_kernels.h"
-#include "univariate_map.h"
 
 namespace fk::FK_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // lanes are pixels and every lane keeps a sum of its own; a block of kOuterG x kOuterX sums stays in registers for a
 // whole tile, and only then are lanes added up, as far as the 128-bit groups (the rest once per call).
 #pragma once
-#include "../masked_linear/strips.h"
+#include "../net/strips.h"
 
 namespace fk::FK_ISA {
 

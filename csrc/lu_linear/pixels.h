@@ -3,7 +3,7 @@
 // channels_last) it is turned.
 #pragma once
 #include "../common/channels.h"
-#include "../masked_linear/strips.h"
+#include "../net/strips.h"
 
 namespace fk::FK_ISA {
 

@@ -3,8 +3,8 @@
 // kRows steps on sums that stay in registers.
 #pragma once
 #include "../common/arena.h"
-#include "../masked_linear/gemm.h"
-#include "../masked_linear/strips.h"
+#include "../net/gemm.h"
+#include "../net/strips.h"
 
 namespace fk::FK_ISA {
 

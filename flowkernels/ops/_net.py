@@ -17,10 +17,10 @@ from flowkernels.ops.made.plan import LayerPlan
 
 _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/masked_linear/net.h
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")  # the order of csrc/net/net.h
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 SLOPE_NEEDS_INPUT = ("gelu", "silu")
-_MAX_LAYERS = 64  # kMaxLayers of csrc/masked_linear/net.h
+_MAX_LAYERS = 64  # kMaxLayers of csrc/net/net.h
 
 
 def why_not(tensors: Sequence[Tensor], on: Cpu | Cuda = CPU) -> str | None:

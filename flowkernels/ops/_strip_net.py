@@ -20,7 +20,7 @@ from flowkernels.ops.made.plan import LayerPlan, MadePlan
 from flowkernels.ops.made.strips import Order, frame, outer, product, product_back
 
 _BLOCKS = 1024  # of a launch that sums over rows
-_WARPS, _STEPS = 8, 32  # of csrc/masked_linear/masked_linear_cuda.cu: rows of a block at a time, and vectors of columns
+_WARPS, _STEPS = 8, 32  # of csrc/net/net_cuda.cu: rows of a block at a time, and vectors of columns
 _NO_MATRIX = (None, None)
 _CODES = {name: code for code, name in enumerate(_net.ACTIVATIONS)}
 

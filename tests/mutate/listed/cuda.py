@@ -16,7 +16,7 @@ _REDUCE, _RQS, _FIND = "csrc/common/reduce.cuh", "csrc/rqs/rqs_cuda.cu", "csrc/r
 _AFFINE, _ACTNORM = "csrc/affine/affine_cuda.cu", "csrc/actnorm/actnorm_cuda.cu"
 _LU, _LU_TILE, _TRIANGLE = (f"csrc/lu_linear/{f}" for f in ("lu_linear_cuda.cu", "tile_cuda.cuh", "triangle_cuda.cuh"))
 _SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_cuda.cu"
-_BACK, _MASKED = "csrc/autoregressive_inverse/back_cuda.cuh", "csrc/masked_linear/masked_linear_cuda.cu"
+_BACK, _MASKED = "csrc/autoregressive_inverse/back_cuda.cuh", "csrc/net/net_cuda.cu"
 _numbers = "tests/ops/test_rqs.py -k emulated"
 
 _EDGE = "tests/ops/test_rqs_edges.py -k edge_of_the_box_maps and 5"

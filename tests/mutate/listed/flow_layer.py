@@ -10,7 +10,7 @@ _sweep = Of(
 )
 _seen = Of("sweep", "tests/ops/test_seen.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
-_CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/flow_layer/univariate_map.h"
+_CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
 _FRONT, _SWEEP = "csrc/autoregressive_inverse/front.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
 _SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/seen.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
 

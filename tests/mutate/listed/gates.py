@@ -4,8 +4,8 @@ from tests.mutate.mutation import Of
 
 _net = Of("gate net", "tests/ops/test_net_gate.py -k not emulated")
 _maps = Of("gate maps", "tests/ops/test_entry_points.py -k not cuda")
-_VIEW, _LIKE, _NET = "csrc/common/view.h", "csrc/common/view_like.h", "csrc/masked_linear/masked_linear_args.cpp"
-_MASK, _LAYER = "csrc/masked_linear/mask.h", "csrc/flow_layer/flow_layer_args.cpp"
+_VIEW, _LIKE, _NET = "csrc/common/view.h", "csrc/common/view_like.h", "csrc/net/net_args.cpp"
+_MASK, _LAYER = "csrc/net/mask.h", "csrc/flow_layer/flow_layer_args.cpp"
 _LU, _RQS, _AFFINE = (f"csrc/{op}/{op}_args.cpp" for op in ("lu_linear", "rqs", "affine"))
 _SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_args.cpp"
 

@@ -8,9 +8,9 @@ _net = Of(
     " -k not emulated",
 )
 _plan = Of("plan", "tests/ops/test_made.py tests/test_made.py tests/ops/test_masked_linear.py -k not emulated")
-_ACT, _FEW, _GEMM = "csrc/masked_linear/activation.h", "csrc/masked_linear/few_rows.h", "csrc/masked_linear/gemm.h"
-_PACK, _TILE, _STRIPS = "csrc/masked_linear/pack.h", "csrc/masked_linear/net_tile.h", "csrc/masked_linear/strips.h"
-_CPU, _PLAN, _PY = "csrc/masked_linear/masked_linear_cpu.cpp", "flowkernels/ops/made/plan.py", "flowkernels/ops/_net.py"
+_ACT, _FEW, _GEMM = "csrc/net/activation.h", "csrc/net/few_rows.h", "csrc/net/gemm.h"
+_PACK, _TILE, _STRIPS = "csrc/net/pack.h", "csrc/net/net_tile.h", "csrc/net/strips.h"
+_CPU, _PLAN, _PY = "csrc/net/net_cpu.cpp", "flowkernels/ops/made/plan.py", "flowkernels/ops/_net.py"
 
 MUTATIONS = (
     # ---- activations ----

@@ -2,9 +2,9 @@
 #pragma once
 #include "../affine/affine_lanes.h"
 #include "../common/arena.h"
-#include "../masked_linear/gemm.h"
+#include "../net/gemm.h"
 #include "../rqs/rqs_lanes.h"
-#include "flow_layer.h"
+#include "map.h"
 
 namespace fk::FK_ISA {
 

@@ -4,8 +4,8 @@
 #include "../common/scalar.cuh"
 
 #include "../affine/affine_math.h"
-#include "../flow_layer/flow_layer.h"
 #include "../rqs/rqs_row_grad.cuh"
+#include "map.h"
 
 namespace fk::cuda {
 

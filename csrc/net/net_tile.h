@@ -434,7 +434,7 @@ struct Call {
   }
 };
 
-// Compiled in masked_linear_cpu.cpp, once for every op that runs a network.
+// Compiled in net_cpu.cpp, once for every op that runs a network.
 #define FK_NET_FUNCTIONS(EXTERN, S)                                                                                  \
   EXTERN template void forward_layer(const Packed<S>&, const S*, const RowTile&, const Outlet<S>&);                  \
   EXTERN template void backward_layer(const Packed<S>&, const S*, int64_t, Activation, const S*, const S*, const S*, \
