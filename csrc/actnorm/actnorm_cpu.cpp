@@ -3,11 +3,12 @@
 //
 // Channels-first images are planes, each with one scale and shift. Rows of features (and channels_last) have a vector
 // of them; a few neighbouring rows are taken as one, so that no vector ends where a row does.
+#include "../common/kernels.h"
 #include "../common/arena.h"
 #include "../common/channel_ladj.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
-#include "actnorm_kernels.h"
+#include "actnorm.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -287,7 +288,7 @@ void bwd_any(const ActNormArgs& a, int threads) {
 
 }  // namespace
 
-extern const ActNormKernels actnorm_kernels;
-const ActNormKernels actnorm_kernels = {fwd_any, bwd_any};
+extern const Kernels<ActNormArgs> actnorm_kernels;
+const Kernels<ActNormArgs> actnorm_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

@@ -1,7 +1,8 @@
 // SIMD loops of the affine map. Elements go through in tiles of a few hundred, in the order of the nest of loops: what
 // lies dense in memory is computed where it lies, anything else (other strides, 16-bit types) through a copy in L1.
+#include "../common/kernels.h"
 #include "../common/parallel.h"
-#include "affine_kernels.h"
+#include "affine.h"
 #include "affine_lanes.h"
 
 namespace fk::FK_ISA {
@@ -414,7 +415,7 @@ void bwd_any(const AffineSpec& s, const AffineArgs& a, int threads) {
 
 }  // namespace
 
-extern const AffineKernels affine_kernels;
-const AffineKernels affine_kernels = {fwd_any, bwd_any};
+extern const Kernels<AffineSpec, AffineArgs> affine_kernels;
+const Kernels<AffineSpec, AffineArgs> affine_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

@@ -42,6 +42,9 @@ SweepArgs sweep_bwd_args(const NetLayers&, const UnivariateMap&, const View& z, 
                          const View& grad_ladj, const View& grad_z);
 void sweep_bwd_more(SweepArgs&, const View& seen, const View& slope, const View& grad_seen);
 
+// Throws: with masks of no plan of degrees a sweep would leave outputs as they are.
+[[noreturn]] void sweep_is_stuck();
+
 void sweep_fwd(const SweepArgs&, int threads);
 void sweep_bwd(const SweepArgs&, int threads);
 

@@ -68,4 +68,6 @@ void sweep_bwd_more(SweepArgs& a, const View& seen, const View& slope, const Vie
   a.seen = seen.data, a.slope = slope.data, a.grad_seen = grad_seen.data;
 }
 
+void sweep_is_stuck() { refuse("sweep: masks", "of units that see none but features before them", "others"); }
+
 }  // namespace fk

@@ -1,7 +1,8 @@
 // The autoregressive inverse in one sweep: a hidden unit is computed once, when the last feature it sees is known. The
 // backward pass is the same sweep from the other end: a triangular solve with the network's Jacobian.
+#include "../common/kernels.h"
 #include "../univariate/map_cpu.h"
-#include "autoregressive_inverse_kernels.h"
+#include "autoregressive_inverse.h"
 #include "front.h"
 #include "half_turn.h"
 #include "waves.h"
@@ -296,7 +297,7 @@ void bwd_any(const SweepArgs& a, int threads) {
 
 }  // namespace
 
-extern const SweepKernels sweep_kernels;
-const SweepKernels sweep_kernels = {fwd_any, bwd_any};
+extern const Kernels<SweepArgs> sweep_kernels;
+const Kernels<SweepArgs> sweep_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

@@ -1,7 +1,8 @@
 // Flow layers, from x to y and ladj and back: the parameters of the maps never leave the cache.
+#include "../common/kernels.h"
 #include "../net/net_tile.h"
 #include "../univariate/map_cpu.h"
-#include "flow_layer_kernels.h"
+#include "flow_layer.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -151,7 +152,7 @@ void bwd_any(const FlowLayerArgs& a, int threads) {
 
 }  // namespace
 
-extern const FlowLayerKernels flow_layer_kernels;
-const FlowLayerKernels flow_layer_kernels = {fwd_any, bwd_any};
+extern const Kernels<FlowLayerArgs> flow_layer_kernels;
+const Kernels<FlowLayerArgs> flow_layer_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

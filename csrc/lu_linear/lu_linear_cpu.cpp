@@ -1,8 +1,9 @@
 // The LU linear map on strips of pixels, forward, inverse and backward.
 #include <cmath>
 
+#include "../common/kernels.h"
 #include "../common/channel_ladj.h"
-#include "lu_kernels.h"
+#include "lu_linear.h"
 #include "map.h"
 #include "outer.h"
 
@@ -319,7 +320,7 @@ void bwd_any(const LuArgs& a, int threads) { a.type == DType::f64 ? bwd<double>(
 
 }  // namespace
 
-extern const LuKernels lu_kernels;
-const LuKernels lu_kernels = {fwd_any, bwd_any};
+extern const Kernels<LuArgs> lu_kernels;
+const Kernels<LuArgs> lu_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

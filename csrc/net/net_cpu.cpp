@@ -1,5 +1,6 @@
 // Networks of masked layers, from x to y and back.
-#include "net_kernels.h"
+#include "../common/kernels.h"
+#include "net.h"
 #include "net_tile.h"
 
 namespace fk::FK_ISA {
@@ -72,7 +73,7 @@ void bwd_any(const NetArgs& a, int threads) { a.type == DType::f64 ? bwd<double>
 
 }  // namespace
 
-extern const NetKernels net_kernels;
-const NetKernels net_kernels = {fwd_any, bwd_any};
+extern const Kernels<NetArgs> net_kernels;
+const Kernels<NetArgs> net_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA

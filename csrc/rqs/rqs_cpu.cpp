@@ -2,8 +2,10 @@
 // elements is transposed from memory's [element][param] into [param][lane], and everything from
 // the raw logits to y, ladj or the gradients happens there, in L1. Blocks go in pairs: the way to
 // the bin is wide (K independent exponentials), what follows is one long chain, so two at a time.
+#include "../common/kernels.h"
+#include "../common/parallel.h"
 #include "../common/transpose.h"
-#include "rqs_kernels.h"
+#include "rqs.h"
 #include "rqs_lanes.h"
 
 namespace fk::FK_ISA {
@@ -303,7 +305,7 @@ void bwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
 
 }  // namespace
 
-extern const RqsKernels rqs_kernels;
-const RqsKernels rqs_kernels = {fwd_any, bwd_any};
+extern const Kernels<RqsSpec, RqsArgs> rqs_kernels;
+const Kernels<RqsSpec, RqsArgs> rqs_kernels = {fwd_any, bwd_any};
 
 }  // namespace fk::FK_ISA
