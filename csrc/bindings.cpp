@@ -136,10 +136,10 @@ PYBIND11_MODULE(_C, m) {
     flow_layer_bwd(a, threads);
   });
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
-                        bool half_turn, bool zero_outside, const View& waves, int threads) {
+                        bool circle_shift, bool zero_outside, const View& periodic_features, int threads) {
     check_threads(threads);
-    SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, half_turn);
-    sweep_fwd_more(a, waves, zero_outside);
+    SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, circle_shift);
+    sweep_fwd_more(a, periodic_features, zero_outside);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, threads);
   });

@@ -162,8 +162,8 @@ PYBIND11_MODULE(_cuda, m) {
            }),
            py::keep_alive<1, 4>());
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
-                        bool half_turn, const SweepSteps& steps, const View& packed, int device, uintptr_t stream) {
-    const SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, half_turn);
+                        bool circle_shift, const SweepSteps& steps, const View& packed, int device, uintptr_t stream) {
+    const SweepArgs a = sweep_fwd_args(net, map, z, x, ladj, circle_shift);
     const SweepWork w = sweep_work(a, net, steps, packed);
     py::gil_scoped_release unlocked;
     sweep_fwd(a, w, stream_of(device, stream));

@@ -6,10 +6,10 @@
 
 namespace fk {
 
-// Takes values half the way round the circle that a spline's box is.
-struct HalfTurn {
-  double middle, by;  // by: half its length; 0: they stay
-  double turns;       // 1 / its length
+// Shifts values by half a period: treats a spline's box as a circle.
+struct CircleShift {
+  double middle, by;  // by: half the box's length; 0: values stay
+  double inv_length;  // of the box
 };
 
 // Solves z_d = f(x_d; params_d(x_<d)) for x, where the masked net returns [features, P] parameters a row; `map` is f's
@@ -21,10 +21,11 @@ struct SweepArgs {
   int64_t rows, features;
   const void* z;  // [rows, features], rows z_stride apart
   int64_t z_stride;
-  HalfTurn turn;       // fwd: of what the map returns; its derivative is 1, so that bwd need not know
-  bool zero_outside;   // fwd: x is 0 where z is outside of a spline's box
-  const void* waves;   // fwd: [features][5], see waves.h: what the net sees in place of x; null: x
-  const void* seen;    // bwd: the same, what it came to, [rows, features] and contiguous; null: x
+  CircleShift shift;  // fwd: of what the map returns; its derivative is 1, so that bwd need not know
+  bool zero_outside;  // fwd: x is 0 where z is outside of a spline's box
+  // fwd: what the net sees in place of x, [features][5], see periodic_features.h; null: x
+  const void* periodic_features;
+  const void* seen;    // bwd: what the net saw in place of x, [rows, features] and contiguous; null: x
   const void* slope;   // bwd: its derivative by x, in the same way; null: 1
   void* grad_seen;     // null: not wanted
   void* x;             // [rows, features]: fwd writes it, bwd reads it
@@ -35,9 +36,9 @@ struct SweepArgs {
 };
 
 SweepArgs sweep_fwd_args(const NetLayers&, const UnivariateMap&, const View& z, const View& x, const View& ladj,
-                         bool half_turn);
+                         bool circle_shift);
 // What only a CPU sweeps.
-void sweep_fwd_more(SweepArgs&, const View& waves, bool zero_outside);
+void sweep_fwd_more(SweepArgs&, const View& periodic_features, bool zero_outside);
 SweepArgs sweep_bwd_args(const NetLayers&, const UnivariateMap&, const View& z, const View& x, const View& grad_x,
                          const View& grad_ladj, const View& grad_z);
 void sweep_bwd_more(SweepArgs&, const View& seen, const View& slope, const View& grad_seen);

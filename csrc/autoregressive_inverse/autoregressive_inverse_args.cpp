@@ -28,7 +28,7 @@ void check_has_box(const char* name, const UnivariateMap& map) {
     refuse("sweep: the map", std::string("a spline, as only that has a box, where ") + name + " is", "an affine one");
 }
 
-HalfTurn half_turn_of(const UnivariateMap& map) {
+CircleShift circle_shift_of(const UnivariateMap& map) {
   check_has_box("half_turn", map);
   const double left = map.rqs.left, length = map.rqs.right - left;
   return {left + length / 2, length / 2, 1 / length};
@@ -37,18 +37,18 @@ HalfTurn half_turn_of(const UnivariateMap& map) {
 }  // namespace
 
 SweepArgs sweep_fwd_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
-                         bool half_turn) {
+                         bool circle_shift) {
   SweepArgs a = sweep_args(net, map, z, x);
   check_dense("sweep: ladj", ladj, a.type, a.rows);
   a.ladj = ladj.data;
-  if (half_turn) a.turn = half_turn_of(map);
+  if (circle_shift) a.shift = circle_shift_of(map);
   return a;
 }
 
-void sweep_fwd_more(SweepArgs& a, const View& waves, bool zero_outside) {
+void sweep_fwd_more(SweepArgs& a, const View& periodic_features, bool zero_outside) {
   if (zero_outside) check_has_box("zero_outside", a.map);
-  if (waves.given()) check_contiguous("sweep: waves", waves, a.type, {a.features, 5});
-  a.waves = waves.data, a.zero_outside = zero_outside;
+  if (periodic_features.given()) check_contiguous("sweep: waves", periodic_features, a.type, {a.features, 5});
+  a.periodic_features = periodic_features.data, a.zero_outside = zero_outside;
 }
 
 SweepArgs sweep_bwd_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x,

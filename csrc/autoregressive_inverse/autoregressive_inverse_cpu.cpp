@@ -3,9 +3,9 @@
 #include "../common/kernels.h"
 #include "../univariate/map_cpu.h"
 #include "autoregressive_inverse.h"
-#include "front.h"
-#include "half_turn.h"
-#include "waves.h"
+#include "circle_shift.h"
+#include "frontier.h"
+#include "periodic_features.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -18,33 +18,33 @@ FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
 // ---- forward ----
 
 template <class S, class T>
-FK_INLINE T turned_strip(const HalfTurn& turn, T v) {
-  alignas(64) S lanes[kStrip<S>];
-  store_strip(lanes, v);
-  for (S& s : lanes) s = turned(turn, s);
-  return load_strip(lanes);
+FK_INLINE T shifted_pair(const CircleShift& shift, T v) {
+  alignas(64) S lanes[kRowBlock<S>];
+  store_pair(lanes, v);
+  for (S& s : lanes) s = shifted(shift, s);
+  return load_pair(lanes);
 }
 
 // 0 where z is outside of the box that a spline's inverse takes; a NaN stays one.
 template <class S, class T>
-FK_INLINE T zero_outside_strip(const RqsSpec& spline, const S* z, T v) {
+FK_INLINE T zero_outside_pair(const RqsSpec& spline, const S* z, T v) {
   const S low = S(spline.bottom), high = S(spline.top);
-  alignas(64) S lanes[kStrip<S>];
-  store_strip(lanes, v);
-  for (int l = 0; l < kStrip<S>; ++l) lanes[l] = z[l] < low || z[l] > high ? S(0) : lanes[l];
-  return load_strip(lanes);
+  alignas(64) S lanes[kRowBlock<S>];
+  store_pair(lanes, v);
+  for (int l = 0; l < kRowBlock<S>; ++l) lanes[l] = z[l] < low || z[l] > high ? S(0) : lanes[l];
+  return load_pair(lanes);
 }
 
 template <class S, class T>
-FK_INLINE T seen_strip(const Wave<S>& wave, T v) {
-  if (wave.is_line()) return v * wave.linear + wave.offset;
-  alignas(64) S lanes[kStrip<S>];
-  store_strip(lanes, v);
-  for (S& s : lanes) s = wave(s);
-  return load_strip(lanes);
+FK_INLINE T seen_pair(const PeriodicFeature<S>& feature, T v) {
+  if (feature.is_line()) return v * feature.linear + feature.offset;
+  alignas(64) S lanes[kRowBlock<S>];
+  store_pair(lanes, v);
+  for (S& s : lanes) s = feature(s);
+  return load_pair(lanes);
 }
 
-// The buffers of a tile, [strip][feature or unit][kStrip].
+// The buffers of a tile, [row block][feature or unit][kRowBlock].
 template <class S, class Map>
 struct ForwardTile {
   S* a[kMaxLayers + 1];  // what enters layer i, in degree order; a[n]: the parameters
@@ -54,14 +54,14 @@ struct ForwardTile {
   S *z, *x, *spare;  // features in memory's order
   Map map;
 
-  ForwardTile(const Net<S>& net, const SweepArgs& args, int64_t strips, Arena& arena) : map(args.map, arena) {
-    const int64_t R = kStrip<S> * strips;
+  ForwardTile(const Net<S>& net, const SweepArgs& args, int64_t blocks, Arena& arena) : map(args.map, arena) {
+    const int64_t R = kRowBlock<S> * blocks;
     const NetSpec& spec = net.spec;
     int64_t widest = args.features;
     for (int i = 0; i < spec.n; ++i) {
       const Packed<S>& p = net.layer[i];
       widest = p.out_width > widest ? p.out_width : widest;
-      sums[i] = arena.take<S>(size_t(kRows * R));
+      sums[i] = arena.take<S>(size_t(kPanel * R));
       add[i] = p.layer->add ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
       gate[i] = p.layer->gate ? arena.take<S>(size_t(p.out_width * R)) : nullptr;
     }
@@ -79,16 +79,16 @@ struct ForwardTile {
 template <class S, class Map>
 void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, ForwardTile<S, Map>& t) {
   using T = typename Map::T;
-  constexpr int R = kStrip<S>;
+  constexpr int R = kRowBlock<S>;
   const NetSpec& spec = net.spec;
   const int n = spec.n, P = args.map.params();
-  const int64_t D = args.features, strips = rows.strips<S>();
-  load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
-  Front front[kMaxLayers];
+  const int64_t D = args.features, blocks = rows.blocks<S>();
+  load_row_blocks(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
+  Frontier frontier[kMaxLayers];
   Outlet<S> outlet[kMaxLayers];
   for (int i = 0; i < n; ++i) {
     const Packed<S>& p = net.layer[i];
-    front[i] = {0, -1};
+    frontier[i] = {0, -1};
     Outlet<S>& o = outlet[i] = {};
     o.add = load_term(p, rows, p.layer->add, p.layer->add_stride, t.add[i]);
     o.gate = load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate[i]);
@@ -97,33 +97,34 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
     if (t.a[i + 1] != o.z) o.a = t.a[i + 1];
     o.activation = spec.input_activation(i + 1);
   }
-  LadjSum<T> ladj[kMaxStrips];
+  LadjSum<T> ladj[kMaxRowBlocks];
   for (int64_t known = 0; known < D;) {
     for (int i = 0; i < n; ++i) {
-      const int64_t inputs = i == 0 ? known : front[i - 1].at;
+      const int64_t inputs = i == 0 ? known : frontier[i - 1].at;
       // What a block adds to must be there.
-      const int64_t cap = spec.closes_block(i) ? front[i - 2].at : net.layer[i].n_out;
-      advance(net.layer[i], front[i], inputs, cap, rows, t.a[i], t.sums[i], outlet[i]);
+      const int64_t cap = spec.closes_block(i) ? frontier[i - 2].at : net.layer[i].n_out;
+      advance(net.layer[i], frontier[i], inputs, cap, rows, t.a[i], t.sums[i], outlet[i]);
     }
-    const int64_t ready = front[n - 1].at / P;
+    const int64_t ready = frontier[n - 1].at / P;
     if (ready == known) sweep_is_stuck();
     for (; known < ready; ++known)
-      for (int64_t s = 0; s < strips; ++s) {
+      for (int64_t s = 0; s < blocks; ++s) {
         const int64_t at = (s * D + feature_at(net, known)) * R;
         T out, term;
-        t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_strip(t.z + at), &out, &term);
-        if (args.zero_outside) out = zero_outside_strip<S>(args.map.rqs, t.z + at, out);
-        if (args.turn.by != 0) out = turned_strip<S>(args.turn, out);
-        store_strip(t.x + at, out);
-        if (args.waves) out = seen_strip(static_cast<const Wave<S>*>(args.waves)[feature_at(net, known)], out);
-        store_strip(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
+        t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_pair(t.z + at), &out, &term);
+        if (args.zero_outside) out = zero_outside_pair<S>(args.map.rqs, t.z + at, out);
+        if (args.shift.by != 0) out = shifted_pair<S>(args.shift, out);
+        store_pair(t.x + at, out);
+        if (args.periodic_features)
+          out = seen_pair(static_cast<const PeriodicFeature<S>*>(args.periodic_features)[feature_at(net, known)], out);
+        store_pair(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
         ladj[s].add(term);
       }
   }
-  store_strips(rows, t.x, D, nullptr, D, static_cast<S*>(args.x), t.spare);
-  for (int64_t s = 0; s < strips; ++s) {
+  store_row_blocks(rows, t.x, D, nullptr, D, static_cast<S*>(args.x), t.spare);
+  for (int64_t s = 0; s < blocks; ++s) {
     alignas(64) S total[R];
-    store_strip(total, ladj[s].total());
+    store_pair(total, ladj[s].total());
     const int64_t used = rows.rows - s * R;
     memcpy(static_cast<S*>(args.ladj) + rows.first + s * R, total, size_t(used < R ? used : R) * sizeof(S));
   }
@@ -134,27 +135,27 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
 template <class S, class Map>
 struct BackwardTile {
   Tile<S> net;
-  S* g[kMaxLayers];                         // gradients of what each layer computes, strip-shaped
+  S* g[kMaxLayers];                         // gradients of what each layer computes, in row blocks
   S *gate[kMaxLayers], *gated[kMaxLayers];  // gates, and the gradients before them; of layers without one null and g
   S* sums[kMaxLayers];
-  S *z, *slope, *gx, *gz, *spare;  // [strips][features][kStrip]; gx in degree order, the others in memory's
+  S *z, *slope, *gx, *gz, *spare;  // [row blocks][features][kRowBlock]; gx in degree order, the others in memory's
   Map map;
 
-  BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t strips, Arena& arena)
-      : net(n, strips, true, arena), map(args.map, arena) {
-    constexpr int R = kStrip<S>;
+  BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t blocks, Arena& arena)
+      : net(n, blocks, true, arena), map(args.map, arena) {
+    constexpr int R = kRowBlock<S>;
     for (int i = 0; i < n.spec.n; ++i) {
-      const size_t size = size_t(n.layer[i].out_width * R * strips);
+      const size_t size = size_t(n.layer[i].out_width * R * blocks);
       const bool has_gate = n.layer[i].layer->gate;
       g[i] = arena.take<S>(size);
       gate[i] = has_gate ? arena.take<S>(size) : nullptr;
       gated[i] = has_gate ? arena.take<S>(size) : g[i];
-      sums[i] = arena.take<S>(size_t(kRows * R * strips));
+      sums[i] = arena.take<S>(size_t(kPanel * R * blocks));
     }
-    const size_t size = size_t(args.features * R * strips);
+    const size_t size = size_t(args.features * R * blocks);
     z = arena.take<S>(size);
     slope = args.slope ? arena.take<S>(size) : nullptr;
-    gx = arena.take<S>(size_t(n.layer[0].in_width * R * strips));
+    gx = arena.take<S>(size_t(n.layer[0].in_width * R * blocks));
     gz = arena.take<S>(size);
     spare = arena.take<S>(size_t(args.features));
   }
@@ -164,46 +165,46 @@ struct BackwardTile {
 template <class S, class Map>
 void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, BackwardTile<S, Map>& t) {
   using T = typename Map::T;
-  constexpr int R = kStrip<S>;
+  constexpr int R = kRowBlock<S>;
   const NetSpec& spec = net.spec;
   const int n = spec.n, P = args.map.params();
-  const int64_t D = args.features, strips = rows.strips<S>();
-  Front front[kMaxLayers];  // of the inputs of layer i, whose gradients are those of layer i - 1's z
+  const int64_t D = args.features, blocks = rows.blocks<S>();
+  Frontier frontier[kMaxLayers];  // of the inputs of layer i, whose gradients are those of layer i - 1's z
   Inlet<S> inlet[kMaxLayers];
   for (int i = 0; i < n; ++i) {
-    front[i] = {net.layer[i].n_in, -1};
+    frontier[i] = {net.layer[i].n_in, -1};
     inlet[i] = {spec.input_activation(i), t.net.a[i], t.net.z[i], nullptr, i == 0 ? t.gx : t.g[i - 1]};
     if (spec.opens_block(i)) inlet[i].residual = t.g[i + 1];  // the stream passes a block by
     if (i > 0) inlet[i].gate = t.gate[i - 1], inlet[i].gated = t.gated[i - 1];
   }
   const auto retreat_hidden = [&](int64_t outputs) {
     for (int i = n - 1; i > 0; --i) {
-      const int64_t cap = spec.opens_block(i) ? front[i + 2].at : 0;
-      retreat(net.layer[i], front[i], i == n - 1 ? outputs : front[i + 1].at, cap, strips, t.gated[i], t.sums[i],
+      const int64_t cap = spec.opens_block(i) ? frontier[i + 2].at : 0;
+      retreat(net.layer[i], frontier[i], i == n - 1 ? outputs : frontier[i + 1].at, cap, blocks, t.gated[i], t.sums[i],
               inlet[i]);
     }
   };
-  T g_ladj[kMaxStrips];
+  T g_ladj[kMaxRowBlocks];
   const S* grad_ladj = static_cast<const S*>(args.grad_ladj);
-  for (int64_t s = 0; s < strips; ++s) {
+  for (int64_t s = 0; s < blocks; ++s) {
     alignas(64) S gl[R] = {};
     for (int64_t l = 0; grad_ladj && l < R && s * R + l < rows.rows; ++l) gl[l] = grad_ladj[rows.first + s * R + l];
-    g_ladj[s] = load_strip(gl);
+    g_ladj[s] = load_pair(gl);
   }
   int64_t done = D;  // features from it on have given their parameters' gradients
   while (done > 0) {
     retreat_hidden(done * P);
-    retreat(net.layer[0], front[0], n > 1 ? front[1].at : done * P, 0, strips, t.g[0], t.sums[0], inlet[0]);
-    if (done == front[0].at) sweep_is_stuck();
-    for (; done > front[0].at; --done)
-      for (int64_t s = 0; s < strips; ++s) {
+    retreat(net.layer[0], frontier[0], n > 1 ? frontier[1].at : done * P, 0, blocks, t.g[0], t.sums[0], inlet[0]);
+    if (done == frontier[0].at) sweep_is_stuck();
+    for (; done > frontier[0].at; --done)
+      for (int64_t s = 0; s < blocks; ++s) {
         const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;
-        T g_x = load_strip(t.gx + (s * net.layer[0].in_width + f) * R);
-        if (args.slope) g_x = g_x * load_strip(t.slope + at);
-        g_x = g_x + load_strip(t.gz + at);
-        store_strip(t.gz + at,
-                    t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
-                               {t.g[n - 1] + s * width * R, nullptr, f * P}, load_strip(t.z + at), g_x, g_ladj[s]));
+        T g_x = load_pair(t.gx + (s * net.layer[0].in_width + f) * R);
+        if (args.slope) g_x = g_x * load_pair(t.slope + at);
+        g_x = g_x + load_pair(t.gz + at);
+        store_pair(t.gz + at,
+                   t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
+                              {t.g[n - 1] + s * width * R, nullptr, f * P}, load_pair(t.z + at), g_x, g_ladj[s]));
       }
   }
   retreat_hidden(0);
@@ -212,40 +213,40 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
 template <class S, class Map>
 void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
                     BackwardTile<S, Map>& t) {
-  constexpr int R = kStrip<S>;
+  constexpr int R = kRowBlock<S>;
   const int n = net.spec.n;
-  const int64_t D = args.features, strips = rows.strips<S>();
+  const int64_t D = args.features, blocks = rows.blocks<S>();
   const Packed<S>& first = net.layer[0];
-  load_strips(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
+  load_row_blocks(rows, static_cast<const S*>(args.z), args.z_stride, D, nullptr, D, t.z);
   const S* const seen = static_cast<const S*>(args.seen ? args.seen : args.x);
-  load_strips(rows, seen, D, D, first.in_rank, first.in_width, t.net.a[0]);
-  if (args.slope) load_strips(rows, static_cast<const S*>(args.slope), D, D, nullptr, D, t.slope);
+  load_row_blocks(rows, seen, D, D, first.in_rank, first.in_width, t.net.a[0]);
+  if (args.slope) load_row_blocks(rows, static_cast<const S*>(args.slope), D, D, nullptr, D, t.slope);
   if (args.grad_x)
-    load_strips(rows, static_cast<const S*>(args.grad_x), D, D, nullptr, D, t.gz);
+    load_row_blocks(rows, static_cast<const S*>(args.grad_x), D, D, nullptr, D, t.gz);
   else
-    memset(t.gz, 0, size_t(strips * D * R) * sizeof(S));
+    memset(t.gz, 0, size_t(blocks * D * R) * sizeof(S));
   forward_tile(net, rows, t.net, n);
   for (int i = 0; i < n; ++i) {
     const MaskedLayer& layer = *net.layer[i].layer;
     load_term(net.layer[i], rows, layer.gate, layer.gate_stride, t.gate[i]);
   }
   solve_back(args, net, rows, t);
-  if (args.grad_z) store_strips(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
+  if (args.grad_z) store_row_blocks(rows, t.gz, D, nullptr, D, static_cast<S*>(args.grad_z), t.spare);
   if (args.grad_seen)
-    store_strips(rows, t.gx, first.in_width, first.in_rank, D, static_cast<S*>(args.grad_seen), t.spare);
+    store_row_blocks(rows, t.gx, first.in_width, first.in_rank, D, static_cast<S*>(args.grad_seen), t.spare);
   for (int i = 0; i < n; ++i) {
     const Packed<S>& p = net.layer[i];
     const auto store_term = [&](void* to, const S* from) {
-      if (to) store_strips(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.net.spare);
+      if (to) store_row_blocks(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.net.spare);
     };
     clear_past_end(rows, p.out_width, t.gated[i]);
     if (p.layer->grad_gate) {
-      multiply_into(strips * p.out_width * R, t.g[i], t.net.ungated[i], t.g[i]);
+      multiply_into(blocks * p.out_width * R, t.g[i], t.net.ungated[i], t.g[i]);
       store_term(p.layer->grad_gate, t.g[i]);
     }
     store_term(p.layer->grad_add, t.gated[i]);
-    if (sums[i].weight) turn_strips(rows, t.net.a[i], p.in_width, p.n_in, t.net.turned);
-    weight_gradients(p, t.gated[i], t.net.turned, strips, sums[i]);
+    if (sums[i].weight) transpose_row_blocks(rows, t.net.a[i], p.in_width, p.n_in, t.net.transposed);
+    weight_gradients(p, t.gated[i], t.net.transposed, blocks, sums[i]);
   }
 }
 
@@ -260,7 +261,7 @@ struct Run {
     const Call<S> call(a.net, false, a.rows, deal.parts, threads);
     deal.share([&](const auto& next) {
       auto tile = in_scratch(Scratch::tile,
-                             [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+                             [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
       RowTile rows;
       while (next(&rows)) sweep_forward(a, call.net, rows, tile);
     });
@@ -271,7 +272,7 @@ struct Run {
     const Call<S> call(a.net, true, a.rows, deal.parts, threads);
     deal.run([&](int part, int64_t b, int64_t e) {
       auto tile = in_scratch(Scratch::tile,
-                             [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.strips(), arena); });
+                             [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
       const Sums<S>* sums = call.clear(part);
       for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
     });

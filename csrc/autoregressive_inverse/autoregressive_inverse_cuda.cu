@@ -7,7 +7,7 @@
 #include "../common/launch.cuh"
 
 #include "back_cuda.cuh"
-#include "half_turn.h"
+#include "circle_shift.h"
 #include "../univariate/map_cuda.cuh"
 #include "net_cuda.cuh"
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           const S z = valid ? static_cast<const S*>(a.z)[row * a.z_stride + step.count] : S(0);
           S out, term;
           map(shared.params + lane * pitch, shared.sums + lane, kRowsOfTile, z, &out, &term);
-          if (a.turn.by != 0) out = turned(a.turn, out);
+          if (a.shift.by != 0) out = shifted(a.shift, out);
           if (valid) static_cast<S*>(a.x)[row * a.features + step.count] = out;
           shared.units[(net.layer[0].in + step.first) * kRowsOfTile + lane] = out;
           ladj.add(term);

@@ -1,4 +1,4 @@
-// The sweep back on a GPU: the steps of the forward sweep from the last to the first, each turned round. Where one took
+// The sweep back on a GPU: the steps of the forward sweep from the last to the first, each reversed. Where one took
 // a unit from its inputs, its gradient is now complete, as all that saw it came later: it goes on to those inputs. What
 // has come to a unit so far waits in shared memory, where forward had the unit itself.
 //

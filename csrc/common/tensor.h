@@ -9,7 +9,7 @@ enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i32 = 4, bytes = 5
 
 // The leading dims of two inputs that share them (x and params), with strides in elements.
 // Contiguous leading dims arrive collapsed to one.
-struct Rows {
+struct LeadingDims {
   static constexpr int kMaxDims = 8;
   int ndim = 0;
   int64_t size[kMaxDims] = {};
@@ -25,11 +25,11 @@ struct Rows {
 
 // Walks the rows in order from any start, without a division per row.
 struct RowCursor {
-  const Rows& rows;
-  int64_t index[Rows::kMaxDims] = {};
+  const LeadingDims& rows;
+  int64_t index[LeadingDims::kMaxDims] = {};
   int64_t a = 0, b = 0;  // element offsets of the current row
 
-  RowCursor(const Rows& r, int64_t row) : rows(r) {
+  RowCursor(const LeadingDims& r, int64_t row) : rows(r) {
     for (int i = r.ndim - 1; i >= 0; --i) {
       index[i] = row % r.size[i];
       row /= r.size[i];

@@ -1,4 +1,4 @@
-// The LU linear map on strips of pixels, forward, inverse and backward.
+// The LU linear map on row blocks of pixels, forward, inverse and backward.
 #include <cmath>
 
 #include "../common/kernels.h"
@@ -11,29 +11,29 @@ namespace fk::FK_ISA {
 namespace {
 
 // Whether the whole matrix is formed. The products with the two triangles take as many multiply-adds a pixel, plus
-// those on the wrong side of the diagonal and a pass over the strip; forming costs C^3 / 2 once, and backward saves one
-// product more by it. Measured, see the op's README.
+// those on the wrong side of the diagonal and a pass over the pixels; forming costs C^3 / 2 once, and backward saves
+// one product more by it. Measured, see the op's README.
 bool forms_matrix(const LuArgs& a, bool backward) {
   const int64_t square = a.channels * a.channels;
   return !a.inverse && a.count() >= (backward ? 32 + square / 80 : 64 + square / 20);
 }
 
-// Strips of all images, dealt out to threads in ranges.
+// Row blocks of all images, dealt out to threads in ranges.
 template <class S>
 struct Deal {
-  int64_t strips;
+  int64_t blocks;
   int parts;
 
-  Deal(const LuArgs& a, int threads) : strips((a.count() + kStrip<S> - 1) / kStrip<S>) {
+  Deal(const LuArgs& a, int threads) : blocks((a.count() + kRowBlock<S> - 1) / kRowBlock<S>) {
     const int64_t work = a.channels * (a.channels + 16), useful = 1 + a.count() * work / kGrainWork;
-    parts = int(threads < strips ? threads : strips);
+    parts = int(threads < blocks ? threads : blocks);
     parts = int(parts < useful ? parts : useful);
   }
-  // Calls f(part, first strip, last strip + 1), each part on a thread: what is summed is summed in one order.
+  // Calls f(part, first block, last block + 1), each part on a thread: what is summed is summed in one order.
   template <class F>
   void run(const F& f) const {
     parallel_for(parts, 1, parts, [&](int64_t part, int64_t end) {
-      for (; part < end; ++part) f(int(part), strips * part / parts, strips * (part + 1) / parts);
+      for (; part < end; ++part) f(int(part), blocks * part / parts, blocks * (part + 1) / parts);
     });
   }
 };
@@ -41,7 +41,7 @@ struct Deal {
 template <class S>
 void add_bias(const S* bias, int64_t C, S sign, S* z) {
   for (int64_t c = 0; c < C; ++c)
-    for (int l = 0; l < kStrip<S>; ++l) z[c * kStrip<S> + l] += sign * bias[c];
+    for (int l = 0; l < kRowBlock<S>; ++l) z[c * kRowBlock<S> + l] += sign * bias[c];
 }
 
 // ---- forward and inverse ----
@@ -50,33 +50,34 @@ template <class S>
 struct Buffers {
   S *z, *out, *spare;
   Buffers(int64_t C, Arena& arena) {
-    const size_t size = size_t(round_up(C, kRows) * kStrip<S>);
+    const size_t size = size_t(round_up(C, kPanel) * kRowBlock<S>);
     z = arena.take<S>(size);
     out = arena.take<S>(size);
     spare = arena.take<S>(size_t(C));
   }
 };
 
-// One strip through the whole matrix, without a copy where memory lies as strips do.
+// One block through the whole matrix, without a copy where memory lies as blocks do.
 template <class S>
-void apply_whole(const Whole<S>& W, const Strip<S>& strip, const Channels& x, const Channels& y, const Buffers<S>& b) {
-  constexpr int R = kStrip<S>;
-  const S* from = W.count() == 1 ? strip.direct(x) : nullptr;  // every panel reads it again: from memory only once
-  S* const to = strip.direct(y);
-  if (!from) strip.load_from(x, W.C, nullptr, b.z);
-  if (to) strip.template prefetch_next<true>(y, W.C);
+void apply_whole(const Whole<S>& W, const PixelBlock<S>& block, const Channels& x, const Channels& y,
+                 const Buffers<S>& b) {
+  constexpr int R = kRowBlock<S>;
+  const S* from = W.count() == 1 ? block.direct(x) : nullptr;  // every panel reads it again: from memory only once
+  S* const to = block.direct(y);
+  if (!from) block.load_from(x, W.C, nullptr, b.z);
+  if (to) block.template prefetch_next<true>(y, W.C);
   W.apply(from ? from : b.z, from ? x.channel : R, to ? to : b.out, to ? y.channel : R);
-  if (!to) strip.store_to(y, b.out, W.C, nullptr, b.spare);
+  if (!to) block.store_to(y, b.out, W.C, nullptr, b.spare);
 }
 
 template <class S>
 void fwd(const LuArgs& a, int threads) {
-  const int64_t C = a.channels, width = round_up(C, kRows);
+  const int64_t C = a.channels, width = round_up(C, kPanel);
   const Deal<S> deal(a, threads);
   const auto each = [&](const auto& f) {
     deal.run([&](int, int64_t b, int64_t e) {
       const auto buffers = in_scratch(Scratch::tile, [&](Arena& arena) { return Buffers<S>(C, arena); });
-      for (; b < e; ++b) f(Strip<S>(b * kStrip<S>, a.images, a.pixels), buffers);
+      for (; b < e; ++b) f(PixelBlock<S>(b * kRowBlock<S>, a.images, a.pixels), buffers);
     });
   };
   if (forms_matrix(a, false)) {
@@ -86,7 +87,7 @@ void fwd(const LuArgs& a, int threads) {
       if (!arena.counts()) W.pack(f, false);
       return W;
     });
-    each([&](const Strip<S>& strip, const Buffers<S>& b) { apply_whole(W, strip, a.x, a.y, b); });
+    each([&](const PixelBlock<S>& block, const Buffers<S>& b) { apply_whole(W, block, a.x, a.y, b); });
     return;
   }
   struct Steps {
@@ -96,14 +97,14 @@ void fwd(const LuArgs& a, int threads) {
         : f(a, arena), L(f.L, a.inverse, nullptr, arena), U(f.U, a.inverse, f.reverse, arena) {}
   };
   const auto s = in_scratch(Scratch::shared, [&](Arena& arena) { return Steps(a, arena); });
-  each([&](const Strip<S>& strip, const Buffers<S>& b) {
-    strip.load_from(a.x, C, a.inverse ? s.f.rank : nullptr, b.z);
+  each([&](const PixelBlock<S>& block, const Buffers<S>& b) {
+    block.load_from(a.x, C, a.inverse ? s.f.rank : nullptr, b.z);
     clear_rows(b.z, C, width);
     if (a.inverse && s.f.bias) add_bias(s.f.bias, C, S(-1), b.z);
     apply(a.inverse ? s.L : s.U, b.z);
     apply(a.inverse ? s.U : s.L, b.z);
     if (!a.inverse && s.f.bias) add_bias(s.f.bias, C, S(1), b.z);
-    strip.store_to(a.y, b.z, C, a.inverse ? nullptr : s.f.rank, b.spare);
+    block.store_to(a.y, b.z, C, a.inverse ? nullptr : s.f.rank, b.spare);
   });
 }
 
@@ -113,7 +114,7 @@ void fwd(const LuArgs& a, int threads) {
 // formed, its gradient P^T g_y x^T is summed instead, which is one product a pixel, and the triangles' follow from it.
 // The inverse has g_h = U^-T g_x, g_y = P L^-T g_h and the same two products, negated.
 
-// A tile's strips should stay in the second-level cache.
+// A tile's row blocks should stay in the second-level cache.
 constexpr int64_t kTileBytes = 384 << 10;
 
 // Everything of a backward call that is not one tile's.
@@ -154,82 +155,82 @@ struct Backward {
   }
 };
 
-// The strips of a tile, `rows` rows each.
+// The row blocks of a tile, `rows` rows each.
 template <class S>
 struct Tile {
   int64_t rows;
   S *g_y, *g_h, *h, *x;  // inner gradients and values; g_h and h only where L U is not formed
   S *out, *spare;
 
-  Tile(const Backward<S>& B, int64_t rows, int64_t strips, Arena& arena) : rows(rows) {
+  Tile(const Backward<S>& B, int64_t rows, int64_t blocks, Arena& arena) : rows(rows) {
     const auto take = [&](bool wanted, int64_t n) {
-      S* const p = wanted ? arena.take<S>(size_t(n * rows * kStrip<S>)) : nullptr;
-      if (p && !arena.counts()) memset(p, 0, size_t(n * rows * kStrip<S>) * sizeof(S));  // rows past the channels
+      S* const p = wanted ? arena.take<S>(size_t(n * rows * kRowBlock<S>)) : nullptr;
+      if (p && !arena.counts()) memset(p, 0, size_t(n * rows * kRowBlock<S>) * sizeof(S));  // rows past the channels
       return p;
     };
-    g_y = take(true, strips);
-    g_h = take(!B.whole, strips);
-    h = take(!B.whole && B.weights, strips);
-    x = take(B.weights, strips);
+    g_y = take(true, blocks);
+    g_h = take(!B.whole, blocks);
+    h = take(!B.whole && B.weights, blocks);
+    x = take(B.weights, blocks);
     out = take(true, 1);
     spare = arena.take<S>(size_t(B.f.C));
   }
-  static int64_t rows_of(int64_t C) { return round_up(round_up(round_up(C, kRows), kOuterG), kOuterX); }
-  S* at(S* buffer, int64_t strip) const { return buffer + strip * rows * kStrip<S>; }
+  static int64_t rows_of(int64_t C) { return round_up(round_up(round_up(C, kPanel), kOuterG), kOuterX); }
+  S* at(S* buffer, int64_t block) const { return buffer + block * rows * kRowBlock<S>; }
 };
 
 // to <- T from.
 template <class S>
 void apply(const PackedTriangle<S>& T, const S* from, int64_t rows, S* to) {
-  memcpy(to, from, size_t(rows * kStrip<S>) * sizeof(S));
+  memcpy(to, from, size_t(rows * kRowBlock<S>) * sizeof(S));
   apply(T, to);
 }
 
-// One strip: its gradients of values, and what the gradients of weights are summed from.
+// One block: its gradients of values, and what the gradients of weights are summed from.
 template <class S>
-void backward_strip(const LuArgs& a, const Backward<S>& B, const Tile<S>& t, const Strip<S>& strip, int64_t i) {
+void backward_block(const LuArgs& a, const Backward<S>& B, const Tile<S>& t, const PixelBlock<S>& block, int64_t i) {
   const int64_t C = a.channels;
   S *const g_y = t.at(t.g_y, i), *const g_h = t.at(t.g_h, i), *const h = t.at(t.h, i), *const x = t.at(t.x, i);
   if (a.inverse) {
-    strip.load_from(a.grad_y, C, nullptr, g_h);
+    block.load_from(a.grad_y, C, nullptr, g_h);
     clear_rows(g_h, C, t.rows);  // after a NaN a solve leaves NaN there
     apply(B.Ut, g_h);
     apply(B.Lt, g_h, t.rows, g_y);
-    if (a.grad_x.data) strip.store_to(a.grad_x, g_y, C, B.f.rank, t.spare);
+    if (a.grad_x.data) block.store_to(a.grad_x, g_y, C, B.f.rank, t.spare);
     if (!B.weights) return;
-    strip.load_from(a.x, C, B.f.rank, h);
+    block.load_from(a.x, C, B.f.rank, h);
     clear_rows(h, C, t.rows);
     if (B.f.bias) add_bias(B.f.bias, C, S(-1), h);
     apply(B.L, h);
     if (a.y.data)
-      strip.load_from(a.y, C, nullptr, x);
+      block.load_from(a.y, C, nullptr, x);
     else
       apply(B.U, h, t.rows, x);
     return;
   }
-  strip.load_from(a.grad_y, C, B.f.rank, g_y);
-  if (B.weights) strip.load_from(a.x, C, nullptr, x);
+  block.load_from(a.grad_y, C, B.f.rank, g_y);
+  if (B.weights) block.load_from(a.x, C, nullptr, x);
   if (!B.whole) {
     apply(B.Lt, g_y, t.rows, g_h);
     if (B.weights) apply(B.U, x, t.rows, h);
   }
   if (!a.grad_x.data) return;
-  S* const to = B.whole ? strip.direct(a.grad_x) : nullptr;
-  if (to) strip.template prefetch_next<true>(a.grad_x, C);
+  S* const to = B.whole ? block.direct(a.grad_x) : nullptr;
+  if (to) block.template prefetch_next<true>(a.grad_x, C);
   if (B.whole)
-    B.W.apply(g_y, kStrip<S>, to ? to : t.out, to ? a.grad_x.channel : kStrip<S>);
+    B.W.apply(g_y, kRowBlock<S>, to ? to : t.out, to ? a.grad_x.channel : kRowBlock<S>);
   else
     apply(B.Ut, g_h, t.rows, t.out);
-  if (!to) strip.store_to(a.grad_x, t.out, C, nullptr, t.spare);
+  if (!to) block.store_to(a.grad_x, t.out, C, nullptr, t.spare);
 }
 
-// sums[c] += the sum of row c over strips, in double: what remains of a sum of gradients may be far below its terms.
+// sums[c] += the sum of row c over blocks, in double: what remains of a sum of gradients may be far below its terms.
 template <class S>
-void add_rows(const S* g, int64_t stride, int64_t strips, int64_t C, double* sums) {
-  constexpr int R = kStrip<S>;
+void add_rows(const S* g, int64_t stride, int64_t blocks, int64_t C, double* sums) {
+  constexpr int R = kRowBlock<S>;
   for (int64_t c = 0; c < C; ++c) {
     double lanes[R] = {};
-    for (int64_t s = 0; s < strips; ++s)
+    for (int64_t s = 0; s < blocks; ++s)
       for (int l = 0; l < R; ++l) lanes[l] += double(g[s * stride + c * R + l]);
     for (int l = 0; l < R; ++l) sums[c] += lanes[l];
   }
@@ -273,7 +274,7 @@ void finish(const LuArgs& a, const Backward<S>& B, int parts, int threads) {
 
 template <class S>
 void bwd(const LuArgs& a, int threads) {
-  const int64_t C = a.channels, rows = Tile<S>::rows_of(C), size = rows * kStrip<S>;
+  const int64_t C = a.channels, rows = Tile<S>::rows_of(C), size = rows * kRowBlock<S>;
   const Deal<S> deal(a, threads);
   const auto B = in_scratch(Scratch::shared, [&](Arena& arena) { return Backward<S>(a, deal.parts, threads, arena); });
   int64_t most = kTileBytes / ((B.whole ? 2 : 4) * size * int64_t(sizeof(S)));
@@ -286,7 +287,8 @@ void bwd(const LuArgs& a, int threads) {
     if (bias) memset(bias, 0, size_t(C) * sizeof(double));
     for (; b < e; b += most) {
       const int64_t n = e - b < most ? e - b : most;
-      for (int64_t i = 0; i < n; ++i) backward_strip(a, B, t, Strip<S>((b + i) * kStrip<S>, a.images, a.pixels), i);
+      for (int64_t i = 0; i < n; ++i)
+        backward_block(a, B, t, PixelBlock<S>((b + i) * kRowBlock<S>, a.images, a.pixels), i);
       if (B.weights && B.whole) B.sum(part, false).add(Part::all, t.g_y, size, t.x, size, n);
       if (B.weights && !B.whole) {
         if (a.grad_lower) B.sum(part, false).add(Part::lower, t.g_y, size, t.h, size, n);

@@ -10,8 +10,8 @@ namespace fk::FK_ISA {
 // Multiply-adds worth a thread of their own.
 constexpr int64_t kGrainWork = 200000;
 
-// W = P L U with the diagonal in U. Strips hold channels in the order that L and U know; `rank` says where a channel
-// of the permuted side stands in it.
+// W = P L U with the diagonal in U. Row blocks hold channels in the order that L and U know; `rank` says where a
+// channel of the permuted side stands in it.
 template <class S>
 struct Factors {
   int64_t C;
@@ -60,20 +60,20 @@ Channels by_rows(S* matrix, int64_t C) {
 // out <- T in, for C pixels.
 template <class S>
 void multiply_square(const PackedTriangle<S>& T, const Channels& in, const Channels& out, int threads) {
-  const int64_t C = T.t.size, strips = (C + kStrip<S> - 1) / kStrip<S>;
-  parallel_for(strips, 1 + kGrainWork / (C * C * kStrip<S>), threads, [&](int64_t b, int64_t e) {
+  const int64_t C = T.t.size, blocks = (C + kRowBlock<S> - 1) / kRowBlock<S>;
+  parallel_for(blocks, 1 + kGrainWork / (C * C * kRowBlock<S>), threads, [&](int64_t b, int64_t e) {
     struct Tile {
       S *z, *spare;
     };
     const Tile tile = in_scratch(Scratch::tile, [&](Arena& arena) {
-      return Tile{arena.take<S>(size_t(T.width() * kStrip<S>)), arena.take<S>(size_t(C))};
+      return Tile{arena.take<S>(size_t(T.width() * kRowBlock<S>)), arena.take<S>(size_t(C))};
     });
     for (; b < e; ++b) {
-      const Strip<S> strip(b * kStrip<S>, 1, C);
-      strip.load_from(in, C, nullptr, tile.z);
+      const PixelBlock<S> block(b * kRowBlock<S>, 1, C);
+      block.load_from(in, C, nullptr, tile.z);
       clear_rows(tile.z, C, T.width());
       apply(T, tile.z);
-      strip.store_to(out, tile.z, C, nullptr, tile.spare);
+      block.store_to(out, tile.z, C, nullptr, tile.spare);
     }
   });
 }
@@ -82,15 +82,15 @@ void multiply_square(const PackedTriangle<S>& T, const Channels& in, const Chann
 template <class S>
 struct Whole {
   int64_t C = 0;
-  S* panels = nullptr;  // [panel][C][kRows]
+  S* panels = nullptr;  // [panel][C][kPanel]
   S* bias = nullptr;    // [width], in the order of the rows
   S* matrix = nullptr;  // L U, by rows
 
-  int64_t count() const { return (C + kRows - 1) / kRows; }
+  int64_t count() const { return (C + kPanel - 1) / kPanel; }
 
   Whole() = default;
   Whole(const Factors<S>& f, Arena& arena, int threads) : C(f.C) {
-    const int64_t width = round_up(C, kRows);
+    const int64_t width = round_up(C, kPanel);
     matrix = arena.take<S>(size_t(C * C));
     S* const upper = arena.take<S>(size_t(C * C));
     const PackedTriangle<S> L(f.L, false, nullptr, arena);
@@ -105,29 +105,29 @@ struct Whole {
 
   void pack(const Factors<S>& f, bool transposed) {
     S* to = panels;
-    for (int64_t first = 0; first < C; first += kRows)
-      for (int64_t k = 0; k < C; ++k, to += kRows)
-        for (int64_t m = 0; m < kRows; ++m) {
+    for (int64_t first = 0; first < C; first += kPanel)
+      for (int64_t k = 0; k < C; ++k, to += kPanel)
+        for (int64_t m = 0; m < kPanel; ++m) {
           const int64_t i = first + m;
           to[m] = i >= C ? S(0) : transposed ? matrix[k * C + i] : matrix[f.at(i) * C + k];
         }
     for (int64_t i = 0; f.bias && !transposed && i < C; ++i) bias[i] = f.bias[f.at(i)];
   }
 
-  // z [C][kStrip], rows `stride` apart -> out, rows out_stride apart.
+  // z [C][kRowBlock], rows `stride` apart -> out, rows out_stride apart.
   void apply(const S* z, int64_t stride, S* out, int64_t out_stride) const {
     using V = typename Simd<S>::V;
-    constexpr int L = kLanes<S>, R = kStrip<S>;
-    for (int64_t first = 0; first < C; first += kRows) {
-      V acc[kRows][2];
+    constexpr int L = kLanes<S>, R = kRowBlock<S>;
+    for (int64_t first = 0; first < C; first += kPanel) {
+      V acc[kPanel][2];
 #pragma GCC unroll 12
-      for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(bias[first + m]);
+      for (int m = 0; m < kPanel; ++m) acc[m][0] = acc[m][1] = splat<V>(bias[first + m]);
       const S* w = panels + first * C;
       if (stride == R)
         multiply_panel(w, z, C, acc);
       else
-        multiply<kRows, 1>(w, z, stride, C, acc);  // C <= kRows: one chain
-      const int rows = C - first < kRows ? int(C - first) : kRows;
+        multiply<kPanel, 1>(w, z, stride, C, acc);  // C <= kPanel: one chain
+      const int rows = C - first < kPanel ? int(C - first) : kPanel;
       for (int m = 0; m < rows; ++m)
         for (int g = 0; g < 2; ++g) store(out + (first + m) * out_stride + g * L, acc[m][g]);
     }

@@ -1,12 +1,12 @@
-// Sums over pixels of the outer product of two strips: the gradient of a matrix. Both operands lie [channel][pixel], so
+// Sums over pixels of the outer product of two row blocks: the gradient of a matrix. Both lie [channel][pixel], so
 // lanes are pixels and every lane keeps a sum of its own; a block of kOuterG x kOuterX sums stays in registers for a
 // whole tile, and only then are lanes added up, as far as the 128-bit groups (the rest once per call).
 #pragma once
-#include "../net/strips.h"
+#include "../net/row_blocks.h"
 
 namespace fk::FK_ISA {
 
-inline constexpr int kOuterG = kRows == 12 ? 4 : 3, kOuterX = kRows == 12 ? 6 : 4;
+inline constexpr int kOuterG = kPanel == 12 ? 4 : 3, kOuterX = kPanel == 12 ? 6 : 4;
 
 // kQuad vectors -> one whose 128-bit groups hold, for each of them, the sum over its own group.
 FK_INLINE f32 group_sums(const f32* v) {
@@ -30,11 +30,11 @@ struct OuterSums {
       : data(data), g_blocks(g_width(channels) / kOuterG), x_blocks(x_width(channels) / kOuterX) {}
   int64_t size() const { return g_blocks * x_blocks * kBlock; }
 
-  // Adds sum over pixels of g[i] x[j], for all i and j or (in whole blocks) those of a triangle. Strips are g_stride
-  // and x_stride apart; rows past the channels are read.
-  void add(Part part, const S* g, int64_t g_stride, const S* x, int64_t x_stride, int64_t strips) const {
+  // Adds sum over pixels of g[i] x[j], for all i and j or (in whole blocks) those of a triangle. Row blocks are
+  // g_stride and x_stride apart; rows past the channels are read.
+  void add(Part part, const S* g, int64_t g_stride, const S* x, int64_t x_stride, int64_t blocks) const {
     using V = typename Simd<S>::V;
-    constexpr int L = kLanes<S>, R = kStrip<S>, Q = kQuad<S>;
+    constexpr int L = kLanes<S>, R = kRowBlock<S>, Q = kQuad<S>;
     for (int64_t i = 0; i < g_blocks; ++i) {
       const int64_t begin = part == Part::upper ? i * kOuterG / kOuterX : 0;
       const int64_t below = ((i + 1) * kOuterG + kOuterX - 1) / kOuterX;
@@ -43,7 +43,7 @@ struct OuterSums {
       for (int64_t j = begin; j < end; ++j) {
         V acc[kOuterG * kOuterX] = {};
         const S *gs = g + i * kOuterG * R, *xs = x + j * kOuterX * R;
-        for (int64_t s = 0; s < strips; ++s, gs += g_stride, xs += x_stride)
+        for (int64_t s = 0; s < blocks; ++s, gs += g_stride, xs += x_stride)
           for (int h = 0; h < R; h += L) {
             V b[kOuterX];
 #pragma GCC unroll 6

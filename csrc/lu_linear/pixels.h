@@ -1,25 +1,25 @@
-// Moves pixels to strips, [channel][kStrip pixels], and back. Pixels are counted over all images; where they are
-// neighbours in memory (channels first) a strip is copied vector by vector, where channels are (features,
-// channels_last) it is turned.
+// Moves pixels to row blocks, [channel][kRowBlock pixels], and back. Pixels are counted over all images; where they are
+// neighbours in memory (channels first) a block is copied vector by vector, where channels are (features,
+// channels_last) it is transposed.
 #pragma once
 #include "../common/channels.h"
-#include "../net/strips.h"
+#include "../net/row_blocks.h"
 
 namespace fk::FK_ISA {
 
-// kStrip pixels from `first` on, those past the end left out, cut where an image ends.
+// kRowBlock pixels from `first` on, those past the end left out, cut where an image ends.
 template <class S>
-struct Strip {
+struct PixelBlock {
   struct Run {
     int lane, length;
     int64_t image, pixel;
   };
-  Run run[kStrip<S>];
+  Run run[kRowBlock<S>];
   int runs = 0, lanes = 0;
 
-  Strip(int64_t first, int64_t images, int64_t pixels) {
+  PixelBlock(int64_t first, int64_t images, int64_t pixels) {
     const int64_t left = images * pixels - first;
-    lanes = left < kStrip<S> ? int(left) : kStrip<S>;
+    lanes = left < kRowBlock<S> ? int(left) : kRowBlock<S>;
     int64_t image = first / pixels, pixel = first - image * pixels;
     for (int lane = 0; lane < lanes; pixel = 0, ++image) {
       const int64_t here = pixels - pixel;
@@ -29,17 +29,17 @@ struct Strip {
     }
   }
 
-  // All of it lies side by side, as in most strips of channels-first images: where, else null.
+  // All of it lies side by side, as in most blocks of channels-first images: where, else null.
   FK_INLINE S* direct(const Channels& t) const {
-    if (t.pixel != 1 || run[0].length != kStrip<S>) return nullptr;
+    if (t.pixel != 1 || run[0].length != kRowBlock<S>) return nullptr;
     return static_cast<S*>(t.data) + run[0].image * t.image + run[0].pixel;
   }
 
-  // Fetches the strip behind this one, to be read or to be written: a processor's own prefetching does not follow from
+  // Fetches the block behind this one, to be read or to be written: a processor's own prefetching does not follow from
   // plane to plane of a channels-first image. What is fetched past the end of a plane or tensor does no harm.
   template <bool Write>
   void prefetch_next(const Channels& t, int64_t channels) const {
-    constexpr int L = kLanes<S>, R = kStrip<S>;
+    constexpr int L = kLanes<S>, R = kRowBlock<S>;
     const S* next = static_cast<const S*>(t.data) + run[0].image * t.image + run[0].pixel + R;
     for (int64_t c = 0; c < channels; ++c, next += t.channel)
       for (int l = 0; l < R; l += L) __builtin_prefetch(next + l, Write);
@@ -47,14 +47,14 @@ struct Strip {
 
   // Channel c of t lands in row rank[c] (c where rank is null) of `out`; lanes past the end are 0.
   void load_from(const Channels& t, int64_t channels, const int32_t* rank, S* out) const {
-    constexpr int L = kLanes<S>, R = kStrip<S>;
+    constexpr int L = kLanes<S>, R = kRowBlock<S>;
     using V = typename Simd<S>::V;
     const S* base = static_cast<const S*>(t.data);
     if (t.pixel != 1) {
       // Past the end: the first pixel, so that no row of zeros is needed, and zeros over it.
       const S* rows[R];
       pointers(t, base + run[0].image * t.image + run[0].pixel * t.pixel, rows);
-      load_strip(rows, channels, rank, out);
+      load_row_block(rows, channels, rank, out);
       for (int64_t c = 0; c < channels && lanes < R; ++c)
         for (int l = lanes; l < R; ++l) out[c * R + l] = 0;
       return;
@@ -75,13 +75,13 @@ struct Strip {
 
   // Row rank[c] (c where rank is null) goes to channel c of t. `spare`: `channels` scalars.
   void store_to(const Channels& t, const S* in, int64_t channels, const int32_t* rank, S* spare) const {
-    constexpr int L = kLanes<S>, R = kStrip<S>;
+    constexpr int L = kLanes<S>, R = kRowBlock<S>;
     using V = typename Simd<S>::V;
     S* base = static_cast<S*>(t.data);
     if (t.pixel != 1) {
       S* rows[R];
       pointers(t, spare, rows);
-      store_strip(in, channels, rank, rows);
+      store_row_block(in, channels, rank, rows);
       return;
     }
     prefetch_next<true>(t, channels);
@@ -103,7 +103,7 @@ struct Strip {
     for (int i = 0; i < runs; ++i)
       for (int l = 0; l < run[i].length; ++l)
         rows[run[i].lane + l] = base + run[i].image * t.image + (run[i].pixel + l) * t.pixel;
-    for (int l = lanes; l < kStrip<S>; ++l) rows[l] = past;
+    for (int l = lanes; l < kRowBlock<S>; ++l) rows[l] = past;
   }
 };
 

@@ -5,15 +5,15 @@
 
 namespace fk::FK_ISA {
 
-// Lanes of a strip that hold rows of such a call, in whole vectors; what the others hold is nobody's.
+// Lanes of a row block that hold rows of such a call, in whole vectors; what the others hold is nobody's.
 template <class S>
-constexpr int kFewLanes = kFewRows > kLanes<S> ? kStrip<S> : kLanes<S>;
+constexpr int kFewLanes = kFewRows > kLanes<S> ? kRowBlock<S> : kLanes<S>;
 
-// Copies inputs [begin, end) of a strip to few_in.
+// Copies inputs [begin, end) of a row block to few_in.
 template <class S>
 FK_INLINE void mirror(const Packed<S>& p, const S* in, int64_t begin, int64_t end, int64_t rows) {
   for (int64_t k = begin; k < end; ++k)
-    for (int64_t r = 0; r < rows; ++r) p.few_in[r * p.few_stride + p.in_at(k)] = in[k * kStrip<S> + r];
+    for (int64_t r = 0; r < rows; ++r) p.few_in[r * p.few_stride + p.in_at(k)] = in[k * kRowBlock<S> + r];
 }
 
 // sums[r] = what unit j gets from the first `seen` inputs in row r, for N rows. The others may be anything.
@@ -56,14 +56,14 @@ FK_INLINE void few_products(const Packed<S>& p, int64_t j, int64_t seen, S* sums
       for (int r = 0; r < N; ++r) sums[r] += w[k] * p.few_in[r * p.few_stride + k];
 }
 
-// A unit of a call of a few rows: the first kFewLanes of a strip.
+// A unit of a call of a few rows: the first kFewLanes of a row block.
 template <class S>
 struct FewUnit {
   typename Simd<S>::V lanes[kFewLanes<S> / kLanes<S>];
 };
 
 // Unit j of a call of `rows` rows, bias included. Inputs from `mirrored` on come
-// last and from the strip `in`: the processor need not wait for what was computed just now.
+// last and from the row block `in`: the processor need not wait for what was computed just now.
 template <class S>
 __attribute__((noinline)) FewUnit<S> few_unit(const Packed<S>& p, int64_t j, int64_t rows, int64_t mirrored,
                                               const S* in) {
@@ -79,7 +79,7 @@ __attribute__((noinline)) FewUnit<S> few_unit(const Packed<S>& p, int64_t j, int
   const S bias = p.layer->bias ? static_cast<const S*>(p.layer->bias)[p.out_at(j)] : S(0);
   for (int64_t r = 0; r < rows; ++r) {
     sums[r] += bias;
-    for (int64_t k = seen; k < limit; ++k) sums[r] += w[p.in_at(k)] * in[k * kStrip<S> + r];
+    for (int64_t k = seen; k < limit; ++k) sums[r] += w[p.in_at(k)] * in[k * kRowBlock<S> + r];
   }
   FewUnit<S> unit;
   for (int h = 0; h < kFewLanes<S> / L; ++h) {

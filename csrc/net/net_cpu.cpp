@@ -13,7 +13,7 @@ namespace {
 template <class S>
 void load_input(const NetArgs& args, const Net<S>& net, const RowTile& rows, S* to) {
   const Packed<S>& p = net.layer[0];
-  load_strips(rows, static_cast<const S*>(args.x), args.x_stride, p.n_in, p.in_rank, p.in_width, to);
+  load_row_blocks(rows, static_cast<const S*>(args.x), args.x_stride, p.n_in, p.in_rank, p.in_width, to);
 }
 
 template <class S>
@@ -24,13 +24,13 @@ void fwd(const NetArgs& args, int threads) {
   const Packed<S>& last = net.last();
   deal.share([&](const auto& next) {
     const auto tile =
-        in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.strips(), false, arena); });
+        in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.blocks(), false, arena); });
     RowTile rows;
     while (next(&rows)) {
       load_input(args, net, rows, tile.a[0]);
       forward_tile(net, rows, tile, net.spec.n);
-      store_strips(rows, tile.a[net.spec.n], last.out_width, last.out_rank, last.n_out, static_cast<S*>(args.y),
-                   tile.spare);
+      store_row_blocks(rows, tile.a[net.spec.n], last.out_width, last.out_rank, last.n_out, static_cast<S*>(args.y),
+                       tile.spare);
     }
   });
 }
@@ -46,10 +46,10 @@ void bwd(const NetArgs& args, int threads) {
   // What left the net is computed again only where a slope needs it and it was not handed in.
   const bool slope = end != Activation::identity, have_y = args.y && from_output(end);
   deal.run([&](int part, int64_t b, int64_t e) {
-    const auto tile = in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.strips(), true, arena); });
+    const auto tile = in_scratch(Scratch::tile, [&](Arena& arena) { return Tile<S>(net, deal.blocks(), true, arena); });
     const Sums<S>* sums = call.clear(part);
     const auto load_output = [&](const RowTile& rows, const void* from, S* to) {
-      load_strips(rows, static_cast<const S*>(from), last.n_out, last.n_out, last.out_rank, last.out_width, to);
+      load_row_blocks(rows, static_cast<const S*>(from), last.n_out, last.n_out, last.out_rank, last.out_width, to);
     };
     for (; b < e; ++b) {
       const RowTile rows = deal.tile(b);
@@ -59,10 +59,11 @@ void bwd(const NetArgs& args, int threads) {
       load_output(rows, args.grad_y, g);
       if (slope) {
         if (have_y) load_output(rows, args.y, tile.a[n]);
-        scale_by_slope(rows.strips<S>() * last.out_width * kStrip<S>, end, tile.a[n], tile.z[n], g);
+        scale_by_slope(rows.blocks<S>() * last.out_width * kRowBlock<S>, end, tile.a[n], tile.z[n], g);
       }
       g = backward_tile(net, rows, tile, sums, args.grad_x != nullptr);
-      if (g) store_strips(rows, g, first.in_width, first.in_rank, first.n_in, static_cast<S*>(args.grad_x), tile.spare);
+      if (g)
+        store_row_blocks(rows, g, first.in_width, first.in_rank, first.n_in, static_cast<S*>(args.grad_x), tile.spare);
     }
   });
   call.finish(deal.parts, threads);

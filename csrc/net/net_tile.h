@@ -14,11 +14,11 @@ namespace fk::FK_ISA {
 constexpr int64_t kGrainWork = 200000;
 // A tile's activations should stay in the second-level cache beside a layer's weights.
 constexpr int64_t kTileBytes = 768 << 10;
-constexpr int64_t kMaxStrips = 4;
+constexpr int64_t kMaxRowBlocks = 4;
 
 // ---- one layer ----
 
-// What happens to a layer's sums on their way out of registers. All strip-shaped; null: not wanted.
+// What happens to a layer's sums on their way out of registers. All in row blocks; null: not wanted.
 template <class S>
 struct Outlet {
   const S* add;
@@ -42,19 +42,19 @@ struct Outlet {
   }
 };
 
-// What a layer adds or multiplies with, in strips; null where there is none.
+// What a layer adds or multiplies with, in row blocks; null where there is none.
 template <class S>
 const S* load_term(const Packed<S>& p, const RowTile& rows, const void* from, int64_t stride, S* to) {
   if (!from) return nullptr;
-  load_strips(rows, static_cast<const S*>(from), stride, p.n_out, p.out_rank, p.out_width, to);
+  load_row_blocks(rows, static_cast<const S*>(from), stride, p.n_out, p.out_rank, p.out_width, to);
   return to;
 }
 
 template <class S>
 void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const Outlet<S>& o) {
   using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, R = kStrip<S>;
-  const int64_t strips = rows.strips<S>();
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
+  const int64_t blocks = rows.blocks<S>();
   const bool half = rows.half<S>();
   if (p.few_in) {
     mirror(p, in, 0, p.n_in, rows.rows);
@@ -66,32 +66,32 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
   }
   for (int64_t panel = 0; panel < p.panels(); ++panel) {
     const S* w = p.weights + p.offset[panel];
-    for (int64_t s = 0; s < strips; ++s) {
-      V acc[kRows][2];
+    for (int64_t s = 0; s < blocks; ++s) {
+      V acc[kPanel][2];
 #pragma GCC unroll 12
-      for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = splat<V>(p.bias[panel * kRows + m]);
+      for (int m = 0; m < kPanel; ++m) acc[m][0] = acc[m][1] = splat<V>(p.bias[panel * kPanel + m]);
       const S* from = in + s * p.in_width * R;
       half ? multiply_half_panel(w, from, p.depth[panel], acc) : multiply_panel(w, from, p.depth[panel], acc);
-      const int64_t at = (s * p.out_width + panel * kRows) * R;
-      for (int i = 0; i < 2 * kRows; ++i) o.put(at + i * L, acc[i / 2][i % 2]);
+      const int64_t at = (s * p.out_width + panel * kPanel) * R;
+      for (int i = 0; i < 2 * kPanel; ++i) o.put(at + i * L, acc[i / 2][i % 2]);
     }
   }
 }
 
 // grad of the layer's input = W^T g, times the slope of the activation that made that input, plus `residual`.
 template <class S>
-void backward_layer(const Packed<S>& p, const S* g, int64_t strips, Activation act, const S* a, const S* z,
+void backward_layer(const Packed<S>& p, const S* g, int64_t blocks, Activation act, const S* a, const S* z,
                     const S* residual, S* out) {
   using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, R = kStrip<S>;
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
   for (int64_t panel = 0; panel < p.panels_t(); ++panel) {
     const S* w = p.weights_t + p.offset_t[panel];
     const int64_t first = p.begin[panel];
-    for (int64_t s = 0; s < strips; ++s) {
-      V acc[kRows][2] = {};
+    for (int64_t s = 0; s < blocks; ++s) {
+      V acc[kPanel][2] = {};
       multiply_panel(w, g + (s * p.out_width + first) * R, p.n_out - first, acc);
-      const int64_t at = (s * p.in_width + panel * kRows) * R;
-      for (int i = 0; i < 2 * kRows; ++i) {
+      const int64_t at = (s * p.in_width + panel * kPanel) * R;
+      for (int i = 0; i < 2 * kPanel; ++i) {
         const int64_t to = at + i * L;
         V v = acc[i / 2][i % 2];
         if (act != Activation::identity) v *= activation_slope(act, load<V>(a + to), z ? load<V>(z + to) : V{});
@@ -106,29 +106,30 @@ void backward_layer(const Packed<S>& p, const S* g, int64_t strips, Activation a
 template <class S>
 struct Sums {
   S* weight;  // [out_width][columns]
-  S* bias;    // [2][out_width][kStrip]: sums, and what their rounding lost
+  S* bias;    // [2][out_width][kRowBlock]: sums, and what their rounding lost
   int64_t columns;
 };
 
 template <class S>
-void weight_gradients(const Packed<S>& p, const S* g, const S* turned, int64_t strips, const Sums<S>& sums) {
+void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64_t blocks, const Sums<S>& sums) {
   using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, R = kStrip<S>;
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
   const int64_t width = p.out_width * R;
   if (sums.weight)
     for (int64_t k = 0; k < p.n_in; k += R)
       for (int64_t panel = 0; panel < p.panels(); ++panel) {
         if (p.depth[panel] <= k) continue;
-        const S* from = turned + k * strips * R;
-        S* to = sums.weight + panel * kRows * sums.columns + k;
+        const S* from = transposed + k * blocks * R;
+        S* to = sums.weight + panel * kPanel * sums.columns + k;
         // Rows of the sums lie too far apart for the processor to foresee them.
-        for (int m = 0; m < kRows; ++m) {
+        for (int m = 0; m < kPanel; ++m) {
           __builtin_prefetch(to + m * sums.columns, 1);
           __builtin_prefetch(to + m * sums.columns + L, 1);
         }
-        V acc[kRows][2] = {};
-        for (int64_t s = 0; s < strips; ++s) multiply_rows(g + s * width + panel * kRows * R, from + s * R * R, R, acc);
-        for (int m = 0; m < kRows; ++m, to += sums.columns) {
+        V acc[kPanel][2] = {};
+        for (int64_t s = 0; s < blocks; ++s)
+          multiply_rows(g + s * width + panel * kPanel * R, from + s * R * R, R, acc);
+        for (int m = 0; m < kPanel; ++m, to += sums.columns) {
           store(to, load<V>(to) + acc[m][0]);
           store(to + L, load<V>(to + L) + acc[m][1]);
         }
@@ -136,7 +137,7 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* turned, int64_t s
   if (sums.bias)  // compensated: a sum of a batch's rows, one after the other, would lose digits with their number
     for (int64_t i = 0; i < width; i += L) {
       V sum = load<V>(sums.bias + i), lost = load<V>(sums.bias + width + i);
-      for (int64_t s = 0; s < strips; ++s) {
+      for (int64_t s = 0; s < blocks; ++s) {
         const V term = load<V>(g + s * width + i), next = sum + term, part = next - sum;
         lost += (sum - (next - part)) + (term - part);
         sum = next;
@@ -156,7 +157,7 @@ struct Net {
   const Packed<S>& last() const { return layer[spec.n - 1]; }
 };
 
-// The buffers of a tile, all strip-shaped. With `keep` what enters each layer has its own, for backward; otherwise two
+// The buffers of a tile, all in row blocks. With `keep` what enters each layer has its own, for backward; otherwise two
 // take turns.
 template <class S>
 struct Tile {
@@ -164,11 +165,11 @@ struct Tile {
   S* z[kMaxLayers + 1];  // the same before its activation: the residual stream, or what the slope needs; or null
   S* ungated[kMaxLayers];
   S *add, *gate;
-  S* g[3];    // gradients: two in turn, and the stream's
-  S* turned;  // what enters a layer, row-major
-  S* spare;   // where rows past the end go
+  S* g[3];        // gradients: two in turn, and the stream's
+  S* transposed;  // what enters a layer, row-major
+  S* spare;       // where rows past the end go
 
-  Tile(const Net<S>& net, int64_t strips, bool keep, Arena& arena) {
+  Tile(const Net<S>& net, int64_t blocks, bool keep, Arena& arena) {
     const NetSpec& spec = net.spec;
     int64_t widest = 0, widest_in = 0;
     bool gated = false;
@@ -179,7 +180,7 @@ struct Tile {
       widest_in = p.n_in > widest_in ? p.n_in : widest_in;
       gated |= p.layer->gate != nullptr;
     }
-    const auto take = [&](int64_t width) { return arena.take<S>(size_t(width * strips * kStrip<S>)); };
+    const auto take = [&](int64_t width) { return arena.take<S>(size_t(width * blocks * kRowBlock<S>)); };
     S* const turns[2] = {keep ? nullptr : take(widest), keep ? nullptr : take(widest)};
     S* const stream = spec.residual ? take(widest) : nullptr;
     for (int i = 0; i <= spec.n; ++i) {
@@ -192,7 +193,7 @@ struct Tile {
     add = take(widest);
     gate = gated ? take(widest) : nullptr;
     for (S*& buffer : g) buffer = keep ? take(widest) : nullptr;
-    turned = keep ? take(round_up(widest_in, kStrip<S>)) : nullptr;
+    transposed = keep ? take(round_up(widest_in, kRowBlock<S>)) : nullptr;
     spare = arena.take<S>(size_t(widest));
   }
 };
@@ -205,7 +206,7 @@ void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int 
     const Packed<S>& p = net.layer[i];
     S* const kept = i + 1 < net.spec.n ? static_cast<S*>(net.layer[i + 1].layer->kept) : nullptr;
     if (kept && again) {
-      load_strips(rows, kept, p.n_out, p.n_out, nullptr, p.out_width, t.a[i + 1]);
+      load_row_blocks(rows, kept, p.n_out, p.n_out, nullptr, p.out_width, t.a[i + 1]);
       continue;
     }
     Outlet<S> o = {};
@@ -217,7 +218,7 @@ void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int 
     if (t.a[i + 1] != t.z[i + 1]) o.a = t.a[i + 1];
     o.activation = net.spec.input_activation(i + 1);
     forward_layer(p, t.a[i], rows, o);
-    if (kept) store_strips(rows, t.a[i + 1], p.out_width, nullptr, p.n_out, kept, t.spare);
+    if (kept) store_row_blocks(rows, t.a[i + 1], p.out_width, nullptr, p.n_out, kept, t.spare);
   }
 }
 
@@ -238,9 +239,9 @@ void multiply_into(int64_t size, const S* a, const S* b, S* out) {
 // Rows past the end of the batch must not add to anything summed over rows.
 template <class S>
 void clear_past_end(const RowTile& rows, int64_t width, S* g) {
-  const int64_t strips = rows.strips<S>(), used = rows.rows - (strips - 1) * kStrip<S>;
+  const int64_t blocks = rows.blocks<S>(), used = rows.rows - (blocks - 1) * kRowBlock<S>;
   for (int64_t j = 0; j < width; ++j)
-    for (int64_t l = used; l < kStrip<S>; ++l) g[((strips - 1) * width + j) * kStrip<S> + l] = 0;
+    for (int64_t l = used; l < kRowBlock<S>; ++l) g[((blocks - 1) * width + j) * kRowBlock<S> + l] = 0;
 }
 
 // Gradients of a tile on which forward_tile has run, from that of the last layer's z in t.g[0]. Weights and biases add
@@ -248,17 +249,17 @@ void clear_past_end(const RowTile& rows, int64_t width, S* g) {
 template <class S>
 S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const Sums<S>* sums, bool need_input) {
   const NetSpec& spec = net.spec;
-  const int64_t strips = rows.strips<S>();
+  const int64_t blocks = rows.blocks<S>();
   S *g = t.g[0], *const stream = t.g[2];
   const auto free_buffer = [&] { return g == t.g[0] ? t.g[1] : t.g[0]; };
   clear_past_end(rows, net.last().out_width, g);
   for (int i = spec.n - 1; i >= 0; --i) {
     const Packed<S>& p = net.layer[i];
     const auto store_term = [&](void* to, const S* from) {
-      if (to) store_strips(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.spare);
+      if (to) store_row_blocks(rows, from, p.out_width, p.out_rank, p.n_out, static_cast<S*>(to), t.spare);
     };
     if (p.layer->gate) {
-      const int64_t size = strips * p.out_width * kStrip<S>;
+      const int64_t size = blocks * p.out_width * kRowBlock<S>;
       multiply_into(size, g, t.ungated[i], t.add);
       store_term(p.layer->grad_gate, t.add);
       load_term(p, rows, p.layer->gate, p.layer->gate_stride, t.gate);
@@ -267,13 +268,13 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
       g = gated;
     }
     store_term(p.layer->grad_add, g);
-    if (sums[i].weight) turn_strips(rows, t.a[i], p.in_width, p.n_in, t.turned);
-    weight_gradients(p, g, t.turned, strips, sums[i]);
+    if (sums[i].weight) transpose_row_blocks(rows, t.a[i], p.in_width, p.n_in, t.transposed);
+    weight_gradients(p, g, t.transposed, blocks, sums[i]);
     if (i == 0 && !need_input) return nullptr;
     // The stream's gradient passes a block by; what the block adds comes on top at its first layer.
     const bool opens = spec.opens_block(i);
     S* to = opens || (spec.residual && i == spec.n - 1) ? stream : free_buffer();
-    backward_layer(p, g, strips, spec.input_activation(i), t.a[i], t.z[i], opens ? stream : nullptr, to);
+    backward_layer(p, g, blocks, spec.input_activation(i), t.a[i], t.z[i], opens ? stream : nullptr, to);
     g = to;
   }
   return g;
@@ -291,21 +292,21 @@ struct Deal {
   Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads) : rows(rows_) {
     int64_t widths = 0;
     for (int i = 0; i < net.n; ++i) widths += net.layers[i].n_in + net.layers[i].n_out;
-    constexpr int64_t R = kStrip<S>;
+    constexpr int64_t R = kRowBlock<S>;
     const int64_t all = (rows + R - 1) / R, useful = 1 + rows * work / kGrainWork;
     parts = int(threads < all ? threads : all);
     parts = int(parts < useful ? parts : useful);
-    int64_t strips = kTileBytes / (widths * R * int64_t(sizeof(S)) + 1);
-    strips = strips > kMaxStrips ? kMaxStrips : strips < 1 ? 1 : strips;
+    int64_t blocks = kTileBytes / (widths * R * int64_t(sizeof(S)) + 1);
+    blocks = blocks > kMaxRowBlocks ? kMaxRowBlocks : blocks < 1 ? 1 : blocks;
     const int64_t share = (all + parts - 1) / parts;
-    tile_rows = R * (strips < share ? strips : share);
+    tile_rows = R * (blocks < share ? blocks : share);
     tiles = (rows + tile_rows - 1) / tile_rows;
   }
   RowTile tile(int64_t i) const {
     const int64_t first = i * tile_rows;
     return {first, rows - first < tile_rows ? rows - first : tile_rows};
   }
-  int64_t strips() const { return tile_rows / kStrip<S>; }
+  int64_t blocks() const { return tile_rows / kRowBlock<S>; }
 
   // Calls f(part, first tile, last tile + 1), each part on a thread: what is summed over rows is summed in one order.
   template <class F>
@@ -377,9 +378,9 @@ void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int par
   if (l.grad_bias) {
     double total = 0;
     for (int t = 0; t < parts; ++t)
-      for (int i = 0; i < kStrip<S>; ++i) {
-        const S* bias = sums[t * stride].bias + j * kStrip<S> + i;
-        total += double(bias[0]) + double(bias[p.out_width * kStrip<S>]);
+      for (int i = 0; i < kRowBlock<S>; ++i) {
+        const S* bias = sums[t * stride].bias + j * kRowBlock<S> + i;
+        total += double(bias[0]) + double(bias[p.out_width * kRowBlock<S>]);
       }
     static_cast<S*>(l.grad_bias)[to] = S(total);
   }
@@ -406,7 +407,7 @@ struct Call {
     for (int i = 0; i < net.spec.n; ++i) {
       const int64_t width = net.layer[i].out_width;
       if (own[i].weight) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
-      if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kStrip<S>) * sizeof(S));
+      if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kRowBlock<S>) * sizeof(S));
     }
     return own;
   }
@@ -426,9 +427,9 @@ struct Call {
     for (int t = 0; t < parts; ++t)
       for (int i = 0; i < n; ++i) {
         const Packed<S>& p = net.layer[i];
-        const int64_t columns = round_up(p.n_in, kStrip<S>);
+        const int64_t columns = round_up(p.n_in, kRowBlock<S>);
         S* weight = p.layer->grad_weight ? arena.take<S>(size_t(p.out_width * columns)) : nullptr;
-        S* bias = p.layer->grad_bias ? arena.take<S>(size_t(2 * p.out_width * kStrip<S>)) : nullptr;
+        S* bias = p.layer->grad_bias ? arena.take<S>(size_t(2 * p.out_width * kRowBlock<S>)) : nullptr;
         if (fill) sums[t * n + i] = {weight, bias, columns};
       }
   }
@@ -446,9 +447,9 @@ struct Call {
   EXTERN template FewUnit<S> few_unit(const Packed<S>&, int64_t, int64_t, int64_t, const S*);                        \
   EXTERN template void pack_panel(const Packed<S>&, int64_t);                                                        \
   EXTERN template void pack_panel_t(const Packed<S>&, int64_t);                                                      \
-  EXTERN template void turn_strips(const RowTile&, const S*, int64_t, int64_t, S*);                                  \
-  EXTERN template void load_strips(const RowTile&, const S*, int64_t, int64_t, const int32_t*, int64_t, S*);         \
-  EXTERN template void store_strips(const RowTile&, const S*, int64_t, const int32_t*, int64_t, S*, S*)
+  EXTERN template void transpose_row_blocks(const RowTile&, const S*, int64_t, int64_t, S*);                         \
+  EXTERN template void load_row_blocks(const RowTile&, const S*, int64_t, int64_t, const int32_t*, int64_t, S*);     \
+  EXTERN template void store_row_blocks(const RowTile&, const S*, int64_t, const int32_t*, int64_t, S*, S*)
 FK_NET_FUNCTIONS(extern, float);
 FK_NET_FUNCTIONS(extern, double);
 

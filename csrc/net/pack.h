@@ -1,8 +1,8 @@
-// Weights as the product wants them: units sorted by degree, in panels of kRows, and only the part the mask keeps.
+// Weights as the product wants them: units sorted by degree, in panels of kPanel, and only the part the mask keeps.
 #pragma once
 #include "../common/arena.h"
 #include "net.h"
-#include "strips.h"
+#include "row_blocks.h"
 
 namespace fk::FK_ISA {
 
@@ -16,16 +16,16 @@ struct Packed {
   int64_t n_in, n_out, in_width, out_width;  // widths: padded to whole panels
   int32_t *in_rank, *out_rank;               // user's index -> place in order; null: the same
   int64_t *depth, *offset;                   // of each panel of outputs: inputs it sees, where its weights begin
-  S* weights;                                // [panel][depth][kRows outputs]
+  S* weights;                                // [panel][depth][kPanel outputs]
   S* bias;                                   // [out_width]
   int64_t *begin, *offset_t;                 // of each panel of inputs: the first output that sees it
-  S* weights_t;                              // [panel][n_out - begin][kRows inputs]
+  S* weights_t;                              // [panel][n_out - begin][kPanel inputs]
   S* few_in;                                 // not null: nothing is packed; [kFewRows][few_stride] the layer's input,
   int64_t few_stride;                        // in the order of the weights' columns
   typename Simd<S>::Int* few_rank;           // [few_stride] in_rank, or null, for whole vectors
 
-  int64_t panels() const { return out_width / kRows; }
-  int64_t panels_t() const { return in_width / kRows; }
+  int64_t panels() const { return out_width / kPanel; }
+  int64_t panels_t() const { return in_width / kPanel; }
   int64_t limit(int64_t j) const { return layer->limit ? layer->limit[j] : n_in; }
   int64_t out_at(int64_t j) const { return layer->out_order ? layer->out_order[j] : j; }
   // The weights of unit j, in the order of the caller's columns.
@@ -48,8 +48,8 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
   p.layer = &l;
   p.n_in = l.n_in;
   p.n_out = l.n_out;
-  p.in_width = round_up(l.n_in, kRows);
-  p.out_width = round_up(l.n_out, kRows);
+  p.in_width = round_up(l.n_in, kPanel);
+  p.out_width = round_up(l.n_out, kPanel);
   p.in_rank = take_rank(arena, l.in_order, l.n_in, fill);
   p.out_rank = take_rank(arena, l.out_order, l.n_out, fill);
   if (few) {
@@ -65,13 +65,13 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
   p.offset = arena.take<int64_t>(size_t(p.panels() + 1));
   int64_t used = 0;
   for (int64_t i = 0; i < p.panels(); ++i) {
-    const int64_t last = (i + 1) * kRows < p.n_out ? (i + 1) * kRows - 1 : p.n_out - 1;
+    const int64_t last = (i + 1) * kPanel < p.n_out ? (i + 1) * kPanel - 1 : p.n_out - 1;
     const int64_t depth = p.limit(last);
     if (fill) {
       p.depth[i] = depth;
       p.offset[i] = used;
     }
-    used += depth * kRows;
+    used += depth * kPanel;
   }
   if (fill) p.offset[p.panels()] = used;
   p.weights = arena.take<S>(size_t(used) + kQuad<S>);  // pack_panel_t's last block reads past the last row
@@ -81,12 +81,12 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
   p.offset_t = arena.take<int64_t>(size_t(p.panels_t() + 1));
   int64_t used_t = 0, first = 0;
   for (int64_t i = 0; i < p.panels_t(); ++i) {
-    while (first < p.n_out && p.limit(first) <= i * kRows) ++first;
+    while (first < p.n_out && p.limit(first) <= i * kPanel) ++first;
     if (fill) {
       p.begin[i] = first;
       p.offset_t[i] = used_t;
     }
-    used_t += (p.n_out - first) * kRows;
+    used_t += (p.n_out - first) * kPanel;
   }
   if (fill) p.offset_t[p.panels_t()] = used_t;
   p.weights_t = arena.take<S>(size_t(used_t));
@@ -96,8 +96,8 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
 // Stores the first lanes of v, as many as there are rows left in a panel from row `from` on.
 template <class S>
 FK_INLINE void store_rows(S* p, typename Simd<S>::V v, int from) {
-  constexpr int L = kLanes<S>, kLast = kRows % L;
-  if (kLast == 0 || from + L <= kRows) {
+  constexpr int L = kLanes<S>, kLast = kPanel % L;
+  if (kLast == 0 || from + L <= kPanel) {
     store(p + from, v);
     return;
   }
@@ -117,21 +117,21 @@ void pack_panel(const Packed<S>& p, int64_t panel) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
   const MaskedLayer& l = *p.layer;
-  const S* rows[kRows + L];
-  for (int m = 0; m < kRows + L; ++m) {
-    const int64_t j = panel * kRows + (m < kRows ? m : 0);
+  const S* rows[kPanel + L];
+  for (int m = 0; m < kPanel + L; ++m) {
+    const int64_t j = panel * kPanel + (m < kPanel ? m : 0);
     rows[m] = p.row(j < p.n_out ? j : p.n_out - 1);
   }
   S* out = p.weights + p.offset[panel];
   const int64_t depth = p.depth[panel];
   const auto place = [&](int64_t k) -> S* {
     const int64_t to = p.in_rank ? p.in_rank[k] : k;
-    return to < depth ? out + to * kRows : nullptr;
+    return to < depth ? out + to * kPanel : nullptr;
   };
   int64_t k = 0;
   const int64_t n = p.in_rank ? p.n_in : depth;
   for (; k + Q <= n; k += Q)
-    for (int m = 0; m < kRows; m += L) {
+    for (int m = 0; m < kPanel; m += L) {
       V v[Q];
       gather_block(rows + m, k, v);
       for (int i = 0; i < Q; ++i)
@@ -139,35 +139,35 @@ void pack_panel(const Packed<S>& p, int64_t panel) {
     }
   for (; k < n; ++k)
     if (S* to = place(k))
-      for (int m = 0; m < kRows; ++m) to[m] = rows[m][k];
-  for (int m = 0; m < kRows; ++m) {
-    const int64_t j = panel * kRows + m;
-    for (int64_t i = j < p.n_out ? p.limit(j) : 0; i < depth; ++i) out[i * kRows + m] = 0;
+      for (int m = 0; m < kPanel; ++m) to[m] = rows[m][k];
+  for (int m = 0; m < kPanel; ++m) {
+    const int64_t j = panel * kPanel + m;
+    for (int64_t i = j < p.n_out ? p.limit(j) : 0; i < depth; ++i) out[i * kPanel + m] = 0;
     p.bias[j] = j < p.n_out && l.bias ? static_cast<const S*>(l.bias)[p.out_at(j)] : 0;
   }
 }
 
-// Weights of one panel of inputs, for the gradient of the input: the packed panels of outputs, turned.
+// Weights of one panel of inputs, for the gradient of the input: the packed panels of outputs, transposed.
 template <class S>
 void pack_panel_t(const Packed<S>& p, int64_t panel) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
-  alignas(64) static const S zeros[kRows + Q] = {};
-  const int64_t first = panel * kRows, begin = p.begin[panel];
+  alignas(64) static const S zeros[kPanel + Q] = {};
+  const int64_t first = panel * kPanel, begin = p.begin[panel];
   S* out = p.weights_t + p.offset_t[panel];
-  for (int64_t from = begin / kRows; from < p.panels(); ++from) {
-    const S* rows[kRows + L];
-    for (int m = 0; m < kRows + L; ++m) {
+  for (int64_t from = begin / kPanel; from < p.panels(); ++from) {
+    const S* rows[kPanel + L];
+    for (int m = 0; m < kPanel + L; ++m) {
       const int64_t k = first + m;
-      rows[m] = m < kRows && k < p.depth[from] ? p.weights + p.offset[from] + k * kRows : zeros;
+      rows[m] = m < kPanel && k < p.depth[from] ? p.weights + p.offset[from] + k * kPanel : zeros;
     }
-    for (int j = 0; j < kRows; j += Q)
-      for (int m = 0; m < kRows; m += L) {
+    for (int j = 0; j < kPanel; j += Q)
+      for (int m = 0; m < kPanel; m += L) {
         V v[Q];
         gather_block(rows + m, j, v);
         for (int i = 0; i < Q; ++i) {
-          const int64_t to = from * kRows + j + i;
-          if (j + i < kRows && to >= begin && to < p.n_out) store_rows(out + (to - begin) * kRows, v[i], m);
+          const int64_t to = from * kPanel + j + i;
+          if (j + i < kPanel && to >= begin && to < p.n_out) store_rows(out + (to - begin) * kPanel, v[i], m);
         }
       }
   }

@@ -30,7 +30,7 @@ struct RqsSpec {
 // x, y, grad_y, grad_x: [rows, features]; params, grad_params: [rows, features, P];
 // ladj, grad_ladj: [rows], float (double where x is double). Outputs are contiguous.
 struct RqsArgs {
-  Rows rows;  // leading dims and the row strides of x and params
+  LeadingDims rows;  // and the row strides of x and params
   int64_t features;
   int64_t x_stride;  // between features, in elements
   int64_t params_stride;

@@ -34,14 +34,14 @@ void check_box(const RqsSpec& s, bool wide) {
 }
 
 // The leading dims of x and params, merged where both tensors allow it.
-static Rows rows_of(const View& x, const View& params) {
-  Rows r;
+static LeadingDims leading_dims_of(const View& x, const View& params) {
+  LeadingDims r;
   for (int i = 0; i < x.ndim - 1; ++i) {
     const int64_t n = x.size[i], a = x.stride[i], b = params.stride[i];
     if (n == 1) continue;
     const int last = r.ndim - 1;
     const bool joins = last >= 0 && r.stride_a[last] == n * a && r.stride_b[last] == n * b;
-    if (!joins && r.ndim == Rows::kMaxDims)
+    if (!joins && r.ndim == LeadingDims::kMaxDims)
       refuse("rqs: x", "of at most 8 leading dims that cannot be merged", "strides " + strides_of(x));
     const int at = joins ? last : r.ndim++;
     r.size[at] = joins ? r.size[at] * n : n;
@@ -60,7 +60,7 @@ static RqsArgs inputs(const RqsSpec& spec, const View& x, const View& params) {
   check_box(spec, x.type == DType::f64);
   if (params.stride[x.ndim] != 1) refuse("rqs: params", "dense in their last dim", "strides " + strides_of(params));
   RqsArgs a = {};
-  a.rows = rows_of(x, params);
+  a.rows = leading_dims_of(x, params);
   a.features = x.size[x.ndim - 1];
   // Of a single feature, or row, the distance to the next counts for nothing: as if there were no gap.
   a.x_stride = a.features == 1 ? 1 : x.stride[x.ndim - 1];

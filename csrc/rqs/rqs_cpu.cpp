@@ -27,7 +27,7 @@ constexpr int kGrain = 1024;
 // Lanes of 16-bit params, widened; unused by the other types.
 template <class S, class TP>
 struct Wide {
-  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * kMaxRows];
+  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * kMaxParams];
 
   FK_INLINE S* row(int l, int P, const TP* direct) {
     return sizeof(TP) == sizeof(S) ? reinterpret_cast<S*>(const_cast<TP*>(direct)) : values + l * P;
@@ -36,7 +36,7 @@ struct Wide {
 
 // Out of line: one for all types and parametrisations.
 template <class S>
-__attribute__((noinline)) void load_rows(const Rows& layout, const S* const* rows, Block<S>& b) {
+__attribute__((noinline)) void load_rows(const ParamLayout& layout, const S* const* rows, Block<S>& b) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
   const int P = layout.params;
@@ -54,7 +54,7 @@ __attribute__((noinline)) void load_rows(const Rows& layout, const S* const* row
 }
 
 template <class S>
-__attribute__((noinline)) void store_rows(const Rows& layout, const Block<S>& b, S* const* rows) {
+__attribute__((noinline)) void store_rows(const ParamLayout& layout, const Block<S>& b, S* const* rows) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, Q = kQuad<S>;
   const int P = layout.params;
@@ -72,7 +72,7 @@ __attribute__((noinline)) void store_rows(const Rows& layout, const Block<S>& b,
 }
 
 template <class S, class TP>
-FK_INLINE void load_block(const Rows& layout, const TP* const* in, Block<S>& b) {
+FK_INLINE void load_block(const ParamLayout& layout, const TP* const* in, Block<S>& b) {
   Wide<S, TP> wide;
   const S* rows[kLanes<S>];
   for (int l = 0; l < kLanes<S>; ++l) {
@@ -85,7 +85,7 @@ FK_INLINE void load_block(const Rows& layout, const TP* const* in, Block<S>& b) 
 }
 
 template <class S, class TP>
-FK_INLINE void store_block(const Rows& layout, const Block<S>& b, TP* const* out) {
+FK_INLINE void store_block(const ParamLayout& layout, const Block<S>& b, TP* const* out) {
   Wide<S, TP> wide;
   S* rows[kLanes<S>];
   for (int l = 0; l < kLanes<S>; ++l) rows[l] = wide.row(l, layout.params, out[l]);
@@ -171,17 +171,17 @@ struct Groups {
 template <class S>
 struct Spline {
   using T = Pair<typename Simd<S>::V>;
-  const Rows* c;
-  void (*eval)(const Rows*, Block<S>*, bool inverse, T v, T* out, T* ladj);
-  T (*grad)(const Rows*, Block<S>*, bool inverse, T v, T g_out, T g_ladj);
+  const ParamLayout* c;
+  void (*eval)(const ParamLayout*, Block<S>*, bool inverse, T v, T* out, T* ladj);
+  T (*grad)(const ParamLayout*, Block<S>*, bool inverse, T v, T g_out, T g_ladj);
   bool inverse;
 
   template <class C>
   Spline(const C& consts, bool inv) : c(&consts), inverse(inv) {
-    eval = [](const Rows* r, Block<S>* b, bool i, T v, T* out, T* ladj) {
+    eval = [](const ParamLayout* r, Block<S>* b, bool i, T v, T* out, T* ladj) {
       eval_blocks(*static_cast<const C*>(r), b, i, v, out, ladj);
     };
-    grad = [](const Rows* r, Block<S>* b, bool i, T v, T g_out, T g_ladj) {
+    grad = [](const ParamLayout* r, Block<S>* b, bool i, T v, T g_out, T g_ladj) {
       return grad_blocks(*static_cast<const C*>(r), b, i, v, g_out, g_ladj);
     };
   }
@@ -234,7 +234,7 @@ void bwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups,
   const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
   TP* grad_params = static_cast<TP*>(a.grad_params);
   alignas(64) Block<S> blocks[2];
-  TP unused[kMaxRows];  // where lanes past the end write
+  TP unused[kMaxParams];  // where lanes past the end write
   int64_t row = groups.first_row(g0), d = 0;
   RowCursor cursor(a.rows, row);
   for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, T v, const TP* const* in) {

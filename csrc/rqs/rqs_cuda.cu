@@ -26,8 +26,8 @@ constexpr int kElements = 32;                        // of a warp at a time
 
 struct Call {
   int ndim;
-  Divisor size[Rows::kMaxDims];
-  int64_t x_row[Rows::kMaxDims], params_row[Rows::kMaxDims];
+  Divisor size[LeadingDims::kMaxDims];
+  int64_t x_row[LeadingDims::kMaxDims], params_row[LeadingDims::kMaxDims];
   int64_t rows, rows_per_block, x_stride, params_stride;
   Divisor features;
   int64_t D;

@@ -14,18 +14,18 @@ namespace fk::FK_ISA {
 constexpr int kSearchBins = 64;
 
 // Row layout of a block in scratch: widths K | heights K | slopes at all K + 1 knots | splits K.
-constexpr int kMaxRows = 4 * kMaxBins + 1;
+constexpr int kMaxParams = 4 * kMaxBins + 1;
 template <class S>
 struct Block {
   using V = typename Simd<S>::V;
-  V raw[kMaxRows];
+  V raw[kMaxParams];
   V e[2 * kMaxBins];  // exp(logit - max), or their running sums
-  V grad[kMaxRows];
+  V grad[kMaxParams];
 };
 
-// Where the params lie in a block. Two of its rows may be nobody's: the slope at the first knot, before the slopes of
-// linear tails, and that at the last, after the slopes of linear and circular ones and before the splits.
-struct Rows {
+// Where the params lie in a block. With linear tails the first and the last slope, with circular tails the last one,
+// are not parameters: set_edges fills these rows of the block.
+struct ParamLayout {
   int bins, params;
   Tails tails;
   int first_gap, second_gap;  // the params before which such a row lies
@@ -33,7 +33,7 @@ struct Rows {
   FK_INLINE int row(int p) const { return p + (p >= first_gap) + (p >= second_gap); }
 };
 
-FK_INLINE Rows rows_of(const RqsSpec& s) {
+FK_INLINE ParamLayout layout_of(const RqsSpec& s) {
   const int P = s.params();
   return {s.bins, P, s.tails, s.tails == Tails::linear ? 2 * s.bins : P,
           s.tails == Tails::none ? P : s.before_splits()};
@@ -41,7 +41,7 @@ FK_INLINE Rows rows_of(const RqsSpec& s) {
 
 // A spline's constants, and where its params lie in a block.
 template <class Scalar, bool Clip>
-struct Consts : Constants<Scalar, Clip>, Rows {
+struct Consts : Constants<Scalar, Clip>, ParamLayout {
   using S = Scalar;
   using V = typename Simd<S>::V;
   using Constants<S, Clip>::bins;
@@ -52,7 +52,7 @@ struct Consts : Constants<Scalar, Clip>, Rows {
 
   explicit Consts(const RqsSpec& s)
       : Constants<S, Clip>(s),
-        Rows(rows_of(s)),
+        ParamLayout(layout_of(s)),
         splits(s.min_lambda != 0),
         min_lambda(S(s.min_lambda)),
         free_lambda(S(1 - 2 * s.min_lambda)) {

@@ -34,8 +34,8 @@ FK_INLINE SplitBin<T> inverse_of(const SplitBin<T>& b) {
           b.rest * b.root1 * q};
 }
 
-// A position on the piece it fell into, counted from that piece's outer knot: turned by 180 degrees the upper piece of
-// a bin is the lower one of a bin with its shares, and its slopes, exchanged.
+// A position on the piece it fell into, counted from that piece's outer knot: mirrored at the bin's centre the
+// upper piece of a bin is the lower one of a bin with its shares, and its slopes, exchanged.
 template <class T>
 struct Piece {
   decltype(T{} < T{}) upper;
@@ -88,8 +88,8 @@ FK_INLINE SplitGrad<T> grad_of(const SplitBin<T>& b, const Piece<T>& p, T theta,
   const T log_near = g_rise + p.after * both + p.height * g_mean, log_far = p.rest * p.far * b.inv_mean * g_mean;
   const T g_lambda =
       both * p.t * (p.near - p.middle) * quotient(p.inv_den, p.lambda) + g_mean * (p.near - p.far) * b.inv_mean;
-  const T turning = 2 * gl * (p.middle - p.near) * p.inv_den;
-  const T g_theta = gy * b.w * (p.root * p.root) + select(p.upper, -turning, turning);
+  const T g_steepness = 2 * gl * (p.middle - p.near) * p.inv_den;
+  const T g_theta = gy * b.w * (p.root * p.root) + select(p.upper, -g_steepness, g_steepness);
   SplitGrad<T> g;
   g.log0 = select(p.upper, log_far, log_near);
   g.log1 = select(p.upper, log_near, log_far);

@@ -47,24 +47,24 @@ FK_INLINE T theta_of_x(const B& b, T x, M last, S right) {
 }
 
 // The root in [0, 1] of qa theta^2 + qb theta - s rise = 0, in the form that adds numbers of one sign,
-// and counted from the nearer knot: turned by 180 degrees the bin is a bin with its slopes exchanged.
+// and counted from the nearer knot: mirrored at its centre the bin is a bin with its slopes exchanged.
 // `rise` is a share of the bin's height, so that no square depends on how large the box is.
 template <class T, class M, class S>
 FK_INLINE T theta_of_y(const Bin<T>& b, T y, M last, S top) {
   const T below = select(last, b.h - (top - y), y - b.y0), above = select(last, top - y, b.h - below);
-  const auto turn = above < below;
-  const T rise = quotient(select(turn, above, below), b.h), sum = b.d0 + b.d1;
+  const auto mirrored = above < below;
+  const T rise = quotient(select(mirrored, above, below), b.h), sum = b.d0 + b.d1;
   // Slopes that have no squares count in smaller units, and s with them.
   constexpr bool kWide = sizeof(S) == 8;
   const T unit_of = select(sum > S(kWide ? 0x1p500 : 0x1p60), T{} + S(kWide ? 0x1p-520 : 0x1p-64), T{} + 1);
-  const T d = select(turn, b.d1, b.d0) * unit_of, s = b.h * b.inv_w * unit_of;
+  const T d = select(mirrored, b.d1, b.d0) * unit_of, s = b.h * b.inv_w * unit_of;
   const T bend = rise * (sum * unit_of - 2 * s);
   const T qb = d - bend, qa = bend + (s - d);
   const T root = sqrt_(max_(qb * qb + 4 * qa * s * rise, T{}));
   const auto up = qb >= 0;
   const T num = select(up, 2 * s * rise, root - qb), den = select(up, qb + root, 2 * qa);
   const T theta = unit(select(den == 0, T{}, quotient(num, den)));
-  return select(turn, 1 - theta, theta);
+  return select(mirrored, 1 - theta, theta);
 }
 
 // dy/dx = s^2 slope_num / den^2

@@ -1,4 +1,4 @@
-// The univariate maps of a flow layer, on one strip of rows: parameters arrive as [param][kStrip rows].
+// Univariate maps on one row block: parameters arrive as [param][kRowBlock rows].
 #pragma once
 #include "../affine/affine_lanes.h"
 #include "../common/arena.h"
@@ -8,23 +8,23 @@
 
 namespace fk::FK_ISA {
 
-// The parameters of one feature: param p lies in row place(p) of a strip.
+// The parameters of one feature: param p lies in row(p) of a row block.
 template <class S>
 struct ParamRows {
-  S* strip;
+  S* block;
   const int32_t* rank;
   int64_t first;
 
-  FK_INLINE S* row(int p) const { return strip + (rank ? rank[first + p] : first + p) * kStrip<S>; }
+  FK_INLINE S* row(int p) const { return block + (rank ? rank[first + p] : first + p) * kRowBlock<S>; }
 };
 
 template <class S, class T = Pair<typename Simd<S>::V>>
-FK_INLINE T load_strip(const S* p) {
+FK_INLINE T load_pair(const S* p) {
   using V = typename Simd<S>::V;
   return {load<V>(p), load<V>(p + kLanes<S>)};
 }
 template <class S, class T>
-FK_INLINE void store_strip(S* p, T v) {
+FK_INLINE void store_pair(S* p, T v) {
   store(p, v.a);
   store(p + kLanes<S>, v.b);
 }
@@ -59,7 +59,7 @@ struct SplineMap {
     const T g_v = grad_blocks(c, blocks, inverse, v, g_out, g_ladj);
     for (int p = 0; p < c.params; ++p) {
       const int row = c.row(p);
-      store_strip(grads.row(p), T{blocks[0].grad[row], blocks[1].grad[row]});
+      store_pair(grads.row(p), T{blocks[0].grad[row], blocks[1].grad[row]});
     }
     return g_v;
   }
@@ -78,8 +78,8 @@ struct AffineMap {
         at_logit(m.affine.shift_first),
         at_shift(!additive && !m.affine.shift_first) {}
 
-  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_strip(p.row(at_logit)); }
-  FK_INLINE T shift(const ParamRows<S>& p) const { return load_strip(p.row(at_shift)); }
+  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_pair(p.row(at_logit)); }
+  FK_INLINE T shift(const ParamRows<S>& p) const { return load_pair(p.row(at_shift)); }
 
   void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
     map.eval(logit(params), shift(params), v, out, ladj);
@@ -88,8 +88,8 @@ struct AffineMap {
   T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
     T g_logit, g_shift;
     const T g_v = map.grad(logit(params), shift(params), v, g_out, g_ladj, &g_logit, &g_shift);
-    store_strip(grads.row(at_shift), g_shift);
-    if (!additive) store_strip(grads.row(at_logit), g_logit);
+    store_pair(grads.row(at_shift), g_shift);
+    if (!additive) store_pair(grads.row(at_logit), g_logit);
     return g_v;
   }
 };

@@ -66,7 +66,13 @@ MUTATIONS = (
         "all parts", _ACTNORM, "for (int p = 0; «p < w.parts»; ++p)", "p < 1", "what other threads summed is lost"
     ),
     # ---- lu_linear: triangles ----
-    _lu("pad rows", _TRIANGLE, "«i < to * kStrip<S>»; ++i) z[i] = 0", "i < 0", "a NaN of an earlier strip spreads"),
+    _lu(
+        "pad rows",
+        _TRIANGLE,
+        "«i < to * kRowBlock<S>»; ++i) z[i] = 0",
+        "i < 0",
+        "a NaN of an earlier row block spreads",
+    ),
     _lu(
         "order of panels",
         _TRIANGLE,

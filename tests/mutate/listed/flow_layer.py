@@ -11,7 +11,10 @@ _sweep = Of(
 _seen = Of("sweep", "tests/ops/test_seen.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
 _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
-_FRONT, _SWEEP = "csrc/autoregressive_inverse/front.h", "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp"
+_FRONTIER, _SWEEP = (
+    "csrc/autoregressive_inverse/frontier.h",
+    "csrc/autoregressive_inverse/autoregressive_inverse_cpu.cpp",
+)
 _SEEN, _STEPS = "flowkernels/ops/autoregressive_inverse/seen.py", "flowkernels/ops/autoregressive_inverse/schedule.py"
 
 MUTATIONS = (
@@ -26,12 +29,12 @@ MUTATIONS = (
     ),
     _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
     _layer(
-        "columns of the map", _CPU, "S* at = x + «a.columns[i]» * kStrip<S>;\n      T out", "i", "the first features"
+        "columns of the map", _CPU, "S* at = x + «a.columns[i]» * kRowBlock<S>;\n      T out", "i", "the first features"
     ),
     _layer(
         "input order",
         _CPU,
-        "to + «(p.in_rank ? p.in_rank[k] : k)» * kStrip<S>, x",
+        "to + «(p.in_rank ? p.in_rank[k] : k)» * kRowBlock<S>, x",
         "k",
         "inputs in the caller's order",
         "tests/ops/test_flow_layer.py -k autoregressive_layers_in_one_op",
@@ -39,54 +42,56 @@ MUTATIONS = (
     _layer(
         "ladj of the last rows",
         _CPU,
-        "size_t(«used < kStrip<S> ? used : kStrip<S>»)",
-        "kStrip<S>",
+        "size_t(«used < kRowBlock<S> ? used : kRowBlock<S>»)",
+        "kRowBlock<S>",
         "writes past the end",
     ),
     _layer(
-        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(strips * size) * sizeof(S));»", "", "what was there before"
+        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(blocks * size) * sizeof(S));»", "", "what was there before"
     ),
     _layer(
         "gradient of the net",
         _CPU,
-        "store_strip(at, «load_strip(at) + load_strip(more)»)",
-        "load_strip(more)",
+        "store_pair(at, «load_pair(at) + load_pair(more)»)",
+        "load_pair(more)",
         "what came through the map is lost",
     ),
     _layer(
         "gradient of ladj",
         _CPU,
-        "gl[l] = grad_ladj[«rows.first + s * kStrip<S> + l»];",
+        "gl[l] = grad_ladj[«rows.first + s * kRowBlock<S> + l»];",
         "rows.first + l",
-        "the second strip has the first one's",
+        "the second row block has the first one's",
     ),
     # ---- the sweep ----
     _sweep(
         "due",
-        _FRONT,
+        _FRONTIER,
         "f.at < cap && «p.limit(f.at) <= known»; };",
         "p.limit(f.at) < known",
         "units come one feature late",
     ),
-    _sweep("front of the panel", _FRONT, "«if (f.at == first + kRows) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep(
+        "frontier of the panel", _FRONTIER, "«if (f.at == first + kPanel) f.seen = -1;»", "", "sums of the panel before"
+    ),
     _sweep(
         "cap",
         _SWEEP,
-        "cap = «spec.closes_block(i) ? front[i - 2].at : net.layer[i].n_out»;",
+        "cap = «spec.closes_block(i) ? frontier[i - 2].at : net.layer[i].n_out»;",
         "net.layer[i].n_out",
         "a block adds to what is not there yet",
     ),
     _sweep(
         "back: due",
-        _FRONT,
+        _FRONTIER,
         "end > cap && (known == 0 || «p.limit(known - 1) < end»)) --end;",
         "p.limit(known - 1) <= end",
         "a gradient goes on before all of it is there",
     ),
-    _sweep("back: panel", _FRONT, "«if (f.at == first) f.seen = -1;»", "", "sums of the panel before"),
+    _sweep("back: panel", _FRONTIER, "«if (f.at == first) f.seen = -1;»", "", "sums of the panel before"),
     _sweep(
         "back: residual",
-        _FRONT,
+        _FRONTIER,
         "«if (o.residual) v += load<V>(o.residual + to);»",
         "",
         "the stream's gradient is lost",
@@ -94,7 +99,7 @@ MUTATIONS = (
     _sweep(
         "back: cap",
         _SWEEP,
-        "cap = «spec.opens_block(i) ? front[i + 2].at : 0»;",
+        "cap = «spec.opens_block(i) ? frontier[i + 2].at : 0»;",
         "0",
         "before the stream's is complete",
         "tests/ops/test_autoregressive_inverse.py -k waits_for_the_stream",
@@ -103,15 +108,23 @@ MUTATIONS = (
         "back: rows past the end", _SWEEP, "«clear_past_end(rows, p.out_width, t.gated[i]);»", "", "they are summed"
     ),
     _sweep(
-        "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_strip(t.slope + at);»", "", "the waves have no slope"
+        "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_pair(t.slope + at);»", "", "the waves have no slope"
     ),
     _seen("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
     _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
-    _seen("line", "csrc/autoregressive_inverse/waves.h", "return of_sin == 0 && «of_cos == 0»;", "true", "no cosine"),
-    _sweep("offset of a line", _SWEEP, "return «v * wave.linear + wave.offset»;", "v * wave.linear", "no offset"),
+    _seen(
+        "line",
+        "csrc/autoregressive_inverse/periodic_features.h",
+        "return of_sin == 0 && «of_cos == 0»;",
+        "true",
+        "no cosine",
+    ),
+    _sweep(
+        "offset of a line", _SWEEP, "return «v * feature.linear + feature.offset»;", "v * feature.linear", "no offset"
+    ),
     _sweep(
         "few rows, mirrored",
-        _FRONT,
+        _FRONTIER,
         "«mirror(p, in, mirrored, known, rows.rows);»\n    f.seen = known;",
         "",
         "inputs that came late are not there for the next units",

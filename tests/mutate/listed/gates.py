@@ -69,12 +69,12 @@ MUTATIONS = (
         "n_out > features * map.params()",
         "fewer",
     ),
-    _net("waves", _SWEEP, "if («waves.given()») check_contiguous", "false", "waves of other features"),
+    _net("waves", _SWEEP, "if («periodic_features.given()») check_contiguous", "false", "waves of other features"),
     # ---- maps ----
     _maps("permutation repeats", _LU, "p >= channels || «seen[size_t(p)]»)", "false", "repeats"),
     _maps("permutation", _LU, "if (p < 0 || «p >= channels» ||", "p > channels", "C"),
     _maps("bins", _RQS, 'check_number("RqsSpec: bins", bins, 1, «128»);', "129", "129"),
-    _maps("leading dims", _RQS, "if (!joins && «r.ndim == Rows::kMaxDims»)", "false", "nine"),
+    _maps("leading dims", _RQS, "if (!joins && «r.ndim == LeadingDims::kMaxDims»)", "false", "nine"),
     _maps("dense params", _RQS, "if («params.stride[x.ndim] != 1») refuse", "false", "strides"),
     _maps("part", _AFFINE, "if («spec.stop > x.size[m.part]»)", "spec.stop > x.size[m.part] + 1", "past the features"),
     _maps(

@@ -9,7 +9,7 @@ _net = Of(
 )
 _plan = Of("plan", "tests/ops/test_made.py tests/test_made.py tests/ops/test_masked_linear.py -k not emulated")
 _ACT, _FEW, _GEMM = "csrc/net/activation.h", "csrc/net/few_rows.h", "csrc/net/gemm.h"
-_PACK, _TILE, _STRIPS = "csrc/net/pack.h", "csrc/net/net_tile.h", "csrc/net/strips.h"
+_PACK, _TILE, _ROW_BLOCKS = "csrc/net/pack.h", "csrc/net/net_tile.h", "csrc/net/row_blocks.h"
 _CPU, _PLAN, _PY = "csrc/net/net_cpu.cpp", "flowkernels/ops/made/plan.py", "flowkernels/ops/_net.py"
 
 MUTATIONS = (
@@ -25,14 +25,14 @@ MUTATIONS = (
     _net(
         "second half",
         _GEMM,
-        "for (int m = 0; m < kRows; ++m) {\n      acc[m][0] += part[m][0];\n      «acc[m][1] += part[m][1];»",
+        "for (int m = 0; m < kPanel; ++m) {\n      acc[m][0] += part[m][0];\n      «acc[m][1] += part[m][1];»",
         "",
-        "half of a strip has no inputs behind the 128th",
+        "half of a row block has no inputs behind the 128th",
     ),
     _net(
         "half panel",
         _GEMM,
-        "from + kChain < depth ? «from + kChain» : depth;\n    V part[kRows];",
+        "from + kChain < depth ? «from + kChain» : depth;\n    V part[kPanel];",
         "depth",
         "inputs behind the 128th count twice",
     ),
@@ -54,22 +54,22 @@ MUTATIONS = (
         "hidden weights are used",
     ),
     _net(
-        "turned panels",
+        "transposed panels",
         _PACK,
-        "while (first < p.n_out && «p.limit(first) <= i * kRows») ++first;",
-        "p.limit(first) <= i * kRows + 1",
+        "while (first < p.n_out && «p.limit(first) <= i * kPanel») ++first;",
+        "p.limit(first) <= i * kPanel + 1",
         "an output that sees one input of the panel is left out",
     ),
     _net(
-        "strip's last features",
-        _STRIPS,
-        "for (; «j < n»; ++j)\n    for (int l = 0; l < kStrip<S>; ++l) out",
+        "row block's last features",
+        _ROW_BLOCKS,
+        "for (; «j < n»; ++j)\n    for (int l = 0; l < kRowBlock<S>; ++l) out",
         "j + 1 < n",
         "the last feature is not read",
     ),
     _net(
         "rows past the end",
-        _STRIPS,
+        _ROW_BLOCKS,
         ": «past ? past : base + t.first * stride»;",
         "base + t.first * stride",
         "rows past the end are written over the first",

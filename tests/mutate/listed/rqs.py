@@ -29,9 +29,9 @@ MUTATIONS = (
         "the last bin is measured from its lower knot",
     ),
     _rqs(
-        "turned bin",
+        "mirrored bin",
         _MATH,
-        "const auto turn = «above < below»;",
+        "const auto mirrored = «above < below»;",
         "above < above",
         "the root is counted from the farther knot",
         _edges,

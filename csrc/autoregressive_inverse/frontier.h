@@ -1,5 +1,5 @@
 // A masked layer done unit by unit, as the inputs of its units become known. In degree order the units that can be
-// computed are a prefix (forward) or a suffix (backward), so all there is to know is how far it reaches: the front.
+// computed are a prefix (forward) or a suffix (backward), so all there is to know is how far it reaches: the frontier.
 //
 // A panel of units goes through registers once, when its first unit is due, with all inputs known by then; its sums
 // wait in `sums`. Each later unit adds what has come in between for itself, when it is due: half the products, and a
@@ -9,31 +9,32 @@
 
 namespace fk::FK_ISA {
 
-struct Front {
-  int64_t at;    // forward: units before it are done; backward: units from it on
-  int64_t seen;  // of the panel at the front: inputs before it, or outputs from it on, are in its sums; -1: not begun
+struct Frontier {
+  int64_t at;  // forward: units before it are done; backward: units from it on
+  int64_t
+      seen;  // of the panel at the frontier: inputs before it, or outputs from it on, are in its sums; -1: not begun
 };
 
 // The sums of a whole panel, begun with `bias` where there is one. In memory between chains: with two sets of sums at
 // hand the compiler keeps the wrong one in registers.
 template <class S, class V = typename Simd<S>::V>
 __attribute__((noinline)) void begin_panel(const S* w, const S* a, int64_t depth, bool half, const S* bias, S* sums) {
-  constexpr int L = kLanes<S>, R = kStrip<S>;
-  for (int i = 0; i < 2 * kRows; ++i) store(sums + i * L, splat<V>(bias ? bias[i / 2] : S(0)));
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
+  for (int i = 0; i < 2 * kPanel; ++i) store(sums + i * L, splat<V>(bias ? bias[i / 2] : S(0)));
   for (int64_t from = 0; from < depth; from += kChain) {
     const int64_t n = depth - from < kChain ? depth - from : kChain;
-    V acc[kRows][2];
-    for (int i = 0; i < 2 * kRows; ++i) acc[i / 2][i % 2] = from == 0 ? load<V>(sums + i * L) : V{};
-    half ? multiply_half_panel(w + from * kRows, a + from * R, n, acc)
-         : multiply<kRows, 1>(w + from * kRows, a + from * R, R, n, acc);
-    for (int i = 0; i < 2 * kRows; ++i) {
+    V acc[kPanel][2];
+    for (int i = 0; i < 2 * kPanel; ++i) acc[i / 2][i % 2] = from == 0 ? load<V>(sums + i * L) : V{};
+    half ? multiply_half_panel(w + from * kPanel, a + from * R, n, acc)
+         : multiply<kPanel, 1>(w + from * kPanel, a + from * R, R, n, acc);
+    for (int i = 0; i < 2 * kPanel; ++i) {
       const V sum = acc[i / 2][i % 2];
       store(sums + i * L, from == 0 ? sum : load<V>(sums + i * L) + sum);
     }
   }
 }
 
-// acc[h] += sum over k of w[k * kRows] * a[k * kStrip + h * L]: one unit of a panel, for N vectors of rows.
+// acc[h] += sum over k of w[k * kPanel] * a[k * kRowBlock + h * L]: one unit of a panel, for N vectors of rows.
 template <int N, class S, class V = typename Simd<S>::V>
 FK_INLINE void multiply_unit(const S* w, const S* a, int64_t depth, V acc[N]) {
   for (int64_t from = 0; from < depth; from += kChain) {
@@ -41,19 +42,19 @@ FK_INLINE void multiply_unit(const S* w, const S* a, int64_t depth, V acc[N]) {
     V part[N];
     for (int h = 0; h < N; ++h) part[h] = from == 0 ? acc[h] : V{};
     for (int64_t k = from; k < end; ++k)
-      for (int h = 0; h < N; ++h) part[h] += splat<V>(w[k * kRows]) * load<V>(a + k * kStrip<S> + h * kLanes<S>);
+      for (int h = 0; h < N; ++h) part[h] += splat<V>(w[k * kPanel]) * load<V>(a + k * kRowBlock<S> + h * kLanes<S>);
     for (int h = 0; h < N; ++h) acc[h] = from == 0 ? part[h] : acc[h] + part[h];
   }
 }
 
-// Computes the units whose inputs are all among the first `known`, but none from `cap` on, for every strip of a tile.
-// `sums`: [strips][kRows][kStrip].
+// Computes the units whose inputs are all among the first `known`, but none from `cap` on, for every row block of a
+// tile. `sums`: [row blocks][kPanel][kRowBlock].
 template <class S>
-void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, const RowTile& rows, const S* in, S* sums,
+void advance(const Packed<S>& p, Frontier& f, int64_t known, int64_t cap, const RowTile& rows, const S* in, S* sums,
              const Outlet<S>& o) {
   using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, R = kStrip<S>;
-  const int64_t strips = rows.strips<S>();
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
+  const int64_t blocks = rows.blocks<S>();
   const bool half = rows.half<S>();
   const auto due = [&] { return f.at < p.n_out && f.at < cap && p.limit(f.at) <= known; };
   if (p.few_in) {
@@ -72,19 +73,19 @@ void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, const Row
     return;
   }
   while (due()) {
-    const int64_t panel = f.at / kRows, first = panel * kRows, from = f.at;
+    const int64_t panel = f.at / kPanel, first = panel * kPanel, from = f.at;
     const int64_t depth = known < p.depth[panel] ? known : p.depth[panel], seen = f.seen;
     int64_t end = from;
-    while (end < first + kRows && end < p.n_out && end < cap && p.limit(end) <= known) ++end;
+    while (end < first + kPanel && end < p.n_out && end < cap && p.limit(end) <= known) ++end;
     const S* const w = p.weights + p.offset[panel];
-    for (int64_t s = 0; s < strips; ++s) {
-      S* const own = sums + s * kRows * R;
+    for (int64_t s = 0; s < blocks; ++s) {
+      S* const own = sums + s * kPanel * R;
       const S* const a = in + s * p.in_width * R;
       if (seen < 0) begin_panel<S>(w, a, depth, half, p.bias + first, own);
       for (int64_t j = from; j < end; ++j) {
         V sum[2] = {load<V>(own + (j - first) * R), load<V>(own + (j - first) * R + L)};
         if (seen >= 0) {
-          const S* const rest = w + seen * kRows + (j - first);
+          const S* const rest = w + seen * kPanel + (j - first);
           const int64_t n = p.limit(j) - seen;
           half ? multiply_unit<1>(rest, a + seen * R, n, sum) : multiply_unit<2>(rest, a + seen * R, n, sum);
         }
@@ -93,7 +94,7 @@ void advance(const Packed<S>& p, Front& f, int64_t known, int64_t cap, const Row
     }
     if (seen < 0) f.seen = depth;
     f.at = end;
-    if (f.at == first + kRows) f.seen = -1;
+    if (f.at == first + kPanel) f.seen = -1;
   }
 }
 
@@ -108,21 +109,22 @@ struct Inlet {
   S* gated = nullptr;       // what that lets through
 };
 
-// Computes the gradients of the inputs seen only by outputs from `known` on, but none before `cap`, for every strip.
+// Computes the gradients of the inputs seen only by outputs from `known` on, but none before `cap`, for every row
+// block.
 template <class S>
-void retreat(const Packed<S>& p, Front& f, int64_t known, int64_t cap, int64_t strips, const S* g, S* sums,
+void retreat(const Packed<S>& p, Frontier& f, int64_t known, int64_t cap, int64_t blocks, const S* g, S* sums,
              const Inlet<S>& o) {
   using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, R = kStrip<S>;
+  constexpr int L = kLanes<S>, R = kRowBlock<S>;
   const auto due = [&] { return f.at > cap && (known == 0 || p.limit(known - 1) < f.at); };
   while (due()) {
-    const int64_t panel = (f.at - 1) / kRows, first = panel * kRows, begin = p.begin[panel], from = f.at;
+    const int64_t panel = (f.at - 1) / kPanel, first = panel * kPanel, begin = p.begin[panel], from = f.at;
     const int64_t low = known > begin ? known : begin, seen = f.seen;
     int64_t end = from;
     while (end > first && end > cap && (known == 0 || p.limit(known - 1) < end)) --end;
-    const S* const w = p.weights_t + p.offset_t[panel] + (low - begin) * kRows;
-    for (int64_t s = 0; s < strips; ++s) {
-      S* const own = sums + s * kRows * R;
+    const S* const w = p.weights_t + p.offset_t[panel] + (low - begin) * kPanel;
+    for (int64_t s = 0; s < blocks; ++s) {
+      S* const own = sums + s * kPanel * R;
       const S* const g_low = g + (s * p.out_width + low) * R;
       if (seen < 0) begin_panel<S>(w, g_low, p.n_out - low, false, nullptr, own);
       for (int64_t j = end; j < from; ++j) {

@@ -11,7 +11,7 @@ FK_INLINE float cos_(float a) { return cosf(a); }
 FK_INLINE double cos_(double a) { return cos(a); }
 
 template <class S>
-struct Wave {
+struct PeriodicFeature {
   S linear, of_sin, of_cos, frequency, offset;
 
   bool is_line() const { return of_sin == 0 && of_cos == 0; }
