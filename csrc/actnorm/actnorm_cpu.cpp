@@ -3,9 +3,10 @@
 //
 // Channels-first images are planes, each with one scale and shift. Rows of features (and channels_last) have a vector
 // of them; a few neighbouring rows are taken as one, so that no vector ends where a row does.
-#include "../common/kernels.h"
 #include "../common/arena.h"
+#include "../common/by_type.h"
 #include "../common/channel_ladj.h"
+#include "../common/kernels.h"
 #include "../common/parallel.h"
 #include "../common/simd.h"
 #include "actnorm.h"
@@ -272,18 +273,16 @@ void bwd(const ActNormArgs& a, int threads) {
   }
 }
 
+// f(S(), T()): the types of arithmetic and of x.
 template <class F>
-void by_type(DType type, const F& f) {
-  if (type == DType::f32) f(float(), float());
-  if (type == DType::f64) f(double(), double());
-  if (type == DType::bf16) f(float(), bf16());
-  if (type == DType::f16) f(float(), f16());
+void by_types(DType type, const F& f) {
+  by_scalar(type, [&](auto s) { by_storage<decltype(s)>(type, [&](auto t) { f(s, t); }); });
 }
 void fwd_any(const ActNormArgs& a, int threads) {
-  by_type(a.type, [&](auto s, auto t) { fwd<decltype(s), decltype(t)>(a, threads); });
+  by_types(a.type, [&](auto s, auto t) { fwd<decltype(s), decltype(t)>(a, threads); });
 }
 void bwd_any(const ActNormArgs& a, int threads) {
-  by_type(a.type, [&](auto s, auto t) { bwd<decltype(s), decltype(t)>(a, threads); });
+  by_types(a.type, [&](auto s, auto t) { bwd<decltype(s), decltype(t)>(a, threads); });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SIMD loops of the affine map. Elements go through in tiles of a few hundred, in the order of the nest of loops: what
 // lies dense in memory is computed where it lies, anything else (other strides, 16-bit types) through a copy in L1.
+#include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "../common/parallel.h"
 #include "affine.h"
@@ -57,14 +58,8 @@ FK_INLINE void for_runs(Cursor& c, int64_t n, const F& f) {
 
 // Calls f with a pointer of the type that `type` names; S is the arithmetic type.
 template <class S, class F>
-FK_INLINE void by_type(DType type, void* p, const F& f) {
-  if constexpr (sizeof(S) == 8) {
-    f(static_cast<double*>(p));
-  } else {
-    if (type == DType::f32) f(static_cast<float*>(p));
-    if (type == DType::bf16) f(static_cast<bf16*>(p));
-    if (type == DType::f16) f(static_cast<f16*>(p));
-  }
+FK_INLINE void by_pointer(DType type, void* p, const F& f) {
+  by_storage<S>(type, [&](auto t) { f(static_cast<decltype(t)*>(p)); });
 }
 
 template <class S, class T>
@@ -169,7 +164,7 @@ struct Tile {
       if (packed_params) copy_pair(A::u, c, done, length, [](auto* p, int64_t n, S* a, S* b) { copy_in(p, n, a, b); });
       for (int k : inputs)
         if (p[k] == own[k] && a.data[k] && !(packed_params && (k == A::u || k == A::t)))
-          by_type<S>(type(k), start(k, c), [&](auto* from) { copy_in(from, step(k), length, own[k] + done); });
+          by_pointer<S>(type(k), start(k, c), [&](auto* from) { copy_in(from, step(k), length, own[k] + done); });
       if (mask == own_mask)
         for (int64_t i = 0; i < length; ++i) own_mask[done + i] = flags[c.at[A::mask] + i * step(A::mask)];
     });
@@ -186,7 +181,7 @@ struct Tile {
         copy_pair(A::grad_u, c, done, length, [](auto* p, int64_t n, S* a, S* b) { copy_out(a, b, n, p); });
       for (int k : outputs)
         if (p[k] == own[k] && a.data[k] && !(packed_grads && (k == A::grad_u || k == A::grad_t)))
-          by_type<S>(type(k), start(k, c), [&](auto* to) { copy_out(own[k] + done, length, to, step(k)); });
+          by_pointer<S>(type(k), start(k, c), [&](auto* to) { copy_out(own[k] + done, length, to, step(k)); });
     });
   }
 
@@ -209,22 +204,11 @@ struct Tile {
   template <class F>
   FK_INLINE void copy_pair(int k, const Cursor& c, int64_t done, int64_t n, const F& f) {
     const int first = a.data[k] < a.data[k + 1] ? k : k + 1, second = 2 * k + 1 - first;
-    by_type<S>(a.params_type, start(first, c), [&](auto* p) { f(p, n, own[first] + done, own[second] + done); });
+    by_pointer<S>(a.params_type, start(first, c), [&](auto* p) { f(p, n, own[first] + done, own[second] + done); });
   }
 };
 
 // ---- computing on a tile ----
-
-template <class S, class T = Pair<typename Simd<S>::V>>
-FK_INLINE T load_pair(const S* p) {
-  using V = typename Simd<S>::V;
-  return {load<V>(p), load<V>(p + kLanes<S>)};
-}
-template <class S, class T>
-FK_INLINE void store_pair(S* p, T v) {
-  store(p, v.a);
-  store(p + kLanes<S>, v.b);
-}
 
 template <class S>
 FK_INLINE auto load_mask(const uint8_t* p) {
@@ -407,10 +391,10 @@ void run(const AffineSpec& s, const AffineArgs& a, int threads, bool backward) {
 }
 
 void fwd_any(const AffineSpec& s, const AffineArgs& a, int threads) {
-  a.x_type == DType::f64 ? run<double>(s, a, threads, false) : run<float>(s, a, threads, false);
+  by_scalar(a.x_type, [&](auto t) { run<decltype(t)>(s, a, threads, false); });
 }
 void bwd_any(const AffineSpec& s, const AffineArgs& a, int threads) {
-  a.x_type == DType::f64 ? run<double>(s, a, threads, true) : run<float>(s, a, threads, true);
+  by_scalar(a.x_type, [&](auto t) { run<decltype(t)>(s, a, threads, true); });
 }
 
 }  // namespace

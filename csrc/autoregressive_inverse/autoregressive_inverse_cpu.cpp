@@ -252,48 +252,39 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
 
 // ---- the whole batch ----
 
+// Multiply-adds a row, or what takes as long.
+int64_t work(const SweepArgs& a) { return a.net.work() + a.features * a.map.params() * kParamWork; }
+
 template <class S, class Map>
-struct Run {
-  static int64_t work(const SweepArgs& a) { return a.net.work() + a.features * a.map.params() * kParamWork; }
-
-  static void fwd(const SweepArgs& a, int threads) {
-    const Deal<S> deal(a.net, a.rows, work(a), threads);
-    const Call<S> call(a.net, false, a.rows, deal.parts, threads);
-    deal.share([&](const auto& next) {
-      auto tile = in_scratch(Scratch::tile,
-                             [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
-      RowTile rows;
-      while (next(&rows)) sweep_forward(a, call.net, rows, tile);
-    });
-  }
-
-  static void bwd(const SweepArgs& a, int threads) {
-    const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
-    const Call<S> call(a.net, true, a.rows, deal.parts, threads);
-    deal.run([&](int part, int64_t b, int64_t e) {
-      auto tile = in_scratch(Scratch::tile,
-                             [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
-      const Sums<S>* sums = call.clear(part);
-      for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
-    });
-    call.finish(deal.parts, threads);
-  }
-};
-
-template <class S>
-void fwd_in(const SweepArgs& a, int threads) {
-  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::fwd(a, threads); });
+void fwd(const SweepArgs& a, int threads) {
+  const Deal<S> deal(a.net, a.rows, work(a), threads);
+  const Call<S> call(a.net, false, a.rows, deal.parts, threads);
+  deal.share([&](const auto& next) {
+    auto tile =
+        in_scratch(Scratch::tile, [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
+    RowTile rows;
+    while (next(&rows)) sweep_forward(a, call.net, rows, tile);
+  });
 }
-template <class S>
-void bwd_in(const SweepArgs& a, int threads) {
-  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::bwd(a, threads); });
+
+template <class S, class Map>
+void bwd(const SweepArgs& a, int threads) {
+  const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
+  const Call<S> call(a.net, true, a.rows, deal.parts, threads);
+  deal.run([&](int part, int64_t b, int64_t e) {
+    auto tile = in_scratch(Scratch::tile,
+                           [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
+    const Sums<S>* sums = call.clear(part);
+    for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
+  });
+  call.finish(deal.parts, threads);
 }
 
 void fwd_any(const SweepArgs& a, int threads) {
-  a.type == DType::f64 ? fwd_in<double>(a, threads) : fwd_in<float>(a, threads);
+  by_map(a.type, a.map, [&](auto s, auto map) { fwd<decltype(s), typename decltype(map)::Map>(a, threads); });
 }
 void bwd_any(const SweepArgs& a, int threads) {
-  a.type == DType::f64 ? bwd_in<double>(a, threads) : bwd_in<float>(a, threads);
+  by_map(a.type, a.map, [&](auto s, auto map) { bwd<decltype(s), typename decltype(map)::Map>(a, threads); });
 }
 
 }  // namespace

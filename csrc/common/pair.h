@@ -14,6 +14,17 @@ struct ScalarOf<Pair<V>> {
   using S = typename ScalarOf<V>::S;
 };
 
+template <class S, class T = Pair<typename Simd<S>::V>>
+FK_INLINE T load_pair(const S* p) {
+  using V = typename Simd<S>::V;
+  return {load<V>(p), load<V>(p + kLanes<S>)};
+}
+template <class S, class T>
+FK_INLINE void store_pair(S* p, T v) {
+  store(p, v.a);
+  store(p + kLanes<S>, v.b);
+}
+
 #define FK_PAIR_ARITHMETIC(op)                                          \
   template <class V>                                                    \
   FK_INLINE Pair<V> operator op(Pair<V> p, Pair<V> q) {                 \

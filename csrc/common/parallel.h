@@ -18,6 +18,9 @@ void keep_exception(void** first) noexcept;
 // parallel region would wait for them for ever.
 bool in_forked_child();
 
+// Multiply-adds worth a thread of their own.
+constexpr int64_t kGrainWork = 200000;
+
 // Calls f(begin, end) on disjoint ranges that cover [0, n). At most `threads` ranges, none
 // shorter than `grain` unless it is the only one. One range runs with no OpenMP call at all. Throws what f threw first;
 // the other ranges are done all the same.

@@ -105,50 +105,36 @@ void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, co
 }
 
 template <class S, class Map>
-struct Run {
-  static void fwd(const FlowLayerArgs& a, int threads) { run(a, threads, false); }
-  static void bwd(const FlowLayerArgs& a, int threads) { run(a, threads, true); }
-
-  static void run(const FlowLayerArgs& a, int threads, bool backward) {
-    const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
-    const Deal<S> deal(a.net, a.rows, work, threads);
-    const Call<S> call(a.net, backward, a.rows, deal.parts, threads);
-    const Net<S>& net = call.net;
-    const auto make_tile = [&] {
-      return in_scratch(Scratch::tile,
-                        [&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.blocks(), backward, arena); });
-    };
-    if (!backward) {
-      deal.share([&](const auto& next) {
-        auto tile = make_tile();
-        RowTile rows;
-        while (next(&rows)) fwd_tile(a, net, rows, tile);
-      });
-      return;
-    }
-    deal.run([&](int part, int64_t b, int64_t e) {
+void run(const FlowLayerArgs& a, int threads, bool backward) {
+  const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
+  const Deal<S> deal(a.net, a.rows, work, threads);
+  const Call<S> call(a.net, backward, a.rows, deal.parts, threads);
+  const Net<S>& net = call.net;
+  const auto make_tile = [&] {
+    return in_scratch(Scratch::tile,
+                      [&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.blocks(), backward, arena); });
+  };
+  if (!backward) {
+    deal.share([&](const auto& next) {
       auto tile = make_tile();
-      const Sums<S>* sums = call.clear(part);
-      for (; b < e; ++b) bwd_tile(a, net, deal.tile(b), sums, tile);
+      RowTile rows;
+      while (next(&rows)) fwd_tile(a, net, rows, tile);
     });
-    call.finish(deal.parts, threads);
+    return;
   }
-};
-
-template <class S>
-void fwd_in(const FlowLayerArgs& a, int threads) {
-  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::fwd(a, threads); });
-}
-template <class S>
-void bwd_in(const FlowLayerArgs& a, int threads) {
-  by_map<S>(a.map, [&](auto type) { Run<S, typename decltype(type)::Map>::bwd(a, threads); });
+  deal.run([&](int part, int64_t b, int64_t e) {
+    auto tile = make_tile();
+    const Sums<S>* sums = call.clear(part);
+    for (; b < e; ++b) bwd_tile(a, net, deal.tile(b), sums, tile);
+  });
+  call.finish(deal.parts, threads);
 }
 
 void fwd_any(const FlowLayerArgs& a, int threads) {
-  a.type == DType::f64 ? fwd_in<double>(a, threads) : fwd_in<float>(a, threads);
+  by_map(a.type, a.map, [&](auto s, auto map) { run<decltype(s), typename decltype(map)::Map>(a, threads, false); });
 }
 void bwd_any(const FlowLayerArgs& a, int threads) {
-  a.type == DType::f64 ? bwd_in<double>(a, threads) : bwd_in<float>(a, threads);
+  by_map(a.type, a.map, [&](auto s, auto map) { run<decltype(s), typename decltype(map)::Map>(a, threads, true); });
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // The LU linear map on row blocks of pixels, forward, inverse and backward.
 #include <cmath>
 
-#include "../common/kernels.h"
+#include "../common/by_type.h"
 #include "../common/channel_ladj.h"
+#include "../common/kernels.h"
 #include "lu_linear.h"
 #include "map.h"
 #include "outer.h"
@@ -316,9 +317,11 @@ void fwd_and_ladj(const LuArgs& a, int threads) {
 }
 
 void fwd_any(const LuArgs& a, int threads) {
-  a.type == DType::f64 ? fwd_and_ladj<double>(a, threads) : fwd_and_ladj<float>(a, threads);
+  by_scalar(a.type, [&](auto s) { fwd_and_ladj<decltype(s)>(a, threads); });
 }
-void bwd_any(const LuArgs& a, int threads) { a.type == DType::f64 ? bwd<double>(a, threads) : bwd<float>(a, threads); }
+void bwd_any(const LuArgs& a, int threads) {
+  by_scalar(a.type, [&](auto s) { bwd<decltype(s)>(a, threads); });
+}
 
 }  // namespace
 

@@ -7,9 +7,6 @@
 
 namespace fk::FK_ISA {
 
-// Multiply-adds worth a thread of their own.
-constexpr int64_t kGrainWork = 200000;
-
 // W = P L U with the diagonal in U. Row blocks hold channels in the order that L and U know; `rank` says where a
 // channel of the permuted side stands in it.
 template <class S>

@@ -1,4 +1,5 @@
 // Networks of masked layers, from x to y and back.
+#include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "net.h"
 #include "net_tile.h"
@@ -69,8 +70,12 @@ void bwd(const NetArgs& args, int threads) {
   call.finish(deal.parts, threads);
 }
 
-void fwd_any(const NetArgs& a, int threads) { a.type == DType::f64 ? fwd<double>(a, threads) : fwd<float>(a, threads); }
-void bwd_any(const NetArgs& a, int threads) { a.type == DType::f64 ? bwd<double>(a, threads) : bwd<float>(a, threads); }
+void fwd_any(const NetArgs& a, int threads) {
+  by_scalar(a.type, [&](auto s) { fwd<decltype(s)>(a, threads); });
+}
+void bwd_any(const NetArgs& a, int threads) {
+  by_scalar(a.type, [&](auto s) { bwd<decltype(s)>(a, threads); });
+}
 
 }  // namespace
 

@@ -10,8 +10,6 @@
 
 namespace fk::FK_ISA {
 
-// Multiply-adds worth a thread of their own.
-constexpr int64_t kGrainWork = 200000;
 // A tile's activations should stay in the second-level cache beside a layer's weights.
 constexpr int64_t kTileBytes = 768 << 10;
 constexpr int64_t kMaxRowBlocks = 4;

@@ -2,6 +2,9 @@
 // elements is transposed from memory's [element][param] into [param][lane], and everything from
 // the raw logits to y, ladj or the gradients happens there, in L1. Blocks go in pairs: the way to
 // the bin is wide (K independent exponentials), what follows is one long chain, so two at a time.
+#include <type_traits>
+
+#include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "../common/parallel.h"
 #include "../common/transpose.h"
@@ -98,12 +101,12 @@ FK_INLINE void store_block(const ParamLayout& layout, const Block<S>& b, TP* con
 // ---- walking the tensors ----
 
 template <class S, class T>
-FK_INLINE Pair<typename Simd<S>::V> load_pair(const T* p) {
+FK_INLINE Pair<typename Simd<S>::V> load_elements(const T* p) {
   return {load_lanes<S>(p), load_lanes<S>(p + kLanes<S>)};
 }
 
 template <class S, class T>
-FK_INLINE void store_pair(T* p, Pair<typename Simd<S>::V> v, int n) {
+FK_INLINE void store_elements(T* p, Pair<typename Simd<S>::V> v, int n) {
   constexpr int L = kLanes<S>;
   if (sizeof(T) == sizeof(S) && n == 2 * L) {
     store(reinterpret_cast<S*>(p), v.a);
@@ -150,7 +153,7 @@ FK_INLINE void for_blocks(const RqsArgs& a, int64_t r0, int64_t r1, RowCursor& c
         in[l] = in[0];
       }
     }
-    body(e, n, load_pair<S>(from), in);
+    body(e, n, load_elements<S>(from), in);
   }
 }
 
@@ -204,8 +207,8 @@ void fwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups,
       load_block(*spline.c, in, blocks[0]);
       load_block(*spline.c, in + L, blocks[1]);
       spline.eval(spline.c, blocks, spline.inverse, v, &out, &ladj);
-      store_pair<S>(static_cast<TX*>(a.y) + e, out, n);
-      store_pair<S>(buffer + filled, ladj, 2 * L);
+      store_elements<S>(static_cast<TX*>(a.y) + e, out, n);
+      store_elements<S>(buffer + filled, ladj, 2 * L);
       filled += n;
       if (D > kGroup) {
         for (int l = 0; l < n; ++l) long_row += buffer[l];
@@ -253,10 +256,10 @@ void bwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups,
     for (int l = n; l < N; ++l) out[l] = unused;
     load_block(*spline.c, in, blocks[0]);
     load_block(*spline.c, in + L, blocks[1]);
-    const T g_x = spline.grad(spline.c, blocks, spline.inverse, v, load_pair<S>(gys), load_pair<S>(gls));
+    const T g_x = spline.grad(spline.c, blocks, spline.inverse, v, load_elements<S>(gys), load_elements<S>(gls));
     store_block(*spline.c, blocks[0], out);
     store_block(*spline.c, blocks[1], out + L);
-    store_pair<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
+    store_elements<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
   });
 }
 
@@ -285,22 +288,26 @@ void by_setting(const RqsSpec& s, const F& f) {
     f(R(), Spline<S>(Consts<S, false>(s), s.inverse));
 }
 
+// Params are of x's type, or of any beside a float32 x.
 template <class F>
-void by_type(const RqsSpec& s, const RqsArgs& a, const F& f) {
-  const auto is = [&](DType x, DType p) { return a.x_type == x && a.params_type == p; };
-  if (is(DType::f32, DType::f32)) by_setting<float, float, float>(s, f);
-  if (is(DType::f64, DType::f64)) by_setting<double, double, double>(s, f);
-  if (is(DType::bf16, DType::bf16)) by_setting<float, bf16, bf16>(s, f);
-  if (is(DType::f16, DType::f16)) by_setting<float, f16, f16>(s, f);
-  if (is(DType::f32, DType::bf16)) by_setting<float, float, bf16>(s, f);
-  if (is(DType::f32, DType::f16)) by_setting<float, float, f16>(s, f);
+void by_types(const RqsSpec& spec, const RqsArgs& a, const F& f) {
+  by_scalar(a.x_type, [&](auto s) {
+    using S = decltype(s);
+    by_storage<S>(a.x_type, [&](auto x) {
+      using TX = decltype(x);
+      by_storage<S>(a.params_type, [&](auto p) {
+        using TP = decltype(p);
+        if constexpr (std::is_same_v<TX, S> || std::is_same_v<TX, TP>) by_setting<S, TX, TP>(spec, f);
+      });
+    });
+  });
 }
 
 void fwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(s, a, [&](auto run, const auto& spline) { decltype(run)::fwd(spline, a, threads); });
+  by_types(s, a, [&](auto run, const auto& spline) { decltype(run)::fwd(spline, a, threads); });
 }
 void bwd_any(const RqsSpec& s, const RqsArgs& a, int threads) {
-  by_type(s, a, [&](auto run, const auto& spline) { decltype(run)::bwd(spline, a, threads); });
+  by_types(s, a, [&](auto run, const auto& spline) { decltype(run)::bwd(spline, a, threads); });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 #include "../affine/affine_lanes.h"
 #include "../common/arena.h"
+#include "../common/by_type.h"
 #include "../net/gemm.h"
 #include "../rqs/rqs_lanes.h"
 #include "map.h"
@@ -17,17 +18,6 @@ struct ParamRows {
 
   FK_INLINE S* row(int p) const { return block + (rank ? rank[first + p] : first + p) * kRowBlock<S>; }
 };
-
-template <class S, class T = Pair<typename Simd<S>::V>>
-FK_INLINE T load_pair(const S* p) {
-  using V = typename Simd<S>::V;
-  return {load<V>(p), load<V>(p + kLanes<S>)};
-}
-template <class S, class T>
-FK_INLINE void store_pair(S* p, T v) {
-  store(p, v.a);
-  store(p + kLanes<S>, v.b);
-}
 
 template <class S, bool Clip>
 struct SplineMap {
@@ -102,15 +92,18 @@ struct MapType {
   using Map = M;
 };
 
-// Calls f with the type of the map as a value's type: f(MapType<..>()).
-template <class S, class F>
-void by_map(const UnivariateMap& m, const F& f) {
-  if (m.is_affine)
-    f(MapType<AffineMap<S>>());
-  else if (m.rqs.clip_size != 0)
-    f(MapType<SplineMap<S, true>>());
-  else
-    f(MapType<SplineMap<S, false>>());
+// Calls f with the types of a layer's numbers and of its map as those of values: f(S(), MapType<..>()).
+template <class F>
+void by_map(DType type, const UnivariateMap& m, const F& f) {
+  by_scalar(type, [&](auto s) {
+    using S = decltype(s);
+    if (m.is_affine)
+      f(s, MapType<AffineMap<S>>());
+    else if (m.rqs.clip_size != 0)
+      f(s, MapType<SplineMap<S, true>>());
+    else
+      f(s, MapType<SplineMap<S, false>>());
+  });
 }
 
 // A compensated sum: a row's ladj may have a thousand terms.
