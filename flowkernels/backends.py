@@ -41,6 +41,7 @@ class BackendUnavailableError(RuntimeError):
 
 _tables: dict[str, dict[str, Implementation]] = {}
 _firsts: dict[str, Callable[[Any, Sequence[Any]], str]] = {}
+_samples: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {}
 _warned: set[str] = set()
 _default: str = os.environ.get("FLOWKERNELS_BACKEND", "auto")
 
@@ -55,20 +56,31 @@ _check_name(_default)
 
 
 def register(
-    op: str, table: dict[str, Implementation], first: Callable[[Any, Sequence[Any]], str] | None = None
+    op: str,
+    table: dict[str, Implementation],
+    first: Callable[[Any, Sequence[Any]], str] | None = None,
+    sample: Callable[[], tuple[Any, tuple[Any, ...]]] | None = None,
 ) -> None:
     """Declares an op's backends, each a module with `fwd`, `bwd` and `why_not`; `auto` tries them as NAMES has them.
 
-    ``first``: of a spec and tensors, the name that `auto` tries before the others.
+    ``first``: of a spec and tensors, the name that `auto` tries before the others. ``sample``: makes the spec and the
+    tensors of a small float32 call, which each backend is asked about.
     """
     _tables[op] = {name: table[name] for name in sorted(table, key=NAMES.index)}
     if first is not None:
         _firsts[op] = first
+    if sample is not None:
+        _samples[op] = sample
 
 
 def table() -> dict[str, dict[str, Implementation]]:
     """Op → backend name → module, for `flowkernels.info`."""
     return _tables
+
+
+def sample(op: str) -> tuple[Any, tuple[Any, ...]] | None:
+    """The spec and the tensors of a small float32 call, for `flowkernels.info`."""
+    return _samples[op]() if op in _samples else None
 
 
 def default() -> str:

@@ -7,7 +7,7 @@
 
 namespace fk {
 
-enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip, clip, per_sigmoid, atan };
+enum class AffineScale : int { exp = 0, softplus, sigmoid, tanh, additive, soft_clip, clip, reciprocal_sigmoid, atan };
 
 // y = s x + t with s from the logit u: exp(u), softplus(u) + min_scale, sigmoid(u + 2) + min_scale,
 // exp(clamp tanh(u / clamp)), 1, exp(u / (1 + |u / clamp|)), exp(u stopped at low and high) with the gradient of

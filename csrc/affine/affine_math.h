@@ -77,7 +77,7 @@ struct Affine {
         const T slope = min_scale > 0 ? above * below / s : below;
         return {inverse ? 1 / s : s, log_s, slope, select(z >= -kBound, slope, T{})};
       }
-      case AffineScale::per_sigmoid: {
+      case AffineScale::reciprocal_sigmoid: {
         const T z = u + S(2), c = max_(z, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);
         const auto up = c >= 0;
         const T below = select(up, e * q, q), s = select(up, 1 + e, (1 + e) / e);

@@ -1,15 +1,17 @@
 """Differentiable functions: tensors in, (y, ladj) out; networks give their output alone."""
 
 from .actnorm import actnorm
-from .affine import affine
+from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
 from .lu_linear import lu_linear
 from .made import LayerPlan, MadePlan, made
 from .masked_linear import masked_linear
 from .residual_net import residual_net
-from .rqs import rqs
+from .rqs import RQS, rqs
 
 __all__ = [
+    "RQS",
+    "Affine",
     "LayerPlan",
     "MadePlan",
     "actnorm",

@@ -86,8 +86,10 @@ class Op:
     fake(spec, *tensors) -> outputs        shapes, dtypes and strides only
 
     An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. A setting whose
-    type has `from_text` is text in the library op: its own `.text`. `grad_like(t)` is an empty tensor as the
-    backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries first. Where
+    type has `from_text` is text in the library op: its own `.text`. Settings that are no named tuple have a `schema`
+    (name → type), `packed()` and `from_packed`, to and from what a schema can say. `grad_like(t)` is an empty tensor as
+    the backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries first.
+    `sample()` makes the spec and tensors of a small call, for `flowkernels.info`. Where
     `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, and a backend's `saved_of(spec,
     outputs)` makes of them what its `fwd_saving` would have saved. Without `inputs` and `fake` there is no library
     op: compilers then trace the reference, which is right for an op whose parts (matrix products) a compiler
@@ -97,7 +99,7 @@ class Op:
     def __init__(
         self,
         name: str,
-        spec_type: type,  # of NamedTuple
+        spec_type: type,
         reference: Callable[..., Tensors],
         table: dict[str, Implementation],
         inputs: Sequence[str] = (),
@@ -106,6 +108,7 @@ class Op:
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
         keeps_outputs: Callable[[Any], bool] | None = None,
         first: Callable[[Any, Sequence[Tensor]], str] | None = None,
+        sample: Callable[[], tuple[Any, tuple[Any, ...]]] | None = None,
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.listed = [n.endswith("[]") for n in inputs] == [True]
@@ -113,7 +116,7 @@ class Op:
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
-        backends.register(name, table, first)
+        backends.register(name, table, first, sample)
         if fake is not None:
             self._define(inputs)
 
@@ -200,7 +203,9 @@ class Op:
     # ---- the torch.library op ----
 
     def _define(self, inputs: Sequence[str]) -> None:
-        types = get_type_hints(self.spec_type)
+        types = getattr(self.spec_type, "schema", None) or get_type_hints(self.spec_type)
+        self._pack = getattr(self.spec_type, "packed", tuple)
+        self._from_packed = getattr(self.spec_type, "from_packed", self.spec_type)
         self._from_text = [getattr(t, "from_text", None) for t in types.values()]
         fields = [
             f"{'str' if text else t.__name__} {f}" for (f, t), text in zip(types.items(), self._from_text, strict=True)
@@ -228,10 +233,10 @@ class Op:
         return (list(tensors),) if self.listed else tensors
 
     def _packed(self, spec: Any) -> list[Any]:
-        return [s.text if text else s for s, text in zip(spec, self._from_text, strict=True)]
+        return [s.text if text else s for s, text in zip(self._pack(spec), self._from_text, strict=True)]
 
     def _spec(self, packed: Sequence[Any]) -> Any:
-        return self.spec_type(*[text(s) if text else s for s, text in zip(packed, self._from_text, strict=True)])
+        return self._from_packed(*[text(s) if text else s for s, text in zip(packed, self._from_text, strict=True)])
 
     def _unpack(self, args: Sequence[Any]) -> tuple[Tensors, Any, str]:
         tensors = args[0] if self.listed else args[: self.n_inputs]
@@ -276,7 +281,7 @@ class Op:
     def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs = list(ctx.needs_input_grad[0] if self.listed else ctx.needs_input_grad[: self.n_inputs])
         saved = ctx.saved_tensors
-        rest = (None,) * (len(ctx.spec) + 1)
+        rest = (None,) * (len(self._from_text) + 1)
         if not torch.compiler.is_compiling() and _needs_reference(grads):
             return (*self._as_list(self.reference_grad(ctx.spec, grads, saved[: len(needs)], needs)), *rest)
         out = self._library_bwd(list(grads), list(saved), needs, *self._packed(ctx.spec), ctx.backend)

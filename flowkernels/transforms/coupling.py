@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from flowkernels.nets import MLP, ResidualNet
 from flowkernels.ops.flow_layer import try_flow_layer
+from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features
 from .split import FeatureSplit
-from .univariate import RQS, Affine, Univariate, check_univariate
+from .univariate import check_univariate
 
 
 def as_conditioner(name: str, given: nn.Module | Callable[[int, int], nn.Module], n_in: int, n_out: int) -> nn.Module:
@@ -71,7 +72,7 @@ class Coupling(Transform):
         check_univariate("transforms.Coupling", univariate)
         self.univariate = univariate
         self.features = self.split.features
-        n_params = self.split.n_transformed * univariate.params_per_feature
+        n_params = self.split.n_transformed * n_params_of(univariate)
         self.conditioner = as_conditioner("transforms.Coupling", conditioner, self.split.n_identity, n_params)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ class Coupling(Transform):
         fused = self._fused(x, context, inverse)
         if fused is not None:
             return fused
-        split, n_params = self.split, self.univariate.params_per_feature
+        split, n_params = self.split, n_params_of(self.univariate)
         identity, transformed = split.split(x)
         params = self.conditioner(identity, context)
         if params.shape[-1] != split.n_transformed * n_params:
@@ -102,15 +103,13 @@ class Coupling(Transform):
         conditioner: Any = self.conditioner
         univariate: Any = self.univariate
         columns = self.split.columns
-        if type(conditioner) not in (ResidualNet, MLP) or type(univariate) not in (RQS, Affine) or columns is None:
-            return None
-        if type(univariate) is RQS and univariate.half_turn:
+        if type(conditioner) not in (ResidualNet, MLP) or not can_fuse(type(univariate)) or columns is None:
             return None
         layers = conditioner.layers(context, x.shape[:-1])
-        if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.params_per_feature:
+        if layers is None or layers[-1][0].shape[0] != self.split.n_transformed * univariate.n_params:
             return None
         plain = {"residual": False, "activation": conditioner.activation_name} if type(conditioner) is MLP else {}
-        return try_flow_layer(x, layers, univariate.spec._replace(inverse=inverse), columns, context, **plain)
+        return try_flow_layer(x, layers, univariate.inverted() if inverse else univariate, columns, context, **plain)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -19,7 +19,7 @@ from flowkernels.compat.reading import is_bare
 from flowkernels.ops._kept import kept
 from flowkernels.ops.autoregressive_inverse import try_autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
-from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+from flowkernels.ops.rqs.spec import RQS
 
 from .made import preprocessing_of
 from .spline import is_listed
@@ -33,7 +33,7 @@ def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tens
     seen = x if before is None else before(x)
     given = x / bound if isinstance(bound, Tensor) else x
     net = {**found, "layers": _with_tails(layer, found["layers"])}
-    fused = try_autoregressive_layer(given, _spec(layer, logit_scale), **net, seen=None if seen is given else seen)
+    fused = try_autoregressive_layer(given, _map(layer, logit_scale), **net, seen=None if seen is given else seen)
     if fused is None:
         return None
     y, ladj = fused
@@ -59,20 +59,20 @@ def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tens
         else:
             one = torch.ones_like(bound)
             waves = waves * torch.stack((bound, one, one, bound, one), -1)
-    fused = try_autoregressive_inverse(
-        z, univariate=_spec(layer, logit_scale), **net, waves=waves, zero_outside=is_listed(layer)
-    )
+    fused = try_autoregressive_inverse(z, univariate=_map(layer, logit_scale, is_listed(layer)), **net, waves=waves)
     if fused is None:
         return None
     x, ladj = fused
     return x * bound if isinstance(bound, Tensor) else x, ladj
 
 
-def _spec(layer: Any, logit_scale: float) -> RqsSpec:
-    tails, bound = None if is_listed(layer) else layer.tails, layer.tail_bound
-    return cached_spec(
-        layer.num_bins, tails, 1.0 if isinstance(bound, Tensor) else bound, None, layer.min_bin_width,
-        layer.min_bin_height, layer.min_derivative, logit_scale, "softmax", 1e-3, False,
+def _map(layer: Any, logit_scale: float, zero_outside: bool = False) -> RQS:
+    bound = layer.tail_bound
+    return RQS.kept(
+        bins=layer.num_bins, tails=None if is_listed(layer) else layer.tails,
+        tail_bound=1.0 if isinstance(bound, Tensor) else bound, min_bin_width=layer.min_bin_width,
+        min_bin_height=layer.min_bin_height, min_derivative=layer.min_derivative, logit_scale=logit_scale,
+        zero_outside=zero_outside,
     )  # fmt: skip
 
 

@@ -19,15 +19,14 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.compat.reading.split import Columns, Indexed, columns_of
 from flowkernels.ops._routing import _transforms_active
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import Columns as FusedColumns
 from flowkernels.ops.flow_layer import columns as fused_columns
 from flowkernels.ops.flow_layer import try_flow_layer
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Map
 
 from . import residual
 from .classes import kind
-from .settings import n_params, spline_spec
+from .settings import n_params, spline_of
 from .spline import per_feature, spline
 
 
@@ -35,7 +34,7 @@ class Univariate(NamedTuple):
     """The map of one kind of coupling layer, as functions of the layer."""
 
     # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
-    spec: Callable[[Any, Any, bool], RqsSpec | AffineSpec | None]
+    spec: Callable[[Any, Any, bool], Map | None]
     # the network's last layer with its outputs feature by feature, as that op wants them
     last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
     # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
@@ -173,11 +172,11 @@ def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tenso
     return y.view(shape), ladj
 
 
-def _spline_spec(layer: Any, net: Any, inverse: bool) -> RqsSpec | None:
-    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
+def _spline_map(layer: Any, net: Any, inverse: bool) -> Map | None:
+    return None if per_feature(layer) else spline_of(layer, layer.num_bins, _logit_scale(net), inverse)
 
 
-SPLINE = Univariate(_spline_spec, lambda layer, last: last, _spline)
+SPLINE = Univariate(_spline_map, lambda layer, last: last, _spline)
 
 
 class Coupling(FastMethods):

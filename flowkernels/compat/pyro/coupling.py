@@ -20,7 +20,7 @@ from flowkernels.compat.reading import may_read, of_parameters
 from flowkernels.compat.reading.dense import too_wide
 from flowkernels.ops.flow_layer import columns, try_flow_layer
 
-from .layers import ConditionalSpline, _affine_spec, _feature_major, _spec
+from .layers import ConditionalSpline, _feature_major, affine_of, spline_of
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -61,7 +61,7 @@ def coupling_refusal(layer: Any) -> str | None:
     if len(net.param_dims) != 2 or net.param_dims[0] != net.param_dims[1]:
         return f"its network returns parameters of sizes {net.param_dims}"
     try:
-        _affine_spec(layer)
+        affine_of(layer)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
@@ -96,8 +96,10 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
         return None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
     split = columns(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
-    spec = _affine_spec(layer)._replace(inverse=inverse)
-    return try_flow_layer(x, layers, spec, split, context, residual=False, activation=activation_name(net.f) or "")
+    univariate = affine_of(layer).inverted() if inverse else affine_of(layer)
+    return try_flow_layer(
+        x, layers, univariate, split, context, residual=False, activation=activation_name(net.f) or ""
+    )
 
 
 class AffineCoupling(FastMethods):
@@ -150,8 +152,8 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
         return None
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
     split = columns(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
-    spec = _spec(upper)._replace(inverse=inverse)
-    return try_flow_layer(x, layers, spec, split, residual=False, activation=activation_name(net.f) or "")
+    univariate = spline_of(upper).inverted() if inverse else spline_of(upper)
+    return try_flow_layer(x, layers, univariate, split, residual=False, activation=activation_name(net.f) or "")
 
 
 class SplineCoupling(FastMethods):

@@ -16,14 +16,11 @@ from flowkernels.compat.nflows.made import _activation as activation_name
 from flowkernels.compat.reading import may_read, of_parameters
 from flowkernels.compat.reading.masks import read_plan
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops import rqs
+from flowkernels.ops import RQS, Affine, rqs
 from flowkernels.ops._checks import expands
-from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import try_autoregressive_layer
 from flowkernels.ops.made import MadePlan
-from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
 
@@ -34,11 +31,8 @@ def _settings(layer: Any) -> dict[str, Any]:
     return {"bins": layer.count_bins, "tail_bound": bound, "edge_slope": 1 - _LEAST, "order": layer.order}
 
 
-def _spec(layer: Any) -> RqsSpec:
-    K, bound = layer.count_bins, float(layer.bound)
-    return make_spec(
-        K, "linear", bound, None, _LEAST, _LEAST, _LEAST, 1.0, "softmax", 1e-3, False, 1 - _LEAST, layer.order
-    )
+def spline_of(layer: Any) -> RQS:
+    return RQS.kept(**_settings(layer))
 
 
 def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -102,7 +96,7 @@ def refusal(layer: Any) -> str | None:
     if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _theirs("Spline")._params:
         return "its parameters are its own"
     try:
-        _spec(layer)
+        spline_of(layer)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
@@ -172,7 +166,7 @@ class SplineAutoregressive(FastMethods):
     """The methods of an accelerated SplineAutoregressive; its log-slopes are kept summed, as one number a row."""
 
     def _call(self: Any, x: Tensor) -> Tensor:
-        spec = _spec(self.spline)
+        spec = spline_of(self.spline)
         found = _arguments(self.arn, x, spec.n_params)
         fused = None if found is None else try_autoregressive_layer(x, spec, **found)
         if fused is None:
@@ -183,7 +177,7 @@ class SplineAutoregressive(FastMethods):
         return y
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
-        spec = _spec(self.spline)
+        spec = spline_of(self.spline)
         found = _arguments(self.arn, y, spec.n_params)
         if found is not None:
             x, ladj = autoregressive_inverse(y, univariate=spec, **found)
@@ -221,7 +215,7 @@ class AffineAutoregressive(FastMethods):
         found = _arguments(self.arn, y, 2)
         if found is None:
             return _theirs("AffineAutoregressive")._inverse(self, y)
-        x, ladj = autoregressive_inverse(y, univariate=_affine_spec(self), **found)
+        x, ladj = autoregressive_inverse(y, univariate=affine_of(self), **found)
         self._cached_log_scale = -ladj.unsqueeze(-1)
         return x
 
@@ -236,9 +230,12 @@ class ConditionalAffineAutoregressive(FastMethods):
         return transform
 
 
-def _affine_spec(layer: Any) -> AffineSpec:
-    bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
-    return affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)  # Pyro has means | log-scales
+def affine_of(layer: Any) -> Affine:
+    return _clipped(layer.log_scale_min_clip, layer.log_scale_max_clip)
+
+
+def _clipped(low: float, high: float) -> Affine:
+    return Affine.kept(scale="clip", log_bounds=(low, high), shift_first=True)  # Pyro has means | log-scales
 
 
 def affine_refusal(layer: Any) -> str | None:
@@ -254,7 +251,7 @@ def affine_refusal(layer: Any) -> str | None:
     if hasattr(layer, "log_scale_min_clip"):
         bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
     try:
-        affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)
+        _clipped(*bounds)
     except (TypeError, ValueError) as error:
         return str(error)
     return None

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import columns, try_flow_layer
+from flowkernels.ops.univariate import Map
 
 from .dense import dense_arguments, dense_refusal
 
@@ -33,7 +33,7 @@ class Step(Protocol):
         """The network's layers as the op has them; None where their sizes are not those of the columns."""
         ...
 
-    def spec(self, inverse: bool) -> AffineSpec: ...
+    def spec(self, inverse: bool) -> Map: ...
 
 
 class Half(NamedTuple):

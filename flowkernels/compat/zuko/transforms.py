@@ -21,12 +21,13 @@ from zuko.utils import broadcast
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.dense import dense_arguments
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.ops import RQS, Affine
 from flowkernels.ops.autoregressive_inverse import autoregressive_inverse
 from flowkernels.ops.flow_layer import Columns, columns, try_autoregressive_layer, try_flow_layer
 from flowkernels.ops.made import made
 
 from .nets import masked_arguments
-from .univariate import Univariate, univariate_of
+from .univariate import univariate_of
 
 
 class Inverse(_InverseTransform):
@@ -51,7 +52,7 @@ def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]
     return x, context
 
 
-def _map_of(layer: Any) -> Univariate:
+def _map_of(layer: Any) -> RQS | Affine:
     univariate = univariate_of(layer)
     if isinstance(univariate, str):
         raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {univariate}")
@@ -104,8 +105,8 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
         univariate, network = _map_of(self.layer), self._network(x, context)
-        if network is not None and not univariate.circular:  # a circular map sees another x than the network
-            fused = try_autoregressive_layer(x, univariate.spec, **network)
+        if network is not None and not univariate.circle_shift:  # where the map sees another x than the network
+            fused = try_autoregressive_layer(x, univariate, **network)
             if fused is not None:
                 return fused
         params = self._params(x, context, network)
@@ -117,7 +118,7 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         y, context = _expanded(y, self.context)
         univariate, network = _map_of(self.layer), self._network(y, context)
         if network is not None and self.passes >= len(network["plan"].groups):
-            return autoregressive_inverse(y, univariate=univariate.spec, half_turn=univariate.circular, **network)
+            return autoregressive_inverse(y, univariate=univariate, **network)
         x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
         for _ in range(self.passes):
             params = self._params(x, context, network)
@@ -170,10 +171,11 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
-        network = None if self.columns is None or univariate.circular else dense_arguments(net, x, context, MLP, Linear)
+        alone = self.columns is None or univariate.circle_shift
+        network = None if alone else dense_arguments(net, x, context, MLP, Linear)
         if network is not None and self.columns is not None:
-            spec = univariate.spec._replace(inverse=inverse)
-            fused = try_flow_layer(x, univariate=spec, columns=self.columns, context=context, **network)
+            chosen = univariate.inverted() if inverse else univariate
+            fused = try_flow_layer(x, univariate=chosen, columns=self.columns, context=context, **network)
             if fused is not None:
                 return fused
         kept, mapped = self.split(x)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from flowkernels import backends
+from flowkernels._renamed import warn_renamed
 from flowkernels.ops._checks import check_flag
-from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
 from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Map, check_univariate
 
 from . import native, reference, triton
 from .reference import SweepSpec
@@ -34,13 +34,13 @@ def autoregressive_inverse(
     z: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
     plan: MadePlan,
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     *,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
     gates: Sequence[Tensor | None] | None = None,
-    half_turn: bool = False,
-    zero_outside: bool = False,
+    half_turn: bool | None = None,
+    zero_outside: bool | None = None,
     waves: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,11 @@ def autoregressive_inverse(
     Args:
         z: ``[..., D]``; float32, float64, bfloat16 or float16.
         layers, plan, activation, adds, gates: the network, as for `flowkernels.ops.made`.
-        univariate: f, as the ``spec`` of `flowkernels.transforms.RQS` or `flowkernels.transforms.Affine`, of the
-            direction x → z.
-        half_turn: a spline's box is a circle, on which f is the spline after half a turn (zuko's circular splines):
-            x is the spline's inverse, turned. With linear tails, z outside of the box comes back to it.
-        zero_outside: where z is outside of a spline's box x is 0 (normflows' lists of tails). A NaN stays one.
+        univariate: f, e.g. `flowkernels.ops.RQS` or `flowkernels.ops.Affine`, of the direction x → z.
+        half_turn, zero_outside: old ways to say ``RQS(circle_shift=)`` and ``RQS(zero_outside=)``.
         waves: ``[D, 5]`` of l, a, b, s and c: the network sees :math:`l x + a \sin(s x) + b \cos(s x) + c` in place of
-            x (normflows' periodic features). This and ``zero_outside`` have kernels on the CPU alone.
+            x (normflows' periodic features). This and a spline's ``zero_outside`` have kernels on the
+            CPU alone.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -68,7 +66,7 @@ def autoregressive_inverse(
 
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype; ``plan`` or ``univariate`` is of
-            another kind; ``half_turn`` or ``zero_outside`` of a map that is no spline.
+            another kind.
         ValueError: a shape, the number of layers, of parameters, or the activation breaks its contract.
 
     Reference:
@@ -77,11 +75,11 @@ def autoregressive_inverse(
 
     Example:
         >>> import torch
-        >>> from flowkernels import ops, transforms
+        >>> from flowkernels import ops
         >>> plan = ops.MadePlan([[1, 2, 3], [1, 2, 1, 2], [1, 1, 2, 2, 3, 3]])
         >>> layers = [(0.5 * torch.randn(p.n_out, p.n_in), torch.zeros(p.n_out)) for p in plan.layers]
         >>> z = torch.randn(5, 3)
-        >>> x, ladj = ops.autoregressive_inverse(z, layers, plan, transforms.Affine("exp").spec)
+        >>> x, ladj = ops.autoregressive_inverse(z, layers, plan, ops.Affine("exp"))
         >>> back, _ = ops.affine(x, ops.made(x, layers, plan).view(5, 3, 2), scale="exp")
         >>> torch.allclose(back, z, atol=1e-5)
         True
@@ -94,7 +92,7 @@ def try_autoregressive_inverse(
     z: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
     plan: MadePlan,
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     **settings: Any,
 ) -> tuple[Tensor, Tensor] | None:
     """`autoregressive_inverse` where it runs on a kernel, else None: a caller with faster parts uses those."""
@@ -104,26 +102,33 @@ def try_autoregressive_inverse(
     return _op(spec, None, *tensors)  # type: ignore[return-value]
 
 
+def _with_flag(univariate: Any, old: str, new: str, given: object) -> Any:
+    """The map with a flag that was an argument of this op."""
+    warn_renamed(f"ops.autoregressive_inverse({old}=)", f"RQS({new}=)")
+    flag = check_flag(_NAME, old, given)
+    if flag and new not in {f.name for f in dataclasses.fields(univariate)}:
+        raise TypeError(f"{_NAME}: univariate must be a spline where {old} is, got {type(univariate).__name__}")
+    return dataclasses.replace(univariate, **{new: True}) if flag else univariate
+
+
 def _prepare(
     z: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
     plan: MadePlan,
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     activation: str = "relu",
     adds: Sequence[Tensor | None] | None = None,
     gates: Sequence[Tensor | None] | None = None,
-    half_turn: bool = False,
-    zero_outside: bool = False,
+    half_turn: bool | None = None,
+    zero_outside: bool | None = None,
     waves: Tensor | None = None,
 ) -> tuple[SweepSpec, tuple[Tensor, ...]]:
     """The settings and tensors of a call."""
     flags = check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
     check_univariate(_NAME, univariate, z.dtype)
-    half_turn = check_flag(_NAME, "half_turn", half_turn)
-    zero_outside = check_flag(_NAME, "zero_outside", zero_outside)
-    for name, given in (("half_turn", half_turn), ("zero_outside", zero_outside)):
-        if given and not isinstance(univariate, RqsSpec):
-            raise TypeError(f"{_NAME}: univariate must be an RqsSpec where {name} is, got {type(univariate).__name__}")
+    for old, new, given in (("half_turn", "circle_shift", half_turn), ("zero_outside", "zero_outside", zero_outside)):
+        if given is not None:
+            univariate = _with_flag(univariate, old, new, given)
     if waves is not None:
         check_tensor(_NAME, "waves", waves, z)
         check_shape(_NAME, "waves", waves, (plan.features, 5))
@@ -134,5 +139,5 @@ def _prepare(
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     flat = [t for layer in layers for t in layer]
     terms = (t for t in (*(adds or ()), *(gates or ()), waves) if t is not None)
-    spec = SweepSpec(plan, activation, flags[0], univariate, half_turn, flags[1], zero_outside, waves is not None)
+    spec = SweepSpec(plan, activation, flags[0], univariate, flags[1], waves is not None)
     return spec, (z, *flat, *terms)

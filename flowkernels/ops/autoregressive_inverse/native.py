@@ -15,9 +15,7 @@ from torch import Tensor
 from flowkernels._machine import CPU, CUDA, Backend, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops import _net
-from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.made.native import describe
-from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import dense, schedule, seen
 from .reference import SweepSpec
@@ -26,7 +24,7 @@ _MAX_CUDA_LAYERS = 16  # kMaxSweepLayers of csrc/autoregressive_inverse/autoregr
 
 
 def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
-    reason = _net.why_not(tensors, on)
+    reason = _net.why_not(tensors, on) or spec.univariate.why_not("cpu" if isinstance(on, Cpu) else "cuda")
     if reason is not None or isinstance(on, Cpu):
         return reason
     if len(spec.plan.layers) > _MAX_CUDA_LAYERS:
@@ -35,8 +33,7 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return f"no kernel for {spec.only_on_cpu}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
-    bins = spec.univariate.bins if isinstance(spec.univariate, RqsSpec) else 0
-    if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
+    if not on.module.sweep_fits(units, P, spec.univariate.bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
 
@@ -47,7 +44,7 @@ def _without_waves(spec: SweepSpec, tensors: Sequence[Any]) -> tuple[Sequence[An
 
 
 def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
-    return univariate_map(spec.univariate._replace(inverse=True), on.module)
+    return spec.univariate.inverted().handle(on.module)
 
 
 def _on_gpu(on: Cuda, spec: SweepSpec, net: Any, z: Tensor) -> tuple[Any, Tensor]:
@@ -64,8 +61,8 @@ def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Te
     x, ladj = z.new_empty(z.shape), z.new_empty(z.shape[:-1])
     if rows.shape[0] > 0:
         handle = net.handle(rows.shape[0], on.module, z.device if isinstance(on, Cuda) else None)
-        more = _on_gpu(on, spec, handle, z) if isinstance(on, Cuda) else (spec.zero_outside, waves)
-        on.module.sweep_fwd(handle, _map(on, spec), rows, x, ladj, spec.half_turn, *more, *on.where(z))
+        more = _on_gpu(on, spec, handle, z) if isinstance(on, Cuda) else (spec.univariate.zero_outside, waves)
+        on.module.sweep_fwd(handle, _map(on, spec), rows, x, ladj, spec.univariate.circle_shift, *more, *on.where(z))
     return x, ladj
 
 
@@ -106,10 +103,10 @@ def bwd(
             layer.allocate_grads(rows.shape[0])
         given = None if waves is None else seen.seen(x, waves)
         slope = None if waves is None else seen.slope(x, waves)
-        if spec.zero_outside:
-            assert isinstance(spec.univariate, RqsSpec)
-            slope = seen.zero_outside(spec.univariate, z, torch.ones_like(x) if slope is None else slope)
-            grad_x = None if grad_x is None else seen.zero_outside(spec.univariate, z, grad_x)
+        if spec.univariate.zero_outside:
+            f: Any = spec.univariate.inverted()
+            slope = f.zeroed(torch.ones_like(x) if slope is None else slope, z).contiguous()
+            grad_x = None if grad_x is None else f.zeroed(grad_x, z).contiguous()
         grad_seen = torch.zeros_like(x) if need_waves else None
         if rows.shape[0] > 0:
             passed = (rows, x, grad_x, grad_ladj, grad_z, given, slope, grad_seen)

@@ -7,15 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels.ops.affine import reference as affine
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.made.reference import masked, network, unpack
-from flowkernels.ops.rqs import reference as rqs
-from flowkernels.ops.rqs.spec import RqsSpec
-from flowkernels.ops.rqs.turn import half_turn
+from flowkernels.ops.univariate import Map
 
-from .seen import seen, zero_outside
+from .seen import seen
 
 IS_SLOW = False
 
@@ -24,35 +20,18 @@ class SweepSpec(NamedTuple):
     plan: MadePlan
     activation: str
     adds: tuple[bool, ...]  # which layers have something added, one flag per layer
-    univariate: RqsSpec | AffineSpec  # of the direction x → z
-    half_turn: bool = False  # of what the inverse of a spline returns
+    univariate: Map  # of the direction x → z
     gates: tuple[bool, ...] = ()  # which layers have a gate; empty: none
-    zero_outside: bool = False  # x is 0 where z is outside of a spline's box
     waves: bool = False  # the network sees `seen` of x
 
     @property
     def only_on_cpu(self) -> str | None:
-        """What of these settings no GPU's kernel knows, or None."""
-        linear = isinstance(self.univariate, RqsSpec) and self.univariate.splits
-        wanted = {
-            "gates": self.gates, "waves": self.waves, "zero_outside": self.zero_outside,
-            'splines of order "linear"': linear,
-        }  # fmt: skip
-        return next((name for name, given in wanted.items() if given), None)
+        """What of the network no GPU's kernel knows, or None."""
+        return "gates" if self.gates else "waves" if self.waves else None
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
     return None
-
-
-def _solve(spec: SweepSpec, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    univariate = spec.univariate._replace(inverse=True)
-    if isinstance(univariate, AffineSpec):
-        return affine.fwd(univariate, z, params)
-    x, ladj = rqs.fwd(univariate, z, params)
-    if spec.zero_outside:
-        x = zero_outside(univariate, z, x)
-    return half_turn(x, univariate) if spec.half_turn else x, ladj
 
 
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,13 +39,14 @@ def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     tensors, waves = (tensors[:-1], tensors[-1]) if spec.waves else (tensors, None)
     z, layers, adds, gates = unpack(spec.adds, tensors, spec.gates)
     plan, layers = spec.plan, masked(spec.plan, layers)
+    inverse = spec.univariate.inverted()
     x = torch.zeros_like(z)
     ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
     for group in plan.groups:
         params = network(plan, spec.activation, x if waves is None else seen(x, waves), layers, adds, gates)
         params = params.unflatten(-1, (plan.features, plan.params_per_feature))
         at = torch.tensor(group, device=z.device)
-        values, part = _solve(spec, z.index_select(-1, at), params.index_select(-2, at))
+        values, part = inverse.reference(z.index_select(-1, at), params.index_select(-2, at))
         x = x.index_copy(-1, at, values.to(x.dtype))  # not in place: the pass before needs its own x in backward
         ladj = ladj + part
     return x, ladj

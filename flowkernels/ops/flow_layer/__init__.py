@@ -10,15 +10,13 @@ from torch import Tensor
 
 from flowkernels import backends
 from flowkernels.ops._checks import check_flag
-from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op, in_transform
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.activations import check_activation
 from flowkernels.ops.made.checks import check_net, check_shape, check_tensor
 from flowkernels.ops.made.plan import MadePlan
 from flowkernels.ops.residual_net import ResidualNetSpec, with_context
 from flowkernels.ops.residual_net.checks import check_dense
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Map, check_univariate
 
 from . import native, reference
 from .spec import Columns, FlowLayerSpec, columns
@@ -37,7 +35,7 @@ _op = Op(
 def flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     columns: Columns,
     *,
     context: Tensor | None = None,
@@ -57,8 +55,7 @@ def flow_layer(
     Args:
         x: ``[..., D]``.
         layers: (weight, bias) as for `ops.residual_net`; the last returns ``len(b) * P`` numbers.
-        univariate: the settings of the spline or the affine map, forward or inverse; `ops.rqs` and `ops.affine`
-            document them.
+        univariate: the map, e.g. `flowkernels.ops.RQS` or `flowkernels.ops.Affine`, forward or inverse.
         columns: which features are seen and which are mapped; see `columns`.
         context: ``[..., C]`` or None.
         residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
@@ -71,7 +68,7 @@ def flow_layer(
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype than ``x``; ``univariate`` or
             ``columns`` is of another kind.
-        ValueError: shapes that do not fit each other; a univariate map of a part, or of several event dims.
+        ValueError: shapes that do not fit each other.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
@@ -79,10 +76,10 @@ def flow_layer(
     Example:
         >>> import torch
         >>> from flowkernels.ops.flow_layer import columns, flow_layer
-        >>> from flowkernels.transforms import RQS
+        >>> from flowkernels.ops import RQS
         >>> sizes = [(16, 2), (16, 16), (16, 16), (2 * 23, 16)]
         >>> layers = [(torch.randn(s), torch.randn(s[0])) for s in sizes]
-        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec, columns(4, (0, 2), (1, 3)))
+        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8), columns(4, (0, 2), (1, 3)))
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """
@@ -100,7 +97,7 @@ def runs_fused(spec: FlowLayerSpec, tensors: Sequence[Tensor]) -> bool:
 def try_flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     columns: Columns,
     context: Tensor | None = None,
     residual: bool = True,
@@ -113,7 +110,7 @@ def try_flow_layer(
 
 def try_autoregressive_layer(
     x: Tensor,
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     layers: Sequence[tuple[Tensor, Tensor]],
     plan: MadePlan,
     activation: str = "relu",
@@ -149,7 +146,7 @@ def try_autoregressive_layer(
 def prepare(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     columns: Columns,
     context: Tensor | None,
     residual: bool,
@@ -182,7 +179,7 @@ def prepare(
 def _prepare_plain(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     columns: Columns,
     context: Tensor | None,
     activation: str,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from flowkernels import _native
 from flowkernels.ops import _net
-from flowkernels.ops._maps import univariate_map
 
 from .spec import Columns, FlowLayerSpec
 
@@ -19,7 +18,10 @@ _threads = torch.get_num_threads
 
 
 def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
-    return _net.why_not(tensors)
+    f = spec.univariate
+    if f.circle_shift or f.zero_outside:
+        return f"no kernel for {'circle_shift' if f.circle_shift else 'zero_outside'}"
+    return f.why_not("cpu") or _net.why_not(tensors)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -36,7 +38,7 @@ def _describe(spec: FlowLayerSpec, tensors: Sequence[Tensor], needs: Sequence[bo
 
 
 def _arguments(spec: FlowLayerSpec, net: _net.Net, rows: Tensor) -> tuple[Any, ...]:
-    return net.handle(rows.shape[0]), univariate_map(spec.univariate), _handle(spec.columns), rows
+    return net.handle(rows.shape[0]), spec.univariate.handle(_native.C), _handle(spec.columns), rows
 
 
 def _fwd(spec: FlowLayerSpec, x: Tensor, net: _net.Net) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowkernels.ops.affine import reference as affine
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.activations import FUNCTIONS
-from flowkernels.ops.rqs import reference as rqs
 
 from .spec import FlowLayerSpec
 
@@ -47,8 +44,7 @@ def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = list(spec.columns.inputs), list(spec.columns.outputs)
     params = _net(spec, x[..., inputs], tuple(rest))
     params = params.unflatten(-1, (len(outputs), spec.n_params))
-    univariate = affine if isinstance(spec.univariate, AffineSpec) else rqs
-    mapped, ladj = univariate.fwd(spec.univariate, x[..., outputs], params)  # type: ignore[arg-type]
+    mapped, ladj = spec.univariate.reference(x[..., outputs], params)
     kept = [i for i in range(spec.columns.features) if i not in set(outputs)]
     place = [0] * spec.columns.features  # in Python: a compiler cannot read a tensor
     for i, at in enumerate(kept + outputs):

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flowkernels.ops._checks import without_flags
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.made.plan import MadePlan
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Map
 
 
 def _are_distinct(given: object, features: int) -> bool:
@@ -46,7 +45,7 @@ def columns(features: int, inputs: Sequence[int], outputs: Sequence[int]) -> Col
 
 class FlowLayerSpec(NamedTuple):
     columns: Columns
-    univariate: RqsSpec | AffineSpec
+    univariate: Map
     plan: MadePlan | None  # the masks of an autoregressive layer; None: nothing is masked
     residual: bool
     activation: str
