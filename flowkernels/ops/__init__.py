@@ -8,12 +8,14 @@ from .made import LayerPlan, MadePlan, made
 from .masked_linear import masked_linear
 from .residual_net import residual_net
 from .rqs import RQS, rqs
+from .sinh_arcsinh import SinhArcsinh
 
 __all__ = [
     "RQS",
     "Affine",
     "LayerPlan",
     "MadePlan",
+    "SinhArcsinh",
     "actnorm",
     "affine",
     "autoregressive_inverse",
