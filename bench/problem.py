@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels.ops import RQS
 from flowkernels.ops.rqs import reference
-from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 TAIL_BOUND = 3.0
 MIN_SIZE = 1e-3  # the default of all three libraries, and zuko's smallest slope
@@ -18,9 +18,9 @@ OPS = ("forward", "inverse", "forward + backward")
 Spline = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor]]
 
 
-def spec_of(bins: int, parametrization: str, inverse: bool = False) -> RqsSpec:
-    return make_spec(
-        bins, "linear", TAIL_BOUND, None, MIN_SIZE, MIN_SIZE, MIN_SIZE, 1.0, parametrization, MIN_SIZE, inverse
+def spec_of(bins: int, parametrization: str, inverse: bool = False) -> RQS:
+    return RQS(
+        bins, "linear", TAIL_BOUND, None, MIN_SIZE, MIN_SIZE, MIN_SIZE, 1.0, parametrization, MIN_SIZE, inverse=inverse
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def _off_the_knots(x: Tensor, params: Tensor, bins: int, chunk: int = 512) -> Te
         part = x[start : start + chunk]
         logits = params[start : start + chunk, :, :bins].double()
         for spec in (spec_of(bins, "softmax"), spec_of(bins, "soft_clip")):
-            knots, _ = reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
+            knots, _ = reference._knots(logits, spec.left, spec.right, spec.least_width, spec)
             near = (part[..., None] - knots).abs().amin(-1) < KNOT_MARGIN
             part += 2 * KNOT_MARGIN * near
     return x

@@ -20,9 +20,7 @@ class Cpu:
 
     module: Any = _native.C
 
-    def why_not(self, tensors: Sequence[torch.Tensor | None]) -> str | None:
-        """Why these tensors cannot run on this machine, whatever their dtypes, or None."""
-        return _native.why_not(tensors)
+    why_not = staticmethod(_native.why_not)
 
     def where(self, x: torch.Tensor) -> tuple[int, ...]:
         """The last arguments of every entry point: here, how many threads."""
@@ -30,16 +28,17 @@ class Cpu:
 
     def like(self, t: torch.Tensor) -> torch.Tensor:
         """A tensor to be filled by a kernel, in the memory order of t, backed by large pages where it is large."""
-        return self._advised(torch.empty_like(t))
+        out = torch.empty_like(t)
+        return out if out.nbytes < _HUGE else self._advised(out)
 
     def empty_like(self, t: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor to be filled by a kernel, backed by large pages where it is large."""
         dense = t.is_contiguous()
-        return self._advised(torch.empty_like(t) if dense else torch.empty(t.shape, dtype=t.dtype, device="cpu"))
+        out = torch.empty_like(t) if dense else torch.empty(t.shape, dtype=t.dtype, device="cpu")
+        return out if out.nbytes < _HUGE else self._advised(out)
 
     def _advised(self, out: torch.Tensor) -> torch.Tensor:
-        if out.nbytes >= _HUGE:
-            self.module.advise_huge(out.data_ptr(), out.nbytes)
+        self.module.advise_huge(out.data_ptr(), out.nbytes)
         return out
 
 

@@ -21,7 +21,7 @@ from flowkernels.ops.flow_layer import flow_layer, split_of
 from flowkernels.transforms import RQS, Affine
 
 ROWS, SPARE = 64, 1 << 20  # enough rows for a tile each to several threads; bytes for outputs
-AFFINE = Affine("exp").spec
+AFFINE = Affine("exp")
 _unlimited = resource.getrlimit(resource.RLIMIT_AS)
 
 
@@ -87,7 +87,7 @@ def lu_linear(width: int) -> Case:
 
 
 def rqs(width: int) -> Case:
-    x, params = torch.ones(4 * ROWS, 64), torch.zeros(4 * ROWS, 64, RQS(bins=8).spec.n_params)
+    x, params = torch.ones(4 * ROWS, 64), torch.zeros(4 * ROWS, 64, RQS(bins=8).n_params)
     return lambda: ops.rqs(x, params, bins=8)[0], x
 
 

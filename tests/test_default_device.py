@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ELSEWHERE = torch.device("meta")  # a GPU as far as devices go: tensors there and on the CPU do not mix
 # Of no other test: what hangs on a plan is made by its first call.
-SHAPE = SHAPES["residual"]._replace(D=11, P=RQS(bins=4).params_per_feature)
+SHAPE = SHAPES["residual"]._replace(D=11, P=RQS(bins=4).n_params)
 
 
 def _network(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[Tensor]]:
@@ -41,7 +41,7 @@ def problems() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
         return torch.randn(*shape, generator=g, device="cpu")
 
     def sweep(x: Tensor, layers: Any, plan: Any, adds: Any, backend: str) -> Any:
-        return ops.autoregressive_inverse(x, layers, plan, RQS(bins=4).spec, adds=adds, backend=backend)
+        return ops.autoregressive_inverse(x, layers, plan, RQS(bins=4), adds=adds, backend=backend)
 
     def made(x: Tensor, layers: Any, plan: Any, adds: Any, backend: str) -> Any:
         return ops.made(x, layers, plan, adds=adds, backend=backend)

@@ -79,7 +79,7 @@ def test_pixel_coupling_is_its_definition(univariate) -> None:
     layer = loose(ImageCoupling(mask, net, univariate))
     x = torch.randn(3, 2, 3, 4, dtype=torch.float64)
     b = (~mask).double()
-    params = layer.conditioner(b * x).unflatten(1, (univariate.params_per_feature, 2)).movedim(1, -1)
+    params = layer.conditioner(b * x).unflatten(1, (univariate.n_params, 2)).movedim(1, -1)
     value, ladj = univariate(x.unsqueeze(-1), params.unsqueeze(-2), False)
     y, total = layer(x)
     torch.testing.assert_close(y, b * x + (1 - b) * value.squeeze(-1))

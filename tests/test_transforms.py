@@ -114,7 +114,7 @@ def deep(context: int) -> Composite:
 
 def masked(features: int, univariate: Any = None, **settings: Any) -> Autoregressive:
     univariate = univariate or Affine()
-    made = MADE(features, univariate.params_per_feature, **{"hidden": (16, 16), "seed": 0, **settings})
+    made = MADE(features, univariate.n_params, **{"hidden": (16, 16), "seed": 0, **settings})
     return Autoregressive(made, univariate)
 
 
@@ -613,7 +613,7 @@ def test_coupling_is_its_definition(mask, dtype, device) -> None:
     """
     spline, x = RQS(bins=4), torch.randn(6, len(mask)).to(device, dtype)
     kept, moved = [i for i, m in enumerate(mask) if not m], [i for i, m in enumerate(mask) if m]
-    conditioner = MLP(len(kept), len(moved) * spline.params_per_feature, hidden=(8,), activation=torch.sin)
+    conditioner = MLP(len(kept), len(moved) * spline.n_params, hidden=(8,), activation=torch.sin)
     randomise(conditioner)
     layer = Coupling(mask, conditioner, spline).to(device, dtype)
     params = conditioner(x[:, kept]).view(6, len(moved), -1)
@@ -675,7 +675,7 @@ def test_coupling_promotes_a_narrow_input() -> None:
 
 
 def test_conditioner_may_be_shared_or_given_as_a_module() -> None:
-    shared = MLP(2, 2 * RQS().params_per_feature)
+    shared = MLP(2, 2 * RQS().n_params)
     layers = Composite([Coupling([0, 0, 1, 1], shared, RQS()), Coupling([1, 1, 0, 0], shared, RQS())])
     assert len(list(layers.parameters())) == len(list(shared.parameters()))
     assert layers[0].conditioner is layers[1].conditioner is shared
@@ -710,7 +710,7 @@ def test_rqs_settings_reach_the_op() -> None:
         {"bins": 6, "parametrization": "soft_clip", "slope": 1e-2},
     ):
         spline = RQS(**settings)
-        params = torch.randn(5, 2, spline.params_per_feature)
+        params = torch.randn(5, 2, spline.n_params)
         for inverse in (False, True):
             wanted = flowkernels.ops.rqs(x, params, inverse=inverse, **settings)
             for a, b in zip(spline(x, params, inverse), wanted, strict=True):
@@ -722,9 +722,9 @@ def test_rqs_settings_reach_the_op() -> None:
     [lambda s: Coupling([0, 1, 0, 1], net, s), lambda s: masked(4, s), lambda s: looped(masked(4, s))],
     ids=["coupling", "autoregressive", "looped"],
 )
-def test_half_turn(layer) -> None:
+def test_circle_shift(layer) -> None:
     """The spline sees x from the other side of the circle, and the network does not."""
-    turned = layer(RQS(bins=4, tail_bound=2.0, half_turn=True)).double()
+    turned = layer(RQS(bins=4, tail_bound=2.0, circle_shift=True)).double()
     randomise(turned)
     x = (4 * torch.rand(30, 4) - 2).double()
     y, ladj = turned(x)
@@ -738,7 +738,7 @@ def test_half_turn(layer) -> None:
     torch.testing.assert_close((y, ladj), (value, wanted))
     back, inverse = turned.inverse(y)
     torch.testing.assert_close((back, inverse), (x, -ladj), rtol=1e-9, atol=1e-9)
-    assert "half_turn=True" in repr(turned)
+    assert "circle_shift=True" in repr(turned)
 
 
 @pytest.mark.parametrize("parametrization", ["softmax", "soft_clip"])
@@ -748,7 +748,7 @@ def test_rqs_identity(tails, parametrization, order) -> None:
     spline = RQS(bins=7, tails=tails, parametrization=parametrization, order=order)
     x = 2 * torch.randn(50, 3, dtype=torch.float64)
     params = torch.tensor(spline.identity, dtype=torch.float64).expand(50, 3, -1)
-    assert params.shape[-1] == spline.params_per_feature
+    assert params.shape[-1] == spline.n_params
     y, ladj = spline(x, params, inverse=False)
     torch.testing.assert_close(y, x, rtol=0, atol=1e-12)
     torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-12)

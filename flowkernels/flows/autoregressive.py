@@ -11,6 +11,7 @@ from flowkernels._arguments import count, generator, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MADE, Activation
 from flowkernels.nets.degrees import Seed
+from flowkernels.ops.univariate import n_params_of
 from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Univariate
 from flowkernels.transforms.univariate import check_univariate
 
@@ -43,7 +44,7 @@ def autoregressive_layers(
     for i in range(transforms):
         net = MADE(
             features,
-            univariate.params_per_feature,
+            n_params_of(univariate),
             sizes,
             residual=residual,
             context=context,

@@ -40,7 +40,7 @@ def near_identity(net: Net, univariate: Univariate, in_features: int, out_featur
     module = net(in_features, out_features)
     start_at = getattr(module, "start_at", None)
     if start_at is not None:
-        start_at(torch.tensor(univariate.identity).repeat(out_features // univariate.params_per_feature))
+        start_at(torch.tensor(univariate.identity).repeat(out_features // len(univariate.identity)))
     return module
 
 

@@ -45,5 +45,5 @@ def _near_identity(net: Net, univariate: Univariate, in_channels: int, out_chann
     start_at = getattr(module, "start_at", None)
     # The identity is far out on a sigmoid, where its gradient is nearly zero; Glow starts it at logits of zero.
     if start_at is not None and getattr(univariate, "scale", None) != "sigmoid":
-        start_at(torch.tensor(univariate.identity).repeat_interleave(out_channels // univariate.params_per_feature))
+        start_at(torch.tensor(univariate.identity).repeat_interleave(out_channels // len(univariate.identity)))
     return module

@@ -155,7 +155,7 @@ class MADE(Flow):
             count("flows.MADE", name, value)
         affine = Affine("softplus", _MIN_SCALE)
         net = nets.MADE(
-            features, affine.params_per_feature if components == 1 else 3 * components, hidden, residual=residual,
+            features, affine.n_params if components == 1 else 3 * components, hidden, residual=residual,
             context=context, activation=activation, dropout=dropout, order=order, degrees=degrees, seed=seed,
         )  # fmt: skip
         if components == 1:

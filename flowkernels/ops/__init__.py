@@ -1,15 +1,19 @@
 """Differentiable functions: tensors in, (y, ladj) out; networks give their output alone."""
 
 from .actnorm import actnorm
-from .affine import affine
+from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
 from .lu_linear import lu_linear
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
-from .rqs import rqs
+from .rqs import RQS, rqs
+from .sinh_arcsinh import SinhArcsinh
 
 __all__ = [
+    "RQS",
+    "Affine",
     "LayerPlan",
     "MadePlan",
+    "SinhArcsinh",
     "actnorm",
     "affine",
     "autoregressive_inverse",

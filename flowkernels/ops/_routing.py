@@ -88,7 +88,8 @@ class Op:
     first. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, for `saved_of`. Without
     `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts
     (matrix products) a compiler already runs well, or a composed backend. The library op's settings are the fields of
-    `spec_type`, or those of `schema`: `pack(spec)` are their values, and `unpack(*values)` is the spec again.
+    `spec_type`, or those of `schema`: `pack(spec)` are their values, and `unpack(*values)` is the spec again; a type of
+    settings may have the three itself, as `schema`, `packed` and `from_packed`.
     `missing` says of backends that are not in the table why; `sample()` is a small call, spec and float32 tensors.
     """
 
@@ -116,6 +117,10 @@ class Op:
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
         self._library_bwd: Any = None
+        declared: dict[str, type] | None = getattr(spec_type, "schema", None)
+        if declared is not None:
+            schema = [f"{t.__name__} {field}" for field, t in declared.items()]
+            pack, unpack = spec_type.packed, spec_type.from_packed  # type: ignore[attr-defined]
         self.schema, self.pack, self.unpack = schema, pack, unpack or spec_type
         self.missing, self.sample = missing or {}, sample
         backends.register(self, table, first)

@@ -14,7 +14,7 @@ from .logit import Logit
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
-from .univariate import RQS, Affine, Univariate
+from .univariate import RQS, Affine, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -33,6 +33,7 @@ __all__ = [
     "Logit",
     "MultiScale",
     "Permutation",
+    "SinhArcsinh",
     "Squeeze",
     "Transform",
     "Univariate",

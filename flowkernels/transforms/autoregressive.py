@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.nets import MADE
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import Net
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features
-from .univariate import Univariate, check_univariate
+from .univariate import check_univariate
 
 
 class Autoregressive(Transform):
@@ -48,7 +47,7 @@ class Autoregressive(Transform):
         >>> from flowkernels.nets import MADE
         >>> from flowkernels.transforms import RQS, Autoregressive
         >>> spline = RQS(bins=8)
-        >>> layer = Autoregressive(MADE(4, spline.params_per_feature), spline)
+        >>> layer = Autoregressive(MADE(4, spline.n_params), spline)
         >>> x = torch.randn(5, 4)
         >>> y, ladj = layer(x)
         >>> torch.allclose(layer.inverse(y)[0], x, atol=1e-3)
@@ -70,35 +69,32 @@ class Autoregressive(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", x, self.features)
-        spec, net = self._network(x, context)
-        # After half a turn the map sees another x than the network.
-        fused = None if net is None or self._half_turn else run_autoregressive_layer(x, net, spec)
+        univariate: Any = self.univariate
+        net = self._network(x, context)
+        fused = None if net is None else run_autoregressive_layer(x, net, univariate)
         return self.univariate(x, self._params(x, context), False) if fused is None else fused
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", y, self.features)
-        spec, net = self._network(y, context)
-        found = None if net is None else run_inverse(y, net, spec, half_turn=self._half_turn)
+        univariate: Any = self.univariate
+        net = self._network(y, context)
+        # A sweep solves maps of the direction data → latent.
+        found = None if net is None or univariate.inverse else run_inverse(y, net, univariate)
         return self._feature_by_feature(y, context) if found is None else found
 
-    @property
-    def _half_turn(self) -> bool:
-        return getattr(self.univariate, "half_turn", False)
-
-    def _network(self, x: Tensor, context: Tensor | None) -> tuple[Any, Net | None]:
-        """The map and the network as the ops that fuse them take them; None where they must be called."""
-        spec = getattr(self.univariate, "spec", None)
-        if not isinstance(self.conditioner, MADE) or not isinstance(spec, (RqsSpec, AffineSpec)):
-            return None, None
-        return spec, self.conditioner.as_net(x, context)
+    def _network(self, x: Tensor, context: Tensor | None) -> Net | None:
+        """The network as the ops that fuse it with the map take it; None where the two must be called."""
+        if not isinstance(self.conditioner, MADE) or not can_fuse(type(self.univariate)):
+            return None
+        return self.conditioner.as_net(x, context)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         params = self.conditioner(x, context)
         self._check_params(params.shape[-1])
-        return params.unflatten(-1, (self.features, self.univariate.params_per_feature))
+        return params.unflatten(-1, (self.features, n_params_of(self.univariate)))
 
     def _check_params(self, given: int) -> None:
-        expected = self.features * self.univariate.params_per_feature
+        expected = self.features * n_params_of(self.univariate)
         if given != expected:
             raise ValueError(
                 f"transforms.Autoregressive: conditioner must return [..., {expected}], got [..., {given}]"

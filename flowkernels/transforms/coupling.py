@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.ops.flow_layer import run_layer
+from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features
 from .split import FeatureSplit
-from .univariate import RQS, Affine, Univariate, check_univariate
+from .univariate import check_univariate
 
 
 def as_conditioner(name: str, given: nn.Module | Callable[[int, int], nn.Module], n_in: int, n_out: int) -> nn.Module:
@@ -71,7 +72,7 @@ class Coupling(Transform):
         check_univariate("transforms.Coupling", univariate)
         self.univariate = univariate
         self.features = self.split.features
-        n_params = self.split.n_transformed * univariate.params_per_feature
+        n_params = self.split.n_transformed * n_params_of(univariate)
         self.conditioner = as_conditioner("transforms.Coupling", conditioner, self.split.n_identity, n_params)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ class Coupling(Transform):
         fused = self._fused(x, context, inverse)
         if fused is not None:
             return fused
-        split, n_params = self.split, self.univariate.params_per_feature
+        split, n_params = self.split, n_params_of(self.univariate)
         identity, transformed = split.split(x)
         params = self.conditioner(identity, context)
         if params.shape[-1] != split.n_transformed * n_params:
@@ -101,14 +102,12 @@ class Coupling(Transform):
         """The whole layer as one op, where there is one for its parts and the state they are in."""
         univariate: Any = self.univariate
         split, as_net = self.split.value, getattr(self.conditioner, "as_net", None)
-        if as_net is None or type(univariate) not in (RQS, Affine) or split is None:
-            return None
-        if (type(univariate) is RQS and univariate.half_turn) or torch.compiler.is_compiling():
+        if as_net is None or split is None or not can_fuse(type(univariate)) or torch.compiler.is_compiling():
             return None
         net = as_net(x, context)
-        if net is None or net.n_out != self.split.n_transformed * univariate.params_per_feature:
+        if net is None or net.n_out != self.split.n_transformed * univariate.n_params:
             return None
-        return run_layer(x, net, univariate.spec._replace(inverse=inverse), split)
+        return run_layer(x, net, univariate.inverted() if inverse else univariate, split)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import count
 from flowkernels.nets.common import channels_last
+from flowkernels.ops.univariate import Univariate, n_params_of
 
 from .base import Transform, check_images
 from .coupling import as_conditioner
 from .split import FeatureSplit, as_flags
-from .univariate import Affine, Univariate, check_univariate
+from .univariate import check_univariate
 
 
 def checkerboard(channels: int, height: int, width: int, phase: int = 0) -> Tensor:
@@ -102,7 +104,7 @@ class ImageCoupling(Transform):
             # Stored with the weights: the same weights under another mask are another density, silently.
             self.register_buffer("mask", torch.as_tensor(mask).bool().contiguous())
             n_in = self.n_transformed = self.channels
-        n_params = self.n_transformed * univariate.params_per_feature
+        n_params = self.n_transformed * n_params_of(univariate)
         self.conditioner = as_conditioner("transforms.ImageCoupling", conditioner, n_in, n_params)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -116,8 +118,9 @@ class ImageCoupling(Transform):
         if self.split is not None:
             identity, transformed = self.split.split(x)
             params, part = self._params(identity, context), self.split.part
-            if isinstance(self.univariate, Affine) and part is not None:  # writes the whole image in the same pass
-                return self.univariate(x, params, inverse, 3, part=part)
+            univariate: Any = self.univariate
+            if part is not None and getattr(univariate, "takes_part", False):  # the whole image in the same pass
+                return univariate(x, params, inverse, 3, part=part)
             transformed, ladj = self.univariate(transformed, params, inverse, 3)
             return self.split.merge(identity, transformed), ladj
         if x.shape[-3:] != self.mask.shape:
@@ -128,7 +131,7 @@ class ImageCoupling(Transform):
 
     def _params(self, images: Tensor, context: Tensor | None) -> Tensor:
         """The conditioner's output as ``[..., n, H, W, P]``: a view of it, channels first."""
-        n_params = self.univariate.params_per_feature
+        n_params = n_params_of(self.univariate)
         params = self.conditioner(channels_last(images), context).contiguous()
         if params.shape[-3] != self.n_transformed * n_params:
             raise ValueError(

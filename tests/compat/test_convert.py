@@ -194,7 +194,7 @@ def nflows_with(layer, base=None):
     return nflows.flows.Flow(layer, base or StandardNormal([D]))
 
 
-HALF_TURN = transforms.RQS(parametrization="soft_clip", half_turn=True)
+CIRCLE = transforms.RQS(parametrization="soft_clip", circle_shift=True)
 OTHER_BASE = flows.Flow(transforms.Permutation([1, 0]), DiagonalNormal(2))
 CONDITIONAL = ConditionalDiagonalNormal([D])
 REFUSED = {
@@ -206,14 +206,14 @@ REFUSED = {
         "_distribution must be a StandardNormal",
     ),
     "half a turn of another circle": (
-        lambda: flowkernels.to_zuko(flows.MAF(D, univariate=HALF_TURN)),
+        lambda: flowkernels.to_zuko(flows.MAF(D, univariate=CIRCLE)),
         ValueError,
         "a circle that is not from -pi to pi",
     ),
     "half a turn to nflows": (
-        lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(half_turn=True))),
+        lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(circle_shift=True))),
         ValueError,
-        "half_turn=True",
+        "circle_shift=True",
     ),
     "linear splines to nflows": (
         lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(order="linear"))),

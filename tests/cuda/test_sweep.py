@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from flowkernels import ops
 from flowkernels.backends import BackendUnavailableError
 from flowkernels.ops import MadePlan
 from flowkernels.ops.autoregressive_inverse.schedule import computes_all, steps
-from flowkernels.transforms import RQS
+from flowkernels.transforms import RQS, Affine
 from tests.emulator import ORDERS, Emulated
 from tests.ops.masked import SHAPES, Shape, assert_numbers, draw, values_and_gradients
 from tests.ops.test_autoregressive_inverse import UNIVARIATES, make, solve
@@ -72,20 +72,10 @@ def test_values_where_gradients_would_take_long(shape) -> None:
         assert_sweeps(SHAPES[shape], UNIVARIATES["softplus"], torch.float32)
 
 
-class OfSpec(NamedTuple):
-    """A map that has no transform of its own."""
-
-    spec: Any
-
-    @property
-    def params_per_feature(self) -> int:
-        return self.spec.n_params
-
-
 MAPS = {
     "more parameters than a step has units": RQS(bins=13),
     "more bins than that": RQS(bins=37, parametrization="soft_clip"),
-    "the shift first": OfSpec(UNIVARIATES["softplus"].spec._replace(shift_first=True)),
+    "the shift first": Affine("softplus", shift_first=True),
 }
 
 
@@ -101,7 +91,7 @@ def test_a_unit_that_no_feature_sees_has_no_gradient() -> None:
     assert computes_all(plan) == (False, False, True)
     torch.manual_seed(0)
     layers = [(torch.randn(p.n_out, p.n_in), torch.randn(p.n_out)) for p in plan.layers]
-    tensors, spec = [torch.randn(5, 2), *(t for layer in layers for t in layer)], UNIVARIATES["exp"].spec
+    tensors, spec = [torch.randn(5, 2), *(t for layer in layers for t in layer)], UNIVARIATES["exp"]
 
     def run(backend: str) -> list[Tensor]:
         def of(t: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -183,7 +173,7 @@ def test_groups_of_equal_degree_and_strided_rows() -> None:
     plan = MadePlan([[1, 2, 1, 2], [1, 1, 1], [d for d in (1, 2, 1, 2) for _ in range(2)]])
     torch.manual_seed(0)
     layers = [(torch.randn(p.n_out, p.n_in), torch.randn(p.n_out)) for p in plan.layers]
-    tensors, spec = [torch.randn(5, 9), *(t for layer in layers for t in layer)], UNIVARIATES["exp"].spec
+    tensors, spec = [torch.randn(5, 9), *(t for layer in layers for t in layer)], UNIVARIATES["exp"]
 
     def run(backend: str) -> list[Tensor]:
         def of(t: list[Tensor]) -> tuple[Tensor, Tensor]:

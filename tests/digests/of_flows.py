@@ -111,12 +111,12 @@ def _transform(make: Maker, dtype: str, shape: tuple[int, ...], context: int, in
 MAPS: dict[str, Any] = {
     "RQS": RQS(bins=5, tail_bound=2.0),
     "RQS circular": RQS(bins=5, tail_bound=2.0, tails="circular"),
-    "RQS shifted circle": RQS(bins=5, tail_bound=4.0, tails="circular", half_turn=True),
+    "RQS shifted circle": RQS(bins=5, tail_bound=4.0, tails="circular", circle_shift=True),
     "RQS linear order": RQS(bins=5, tail_bound=2.0, order="linear"),
     "RQS soft_clip": RQS(bins=5, tail_bound=2.0, parametrization="soft_clip"),
     **{
         f"Affine {s}": Affine(s)
-        for s in ("exp", "softplus", "sigmoid", "tanh", "atan", "soft_clip", "per_sigmoid", "additive")
+        for s in ("exp", "softplus", "sigmoid", "tanh", "atan", "soft_clip", "reciprocal_sigmoid", "additive")
     },
 }
 
@@ -127,7 +127,7 @@ def layers() -> Iterator[Case]:
     makers: dict[str, tuple[Maker, tuple[int, ...], int]] = {}
     for name, univariate in MAPS.items():
         residual = functools.partial(nets.ResidualNet, hidden=H)
-        P = univariate.params_per_feature
+        P = univariate.n_params
         for mask_name, mask in (("alternating", alternating), ("irregular", irregular)):
             makers[f"Coupling {name} {mask_name}"] = (
                 functools.partial(transforms.Coupling, mask, residual, univariate), (D,), 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -17,17 +18,9 @@ from .case import DTYPES, WIDE, Case, Results, draw, leaf, with_gradients
 
 ROWS, D, H = 37, 5, 24  # no multiples of a vector's lanes, all of them together more than one block of rows
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh")
-SCALES = ("exp", "softplus", "sigmoid", "tanh", "atan", "soft_clip", "clip", "per_sigmoid", "additive")
+SCALES = ("exp", "softplus", "sigmoid", "tanh", "atan", "soft_clip", "clip", "reciprocal_sigmoid", "additive")
 # `ops.flow_layer` is a package where no attribute of that name is exported.
 _flow_layer: Any = importlib.import_module("flowkernels.ops.flow_layer")
-
-
-def _spec(univariate: Any, inverse: bool = False) -> Any:
-    """A map as the ops take it."""
-    spec = getattr(univariate, "spec", univariate)
-    if not inverse:
-        return spec
-    return spec.inverted() if hasattr(spec, "inverted") else spec._replace(inverse=True)
 
 
 def _ways(*choices: Any) -> Iterator[tuple[Any, ...]]:
@@ -264,14 +257,14 @@ MAPS: dict[str, Any] = {
 def _flow(dtype: str, name: str, inverse: bool, residual: bool, activation: str, context: int) -> Results:
     univariate, kind = MAPS[name], DTYPES[dtype]
     seen, mapped = (0, 2), (1, 3, 4)
-    n_out = len(mapped) * univariate.params_per_feature
+    n_out = len(mapped) * univariate.n_params
     sizes = _dense_sizes(2, n_out, 2, context) if residual else [(H, 2 + context), (H, H), (n_out, H)]
     layers, leaves = _layers(sizes, kind)
     leaves["x"] = leaf("x", ROWS, D, dtype=kind)
     if context:
         leaves["context"] = leaf("context", ROWS, context, dtype=kind)
     y, ladj = _flow_layer.flow_layer(
-        leaves["x"], layers, _spec(univariate, inverse), _flow_layer.split_of(D, seen, mapped),
+        leaves["x"], layers, univariate.inverted() if inverse else univariate, _flow_layer.split_of(D, seen, mapped),
         context=leaves.get("context"), residual=residual, activation=activation,
     )  # fmt: skip
     return with_gradients({"y": y, "ladj": ladj}, leaves)
@@ -297,15 +290,17 @@ def flow_layer() -> Iterator[Case]:
             )
 
 
-def _sweep(dtype: str, name: str, net: tuple[str, bool, str], **settings: Any) -> Results:
-    univariate, kind = MAPS[name], DTYPES[dtype]
+def _sweep(
+    dtype: str, name: str, net: tuple[str, bool, str], flags: dict[str, bool] | None = None, **settings: Any
+) -> Results:
+    univariate, kind = dataclasses.replace(MAPS[name], **(flags or {})), DTYPES[dtype]
     activation, residual, terms = net
-    plan, layers, leaves, keywords = _net(univariate.params_per_feature, kind, residual, terms)
+    plan, layers, leaves, keywords = _net(univariate.n_params, kind, residual, terms)
     leaves["z"] = leaf("z", ROWS, D, dtype=kind)
     if settings.pop("sinusoids", False):
         settings["periodic_features"] = leaves["sinusoids"] = leaf("sinusoids", D, 5, dtype=kind)
     x, ladj = ops.autoregressive_inverse(
-        leaves["z"], layers, plan, _spec(univariate), activation=activation, **keywords, **settings
+        leaves["z"], layers, plan, univariate, activation=activation, **keywords, **settings
     )
     return with_gradients({"x": x, "ladj": ladj}, leaves)
 
@@ -324,8 +319,8 @@ def autoregressive_inverse() -> Iterator[Case]:
         )
     for (label, name, settings), dtype in _ways(
         (
-            ("shifted circle", "rqs circular", {"half_turn": True}),
-            ("zero outside", "rqs", {"zero_outside": True}),
+            ("shifted circle", "rqs circular", {"flags": {"circle_shift": True}}),
+            ("zero outside", "rqs", {"flags": {"zero_outside": True}}),
             ("sinusoids", "rqs circular", {"sinusoids": True}),
         ),
         WIDE,

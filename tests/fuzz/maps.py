@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops.affine.spec import CLAMPED, SCALES
-from flowkernels.ops.affine.spec import make_spec as make_affine
+from flowkernels.ops import RQS, Affine
+from flowkernels.ops.affine.scales import CLAMPED, FLOORED, SCALES
 from flowkernels.ops.rqs.spec import count_params
-from flowkernels.ops.rqs.spec import make_spec as make_rqs
 
 from .calls import Call, Recipe
 from .draw import DTYPES, Draw
@@ -94,7 +93,7 @@ def size_of_box(settings: dict[str, Any]) -> float:
 def rqs(draw: Draw) -> Call:
     settings = spline_settings(draw, 128 if draw.chance(0.05) else 12)
     settings["inverse"] = draw.chance(0.5)
-    P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
+    P = count_params(settings["bins"], settings["tails"], settings.get("order") == "linear")
     lead, D = draw.lead(), draw.size()
     of_x, of_params = draw.choice(PAIRS)
     vanishing = 0.0 in [settings.get(f"min_{name}") for name in ("bin_width", "bin_height", "derivative")]
@@ -119,7 +118,7 @@ def affine_settings(draw: Draw) -> dict[str, Any]:
     """Settings of the scale, without a direction."""
     scale = draw.choice(SCALES)
     found: dict[str, Any] = {"scale": scale}
-    if scale in ("softplus", "sigmoid") and draw.chance(0.5):
+    if scale in FLOORED and draw.chance(0.5):
         found["min_scale"] = draw.choice((1e-3, 0.1, 2, 0))
     if scale in CLAMPED and draw.chance(0.5):
         found["clamp"] = draw.choice((0.5, 1, 5.0, 100.0))
@@ -173,12 +172,12 @@ def univariate(draw: Draw) -> tuple[Recipe, int]:
             # A net sees what lies in the box, and returns logits of any size.
             **spline_settings(draw, bounds=BOUNDS[:4], vanish=False),
         }  # fmt: skip
-        P = count_params(settings["bins"], settings["tails"] or "none", settings.get("order") == "linear")
-        return Recipe(make_rqs, settings), P
+        P = count_params(settings["bins"], settings["tails"], settings.get("order") == "linear")
+        return Recipe(RQS, settings), P
     settings = {"min_scale": 0.0, "inverse": False, **affine_settings(draw)}
     if settings["scale"] != "additive" and draw.chance(0.2):
         settings["shift_first"] = True
-    return Recipe(make_affine, settings), 1 if settings["scale"] == "additive" else 2
+    return Recipe(Affine, settings), 1 if settings["scale"] == "additive" else 2
 
 
 # ---- maps of channels ----

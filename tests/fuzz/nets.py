@@ -126,9 +126,9 @@ def autoregressive_inverse(draw: Draw) -> Call:
     backwards = {**of_map.settings, "inverse": True}
     arguments["z"] = in_box(draw, backwards, *lead, plan.features)
     if "bins" in of_map.settings:
-        for name in ("half_turn", "zero_outside"):
+        for name in ("circle_shift", "zero_outside"):
             if draw.chance(0.15):
-                arguments[name] = True
+                of_map.settings[name] = True
     if draw.chance(0.15):
         arguments["periodic_features"] = draw.values(plan.features, 5, scale=0.5)
     arguments = _cast(arguments, draw.choice(DTYPES))

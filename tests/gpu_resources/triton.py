@@ -29,7 +29,8 @@ from triton.runtime.jit import JITFunction
 from flowkernels.ops.actnorm import triton as actnorm
 from flowkernels.ops.actnorm.reference import ActNormSpec
 from flowkernels.ops.affine import triton as affine
-from flowkernels.ops.affine.spec import AffineSpec
+from flowkernels.ops.affine.layout import Layout
+from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
@@ -38,7 +39,7 @@ from flowkernels.ops.net import triton as masked_linear
 from flowkernels.ops.net.plan import MadePlan, layer_plan
 from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.rqs import triton as rqs
-from flowkernels.ops.rqs.spec import cached_spec
+from flowkernels.ops.rqs.spec import RQS
 
 TABLE = Path(__file__).with_name("triton.json")
 TARGETS = {
@@ -58,7 +59,7 @@ _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 def _spline(fwd: bool, bins: int, inverse: bool = False) -> Callable[[], object]:
-    spec = cached_spec(bins, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, inverse)
+    spec = RQS(bins, inverse=inverse)
     x, params = torch.zeros(4096, 64), torch.zeros(4096, 64, spec.n_params)
     if fwd:
         return lambda: rqs.fwd(spec, x, params)
@@ -66,7 +67,7 @@ def _spline(fwd: bool, bins: int, inverse: bool = False) -> Callable[[], object]
 
 
 def _affine(fwd: bool, scale: str) -> Callable[[], object]:
-    spec = AffineSpec(scale, 0.0, False, event_dims=3)
+    spec = AffineCall(Affine(scale, 0.0), Layout(event_dims=3))
     x, params = torch.zeros(64, 12, 16, 16), torch.zeros(64, 24, 16, 16).unflatten(1, (2, -1)).movedim(1, -1)
     if fwd:
         return lambda: affine.fwd(spec, x, params, None, None)
@@ -120,7 +121,7 @@ def _sweep(fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32) -> Ca
     return lambda: autoregressive_inverse.bwd(spec, (z, z[:, 0]), tensors, [True] * len(tensors), (z,))
 
 
-_SPLINE = cached_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+_SPLINE = RQS(8)
 CASES = {
     "rqs fwd, K=8": _spline(True, 8),
     "rqs fwd, K=8, inverse": _spline(True, 8, True),
@@ -135,10 +136,10 @@ CASES = {
     "lu_linear fwd, C=128, inverse": _lu(True, True, 128),
     "lu_linear bwd, C=48": _lu(False, False, 48),
     "lu_linear bwd, C=48, inverse": _lu(False, True, 48),
-    "autoregressive_inverse fwd, sigmoid": _sweep(True, AffineSpec("sigmoid", 1e-3, False)),
+    "autoregressive_inverse fwd, sigmoid": _sweep(True, Affine("sigmoid", 1e-3)),
     "autoregressive_inverse fwd, K=8": _sweep(True, _SPLINE),
     "autoregressive_inverse fwd, K=8, float64": _sweep(True, _SPLINE, torch.float64),
-    "autoregressive_inverse bwd, sigmoid": _sweep(False, AffineSpec("sigmoid", 1e-3, False)),
+    "autoregressive_inverse bwd, sigmoid": _sweep(False, Affine("sigmoid", 1e-3)),
     "autoregressive_inverse bwd, K=8": _sweep(False, _SPLINE),
     "autoregressive_inverse bwd, K=8, float64": _sweep(False, _SPLINE, torch.float64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),

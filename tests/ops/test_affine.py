@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "machine")
 KERNEL = backends_of("affine")[0]
 SCALES = [
     ("exp", 0.0), ("softplus", 0.0), ("softplus", 1e-3), ("sigmoid", 0.0), ("sigmoid", 1e-3), ("tanh", 0.0),
-    ("soft_clip", 0.0), ("clip", 0.0), ("per_sigmoid", 0.0), ("atan", 0.0), ("additive", 0.0),
+    ("soft_clip", 0.0), ("clip", 0.0), ("reciprocal_sigmoid", 0.0), ("atan", 0.0), ("additive", 0.0),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize(("scale", "floor"), SCALES)
 
@@ -49,7 +49,7 @@ def test_is_its_definition(scale, floor) -> None:
                 "tanh": math.exp(2 * math.tanh(u / 2)),
                 "clip": math.exp(u),
                 "soft_clip": math.exp(u / (1 + abs(u) / 2)),
-                "per_sigmoid": 1 + math.exp(-u - 2),
+                "reciprocal_sigmoid": 1 + math.exp(-u - 2),
                 "atan": math.exp(4 / math.pi * math.atan(u * math.pi / 4)),
                 "additive": 1.0,
             }[scale]
@@ -144,12 +144,12 @@ def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
         (of_ladj,) = torch.autograd.grad(ops.affine(x, params, scale=scale, min_scale=floor)[1].sum(), params)
         slope = of_ladj[u[:, 0] == -100, 0, 0]
         expected = {"exp": 1.0, "softplus": 0.0 if floor else 1.0, "sigmoid": 0.0 if floor else 1.0, "tanh": 0.0,
-                    "soft_clip": 1 / 51**2, "clip": 1.0, "per_sigmoid": -1.0,
+                    "soft_clip": 1 / 51**2, "clip": 1.0, "reciprocal_sigmoid": -1.0,
                     "atan": 1 / (1 + (25 * math.pi) ** 2)}  # fmt: skip
         torch.testing.assert_close(slope, torch.full_like(slope, expected[scale]), rtol=1e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("scale", ["softplus", "sigmoid", "per_sigmoid"])
+@pytest.mark.parametrize("scale", ["softplus", "sigmoid", "reciprocal_sigmoid"])
 def test_slopes_of_ladj_keep_their_digits_in_the_tails(all_isas, scale) -> None:
     """1 - sigmoid(20) as a difference would be 0 in float32, and half its digits wrong from 8 on."""
     u = torch.linspace(-30, 30, 61)[:, None]
@@ -170,7 +170,7 @@ def test_slopes_of_ladj_keep_their_digits_in_the_tails(all_isas, scale) -> None:
 STOPPING = {
     "exp": ({}, (-1, 1)), "tanh": ({"clamp": 2000.0}, (-1, 1)), "atan": ({"clamp": 2000.0}, (-1, 1)),
     "soft_clip": ({"clamp": 2000.0}, (-1, 1)), "clip": ({"log_bounds": (-1500.0, 1500.0)}, (-1, 1)),
-    "softplus": ({}, (-1,)), "sigmoid": ({}, (-1,)), "per_sigmoid": ({}, (-1,)),
+    "softplus": ({}, (-1,)), "sigmoid": ({}, (-1,)), "reciprocal_sigmoid": ({}, (-1,)),
 }  # fmt: skip
 
 
@@ -631,9 +631,9 @@ def test_identity(scale, floor) -> None:
     affine = Affine(scale, floor)
     x = torch.randn(4, 3, dtype=torch.float64)
     y, ladj = affine(x, torch.tensor(affine.identity, dtype=torch.float64).expand(4, 3, -1), False)
-    assert len(affine.identity) == affine.params_per_feature == affine.spec.n_params
-    if affine.spec.min_scale < 1:
-        exact = not (scale in ("sigmoid", "per_sigmoid") and affine.spec.min_scale == 0)
+    assert len(affine.identity) == affine.n_params
+    if affine.floor < 1:
+        exact = not (scale in ("sigmoid", "reciprocal_sigmoid") and affine.floor == 0)
         torch.testing.assert_close(y, x, rtol=1e-12 if exact else 3e-3, atol=1e-12)
         torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-12 if exact else 1e-2)
 

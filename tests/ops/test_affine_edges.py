@@ -78,7 +78,7 @@ def test_the_logit_of_a_scale_that_stopped(all_isas) -> None:
                 assert g[0, 0, 0].item() == expected
 
 
-@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "per_sigmoid", "atan"])
+@pytest.mark.parametrize("scale", ["exp", "softplus", "sigmoid", "tanh", "reciprocal_sigmoid", "atan"])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_infinite_logits(scale, inverse) -> None:
     x, params = grid(torch.float32, [-INF, INF])

@@ -69,7 +69,7 @@ def assert_same(found: Tensors, wanted: Tensors, what: str) -> None:
 def test_any_plan(seed, all_isas) -> None:
     rng = random.Random(seed)
     univariate, activation = rng.choice(UNIVARIATES), rng.choice(ACTIVATIONS)
-    plan = draw_plan(rng, univariate.params_per_feature)
+    plan = draw_plan(rng, univariate.n_params)
     tensors, flags = draw_tensors(rng, plan)
 
     def split(t: Tensors):
@@ -81,7 +81,7 @@ def test_any_plan(seed, all_isas) -> None:
     def inverse(t: Tensors, backend: str):
         z, layers, adds = split(t)
         return ops.autoregressive_inverse(
-            z, layers, plan, univariate.spec, activation=activation, adds=adds, backend=backend
+            z, layers, plan, univariate, activation=activation, adds=adds, backend=backend
         )
 
     def network(t: Tensors, backend: str):

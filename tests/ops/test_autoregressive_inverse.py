@@ -39,8 +39,8 @@ UNIVARIATES = {
     "no tails": RQS(bins=5, tails=None, box=(-5.0, 5.0, -5.0, 5.0)),
     "soft clip": RQS(bins=8, parametrization="soft_clip"),
     "order linear": RQS(bins=4, order="linear"),
-    "half turn": RQS(bins=4, tail_bound=6.0, half_turn=True),
-    "half turn, another box": RQS(bins=5, tails=None, box=(-2.0, 9.0, -5.0, 5.0), half_turn=True),
+    "circle shift": RQS(bins=4, tail_bound=6.0, circle_shift=True),
+    "circle shift, another box": RQS(bins=5, tails=None, box=(-2.0, 9.0, -5.0, 5.0), circle_shift=True),
 }
 EVERY = pytest.mark.parametrize("univariate", UNIVARIATES.values(), ids=UNIVARIATES)
 
@@ -53,14 +53,13 @@ def kernels_of(univariate):
 
 def make(shape, univariate):
     """Scaled so that a rounding does not grow from feature to feature."""
-    return draw(shape._replace(P=univariate.params_per_feature), scale=0.4 if shape.residual else 0.7)
+    return draw(shape._replace(P=univariate.n_params), scale=0.4 if shape.residual else 0.7)
 
 
 def solve(problem, univariate, backend, tensors, activation="tanh"):
     z, layers, adds = problem.split(tensors)
     return ops.autoregressive_inverse(
-        z, layers, problem.plan, univariate.spec, activation=activation, adds=adds, backend=backend,
-        half_turn=getattr(univariate, "half_turn", False),
+        z, layers, problem.plan, univariate, activation=activation, adds=adds, backend=backend
     )  # fmt: skip
 
 
@@ -237,9 +236,9 @@ def test_bad_row_stays_in_its_row() -> None:
             assert x[4, order[0]] == clean[0][4, order[0]] and not x[4, order[1]].isfinite()
 
 
-def test_half_turn_brings_what_tails_leave_outside_back_into_the_box() -> None:
+def test_circle_shift_brings_what_tails_leave_outside_back_into_the_box() -> None:
     """From any number of turns away, and the network sees it there; what is not finite stays in its row."""
-    univariate = RQS(bins=4, tail_bound=2.0, half_turn=True)
+    univariate = RQS(bins=4, tail_bound=2.0, circle_shift=True)
     problem = make(SHAPES["three features"], univariate)
     z = 20 * problem.tensors[0]
     wanted = solve(problem, univariate, "reference", [z, *problem.tensors[1:]])
@@ -262,7 +261,7 @@ def test_groups_of_equal_degree() -> None:
     layers = [(torch.randn(p.n_out, p.n_in).double(), torch.randn(p.n_out).double()) for p in plan.layers]
     z, affine = torch.randn(5, 4).double(), Affine("exp")
     for backend in backends_of(OP):
-        x, ladj = ops.autoregressive_inverse(z, layers, plan, affine.spec, backend=backend)
+        x, ladj = ops.autoregressive_inverse(z, layers, plan, affine, backend=backend)
         back, forwards = affine(x, ops.made(x, layers, plan, backend="reference").view(5, 4, 2), False)
         torch.testing.assert_close(back, z)
         torch.testing.assert_close(ladj, -forwards)
@@ -298,20 +297,16 @@ def test_dtypes(dtype, device) -> None:
 Z = torch.zeros(4, 2)
 PLAN = MadePlan([[1, 2], [1, 1, 1], [1, 1, 2, 2]])
 LAYERS = [(torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(4, 3), torch.zeros(4))]
-EXP = Affine("exp").spec
+EXP = Affine("exp")
 
 
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (
-            lambda f: f(Z, LAYERS, PLAN, Affine("exp")),
-            TypeError,
-            "univariate must be an RqsSpec or an .*, got Affine",
-        ),
-        (lambda f: f(Z, LAYERS, PLAN, EXP._replace(inverse=True)), ValueError, "univariate must be of the direction"),
-        (lambda f: f(Z, LAYERS, PLAN, RQS(4).spec), ValueError, "plan must have 11 outputs per feature .*, got 2"),
-        (lambda f: f(Z, LAYERS, PLAN, EXP, half_turn=True), TypeError, "an RqsSpec where half_turn is, got AffineSpec"),
+        (lambda f: f(Z, LAYERS, PLAN, Affine), TypeError, "univariate must be a map of one feature, .*, got Affine"),
+        (lambda f: f(Z, LAYERS, PLAN, "exp"), TypeError, "univariate must be a map of one feature, .*, got str"),
+        (lambda f: f(Z, LAYERS, PLAN, EXP.inverted()), ValueError, "univariate must be of the direction"),
+        (lambda f: f(Z, LAYERS, PLAN, RQS(4)), ValueError, "plan must have 11 outputs per feature .*, got 2"),
         (lambda f: f(Z[:, :1], LAYERS, PLAN, EXP), ValueError, r"z must be \[\.\.\., 2\], got \[4, 1\]"),
         (lambda f: f(None, LAYERS, PLAN, EXP), TypeError, "z must be a tensor, got NoneType"),
         (lambda f: f(Z, LAYERS[:1], PLAN, EXP), ValueError, "layers must be 2"),
@@ -357,7 +352,7 @@ def test_a_block_waits_for_the_stream_it_adds_to() -> None:
     def f(backend: str, tensors: list[torch.Tensor]):
         z, *rest = tensors
         layers = list(zip(rest[::2], rest[1::2], strict=True))
-        return ops.autoregressive_inverse(z, layers, plan, Affine("exp").spec, activation="tanh", backend=backend)
+        return ops.autoregressive_inverse(z, layers, plan, Affine("exp"), activation="tanh", backend=backend)
 
     tensors = [here(t) for t in tensors]
     wanted = values_and_gradients(lambda t: f("reference", t), tensors)

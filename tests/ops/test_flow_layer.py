@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet
-from flowkernels.ops.affine.spec import SCALES
+from flowkernels.ops.affine.scales import SCALES
 from flowkernels.ops.flow_layer import flow_layer, run_autoregressive_layer, run_layer, split_of
 from flowkernels.ops.net import native as net_native
 from flowkernels.ops.net.net import made_net
@@ -81,7 +81,7 @@ def draw(c: Case, seed: int = 0) -> list[Tensor]:
     sizes = [(c.hidden, len(c.inputs) + c.context)]
     for _ in range(c.blocks):
         sizes += [(c.hidden, c.hidden)] * 2 + [(c.hidden, c.context)] * bool(c.context)
-    sizes.append((len(c.outputs) * c.spline.params_per_feature, c.hidden))
+    sizes.append((len(c.outputs) * c.spline.n_params, c.hidden))
     lead = c.rows if c.context_rows is None else c.context_rows
     tensors = [randn(*c.rows, c.D)] + [randn(*lead, c.context)] * bool(c.context)
     for n_out, n_in in sizes:
@@ -93,7 +93,7 @@ def call(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | N
     x, *rest = tensors
     context = rest.pop(0) if c.context else None
     layers = list(zip(rest[::2], rest[1::2], strict=True))
-    spec = c.spline.spec._replace(inverse=inverse)
+    spec = c.spline.inverted() if inverse else c.spline
     return flow_layer(x, layers, spec, split_of(c.D, c.inputs, c.outputs), context=context, backend=backend)
 
 
@@ -184,7 +184,7 @@ def through_the_module(
 
 
 AFFINE = {"exp": (0, 0.0), "softplus": (1, 1e-3), "sigmoid": (2, 1e-3), "tanh": (3, 0.0), "additive": (4, 0.0),
-          "soft_clip": (5, 0.0), "clip": (6, 0.0), "per_sigmoid": (7, 0.0), "atan": (8, 0.0)}  # fmt: skip
+          "soft_clip": (5, 0.0), "clip": (6, 0.0), "reciprocal_sigmoid": (7, 0.0), "atan": (8, 0.0)}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", AFFINE)
@@ -799,11 +799,11 @@ def test_every_case_is_of_its_own_kind() -> None:
 @pytest.mark.parametrize("shape", ["two leading dims", "residual", "blocks", "one feature", "no rows"])
 def test_autoregressive_layers_in_one_op(shape, univariate, isa) -> None:
     """The same numbers as the network and then the map, values and every gradient."""
-    problem = masked.draw(masked.SHAPES[shape]._replace(P=univariate.params_per_feature), scale=0.5)
+    problem = masked.draw(masked.SHAPES[shape]._replace(P=univariate.n_params), scale=0.5)
 
     def fused(tensors):
         x, layers, adds = problem.split(tensors)
-        found = run_autoregressive_layer(x, made_net(layers, problem.plan, "tanh", adds), univariate.spec)
+        found = run_autoregressive_layer(x, made_net(layers, problem.plan, "tanh", adds), univariate)
         assert found is not None
         return found
 

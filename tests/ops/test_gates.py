@@ -31,7 +31,7 @@ class Gated:
     """A problem of `tests.ops.masked` whose blocks have gates; one row for all of them in the first block."""
 
     def __init__(self, shape: Shape, univariate) -> None:
-        self.problem = draw(shape._replace(P=univariate.params_per_feature), scale=0.4)
+        self.problem = draw(shape._replace(P=univariate.n_params), scale=0.4)
         self.univariate, self.plan = univariate, self.problem.plan
         self.closing = range(2, len(self.plan.layers) - 1, 2)
         g = torch.Generator().manual_seed(5)
@@ -53,7 +53,7 @@ class Gated:
 
     def inverse(self, backend, tensors):
         z, arguments = self.arguments(tensors)
-        return ops.autoregressive_inverse(z, univariate=self.univariate.spec, **arguments, backend=backend)
+        return ops.autoregressive_inverse(z, univariate=self.univariate, **arguments, backend=backend)
 
 
 OPS = {"made": Gated.network, "autoregressive_inverse": Gated.inverse}
@@ -121,7 +121,7 @@ def test_a_gate_closes_a_residual_block(op) -> None:
     gated = Gated(SHAPES["several strips"], AFFINE)
     x, arguments = gated.arguments(gated.tensors)
     run = getattr(ops, op)
-    more = {"univariate": AFFINE.spec} if op == "autoregressive_inverse" else {}
+    more = {"univariate": AFFINE} if op == "autoregressive_inverse" else {}
     one = here(torch.ones(1, gated.plan.layers[1].n_out).double())
     for gates, message in (
         ([one], "gates must be 4, one per layer"),

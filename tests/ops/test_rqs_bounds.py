@@ -9,7 +9,6 @@ from torch import Tensor
 from flowkernels import ops
 from flowkernels.ops.flow_layer import flow_layer, split_of
 from flowkernels.ops.net.plan import MadePlan
-from flowkernels.ops.rqs.spec import make_spec
 from flowkernels.transforms import RQS
 from tests.device import here
 from tests.ops.masked import backends_of
@@ -79,12 +78,10 @@ def test_one_that_float64_has() -> None:
 
 def test_every_backend_refuses_it_by_itself() -> None:
     """Layers and libraries' modules make settings before they know a dtype."""
-    from flowkernels.ops.rqs.autograd import op
-
-    spec = make_spec(8, "linear", 1e38, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+    spline = RQS(8, tail_bound=1e38)
     for backend in backends_of("rqs"):
         with pytest.raises(ValueError, match=r"box must be one whose bins .* numbers of float32"):
-            op(spec, backend, here(torch.zeros(2, 3)), here(torch.zeros(2, 3, 23)))
+            spline._op(spline, backend, here(torch.zeros(2, 3)), here(torch.zeros(2, 3, 23)))
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
@@ -107,7 +104,7 @@ def test_slopes_at_the_end_of_float32(all_isas, inverse) -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=str)
 def test_fused_layers_refuse_a_box_that_their_dtype_has_no_numbers_for(backend, precision) -> None:
-    spec, D = RQS(bins=2, tail_bound=1e38).spec, 2
+    spec, D = RQS(bins=2, tail_bound=1e38), 2
     P = spec.n_params
     plan = MadePlan([[1, 2], [1, 1, 1, 1], [1] * P + [2] * P])
     layers = [(torch.randn(s, dtype=precision), torch.randn(s[0], dtype=precision)) for s in ((4, D), (D * P, 4))]

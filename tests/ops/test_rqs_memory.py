@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from flowkernels import backends, ops
-from flowkernels.ops.rqs.spec import make_spec
 from tests.ops.spline import draw, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,7 +173,7 @@ def test_gradients_beyond_an_int32() -> None:
         pytest.skip(f"needs {need >> 30} GiB of free memory, has {available_bytes() >> 30}")
     deterministic.fill_uninitialized_memory = False
     x, params = draw((1, features), torch.bfloat16, bins=8)
-    spec = make_spec(8, "linear", 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+    spec = ops.RQS(8)
     cpu = backends.pick("rqs", "cpu", spec, (x, params))
 
     def gradient(n: int) -> torch.Tensor:

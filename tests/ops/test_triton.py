@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowkernels import backends, ops
 from flowkernels.ops import _triton
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.net import triton as masked_linear
 from flowkernels.ops.net.plan import MadePlan, layer_plan
@@ -274,7 +273,7 @@ def test_units_that_no_feature_sees_have_gradients_of_zero(device) -> None:
     plan = MadePlan([[2, 1], [2, 1, 2, 1], [2, 2, 1, 1]])
     torch.manual_seed(0)
     tensors = [t.to(device) for p in plan.layers for t in (torch.randn(p.n_out, p.n_in), torch.randn(p.n_out))]
-    z, spec = torch.randn(5, 2).to(device), AffineSpec("softplus", 1e-3, False, shift_first=True)
+    z, spec = torch.randn(5, 2).to(device), ops.Affine("softplus", shift_first=True)
 
     def f(backend: str, given: list[Tensor]) -> Any:
         layers = list(zip(given[1::2], given[2::2], strict=True))

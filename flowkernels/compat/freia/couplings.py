@@ -20,7 +20,7 @@ from torch import Tensor
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, original_class
 from flowkernels.compat.reading.halves import Half, Layers
-from flowkernels.ops.affine.spec import AffineSpec, cached_spec
+from flowkernels.ops import Affine
 
 # ---- soft clamps ----
 
@@ -110,10 +110,10 @@ class _Step(NamedTuple):
         t = t if self.scale.before_t == 1 else t * self.scale.before_t
         return torch.stack((s * self.scale.before_s, t), dim=1).flatten(0, 1)
 
-    def spec(self, inverse: bool) -> AffineSpec:
+    def spec(self, inverse: bool) -> Affine:
         if self.scale is None:
-            return cached_spec("additive", 0.0, inverse)
-        return cached_spec(self.scale.name, 0.0, inverse, self.scale.bound)
+            return Affine.kept(scale="additive", inverse=inverse)
+        return Affine.kept(scale=self.scale.name, clamp=self.scale.bound, inverse=inverse)
 
 
 # ---- blocks ----

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops import affine
-from flowkernels.ops.affine.spec import AffineSpec, cached_spec
+from flowkernels.ops import Affine, affine
 
 from . import coupling
 
@@ -30,8 +29,8 @@ def _has_known_scale(layer: Any) -> bool:
     return given in (type(layer).DEFAULT_SCALE_ACTIVATION, named.get("nflows"))
 
 
-def _spec(layer: Any, net: Any, inverse: bool) -> AffineSpec | None:
-    return cached_spec("sigmoid", _LEAST, inverse) if _has_known_scale(layer) else None
+def _map(layer: Any, net: Any, inverse: bool) -> Affine | None:
+    return Affine.kept(scale="sigmoid", min_scale=_LEAST, inverse=inverse) if _has_known_scale(layer) else None
 
 
 def _last(layer: Any, last: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -51,7 +50,7 @@ def _run(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, 
     )
 
 
-AFFINE = coupling.Univariate(_spec, _last, _run)
+AFFINE = coupling.Univariate(_map, _last, _run)
 
 
 class AffineCoupling(FastMethods):
@@ -72,7 +71,7 @@ def _add(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, 
     return y, y.new_zeros(y.shape[0])
 
 
-ADDITIVE = coupling.Univariate(lambda layer, net, inverse: cached_spec("additive", 0.0, inverse), None, _add)
+ADDITIVE = coupling.Univariate(lambda layer, net, inverse: Affine.kept(scale="additive", inverse=inverse), None, _add)
 
 
 class AdditiveCoupling(FastMethods):

@@ -16,18 +16,16 @@ from torch import Tensor
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, overridden
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import is_bare
-from flowkernels.ops import affine
-from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.affine.spec import cached_spec as affine_spec
+from flowkernels.ops import RQS, Affine, affine
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import Net
-from flowkernels.ops.rqs.spec import RqsSpec
+from flowkernels.ops.univariate import Map
 
 from . import circular
 from .classes import made_class
 from .made import Made, as_net, made_refusal
-from .settings import spline_spec
+from .settings import spline_of
 from .spline import per_feature, spline
 
 # (layer, x [B, D], params, inverse) → y and ladj [B]
@@ -46,7 +44,7 @@ def _forward(
     x: Tensor,
     context: Tensor | None,
     univariate: Univariate,
-    spec_of: Callable[[Any], AffineSpec | RqsSpec | None],
+    spec_of: Callable[[Any], Map | None],
 ) -> tuple[Tensor, Tensor]:
     spec = spec_of(layer)
     found = _network(layer, x, context) if x.dim() == 2 and spec is not None else None
@@ -64,7 +62,7 @@ def _inverse(
     z: Tensor,
     context: Tensor | None,
     univariate: Univariate,
-    spec_of: Callable[[Any], AffineSpec | RqsSpec | None],
+    spec_of: Callable[[Any], Map | None],
 ) -> tuple[Tensor, Tensor]:
     if z.dim() != 2 or z.shape[1] == 0:
         return original_class(layer).inverse(layer, z, context)
@@ -106,8 +104,9 @@ def _affine(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tenso
     return affine(x, params.reshape(*x.shape, 2), scale=scale, min_scale=least, inverse=inverse)
 
 
-def _affine_spec(layer: Any) -> AffineSpec:
-    return affine_spec(*_scale(layer), False)
+def _affine_map(layer: Any) -> Affine:
+    scale, least = _scale(layer)
+    return Affine.kept(scale=scale, min_scale=least)
 
 
 def affine_refusal(layer: Any) -> str | None:
@@ -120,7 +119,7 @@ def affine_refusal(layer: Any) -> str | None:
     if reason is not None:
         return f"its network is left alone: {reason}"
     try:
-        _affine_spec(layer)
+        _affine_map(layer)
     except Exception as error:  # an epsilon of the user's own
         return str(error)
     return None
@@ -130,10 +129,10 @@ class AffineAutoregressive(FastMethods):
     """The methods of an accelerated MaskedAffineAutoregressiveTransform."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _forward(self, inputs, context, _affine, _affine_spec)
+        return _forward(self, inputs, context, _affine, _affine_map)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _inverse(self, inputs, context, _affine, _affine_spec)
+        return _inverse(self, inputs, context, _affine, _affine_map)
 
 
 # ---- rational-quadratic ----
@@ -152,8 +151,8 @@ def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tenso
     return spline(layer, layer.num_bins, x, params, _logit_scale(layer), inverse)
 
 
-def _spline_spec(layer: Any) -> RqsSpec | None:
-    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(layer))
+def _spline_map(layer: Any) -> RQS | None:
+    return None if per_feature(layer) else spline_of(layer, layer.num_bins, _logit_scale(layer))
 
 
 def _of_own_tails(layer: Any, x: Tensor, context: Tensor | None, run: Callable[..., Any]) -> Any:
@@ -171,8 +170,8 @@ class SplineAutoregressive(FastMethods):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         fused = _of_own_tails(self, inputs, context, circular.forward)
-        return _forward(self, inputs, context, _spline, _spline_spec) if fused is None else fused
+        return _forward(self, inputs, context, _spline, _spline_map) if fused is None else fused
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         fused = _of_own_tails(self, inputs, context, circular.inverse)
-        return _inverse(self, inputs, context, _spline, _spline_spec) if fused is None else fused
+        return _inverse(self, inputs, context, _spline, _spline_map) if fused is None else fused

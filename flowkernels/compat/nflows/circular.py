@@ -20,7 +20,7 @@ from flowkernels.ops._kept import kept
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import Net
-from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+from flowkernels.ops.rqs.spec import RQS
 
 from .made import preprocessing_of
 from .spline import is_listed
@@ -32,7 +32,7 @@ def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tens
     seen = x if before is None else before(x)
     given = x / bound if isinstance(bound, Tensor) else x
     net = _with_tails(layer, found)
-    fused = run_autoregressive_layer(given, net, _spec(layer, logit_scale), None if seen is given else seen)
+    fused = run_autoregressive_layer(given, net, _map(layer, logit_scale), None if seen is given else seen)
     if fused is None:
         return None
     y, ladj = fused
@@ -58,19 +58,20 @@ def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tens
         else:
             one = torch.ones_like(bound)
             periodic = periodic * torch.stack((bound, one, one, bound, one), -1)
-    net, spec = net.with_periodic(periodic), _spec(layer, logit_scale)
-    fused = run_inverse(z, net, spec, zero_outside=is_listed(layer), or_none=True)
+    fused = run_inverse(z, net.with_periodic(periodic), _map(layer, logit_scale, is_listed(layer)), or_none=True)
     if fused is None:
         return None
     x, ladj = fused
     return x * bound if isinstance(bound, Tensor) else x, ladj
 
 
-def _spec(layer: Any, logit_scale: float) -> RqsSpec:
-    tails, bound = None if is_listed(layer) else layer.tails, layer.tail_bound
-    return cached_spec(
-        layer.num_bins, tails, 1.0 if isinstance(bound, Tensor) else bound, None, layer.min_bin_width,
-        layer.min_bin_height, layer.min_derivative, logit_scale, "softmax", 1e-3, False,
+def _map(layer: Any, logit_scale: float, zero_outside: bool = False) -> RQS:
+    bound = layer.tail_bound
+    return RQS.kept(
+        bins=layer.num_bins, tails=None if is_listed(layer) else layer.tails,
+        tail_bound=1.0 if isinstance(bound, Tensor) else bound, min_bin_width=layer.min_bin_width,
+        min_bin_height=layer.min_bin_height, min_derivative=layer.min_derivative, logit_scale=logit_scale,
+        zero_outside=zero_outside,
     )  # fmt: skip
 
 

@@ -240,9 +240,9 @@ def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[
     spline: RQS = part.univariate
     unit = spline.tails is None and spline.box == (0.0, 1.0, 0.0, 1.0)
     linear = spline.tails == "linear" and spline.box is None
-    if spline.half_turn or spline.spec.splits or spline.spec.clipped or not (unit or linear):
+    if spline.circle_shift or spline.is_linear or spline.is_clipped or not (unit or linear):
         raise _refuse(part, f"with {spline}")
-    factor = torch.ones(spline.params_per_feature, dtype=torch.float64)
+    factor = torch.ones(spline.n_params, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale
     factor = factor.repeat(len(state["final_layer.bias"]) // len(factor)).to(state["final_layer.bias"].device)
     state["final_layer.weight"] = state["final_layer.weight"] * factor[:, None]
@@ -303,7 +303,7 @@ def _their_autoregressive(part: Any) -> Any:
     if type(univariate) is RQS:
         settings |= _their_spline(part, state, 1.0)
         layer: Any = T.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**settings)
-    elif type(univariate) is Affine and univariate.scale == "softplus" and univariate.spec.min_scale == _EPSILON:
+    elif type(univariate) is Affine and univariate.scale == "softplus" and univariate.floor == _EPSILON:
         layer = T.MaskedAffineAutoregressiveTransform(**settings)
     else:
         raise _refuse(part, f"with {univariate}")

@@ -18,14 +18,13 @@ from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.ops._routing import _transforms_active
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import run_layer
-from flowkernels.ops.rqs.spec import RqsSpec
 from flowkernels.ops.split import Split, merge_by_index, split_by_index, split_of
+from flowkernels.ops.univariate import Map
 
 from . import residual
 from .classes import kind
-from .settings import n_params, spline_spec
+from .settings import n_params, spline_of
 from .spline import per_feature, spline
 
 
@@ -33,7 +32,7 @@ class Univariate(NamedTuple):
     """The map of one kind of coupling layer, as functions of the layer."""
 
     # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
-    spec: Callable[[Any, Any, bool], RqsSpec | AffineSpec | None]
+    spec: Callable[[Any, Any, bool], Map | None]
     # the network's last layer with its outputs feature by feature, as that op wants them; None: it has them so
     last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] | None
     # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
@@ -175,11 +174,11 @@ def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tenso
     return y.view(shape), ladj
 
 
-def _spline_spec(layer: Any, net: Any, inverse: bool) -> RqsSpec | None:
-    return None if per_feature(layer) else spline_spec(layer, layer.num_bins, _logit_scale(net), inverse)
+def _spline_map(layer: Any, net: Any, inverse: bool) -> Map | None:
+    return None if per_feature(layer) else spline_of(layer, layer.num_bins, _logit_scale(net), inverse)
 
 
-SPLINE = Univariate(_spline_spec, None, _spline)
+SPLINE = Univariate(_spline_map, None, _spline)
 
 
 class Coupling(FastMethods):

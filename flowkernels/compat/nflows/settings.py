@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+from flowkernels.ops import RQS
 
 
 def spline_settings(layer: Any, bins: int) -> dict[str, Any]:
@@ -29,13 +29,9 @@ def n_params(layer: Any, bins: int) -> int:
     return 3 * bins + (-1 if tails == "linear" else 0 if tails == "circular" else 1)
 
 
-def spline_spec(layer: Any, bins: int, logit_scale: float = 1.0, inverse: bool = False) -> RqsSpec:
-    """The same as the checked settings that the kernels take."""
-    s = spline_settings(layer, bins)
-    return cached_spec(
-        s["bins"], s["tails"], s.get("tail_bound", 1.0), s.get("box"), s["min_bin_width"], s["min_bin_height"],
-        s["min_derivative"], logit_scale, "softmax", 1e-3, inverse,
-    )  # fmt: skip
+def spline_of(layer: Any, bins: int, logit_scale: float = 1.0, inverse: bool = False) -> RQS:
+    """The same as a map."""
+    return RQS.kept(**spline_settings(layer, bins), logit_scale=logit_scale, inverse=inverse)
 
 
 def spline_refusal(layer: Any, bins: int) -> str | None:
@@ -43,7 +39,7 @@ def spline_refusal(layer: Any, bins: int) -> str | None:
     if layer.tails not in (None, "linear"):  # the kernel knows circular ones too, but nflows has no parameters for them
         return f"{layer.tails} tails are not implemented"
     try:
-        spline_spec(layer, bins)
+        spline_of(layer, bins)
     except Exception as error:  # whatever is wrong with the settings, nflows is the one to say so when it is called
         return str(error)
     return None

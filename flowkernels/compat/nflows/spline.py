@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops import rqs
-from flowkernels.ops.rqs.spec import cached_spec
+from flowkernels.ops import RQS, rqs
 
 from .settings import spline_settings
 
@@ -68,9 +67,9 @@ def spline_refusal(layer: Any, bins: int) -> str | None:
     tails_of_all: Any = None if is_listed(layer) else layer.tails
     bound = 1.0 if isinstance(layer.tail_bound, Tensor) else layer.tail_bound
     try:
-        cached_spec(
-            bins, tails_of_all, bound, None, layer.min_bin_width, layer.min_bin_height, layer.min_derivative, 1.0,
-            "softmax", 1e-3, False,
+        RQS(
+            bins, tails_of_all, bound, min_bin_width=layer.min_bin_width, min_bin_height=layer.min_bin_height,
+            min_derivative=layer.min_derivative,
         )  # fmt: skip
     except Exception as error:  # normflows is the one to say what is wrong with them, when it is called
         return str(error)

@@ -23,7 +23,7 @@ from .dense import Mask, coupled, mask_of, masked, may_pay
 
 # ---- coupling ----
 
-_SCALES = {"exp": "exp", "sigmoid": "per_sigmoid", "sigmoid_inv": "sigmoid"}  # of `ops.affine`
+_SCALES = {"exp": "exp", "sigmoid": "reciprocal_sigmoid", "sigmoid_inv": "sigmoid"}  # of `ops.affine`
 
 
 def _affine(layer: Any, z: Tensor, params: Tensor, inverse: bool, part: slice | None) -> tuple[Tensor, Tensor]:

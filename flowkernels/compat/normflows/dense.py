@@ -12,7 +12,7 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.halves import Half, Layers, Step
 from flowkernels.compat.reading.masks import SOFT, is_hard
 from flowkernels.nets.reading import is_bare
-from flowkernels.ops.affine.spec import AffineSpec, cached_spec
+from flowkernels.ops import Affine
 
 
 def _layers_of(net: Any) -> Any:
@@ -34,8 +34,8 @@ class _Alternating(NamedTuple):
         fits = layers[0][0].shape[1] == seen and layers[-1][0].shape[0] == 2 * mapped
         return layers if fits else None
 
-    def spec(self, inverse: bool) -> AffineSpec:
-        return cached_spec(self.scale, 0.0, inverse, None, 1, True)
+    def spec(self, inverse: bool) -> Affine:
+        return Affine.kept(scale=self.scale, min_scale=0.0, shift_first=True, inverse=inverse)
 
 
 class _Masked(NamedTuple):
@@ -58,8 +58,8 @@ class _Masked(NamedTuple):
         last = last.index_select(0, self.mapped)
         return torch.stack((last, torch.zeros_like(last)), dim=1).flatten(0, 1) if self.scales else last
 
-    def spec(self, inverse: bool) -> AffineSpec:
-        return cached_spec("exp" if self.scales else "additive", 0.0, inverse)
+    def spec(self, inverse: bool) -> Affine:
+        return Affine.kept(scale="exp" if self.scales else "additive", inverse=inverse)
 
 
 def may_pay(z: Tensor) -> bool:

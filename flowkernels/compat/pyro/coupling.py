@@ -21,7 +21,7 @@ from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net
 
-from .layers import ConditionalSpline, _affine_spec, _feature_major, _spec
+from .layers import ConditionalSpline, _feature_major, affine_of, spline_of
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -62,7 +62,7 @@ def coupling_refusal(layer: Any) -> str | None:
     if len(net.param_dims) != 2 or net.param_dims[0] != net.param_dims[1]:
         return f"its network returns parameters of sizes {net.param_dims}"
     try:
-        _affine_spec(layer)
+        affine_of(layer)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
@@ -97,9 +97,8 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
         return None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
     split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
-    spec = _affine_spec(layer)._replace(inverse=inverse)
     found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
-    return run_layer(x, found, spec, split)
+    return run_layer(x, found, affine_of(layer).inverted() if inverse else affine_of(layer), split)
 
 
 class AffineCoupling(FastMethods):
@@ -152,8 +151,8 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
         return None
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
     split = split_of(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
-    spec = _spec(upper)._replace(inverse=inverse)
-    return run_layer(x, dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None), spec, split)
+    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None)
+    return run_layer(x, found, spline_of(upper).inverted() if inverse else spline_of(upper), split)
 
 
 class SplineCoupling(FastMethods):

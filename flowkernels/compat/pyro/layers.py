@@ -15,16 +15,13 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.masks import read_plan
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import may_read, of_parameters
-from flowkernels.ops import rqs
+from flowkernels.ops import RQS, Affine, rqs
 from flowkernels.ops._checks import expands
-from flowkernels.ops.affine.spec import AffineSpec
-from flowkernels.ops.affine.spec import cached_spec as affine_spec
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import fitting, made_net
-from flowkernels.ops.rqs.spec import RqsSpec, make_spec
 
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
 
@@ -35,11 +32,8 @@ def _settings(layer: Any) -> dict[str, Any]:
     return {"bins": layer.count_bins, "tail_bound": bound, "edge_slope": 1 - _LEAST, "order": layer.order}
 
 
-def _spec(layer: Any) -> RqsSpec:
-    K, bound = layer.count_bins, float(layer.bound)
-    return make_spec(
-        K, "linear", bound, None, _LEAST, _LEAST, _LEAST, 1.0, "softmax", 1e-3, False, 1 - _LEAST, layer.order
-    )
+def spline_of(layer: Any) -> RQS:
+    return RQS.kept(**_settings(layer))
 
 
 def _elementwise(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -103,7 +97,7 @@ def refusal(layer: Any) -> str | None:
     if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not _theirs("Spline")._params:
         return "its parameters are its own"
     try:
-        _spec(layer)
+        spline_of(layer)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
@@ -173,9 +167,9 @@ class SplineAutoregressive(FastMethods):
     """The methods of an accelerated SplineAutoregressive; its log-slopes are kept summed, as one number a row."""
 
     def _call(self: Any, x: Tensor) -> Tensor:
-        spec = _spec(self.spline)
-        found = _as_net(self.arn, x, spec.n_params)
-        fused = None if found is None else run_autoregressive_layer(x, found, spec)
+        spline = spline_of(self.spline)
+        found = _as_net(self.arn, x, spline.n_params)
+        fused = None if found is None else run_autoregressive_layer(x, found, spline)
         if fused is None:
             y, slopes = conditioned(self.spline, x, x, False)
         else:
@@ -184,9 +178,9 @@ class SplineAutoregressive(FastMethods):
         return y
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
-        spec = _spec(self.spline)
-        found = _as_net(self.arn, y, spec.n_params)
-        solved = None if found is None else run_inverse(y, found, spec)
+        spline = spline_of(self.spline)
+        found = _as_net(self.arn, y, spline.n_params)
+        solved = None if found is None else run_inverse(y, found, spline)
         if solved is not None:
             self._cache_log_detJ = -solved[1].unsqueeze(-1)
             return solved[0]
@@ -220,7 +214,7 @@ class AffineAutoregressive(FastMethods):
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
         found = _as_net(self.arn, y, 2)
-        solved = None if found is None else run_inverse(y, found, _affine_spec(self))
+        solved = None if found is None else run_inverse(y, found, affine_of(self))
         if solved is None:
             return _theirs("AffineAutoregressive")._inverse(self, y)
         self._cached_log_scale = -solved[1].unsqueeze(-1)
@@ -237,9 +231,12 @@ class ConditionalAffineAutoregressive(FastMethods):
         return transform
 
 
-def _affine_spec(layer: Any) -> AffineSpec:
-    bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
-    return affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)  # Pyro has means | log-scales
+def affine_of(layer: Any) -> Affine:
+    return _clipped(layer.log_scale_min_clip, layer.log_scale_max_clip)
+
+
+def _clipped(low: float, high: float) -> Affine:
+    return Affine.kept(scale="clip", log_bounds=(low, high), shift_first=True)  # Pyro has means | log-scales
 
 
 def affine_refusal(layer: Any) -> str | None:
@@ -255,7 +252,7 @@ def affine_refusal(layer: Any) -> str | None:
     if hasattr(layer, "log_scale_min_clip"):
         bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
     try:
-        affine_spec("clip", 0.0, False, None, 1, True, 0, 0, 1, bounds)
+        _clipped(*bounds)
     except (TypeError, ValueError) as error:
         return str(error)
     return None

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
+from flowkernels.ops.univariate import Map
 
 from .dense import dense, dense_refusal
 
@@ -34,7 +34,7 @@ class Step(Protocol):
         """The network's layers as the op has them; None where their sizes are not those of the columns."""
         ...
 
-    def spec(self, inverse: bool) -> AffineSpec: ...
+    def spec(self, inverse: bool) -> Map: ...
 
 
 class Half(NamedTuple):

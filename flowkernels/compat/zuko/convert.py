@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -22,7 +23,6 @@ from flowkernels.distributions import DiagonalNormal, Distribution, StandardNorm
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
 from flowkernels.ops import MadePlan
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.net.activations import TABLE, name_of
 from flowkernels.transforms import RQS, Affine, Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
 
@@ -84,16 +84,14 @@ def _univariate(layer: Any) -> RQS | Affine:
     found = univariate_of(layer)
     if isinstance(found, str):
         raise CannotConvert(f"convert: every layer must have a spline or an affine map, but {found}")
-    if isinstance(found.spec, AffineSpec):
-        return Affine("soft_clip", clamp=found.spec.clamp)
-    return RQS(**found.settings, half_turn=found.circular)
+    return dataclasses.replace(found, shift_first=False) if type(found) is Affine else found
 
 
 def _scale_first(univariate: Any, n: int) -> Tensor:
     """Which rows of zuko's last layer ours has: zuko's affine parameters are shift | scale."""
-    P = univariate.params_per_feature
+    P = univariate.n_params
     rows = torch.arange(n * P).view(n, P)
-    return (rows.flip(1) if isinstance(univariate, Affine) else rows).flatten()
+    return (rows.flip(1) if type(univariate) is Affine else rows).flatten()
 
 
 def _parts(net: Any, *classes: type) -> tuple[list[Any], str]:
@@ -189,19 +187,19 @@ def _their_layer(part: Any) -> Any:
 
 def _their_univariate(part: Any) -> dict[str, Any]:
     univariate = part.univariate
-    if isinstance(univariate, Affine) and univariate.scale == "soft_clip":
-        slope = math.exp(-univariate.spec.clamp)
+    if type(univariate) is Affine and univariate.scale == "soft_clip":
+        slope = math.exp(-univariate.bound)
         return {"univariate": functools.partial(transforms.MonotonicAffineTransform, slope=slope), "shapes": [(), ()]}
     if (
-        not isinstance(univariate, RQS)
+        type(univariate) is not RQS
         or (univariate.parametrization, univariate.tails, univariate.box) != ("soft_clip", "linear", None)
         or univariate.logit_scale != 1
-        or univariate.spec.splits
+        or univariate.is_linear
     ):
         raise _refuse(part, f"with {univariate}")
     K = univariate.bins
     spline = functools.partial(transforms.MonotonicRQSTransform, slope=univariate.slope, bound=univariate.tail_bound)
-    if univariate.half_turn:
+    if univariate.circle_shift:
         if univariate.tail_bound != math.pi:
             raise _refuse(part, f"with a circle that is not from -pi to pi, {univariate}")
         spline = functools.partial(CircularRQSTransform, slope=univariate.slope)

@@ -21,13 +21,14 @@ from zuko.utils import broadcast
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.dense import dense
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.ops import RQS, Affine
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer, run_layer
 from flowkernels.ops.net import MadePlan, Net, run_made
 from flowkernels.ops.split import Split, split_of
 
 from .nets import masked_net
-from .univariate import Univariate, univariate_of
+from .univariate import univariate_of
 
 
 class Inverse(_InverseTransform):
@@ -52,7 +53,7 @@ def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]
     return x, context
 
 
-def _map_of(layer: Any) -> Univariate:
+def _map_of(layer: Any) -> RQS | Affine:
     univariate = univariate_of(layer)
     if isinstance(univariate, str):
         raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {univariate}")
@@ -111,8 +112,8 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
         univariate, network = _map_of(self.layer), self._network(x, context)
-        if network is not None and not univariate.circular:  # a circular map sees another x than the network
-            fused = run_autoregressive_layer(x, network, univariate.spec)
+        if network is not None and not univariate.circle_shift:  # where the map sees another x than the network
+            fused = run_autoregressive_layer(x, network, univariate)
             if fused is not None:
                 return fused
         params = self._params(x, context, network)
@@ -124,7 +125,7 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         y, context = _expanded(y, self.context)
         univariate, network = _map_of(self.layer), self._network(y, context)
         if network is not None and self.passes >= _levels(network):
-            found = run_inverse(y, network, univariate.spec, half_turn=univariate.circular)
+            found = run_inverse(y, network, univariate)
             if found is not None:
                 return found
         x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
@@ -179,10 +180,11 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
         univariate, net = _map_of(self.layer), self.layer.hyper
-        network = None if self.split_of_features is None or univariate.circular else dense(net, x, context, MLP, Linear)
-        if network is not None and self.split_of_features is not None:
-            spec = univariate.spec._replace(inverse=inverse)
-            fused = run_layer(x, network.net(x.shape[:-1], context), spec, self.split_of_features)
+        split = None if univariate.circle_shift else self.split_of_features
+        network = None if split is None else dense(net, x, context, MLP, Linear)
+        if network is not None and split is not None:
+            chosen = univariate.inverted() if inverse else univariate
+            fused = run_layer(x, network.net(x.shape[:-1], context), chosen, split)
             if fused is not None:
                 return fused
         kept, mapped = self.split(x)

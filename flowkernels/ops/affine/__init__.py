@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-import numbers
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating, expands, without_flags
+from flowkernels.ops._checks import without_flags
+from flowkernels.ops._routing import Op
 
-from .autograd import op
-from .spec import AffineSpec, cached_spec, make_spec
+from . import native, reference, triton
+from .layout import Layout
+from .spec import Affine, AffineCall, checked
 
-__all__ = ["affine"]
+__all__ = ["Affine", "Layout", "affine"]
+
+_kept = functools.lru_cache(maxsize=256, typed=True)(Affine)  # typed: True must not pass because 1 has
+
+
+def _fake(
+    spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, params.dtype)
+    ladj_dtype = torch.promote_types(dtype, torch.float32)
+    return (
+        torch.empty_like(x, dtype=dtype),
+        torch.empty(x.shape[: x.dim() - spec.layout.event_dims], dtype=ladj_dtype, device=x.device),
+    )
+
+
+# Saves its inputs for backward, and nothing else.
+Affine._op = Op(
+    "affine",
+    spec_type=AffineCall,
+    reference=reference.fwd,
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
+    inputs=("x", "params", "shift?", "mask?"),
+    n_outputs=2,
+    fake=_fake,
+    grad_like=torch.empty_like,
+    sample=lambda: (AffineCall(Affine("exp")), (torch.zeros(1, 1), torch.zeros(1, 1, 2), None, None)),
+)
 
 
 def affine(
@@ -37,19 +66,19 @@ def affine(
 
     in nats, and inverse :math:`x = (y - t)/s(u)`, with
 
-    =================  ==========================================  =====================================
-    ``scale``          :math:`s(u)`
-    =================  ==========================================  =====================================
-    ``"exp"``          :math:`e^u`                                 MAF, Real NVP
-    ``"softplus"``     :math:`\mathrm{softplus}(u)` + min_scale    nflows
-    ``"sigmoid"``      :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
-    ``"tanh"``         :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's bounded scale
-    ``"atan"``         :math:`e^{r \arctan(u/r)}`, r = 2c/π         FrEIA's bounded scale, c = clamp
-    ``"soft_clip"``    :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
-    ``"clip"``         :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
-    ``"per_sigmoid"``  :math:`1/\sigma(u + 2)`                     normflows' sigmoid: its inverse multiplies
-    ``"additive"``     1                                           NICE; ``params`` are shifts only
-    =================  ==========================================  =====================================
+    ========================  ==========================================  =====================================
+    ``scale``                 :math:`s(u)`
+    ========================  ==========================================  =====================================
+    ``"exp"``                 :math:`e^u`                                 MAF, Real NVP
+    ``"softplus"``            :math:`\mathrm{softplus}(u)` + min_scale    nflows
+    ``"sigmoid"``             :math:`\sigma(u + 2)` + min_scale           Glow, nflows, normflows
+    ``"tanh"``                :math:`e^{c \tanh(u/c)}`, c = clamp         Real NVP's bounded scale
+    ``"atan"``                :math:`e^{r \arctan(u/r)}`, r = 2c/π         FrEIA's bounded scale, c = clamp
+    ``"soft_clip"``           :math:`e^{u/(1 + |u/c|)}`, c = clamp        zuko's bounded scale, c = -log slope
+    ``"clip"``                :math:`e^{\mathrm{clip}(u)}`                Pyro's; see log_bounds
+    ``"reciprocal_sigmoid"``  :math:`1/\sigma(u + 2)`                     normflows' sigmoid: its inverse multiplies
+    ``"additive"``            :math:`1`                                   NICE; ``params`` are shifts only
+    ========================  ==========================================  =====================================
 
     Where a mask is False, ``y = x`` with gradient 1, nothing is added to ``ladj``, and what ``params`` hold (NaN, even)
     has no effect and no gradient: :math:`b\,x + (1 - b)(x\,s + t)` without a masked copy of anything, b = not mask.
@@ -100,83 +129,14 @@ def affine(
         >>> y, ladj
         (tensor([[4., 1.]]), tensor([0.]))
     """
-    start, stop, step = (0, 0, 1) if part is None else _bounds(x, part, event_dims)
     bounds = None if log_bounds is None else without_flags(log_bounds)
-    settings = (scale, min_scale, inverse, clamp, event_dims, shift_first, start, stop, step, bounds)
+    settings = (scale, min_scale, clamp, bounds, shift_first, inverse)
     if torch.compiler.is_compiling():
-        spec = make_spec(*settings)
+        # Checked here as well: some compilers make a frozen dataclass without its __post_init__.
+        spec = Affine(*checked(*settings))
     else:
         try:
-            spec = cached_spec(*settings)
+            spec = _kept(*settings)
         except TypeError:  # a setting without a hash, such as a list
-            spec = make_spec(*settings)
-    shift = None
-    if not isinstance(params, Tensor):
-        params, shift = _pair(params, spec)
-        spec = spec._replace(shift_first=False)
-    _check(x, params, shift, mask, spec)
-    if mask is not None and mask.dtype is not torch.bool:
-        mask = mask.bool()
-    return op(spec, backend, x, params, shift, mask)  # type: ignore[return-value]
-
-
-def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:
-    if not isinstance(part, slice):
-        raise TypeError(f"ops.affine: part must be a slice, got {type(part).__name__} {part!r:.60}")
-    ends = (part.start, part.stop, part.step)
-    if part.step == 0 or not all(e is None or isinstance(e, numbers.Integral) for e in ends):
-        raise ValueError(f"ops.affine: part must be a slice of integers, its step not 0, got {part}")
-    if not isinstance(x, Tensor) or not isinstance(event_dims, numbers.Integral) or not 1 <= event_dims <= x.dim():
-        return 0, 0, 1  # said by the checks that follow
-    n = x.shape[-event_dims]
-    chosen = range(n)[part]  # not part.indices(n), which torch 2.11 does not trace
-    start, stop, step = chosen.start, chosen.stop, chosen.step
-    if step < 1 or start >= stop:
-        raise ValueError(f"ops.affine: part must select some of {n} features, forwards, got {part}")
-    return start, stop, step
-
-
-def _pair(params: Sequence[Tensor], spec: AffineSpec) -> tuple[Tensor, Tensor]:
-    if not isinstance(params, (tuple, list)):
-        raise TypeError(f"ops.affine: params must be a tensor or two, got {type(params).__name__} {params!r:.60}")
-    if len(params) != 2 or spec.scale == "additive":
-        contract = "one tensor where scale is 'additive'" if spec.scale == "additive" else "a tensor or two"
-        raise ValueError(f"ops.affine: params must be {contract}, got {len(params)}")
-    first, second = params
-    return (second, first) if spec.shift_first else (first, second)
-
-
-def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None, spec: AffineSpec) -> None:
-    for name, t in (("x", x), ("params", params), ("params[1]", params if shift is None else shift)):
-        check_floating("ops.affine", name, t)
-    if x.dim() < spec.event_dims:
-        dims = "[..., D], got a scalar" if x.dim() == 0 else f"{spec.event_dims}-dimensional, got {list(x.shape)}"
-        raise ValueError(f"ops.affine: x must be {dims}")
-    if x.device != params.device:
-        raise ValueError(f"ops.affine: params must be on the device of x = {x.device}, got {params.device}")
-    shape = spec.mapped(x).shape
-    if shift is None and params.shape != (*shape, spec.n_params):
-        expected, given = [*shape, spec.n_params], list(params.shape)
-        raise ValueError(f"ops.affine: params must be [..., D, P] = {expected}, got {given}")
-    if shift is not None:
-        if not params.shape == shift.shape == shape:
-            given = [list(params.shape), list(shift.shape)]
-            raise ValueError(f"ops.affine: two params must be [..., D] = {list(shape)}, got {given}")
-        if (params.dtype, params.device) != (shift.dtype, shift.device):
-            given = f"{params.dtype} on {params.device} and {shift.dtype} on {shift.device}"
-            raise ValueError(f"ops.affine: two params must be of one dtype on one device, got {given}")
-    if mask is not None:
-        _check_mask(x, mask, shape[x.dim() - spec.event_dims :])
-
-
-def _check_mask(x: Tensor, mask: Tensor, event: torch.Size) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
-    if mask.device != x.device:
-        raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
-    if mask.layout is not torch.strided:
-        raise TypeError(f"ops.affine: mask must be a dense tensor, got layout {mask.layout}")
-    if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(f"ops.affine: mask must be of bool or integers, as a share of a map is none, got {mask.dtype}")
-    if not expands(mask.shape, event):
-        raise ValueError(f"ops.affine: mask must broadcast to the event {list(event)}, got {list(mask.shape)}")
+            spec = Affine(*settings)
+    return spec(x, params, False, event_dims, mask, part, backend=backend)

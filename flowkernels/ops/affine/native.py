@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +10,16 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 
-from .spec import SCALES, AffineSpec
+from .layout import Layout
+from .spec import AffineCall
 
 _MAX_DIMS = 12  # of csrc/affine/affine_cuda.cu, when none can be merged
 
 
-def why_not(on: Cpu | Cuda, spec: AffineSpec, *tensors: Tensor | None) -> str | None:
+def why_not(on: Cpu | Cuda, spec: AffineCall, *tensors: Tensor | None) -> str | None:
     if isinstance(on, Cuda) and tensors[0] is not None and tensors[0].dim() > _MAX_DIMS:
         return f"x has more than {_MAX_DIMS} dims"
     return on.why_not(tensors)
-
-
-@functools.lru_cache(maxsize=1024)
-def handle(module: Any, spec: AffineSpec) -> Any:
-    """The settings as this compiled module takes them."""
-    scale = SCALES.index(spec.scale)
-    layout = (spec.event_dims, spec.start, spec.stop, spec.step)
-    return module.AffineSpec(
-        scale, spec.min_scale, spec.clamp, spec.inverse, spec.low, spec.high, spec.shift_first, layout
-    )  # fmt: skip
 
 
 def _readable(x: Tensor, *params: Tensor | None) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -41,7 +30,7 @@ def _readable(x: Tensor, *params: Tensor | None) -> tuple[Tensor, Sequence[Tenso
     return x.resolve_neg(), [p if p is None else p.resolve_neg() for p in params]
 
 
-def _passes(spec: AffineSpec, x: Tensor | None, out: Tensor | None) -> bool:
+def _passes(spec: Layout, x: Tensor | None, out: Tensor | None) -> bool:
     """Sees to it that what is not mapped goes from x (None: zeros) to `out`: True where the kernel is to do that, as
     rows are dense; else it is done here."""
     if out is None or not spec.in_part:
@@ -55,22 +44,24 @@ def _passes(spec: AffineSpec, x: Tensor | None, out: Tensor | None) -> bool:
 
 
 def fwd(
-    on: Cpu | Cuda, spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+    on: Cpu | Cuda, spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     x, (params, shift) = _readable(x, params, shift)  # type: ignore[misc]
     y = on.like(x)
-    ladj = x.new_empty(x.shape[: x.dim() - spec.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
+    ladj = x.new_empty(x.shape[: x.dim() - spec.layout.event_dims], dtype=torch.promote_types(x.dtype, torch.float32))
     if x.numel() == 0:
         return y, ladj.zero_()
+    f, layout = spec
+    passes = _passes(layout, x, y)
     on.module.affine_fwd(
-        handle(on.module, spec), _passes(spec, x, y), x, params, shift, mask, y, ladj, *on.where(x)
+        f.settings(on.module, layout), passes, x, params, shift, mask, y, ladj, *on.where(x)
     )  # fmt: skip
     return y, ladj
 
 
 def bwd(
     on: Cpu | Cuda,
-    spec: AffineSpec,
+    spec: AffineCall,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor | None],
     needs: Sequence[bool],
@@ -84,9 +75,11 @@ def bwd(
     grad_x = on.like(x) if needs[0] else None
     grad_params, grad_shift = (None if p is None or not wants_params else on.like(p) for p in (params, shift))
     if x.numel() > 0:
+        f, layout = spec
+        passes = _passes(layout, grad_y, grad_x)
         on.module.affine_bwd(
-            handle(on.module, spec), _passes(spec, grad_y, grad_x), x, params, shift, mask, grad_y, grad_ladj, grad_x,
-            grad_params, grad_shift, *on.where(x),
+            f.settings(on.module, layout), passes, x, params, shift, mask, grad_y, grad_ladj, grad_x, grad_params,
+            grad_shift, *on.where(x),
         )  # fmt: skip
     found = zip((grad_x, grad_params, grad_shift), (x_in, params_in, shift_in), needs, strict=False)
     return [*(None if g is None or not n else g.to(t.dtype) for g, t, n in found), None]  # type: ignore[union-attr]

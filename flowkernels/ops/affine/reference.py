@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import AffineSpec
+if TYPE_CHECKING:
+    from .spec import Affine, AffineCall
 
 IS_SLOW = False
 
 
-def why_not(spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None):
+def why_not(spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None):
     return None
 
 
@@ -22,16 +24,16 @@ def _bound(dtype: torch.dtype) -> float:
     return 87.0 if dtype == torch.float32 else 708.0
 
 
-def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
+def _scale(spec: Affine, u: Tensor) -> tuple[Tensor, Tensor]:
     """The scale, never 0 nor inf for a finite logit, and its logarithm, which does not stop with it."""
     bound = _bound(u.dtype)
     if spec.scale == "exp":
         return torch.exp(u.clamp(-bound, bound)), u
     if spec.scale == "tanh":
-        log_s = spec.clamp * torch.tanh(u / spec.clamp)
+        log_s = spec.bound * torch.tanh(u / spec.bound)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "atan":
-        unit = spec.clamp * 2 / math.pi
+        unit = spec.bound * 2 / math.pi
         log_s = unit * torch.atan(u / unit)
         return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "clip":
@@ -39,33 +41,34 @@ def _scale(spec: AffineSpec, u: Tensor) -> tuple[Tensor, Tensor]:
         log_s = u.detach().clamp(spec.low, spec.high) + torch.where(u.isfinite(), u - u.detach(), torch.zeros_like(u))
         return torch.exp(log_s), log_s
     if spec.scale == "soft_clip":
-        log_s = u / (1 + (u / spec.clamp).abs())
+        log_s = u / (1 + (u / spec.bound).abs())
         return torch.exp(log_s.clamp(-bound, bound)), log_s
     if spec.scale == "softplus":
-        s = F.softplus(u if spec.min_scale > 0 else u.clamp_min(-bound), threshold=50.0) + spec.min_scale
+        s = F.softplus(u if spec.floor > 0 else u.clamp_min(-bound), threshold=50.0) + spec.floor
         # Below -37 a softplus is e^u, to the last bit of a double.
-        return s, torch.log(s) if spec.min_scale > 0 else torch.where(u < -37, u, torch.log(s))
+        return s, torch.log(s) if spec.floor > 0 else torch.where(u < -37, u, torch.log(s))
     z = u + 2
-    if spec.scale == "per_sigmoid":
+    if spec.scale == "reciprocal_sigmoid":
         return 1 / torch.sigmoid(z.clamp_min(-bound)), -F.logsigmoid(z)
-    if spec.min_scale > 0:
-        s = torch.sigmoid(z) + spec.min_scale
+    if spec.floor > 0:
+        s = torch.sigmoid(z) + spec.floor
         return s, torch.log(s)
     return torch.sigmoid(z.clamp_min(-bound)), F.logsigmoid(z)
 
 
 def fwd(
-    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None
+    spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x [..., *event], params [..., *event, P], or logit and shift like x; mask over the event → y and ladj [...]."""
-    y, ladj = _map(spec, spec.mapped(x), params, shift, mask)
-    if spec.in_part:
-        y = x.to(y.dtype).slice_scatter(y, -spec.event_dims, spec.start, spec.stop, spec.step)
+    f, layout = spec
+    y, ladj = _map(f, layout.event_dims, layout.mapped(x), params, shift, mask)
+    if layout.in_part:
+        y = x.to(y.dtype).slice_scatter(y, -layout.event_dims, layout.start, layout.stop, layout.step)
     return y, ladj
 
 
 def _map(
-    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+    spec: Affine, event_dims: int, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if shift is not None:
         u, t = params, shift
@@ -89,4 +92,4 @@ def _map(
         s, log_s = _scale(spec, masked(u.to(dtype), zero))
         y = (v - t) / s if spec.inverse else v * s + t
         log_s = masked(-log_s if spec.inverse else log_s, zero)
-    return masked(y, v).to(out_dtype), log_s.sum(tuple(range(-spec.event_dims, 0)))
+    return masked(y, v).to(out_dtype), log_s.sum(tuple(range(-event_dims, 0)))

@@ -11,30 +11,31 @@ from torch import Tensor
 
 from flowkernels.ops import _triton
 
-from .spec import AffineSpec
+from .layout import Layout
+from .spec import Affine, AffineCall
 
 _ELEMENTS = 4096 if _triton.INTERPRETING else 1024  # of a program; the interpreter's time goes by programs
 _PROGRAMS = 1024  # as many as fill a GPU: fewer rows than that share their events out
 _MAX_DIMS = 3  # of an event
 
 
-def why_not(spec: AffineSpec, *tensors: Tensor | None) -> str | None:
+def why_not(spec: AffineCall, *tensors: Tensor | None) -> str | None:
     reason = _triton.why_not(tensors)
     if reason is None and tensors[0] is not None:
         shape = tensors[0].shape
-        if math.prod(shape[len(shape) - spec.event_dims :]) >= 1 << 30:
+        if math.prod(shape[len(shape) - spec.layout.event_dims :]) >= 1 << 30:
             return "an event has more than 2^30 elements"
     return reason
 
 
-def _loops(spec: AffineSpec, tensors: Sequence[Tensor | None]) -> tuple[list[int], list[list[int]]] | None:
+def _loops(layout: Layout, tensors: Sequence[Tensor | None]) -> tuple[list[int], list[list[int]]] | None:
     """Sizes (rows, then up to three of the event) and each tensor's strides of them; None: there would be more.
 
     The event is walked in the memory order of the first tensor; dims become one where every tensor allows it.
     """
     x = tensors[0]
     assert x is not None
-    n_rows = x.dim() - spec.event_dims
+    n_rows = x.dim() - layout.event_dims
 
     def merged(dims: Sequence[int]) -> tuple[list[int], list[list[int]]]:
         sizes, found = [], [[] for _ in tensors]
@@ -61,20 +62,20 @@ def _loops(spec: AffineSpec, tensors: Sequence[Tensor | None]) -> tuple[list[int
     return sizes, [[*(r or [0]), *s, *[0] * pad] for r, s in zip(row_strides, strides, strict=True)]
 
 
-def _operands(spec: AffineSpec, x: Tensor, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor | None]):
+def _operands(layout: Layout, x: Tensor, tensors: Sequence[Tensor | None], outputs: Sequence[Tensor | None]):
     """x and the other inputs as they lie, or dense copies where their strides have no loops in common; the sizes, and
     strides of all. Outputs must have x's order of dims, or are to be written through dense ones."""
     given = [x, *tensors, *outputs]
-    found = _loops(spec, given)
+    found = _loops(layout, given)
     if found is None:
         read = [t if t is None else t.contiguous() for t in given[: len(tensors) + 1]]
         given = [*read, *(t if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in outputs)]
-        found = _loops(spec, given)
+        found = _loops(layout, given)
         assert found is not None  # dense tensors have one loop over rows and one over the event
     return given, *found
 
 
-def _places(spec: AffineSpec, params: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _places(spec: Affine, params: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Logit and shift, where they lie in the tensors of parameters, or of their gradients."""
     if params is None or shift is not None:
         return params, shift
@@ -84,7 +85,7 @@ def _places(spec: AffineSpec, params: Tensor | None, shift: Tensor | None) -> tu
     return (second, first) if spec.shift_first else (first, second)
 
 
-def _constants(spec: AffineSpec, sizes: Sequence[int]) -> tuple[int, dict[str, Any]]:
+def _constants(spec: Affine, sizes: Sequence[int]) -> tuple[int, dict[str, Any]]:
     """Number of programs, and the kernel's constants."""
     event = sizes[1] * sizes[2] * sizes[3]
     BE = min(_triton.power_of_2(event), _ELEMENTS)
@@ -92,9 +93,11 @@ def _constants(spec: AffineSpec, sizes: Sequence[int]) -> tuple[int, dict[str, A
     blocks = -(-sizes[0] // R)
     parts = max(1, min(-(-event // BE), _PROGRAMS // blocks))
     return blocks * parts, {
-        "SCALE": spec.scale, "MIN": spec.min_scale, "CLAMP": spec.clamp, "LOW": spec.low, "HIGH": spec.high,
-        "INVERSE": spec.inverse, "PARTS": parts, "R": R, "BE": BE,
-    }  # fmt: skip
+        **spec.numbers,
+        "PARTS": parts,
+        "R": R,
+        "BE": BE,
+    }
 
 
 def _prepared(t: Tensor | None) -> Tensor | None:
@@ -107,24 +110,25 @@ def _event_mask(x: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def fwd(
-    spec: AffineSpec, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
+    spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    f, layout = spec
     dtype = torch.promote_types(x.dtype, params.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     y = torch.empty_like(x, dtype=dtype)
-    lead = x.shape[: x.dim() - spec.event_dims]
+    lead = x.shape[: x.dim() - layout.event_dims]
     if x.numel() == 0:
         return y, torch.zeros(lead, dtype=wide, device=x.device)
     from .triton_kernels import affine_fwd
 
     x = x.resolve_neg()
-    if spec.in_part:
-        for to, value in zip(spec.others(y), spec.others(x), strict=True):
+    if layout.in_part:
+        for to, value in zip(layout.others(y), layout.others(x), strict=True):
             to.copy_(value)
-    v, out = spec.mapped(x), spec.mapped(y)
-    u, t = _places(spec, _prepared(params), _prepared(shift))
-    (v, u, t, mask, to), sizes, strides = _operands(spec, v, (u, t, _event_mask(v, mask)), (out,))
-    programs, constants = _constants(spec, sizes)
+    v, out = layout.mapped(x), layout.mapped(y)
+    u, t = _places(f, _prepared(params), _prepared(shift))
+    (v, u, t, mask, to), sizes, strides = _operands(layout, v, (u, t, _event_mask(v, mask)), (out,))
+    programs, constants = _constants(f, sizes)
     parts = constants["PARTS"]
     ladj = torch.empty((*lead, parts), dtype=wide if parts == 1 else torch.float64, device=x.device)
     _triton.launch(
@@ -139,9 +143,10 @@ def fwd(
 
 
 def bwd(
-    spec: AffineSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needs: Sequence[bool]
+    spec: AffineCall, grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     x, params, shift, mask = tensors
+    f, layout = spec
     assert x is not None and params is not None  # for the type checker
     wide = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
     wants_params = needs[1] or needs[2]
@@ -152,15 +157,15 @@ def bwd(
 
         grad_y, grad_ladj = (_prepared(g) for g in grads)
         grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
-        if spec.in_part and grad_x is not None:
-            for i, to in enumerate(spec.others(grad_x)):
-                to.zero_() if grad_y is None else to.copy_(spec.others(grad_y)[i])
-        v = spec.mapped(x.resolve_neg())
-        u, t = _places(spec, _prepared(params), _prepared(shift))
-        outputs = (None if grad_x is None else spec.mapped(grad_x), *_places(spec, grad_params, grad_shift))
-        given = (u, t, _event_mask(v, mask), None if grad_y is None else spec.mapped(grad_y))
-        used, sizes, strides = _operands(spec, v, given, outputs)
-        programs, constants = _constants(spec, sizes)
+        if layout.in_part and grad_x is not None:
+            for i, to in enumerate(layout.others(grad_x)):
+                to.zero_() if grad_y is None else to.copy_(layout.others(grad_y)[i])
+        v = layout.mapped(x.resolve_neg())
+        u, t = _places(f, _prepared(params), _prepared(shift))
+        outputs = (None if grad_x is None else layout.mapped(grad_x), *_places(f, grad_params, grad_shift))
+        given = (u, t, _event_mask(v, mask), None if grad_y is None else layout.mapped(grad_y))
+        used, sizes, strides = _operands(layout, v, given, outputs)
+        programs, constants = _constants(f, sizes)
         v, u, t, mask, grad_y, *to = used
         _triton.launch(
             affine_bwd, programs,

@@ -56,7 +56,7 @@ def scale_at(
             log_s = tl.log(s)
             if MIN == 0:  # below -37 a softplus is e^u, to the last bit of a double
                 log_s = tl.where(u >= -37.0, log_s, u)
-        elif SCALE == "per_sigmoid":
+        elif SCALE == "reciprocal_sigmoid":
             slope = -tl.where(c >= 0.0, e * q, q)
             s = tl.where(c >= 0.0, 1.0 + e, (1.0 + e) / e)
             log_s = log1p_unit(e) - tl.minimum(z, 0.0)

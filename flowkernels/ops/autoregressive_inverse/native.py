@@ -14,10 +14,8 @@ from torch import Tensor
 
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
-from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.net import native
 from flowkernels.ops.net.spec import without_periodic
-from flowkernels.ops.rqs.spec import RqsSpec
 
 from . import dense, periodic, schedule
 from .reference import SweepSpec
@@ -26,7 +24,7 @@ _MAX_CUDA_LAYERS = 16  # kMaxSweepLayers of csrc/autoregressive_inverse/autoregr
 
 
 def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
-    reason = native.why_not_run(tensors, on)
+    reason = native.why_not_run(tensors, on) or spec.univariate.why_not("cpu" if isinstance(on, Cpu) else "cuda")
     if reason is not None or isinstance(on, Cpu):
         return reason
     if spec.net.n > _MAX_CUDA_LAYERS:
@@ -35,14 +33,13 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return f"no kernel for {spec.only_on_cpu}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
     units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
-    bins = spec.univariate.bins if isinstance(spec.univariate, RqsSpec) else 0
-    if not on.module.sweep_fits(units, P, bins, DTYPES[dtype], x.device.index or 0):
+    if not on.module.sweep_fits(units, P, spec.univariate.bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
 
 
 def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
-    return univariate_map(spec.univariate._replace(inverse=True), on.module)
+    return spec.univariate.inverted().handle(on.module)
 
 
 def _on_gpu(on: Cuda, spec: SweepSpec, net: Any, z: Tensor) -> tuple[Any, Tensor]:
@@ -58,8 +55,8 @@ def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Te
     x, ladj = z.new_empty(z.shape), z.new_empty(lead)
     if rows.shape[0] > 0:
         net = native.handle(spec.net, rest, lead, rows.shape[0], module=on.module, device=_device(on, z))
-        more = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (spec.zero_outside, features)
-        on.module.sweep_fwd(net, _map(on, spec), rows, x, ladj, spec.half_turn, *more, *on.where(z))
+        more = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (spec.univariate.zero_outside, features)
+        on.module.sweep_fwd(net, _map(on, spec), rows, x, ladj, spec.univariate.circle_shift, *more, *on.where(z))
     return x, ladj
 
 
@@ -106,10 +103,10 @@ def bwd(
         found = native.allocate_grads(spec.net, rest, needs_net, rows.shape[0])
         seen = None if features is None else periodic.periodic_features(x, features)
         slope = None if features is None else periodic.slope(x, features)
-        if spec.zero_outside:
-            assert isinstance(spec.univariate, RqsSpec)
-            slope = periodic.zero_outside(spec.univariate, z, torch.ones_like(x) if slope is None else slope)
-            grad_x = None if grad_x is None else periodic.zero_outside(spec.univariate, z, grad_x)
+        if spec.univariate.zero_outside:
+            f: Any = spec.univariate.inverted()
+            slope = f.zeroed(torch.ones_like(x) if slope is None else slope, z).contiguous()
+            grad_x = None if grad_x is None else f.zeroed(grad_x, z).contiguous()
         grad_seen = torch.zeros_like(x) if need_features else None
         if rows.shape[0] > 0:
             net = native.handle(spec.net, rest, lead, rows.shape[0], grads=found, module=on.module)

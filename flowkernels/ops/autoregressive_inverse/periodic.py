@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkernels.ops.rqs.spec import RqsSpec
-
 
 def periodic_features(x: Tensor, periodic: Tensor) -> Tensor:
     """What the network sees of x ``[..., D]``, by their five numbers ``[D, 5]``."""
@@ -31,8 +29,3 @@ def gradient(x: Tensor, periodic: Tensor, grad: Tensor) -> Tensor:
     sin, cos = angle.sin(), angle.cos()
     of_frequency = x * (periodic[:, 1] * cos - periodic[:, 2] * sin)
     return torch.stack([(grad * by).sum(0) for by in (x, sin, cos, of_frequency)] + [grad.sum(0)], -1)
-
-
-def zero_outside(univariate: RqsSpec, z: Tensor, of: Tensor) -> Tensor:
-    """0 where z is outside of the box that the inverse of a spline takes; a NaN there is inside."""
-    return torch.where((z < univariate.bottom) | (z > univariate.top), 0, of).contiguous()

@@ -14,11 +14,9 @@ from torch import Tensor
 from flowkernels.ops import _triton
 from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops._kept import kept
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.net import native
 from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.net.spec import unpack
-from flowkernels.ops.rqs import triton as rqs
 
 from . import dense, schedule
 from .reference import SweepSpec
@@ -32,7 +30,7 @@ _COLUMNS = 11  # of a step
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
     if spec.only_on_cpu:
         return f"no kernel for {spec.only_on_cpu}"
-    return why_not_multiplied(tensors) or _triton.why_no_product(tensors)
+    return spec.univariate.why_not("triton") or why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
 class _Sweep(NamedTuple):
@@ -104,28 +102,9 @@ def _sweep(plan: MadePlan, adds: tuple[bool, ...], device: torch.device) -> _Swe
     return _Sweep(table, torch.cat(packed).to(device), torch.cat(found).to(device), room, params)
 
 
-def _map(spec: SweepSpec, wide: bool) -> dict[str, Any]:
-    """The kernel's constants of the univariate map, from z to x."""
-    f = spec.univariate
-    if isinstance(f, AffineSpec):
-        return {
-            "SPLINE": False, "INVERSE": True, "SCALE": f.scale, "MIN": f.min_scale, "CLAMP": f.clamp, "LOW": f.low,
-            "HIGH": f.high, "SHIFT_FIRST": f.shift_first,
-        }  # fmt: skip
-    constants = rqs.settings(f._replace(inverse=True), 1, wide)
-    return {"SPLINE": True} | {k: v for k, v in constants.items() if k not in ("R", "BD", "num_warps")}
-
-
-def _turn(spec: SweepSpec) -> dict[str, float]:
-    if not spec.half_turn:
-        return {}
-    assert not isinstance(spec.univariate, AffineSpec)
-    left, right = spec.univariate.left, spec.univariate.right
-    return {"TURN": right - left, "MIDDLE": (left + right) / 2}
-
-
-def _bins(spec: SweepSpec) -> int:
-    return 0 if isinstance(spec.univariate, AffineSpec) else spec.univariate.bins
+def _shift(spec: SweepSpec) -> dict[str, float]:
+    f: Any = spec.univariate
+    return {"TURN": f.right - f.left, "MIDDLE": (f.left + f.right) / 2} if f.circle_shift else {}
 
 
 def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) -> Tensor | None:
@@ -156,7 +135,7 @@ def _constants(spec: SweepSpec, z: Tensor, R: int) -> dict[str, Any]:
     return {
         "ACTIVATION": spec.net.activation, "R": R, "U": _UNITS, "BK": 16 if is_double else 32, "COLUMNS": _COLUMNS,
         "dtype": _triton.language_dtype(z.dtype), "num_stages": 3,
-    } | _map(spec, is_double)  # fmt: skip
+    } | spec.univariate.inverted().constants(is_double)  # fmt: skip
 
 
 def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -175,8 +154,8 @@ def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             sweep, programs,
             given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
             ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
-            0 if adds is None else adds.stride(0), _bins(spec), ADDS=adds is not None,
-            **_constants(spec, z, R), **_turn(spec),
+            0 if adds is None else adds.stride(0), spec.univariate.bins, ADDS=adds is not None,
+            **_constants(spec, z, R), **_shift(spec),
             num_warps=2 if z.dtype is torch.float64 else 8,  # with 4 ptxas spills two registers of a spline
         )  # fmt: skip
     return x, ladj
@@ -222,7 +201,7 @@ def bwd(
                 sweep_back, programs,
                 given, *(z if t is None else t for t in (grad_x, grad_ladj, grad_z)), packed, plan.steps,
                 plan.rows, z.new_empty(programs * plan.room * R), values, values if left is None else left, rows,
-                plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features, _bins(spec),
+                plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features, spec.univariate.bins,
                 HAS_X=grad_x is not None, HAS_LADJ=grad_ladj is not None, NEED_Z=grad_z is not None,
                 LEAVE=left is not None, **_constants(spec, z, R),
                 num_warps=8,  # with 1 or 2 ptxas spills registers of a spline of more than 8 bins in float64

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from flowkernels import backends
 from flowkernels.ops._checks import check_flag
-from flowkernels.ops._maps import check_univariate
 from flowkernels.ops._routing import Op, in_transform
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_shape, check_tensor
 from flowkernels.ops.net.net import Net, dense_net
-from flowkernels.ops.rqs.spec import RqsSpec, cached_spec
+from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
+from flowkernels.ops.univariate import Map, check_univariate
 
 from . import native, reference
 from .spec import FlowLayerSpec
@@ -29,7 +28,7 @@ _NAME = "ops.flow_layer"
 
 
 def _sample() -> tuple[FlowLayerSpec, tuple[Tensor, ...]]:
-    spline = cached_spec(1, None, 3.0, None, 1e-3, 1e-3, 1e-3, 1.0, "softmax", 1e-3, False)
+    spline = RQS(bins=1, tails=None)
     layers = [(torch.zeros(n, k), torch.zeros(n)) for n, k in ((2, 1), (2, 2), (2, 2), (4, 2))]
     net = dense_net(layers, True, "relu", 1, (1,), None)
     return FlowLayerSpec(split_of(2, (0,), (1,)), spline, net.spec), (torch.zeros(1, 2), *net.tensors)
@@ -48,7 +47,7 @@ _op = Op(
 def flow_layer(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
-    univariate: RqsSpec | AffineSpec,
+    univariate: Map,
     split: Split,
     *,
     context: Tensor | None = None,
@@ -68,8 +67,7 @@ def flow_layer(
     Args:
         x: ``[..., D]``.
         layers: (weight, bias) as for `ops.residual_net`; the last returns ``len(b) * P`` numbers.
-        univariate: the settings of the spline or the affine map, forward or inverse; `ops.rqs` and `ops.affine`
-            document them.
+        univariate: the map, e.g. `flowkernels.ops.RQS` or `flowkernels.ops.Affine`, forward or inverse.
         split: which features are seen and which are mapped; see `split_of`.
         context: ``[..., C]`` or None.
         residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
@@ -82,18 +80,18 @@ def flow_layer(
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype than ``x``; ``univariate`` or
             ``split`` is of another kind.
-        ValueError: shapes that do not fit each other; a univariate map of a part, or of several event dims.
+        ValueError: shapes that do not fit each other.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
 
     Example:
         >>> import torch
-        >>> from flowkernels.ops.flow_layer import split_of, flow_layer
-        >>> from flowkernels.transforms import RQS
+        >>> from flowkernels.ops import RQS
+        >>> from flowkernels.ops.flow_layer import flow_layer, split_of
         >>> sizes = [(16, 2), (16, 16), (16, 16), (2 * 23, 16)]
         >>> layers = [(torch.randn(s), torch.randn(s[0])) for s in sizes]
-        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8).spec, split_of(4, (0, 2), (1, 3)))
+        >>> y, ladj = flow_layer(torch.randn(5, 4), layers, RQS(bins=8), split_of(4, (0, 2), (1, 3)))
         >>> y.shape, ladj.shape
         (torch.Size([5, 4]), torch.Size([5]))
     """
@@ -112,7 +110,7 @@ def flow_layer(
     return _op(FlowLayerSpec(split, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
 
 
-def run_layer(x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, split: Split) -> tuple[Tensor, Tensor] | None:
+def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tensor, Tensor] | None:
     """A layer whose network a reader of modules has described, where it runs on a kernel by the default backend and in
     the mode torch is in; else None: a caller with faster parts than the reference uses those."""
     spec, tensors = FlowLayerSpec(split, univariate, net.spec), (x, *net.tensors)
@@ -127,14 +125,14 @@ def run_layer(x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, split: Spli
     return _op.run(_op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
 
 
-def _check_outputs(net: Net, univariate: RqsSpec | AffineSpec, split: Split) -> None:
+def _check_outputs(net: Net, univariate: Map, split: Split) -> None:
     n_out, expected = net.n_out, len(split.outputs) * univariate.n_params
     if n_out != expected:
         raise ValueError(f"{_NAME}: the last layer must return {expected} parameters, got {n_out}")
 
 
 def run_autoregressive_layer(
-    x: Tensor, net: Net, univariate: RqsSpec | AffineSpec, seen: Tensor | None = None
+    x: Tensor, net: Net, univariate: Map, seen: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """``f(x; made(x))`` and its ladj as one op, where it runs on a kernel; else None.
 

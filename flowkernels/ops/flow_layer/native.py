@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
-from flowkernels.ops._maps import univariate_map
 from flowkernels.ops.net import native
 
 from .spec import FlowLayerSpec
@@ -18,11 +17,14 @@ _threads = torch.get_num_threads
 
 
 def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
-    return native.why_not_run(tensors)
+    f = spec.univariate
+    if f.circle_shift or f.zero_outside:
+        return f"no kernel for {'circle_shift' if f.circle_shift else 'zero_outside'}"
+    return f.why_not("cpu") or native.why_not_run(tensors)
 
 
 def _arguments(spec: FlowLayerSpec, net: Any, rows: Tensor) -> tuple[Any, ...]:
-    return net, univariate_map(spec.univariate), spec.split.handle(_native.C), rows
+    return net, spec.univariate.handle(_native.C), spec.split.handle(_native.C), rows
 
 
 def _fwd(spec: FlowLayerSpec, wide: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkernels.ops.affine import reference as affine
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.net.reference import masked, network
 from flowkernels.ops.net.spec import unpack
-from flowkernels.ops.rqs import reference as rqs
 
 from .spec import FlowLayerSpec
 
@@ -23,8 +20,7 @@ def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     inputs, outputs = list(spec.split.inputs), list(spec.split.outputs)
     params = network(spec.net, x[..., inputs], masked(spec.net, parts))
     params = params.unflatten(-1, (len(outputs), spec.n_params))
-    univariate = affine if isinstance(spec.univariate, AffineSpec) else rqs
-    mapped, ladj = univariate.fwd(spec.univariate, x[..., outputs], params)  # type: ignore[arg-type]
+    mapped, ladj = spec.univariate.reference(x[..., outputs], params)
     kept = [i for i in range(spec.split.features) if i not in set(outputs)]
     place = [0] * spec.split.features  # in Python: a compiler cannot read a tensor
     for i, at in enumerate(kept + outputs):

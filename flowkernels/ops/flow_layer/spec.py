@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flowkernels.ops.affine.spec import AffineSpec
 from flowkernels.ops.net.spec import NetSpec
-from flowkernels.ops.rqs.spec import RqsSpec
 from flowkernels.ops.split import Split
+from flowkernels.ops.univariate import Map
 
 
 class FlowLayerSpec(NamedTuple):
     """A map of some features, whose parameters a net makes from others, under a split that says which."""
 
     split: Split
-    univariate: RqsSpec | AffineSpec
+    univariate: Map
     net: NetSpec
 
     @property

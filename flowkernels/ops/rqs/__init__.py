@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import DTYPES, check_floating, without_flags
-from flowkernels.ops._routing import _jit_tracing
+from flowkernels.ops._checks import without_flags
+from flowkernels.ops._routing import Op, _jit_tracing
 
-from .autograd import op
-from .spec import MAX_BINS, cached_spec_for, count_params, make_spec_for
+from . import native, reference, triton
+from .spec import MAX_BINS, RQS, checked
 
-__all__ = ["MAX_BINS", "rqs"]
+__all__ = ["MAX_BINS", "RQS", "rqs"]
+
+_kept = functools.lru_cache(maxsize=1024, typed=True)(RQS)  # typed: 8.0 must not pass because 8 has
+
+
+def _fake(spline: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, params.dtype)
+    ladj_dtype = torch.promote_types(dtype, torch.float32)
+    return (
+        torch.empty(x.shape, dtype=dtype, device=x.device),
+        torch.empty(x.shape[:-1], dtype=ladj_dtype, device=x.device),
+    )
+
+
+# Saves x and params for backward, and nothing else.
+RQS._op = Op(
+    "rqs",
+    spec_type=RQS,
+    reference=reference.fwd,
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
+    inputs=("x", "params"),
+    n_outputs=2,
+    fake=_fake,
+    sample=lambda: (RQS(8), (torch.zeros(1, 1), torch.zeros(1, 1, 23))),
+)
 
 
 def rqs(
@@ -32,6 +57,8 @@ def rqs(
     slope: float = 1e-3,
     edge_slope: float = 1.0,
     order: str = "quadratic",
+    circle_shift: bool = False,
+    zero_outside: bool = False,
     inverse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -43,6 +70,8 @@ def rqs(
     .. math:: y = y_k + h \frac{s\theta^2 + d_k\theta(1-\theta)}{s + (d_k + d_{k+1} - 2s)\theta(1-\theta)}
 
     and ``ladj`` is :math:`\sum_D \log |dy/dx|` in nats. Outside the box ``y = x`` and the contribution is 0.
+    ``rqs(x, params, **s)`` is ``RQS(**s)(x, params)``, for whoever keeps the settings.
+
     Of order ``"linear"`` a bin is split at :math:`\lambda w`, and with :math:`a = \sqrt{d_k}`,
     :math:`b = \sqrt{d_{k+1}}`, :math:`q = \lambda a + (1-\lambda) b`, :math:`m = s/q` its lower piece is
 
@@ -69,6 +98,11 @@ def rqs(
         edge_slope: the slope at both ends inside the box under linear tails (Pyro has 1 - ``min_derivative`` there).
         order: ``"quadratic"``, or ``"linear"``: linear rational splines (Pyro's default), which CPUs have kernels for;
             λ is from 0.025 to 0.975, and min_derivative above 0.
+        circle_shift: the box's side in x is a circle, and x is shifted by half a period before the spline; the inverse
+            shifts what it returns (zuko's circular splines). Data lie in the box, and latents too: a tail's would come
+            back into it.
+        zero_outside: y is 0 where x is outside of the box, and the contribution 0 as ever (normflows' lists of tails);
+            the inverse has x = 0 there. A NaN stays one.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
         backend: run on this one or raise; default: the fastest that can.
 
@@ -97,38 +131,13 @@ def rqs(
         bins = operator.index(bins)  # a size, of which jit.trace makes a tensor
     settings = (
         bins, tails, tail_bound, None if box is None else without_flags(box), min_bin_width, min_bin_height,
-        min_derivative, logit_scale, parametrization, slope, inverse, edge_slope, order,
+        min_derivative, logit_scale, parametrization, slope, circle_shift, order, edge_slope, zero_outside, inverse,
     )  # fmt: skip
-    wide = getattr(x, "dtype", None) is torch.float64 or getattr(params, "dtype", None) is torch.float64
     if torch.compiler.is_compiling():
-        spec = make_spec_for(wide, *settings)
-    else:
-        try:
-            spec = cached_spec_for(wide, *settings)
-        except TypeError:  # a setting without a hash, such as a list
-            spec = make_spec_for(wide, *settings)
-    # Not spec.n_params: torch 2.6 does not trace a named tuple's property where one of its numbers is dynamic.
-    _check(x, params, count_params(spec.bins, spec.tails, spec.min_lambda > 0))
-    return op(spec, backend, x, params)  # type: ignore[return-value]
-
-
-def _check(x: Tensor, params: Tensor, n_params: int) -> None:
-    if (
-        isinstance(x, Tensor)
-        and isinstance(params, Tensor)
-        and params.shape == (*x.shape, n_params)
-        and x.dim() > 0
-        and x.dtype in DTYPES
-        and params.dtype in DTYPES
-        and x.device == params.device
-        and x.layout is params.layout is torch.strided
-    ):
-        return
-    for name, t in (("x", x), ("params", params)):
-        check_floating("ops.rqs", name, t)
-    if x.dim() == 0:
-        raise ValueError("ops.rqs: x must be [..., D], got a scalar")
-    if x.device != params.device:
-        raise ValueError(f"ops.rqs: params must be on the device of x = {x.device}, got {params.device}")
-    expected, given = [*x.shape, n_params], list(params.shape)
-    raise ValueError(f"ops.rqs: params must be [..., D, P] = {expected}, got {given}")
+        # Checked here as well: some compilers make a frozen dataclass without its __post_init__.
+        return RQS(*checked(*settings))(x, params, backend=backend)
+    try:
+        spline = _kept(*settings)
+    except TypeError:  # a setting without a hash, such as a list
+        spline = RQS(*settings)
+    return spline(x, params, backend=backend)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,36 +11,23 @@ from flowkernels import _native
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 
-from .spec import NO_LINEAR, TAILS, RqsSpec
+from .spec import NO_LINEAR, RQS
 
 _WIDE = (torch.float32, torch.float64)
 _MAX_LEADING = 8  # of csrc/common/tensor.h
 
 
-def why_not(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
+def why_not(on: Cpu | Cuda, spec: RQS, x: Tensor, params: Tensor) -> str | None:
     if x.dtype not in DTYPES or params.dtype not in DTYPES:
         return f"no kernel for {x.dtype} with {params.dtype}"
-    if spec.splits and isinstance(on, Cuda):
+    if isinstance(on, Cuda) and spec.is_linear:
         return NO_LINEAR
     return on.why_not((x, params))
-
-
-@functools.lru_cache(maxsize=1024)
-def handle(module: Any, spec: RqsSpec) -> Any:
-    """The settings as this compiled module takes them."""
-    clip = 1 / -math.log(spec.slope) if spec.clipped else 0.0
-    return module.RqsSpec(
-        spec.bins, TAILS.index(spec.tails), spec.left, spec.right, spec.bottom, spec.top, spec.min_bin_width,
-        spec.min_bin_height, spec.min_derivative, spec.logit_scale, 2 * clip, clip, spec.edge_logit, spec.inverse,
-        spec.min_lambda,
-    )  # fmt: skip
 
 
 def _readable(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """As the kernels read them: of types they have, with the values that are in memory, params dense in their last dim
     and at most 8 leading dims that cannot be merged."""
-    if x.dtype is params.dtype and x.is_contiguous() and params.is_contiguous() and not (x.is_neg() or params.is_neg()):
-        return x, params
     if x.dtype is not params.dtype:
         x, params = _native.common_types(x, params)
     if x.is_neg() or params.is_neg():  # the sign of an imaginary part is not in its memory
@@ -64,25 +48,25 @@ def _merges(x: Tensor, params: Tensor) -> bool:
     return len(dims) <= _MAX_LEADING
 
 
-def _ladj_like(x: Tensor) -> Tensor:
-    lead = x.shape[:-1]
+def fwd(on: Cpu | Cuda, spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    # Here and not in functions: this is most of what a small call costs.
+    dense = x.is_contiguous() and params.is_contiguous()
+    if not dense or x.dtype is not params.dtype or x.is_neg() or params.is_neg():
+        x, params = _readable(x, params)
+    y, lead = on.empty_like(x), x.shape[:-1]
     if x.dtype not in _WIDE:
-        return x.new_empty(lead, dtype=torch.float32)
-    return x.new_empty(lead[0]) if len(lead) == 1 else x.new_empty(lead)  # a number is parsed in half the time
-
-
-def fwd(on: Cpu | Cuda, spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    x, params = _readable(x, params)
-    y, ladj = on.empty_like(x), _ladj_like(x)
+        ladj = x.new_empty(lead, dtype=torch.float32)
+    else:
+        ladj = x.new_empty(lead[0]) if len(lead) == 1 else x.new_empty(lead)  # a number is parsed in half the time
     if x.numel() == 0:
         return y, ladj.zero_()
-    on.module.rqs_fwd(handle(on.module, spec), x, params, y, ladj, *on.where(x))
+    on.module.rqs_fwd(spec.settings(on.module), x, params, y, ladj, *on.where(x))
     return y, ladj
 
 
 def bwd(
     on: Cpu | Cuda,
-    spec: RqsSpec,
+    spec: RQS,
     grads: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
     needs: Sequence[bool],
@@ -93,7 +77,7 @@ def bwd(
     grad_x, grad_params = on.empty_like(x), on.empty_like(params)
     if x.numel() > 0:
         on.module.rqs_bwd(
-            handle(on.module, spec), x, params, grad_y, grad_ladj, grad_x, grad_params, *on.where(x)
+            spec.settings(on.module), x, params, grad_y, grad_ladj, grad_x, grad_params, *on.where(x)
         )  # fmt: skip
     return (
         grad_x.to(x_in.dtype) if needs[0] else None,

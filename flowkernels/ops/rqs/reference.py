@@ -6,23 +6,24 @@ No data-dependent control flow, so it is also what torch.compile gets to fuse.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .spec import RqsSpec, check_box
+if TYPE_CHECKING:
+    from .spec import RQS
 
 
-def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
+def why_not(spec: RQS, x: Tensor, params: Tensor) -> str | None:
     return None
 
 
-def _knots(logits: Tensor, low: float, high: float, min_size: float, spec: RqsSpec) -> tuple[Tensor, Tensor]:
+def _knots(logits: Tensor, low: float, high: float, min_size: float, spec: RQS) -> tuple[Tensor, Tensor]:
     """Logits [..., K] → knots [..., K+1], pinned at the corners of the box, and bin sizes [..., K]."""
     logits = logits * spec.logit_scale
-    if spec.clipped:
+    if spec.is_clipped:
         logits = logits / (1 + (2 * logits / math.log(spec.slope)).abs())
     sizes = min_size + (1 - min_size * spec.bins) * F.softmax(logits, dim=-1)
     inner = low + (high - low) * torch.cumsum(sizes, dim=-1)[..., :-1]
@@ -37,17 +38,17 @@ def _clamped(t: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return t + (t.detach().clamp(low, high) - t.detach())  # type: ignore[arg-type]
 
 
-def _slopes(logits: Tensor, spec: RqsSpec) -> Tensor:
+def _slopes(logits: Tensor, spec: RQS) -> Tensor:
     """Slope logits → slopes at all K+1 knots."""
     if spec.tails == "linear":
         logits = F.pad(logits, (1, 1), value=spec.edge_logit)
     elif spec.tails == "circular":
         logits = torch.cat([logits, logits[..., :1]], dim=-1)
-    if spec.clipped:
+    if spec.is_clipped:
         return torch.exp(logits / (1 + (logits / math.log(spec.slope)).abs()))
     # The sum of two has a reciprocal that is no denormal.
     most = 2.0 ** (1020 if logits.dtype == torch.float64 else 124)
-    return (spec.min_derivative + F.softplus(logits, threshold=50.0)).clamp_max(most)
+    return (spec.least_slope + F.softplus(logits, threshold=50.0)).clamp_max(most)
 
 
 class _Bin(NamedTuple):
@@ -62,7 +63,7 @@ class _Bin(NamedTuple):
     d1: Tensor
 
 
-def _quadratic(spec: RqsSpec, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
+def _quadratic(spec: RQS, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
     """Where v is in its bin, as shares of w and of h, and the log of the slope there."""
     s = b.h / b.w
     beta = b.d0 + b.d1 - 2 * s
@@ -92,7 +93,7 @@ def _quadratic(spec: RqsSpec, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tenso
     return theta, (s * theta.square() + b.d0 * t) / den, ladj
 
 
-def _linear(spec: RqsSpec, v: Tensor, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _linear(spec: RQS, v: Tensor, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of a linear spline, whose bins are split: counted from the outer knot of the piece that v is in."""
     below, above = torch.sqrt(b.d0), torch.sqrt(b.d1)
     at = spec.min_lambda + (1 - 2 * spec.min_lambda) * torch.sigmoid(logit)
@@ -116,17 +117,17 @@ def _linear(spec: RqsSpec, v: Tensor, b: _Bin, logit: Tensor) -> tuple[Tensor, T
     return torch.where(upper, 1 - t, t), torch.where(upper, 1 - rise, rise), ladj
 
 
-def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., D], params [..., D, P] → y [..., D] and ladj [...]."""
     K, P = spec.bins, params.shape[-1]
     out_dtype = torch.promote_types(x.dtype, params.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)
-    check_box(spec, dtype is torch.float64)
+    spec.check("ops.rqs", dtype is torch.float64)
     v, p = x.to(dtype), params.to(dtype)
 
-    knots_x, widths = _knots(p[..., :K], spec.left, spec.right, spec.min_bin_width, spec)
-    knots_y, heights = _knots(p[..., K : 2 * K], spec.bottom, spec.top, spec.min_bin_height, spec)
-    slopes = _slopes(p[..., 2 * K : P - K if spec.splits else P], spec)
+    knots_x, widths = _knots(p[..., :K], spec.left, spec.right, spec.least_width, spec)
+    knots_y, heights = _knots(p[..., K : 2 * K], spec.bottom, spec.top, spec.least_height, spec)
+    slopes = _slopes(p[..., 2 * K : P - K if spec.is_linear else P], spec)
 
     low, high = (spec.bottom, spec.top) if spec.inverse else (spec.left, spec.right)
     inside = (v >= low) & (v <= high)
@@ -139,7 +140,7 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return t.gather(-1, i)[..., 0]
 
     b = _Bin(at(knots_x), at(widths), at(knots_y), at(knots_y, k + 1), at(heights), at(slopes), at(slopes, k + 1))
-    if spec.splits:
+    if spec.is_linear:
         theta, rise, ladj = _linear(spec, v_in, b, at(p[..., -K:]))
     else:
         theta, rise, ladj = _quadratic(spec, v_in, b)

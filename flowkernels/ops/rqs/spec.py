@@ -1,13 +1,22 @@
-"""The settings of a spline, checked once per distinct set."""
+"""The spline as a value: its settings, checked when they are put together."""
 
 from __future__ import annotations
 
 import functools
 import math
 import numbers
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NoReturn
 
-from flowkernels.ops._checks import check_flag
+import torch
+from torch import Tensor
+
+from flowkernels._renamed import renamed_arguments, renamed_property
+from flowkernels.ops._checks import DTYPES, check_flag
+from flowkernels.ops.univariate import Map, by_element, refuse_tensors
+
+from . import reference
+from .box import shifted, zeroed
 
 TAILS = ("none", "linear", "circular")  # the order of csrc/rqs/rqs.h
 MAX_BINS = 128
@@ -15,47 +24,9 @@ MIN_LAMBDA = 0.025  # of linear splines; Pyro's
 NO_LINEAR = 'no kernel for splines of order "linear" there yet'
 
 
-def count_params(bins: int, tails: str, splits: bool = False) -> int:
-    return (4 if splits else 3) * bins + {"linear": -1, "circular": 0, "none": 1}[tails]
-
-
-class RqsSpec(NamedTuple):
-    bins: int
-    tails: str
-    left: float
-    right: float
-    bottom: float
-    top: float
-    min_bin_width: float
-    min_bin_height: float
-    min_derivative: float
-    logit_scale: float
-    slope: float  # of the soft-clipped parametrisation; 0: softmax with minimum sizes
-    inverse: bool
-    edge_slope: float = 1.0  # at both ends under linear tails
-    min_lambda: float = 0.0  # the smallest share of a bin on either side of its split; 0: none is split, order 2
-
-    @property
-    def splits(self) -> bool:
-        """Whether the spline is linear rational: two pieces a bin, and K logits of their shares among its params."""
-        return self.min_lambda > 0
-
-    @property
-    def clipped(self) -> bool:
-        return self.slope > 0
-
-    @property
-    def n_params(self) -> int:
-        """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of a linear spline."""
-        return count_params(self.bins, self.tails, self.splits)
-
-    @property
-    def edge_logit(self) -> float:
-        """The slope logit that gives `edge_slope`; only linear tails, whose min_derivative is below it, need one."""
-        if self.clipped or self.min_derivative >= self.edge_slope:
-            return 0.0
-        softplus = self.edge_slope - self.min_derivative
-        return softplus if softplus > 50 else math.log(math.expm1(softplus))
+def count_params(bins: int, tails: str | None, linear: bool = False) -> int:
+    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear"."""
+    return (4 if linear else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails]
 
 
 def _fail(name: str, contract: str, given: object) -> NoReturn:
@@ -71,12 +42,7 @@ def _number(name: str, given: Any) -> float:
     _fail(name, "a finite number", given)
 
 
-def _box(tail_bound: float, box: tuple[float, float, float, float] | None) -> tuple[float, float, float, float]:
-    if box is None:
-        bound = _number("tail_bound", tail_bound)
-        if not 0 < bound < math.inf:
-            _fail("tail_bound", "positive and finite", tail_bound)
-        return -bound, bound, -bound, bound
+def _box(box: object) -> tuple[float, float, float, float]:
     contract = "(left, right, bottom, top) with left < right and bottom < top, finite"
     if not isinstance(box, (tuple, list)) or len(box) != 4:
         _fail("box", contract, box)
@@ -86,7 +52,7 @@ def _box(tail_bound: float, box: tuple[float, float, float, float] | None) -> tu
     return left, right, bottom, top
 
 
-def make_spec(
+def checked(
     bins: int,
     tails: str | None,
     tail_bound: float,
@@ -97,18 +63,25 @@ def make_spec(
     logit_scale: float,
     parametrization: str,
     slope: float,
+    circle_shift: bool,
+    order: str,
+    edge_slope: float,
+    zero_outside: bool,
     inverse: bool,
-    edge_slope: float = 1.0,
-    order: str = "quadratic",
-) -> RqsSpec:
-    """Checks every setting of `ops.rqs` and returns them in the form the kernels take."""
+) -> tuple[Any, ...]:
+    """Checks every setting and returns them, each in its own type."""
     if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or not 1 <= bins <= MAX_BINS:
         _fail("bins", f"an integer from 1 to {MAX_BINS}", bins)
     if not (isinstance(order, str) and order in ("quadratic", "linear")):
         _fail("order", '"quadratic" or "linear"', order)
     if not (tails is None or (isinstance(tails, str) and tails in TAILS[1:])):
         _fail("tails", '"linear", "circular" or None', tails)
-    left, right, bottom, top = _box(tail_bound, box)
+    if box is None:
+        tail_bound = _number("tail_bound", tail_bound)
+        if not 0 < tail_bound < math.inf:
+            _fail("tail_bound", "positive and finite", tail_bound)
+    else:
+        box = _box(box)
     min_bin_width, min_bin_height = _number("min_bin_width", min_bin_width), _number("min_bin_height", min_bin_height)
     min_derivative, slope = _number("min_derivative", min_derivative), _number("slope", slope)
     logit_scale, edge_slope = _number("logit_scale", logit_scale), _number("edge_slope", edge_slope)
@@ -127,45 +100,303 @@ def make_spec(
             _fail("min_derivative", f"from 0 to {most:g} (exclusive)", min_derivative)
         if order == "linear" and min_derivative < 1e-30:  # its formulas divide by the roots of slopes
             _fail("min_derivative", 'positive, from 1e-30 on, where order is "linear"', min_derivative)
-        slope = 0.0
     elif parametrization == "soft_clip":
         if not 1e-30 <= slope < 1:
             _fail("slope", "between 0 and 1, from 1e-30 on", slope)
-        min_bin_width = min_bin_height = min_derivative = 0.0
     else:
         _fail("parametrization", '"softmax" or "soft_clip"', parametrization)
-    return RqsSpec(
-        int(bins), tails or "none", left, right, bottom, top, min_bin_width, min_bin_height, min_derivative,
-        logit_scale, slope, check_flag("ops.rqs", "inverse", inverse), edge_slope,
-        MIN_LAMBDA if order == "linear" else 0.0,
+    flags = [
+        check_flag("ops.rqs", name, given)
+        for name, given in (("circle_shift", circle_shift), ("zero_outside", zero_outside), ("inverse", inverse))
+    ]
+    return (
+        int(bins), tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
+        slope, flags[0], order, edge_slope, flags[1], flags[2],
     )  # fmt: skip
 
 
-def check_box(spec: RqsSpec, wide: bool) -> None:
-    """Raises where the box, its bins or their slopes have no numbers in the type that is computed in, float32 or (wide)
-    float64: what lies far from 1 has no squares. Compiled kernels ask the same, in csrc/rqs/rqs_args.cpp."""
-    power, least = (1010, 1e-24) if wide else (120, 1e-12)
-    tiny, huge, steep = 2.0**-power, 2.0**power, 2.0 ** (power // 2)
-    box = (spec.left, spec.right, spec.bottom, spec.top)
-    width, height = spec.right - spec.left, spec.top - spec.bottom
-    thin, flat = width * max(spec.min_bin_width, least), height * max(spec.min_bin_height, least)
-    ordered = wide or (width > 2.0**-23 * max(map(abs, box[:2])) and height > 2.0**-23 * max(map(abs, box[2:])))
-    in_range = max(map(abs, (*box, width, height))) <= huge and min(thin, flat) >= tiny
-    if not (ordered and in_range and height <= steep * thin and width <= steep * flat):
-        dtype = "float64" if wide else "float32"
-        _fail("tail_bound or box", f"one whose bins and their slopes are numbers of {dtype}, far from its ends", box)
+@renamed_arguments(half_turn="circle_shift")
+@dataclass(frozen=True)
+class RQS(Map):
+    r"""The monotonic rational spline, quadratic or linear, as a value: ``RQS(**s)(x, params)`` is ``ops.rqs(x, params,
+    **s)``, where formula, shapes and dtypes are written.
+
+    P = ``n_params`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``; K more of order ``"linear"``.
+    Frozen, hashable, equal to one of the same settings; copies are the value itself.
+
+    Args:
+        bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
+            slope, circle_shift, order, edge_slope, zero_outside: see `flowkernels.ops.rqs`.
+        inverse: this is the map y → x.
+
+    Raises:
+        ValueError: a setting breaks the contract of `flowkernels.ops.rqs`.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
+
+    Example:
+        >>> import torch
+        >>> from flowkernels.ops import RQS
+        >>> spline = RQS(bins=8, tail_bound=5.0)
+        >>> x, params = torch.randn(4, 2), torch.randn(4, 2, spline.n_params)
+        >>> y, ladj = spline(x, params)
+        >>> back, _ = spline.inverted()(y, params)
+        >>> torch.allclose(back, x, atol=1e-4), spline == RQS(8, tail_bound=5)
+        (True, True)
+    """
+
+    bins: int = 8
+    tails: str | None = "linear"
+    tail_bound: float = 3.0
+    box: tuple[float, float, float, float] | None = None
+    min_bin_width: float = 1e-3
+    min_bin_height: float = 1e-3
+    min_derivative: float = 1e-3
+    logit_scale: float = 1.0
+    parametrization: str = "softmax"
+    slope: float = 1e-3
+    circle_shift: bool = False
+    order: str = "quadratic"
+    edge_slope: float = 1.0
+    zero_outside: bool = False
+    inverse: bool = False
+    n_params: int = field(init=False, repr=False, compare=False)
+    identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    _op: ClassVar[Any]  # set by the package, as the op's backends read this class
+    half_turn = renamed_property("half_turn", "circle_shift")
+
+    def _settle(self) -> None:
+        settings = checked(
+            self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
+            self.min_derivative, self.logit_scale, self.parametrization, self.slope, self.circle_shift, self.order,
+            self.edge_slope, self.zero_outside, self.inverse,
+        )  # fmt: skip
+        for name, value in zip(_FIELDS, settings, strict=True):
+            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
+        object.__setattr__(self, "n_params", count_params(self.bins, self.tails, self.is_linear))
+
+    def _derived(self) -> dict[str, Any]:
+        n_params = count_params(self.bins, self.tails, self.is_linear)
+        n_shares = self.bins if self.is_linear else 0
+        n_slopes = n_params - 2 * self.bins - n_shares
+        reachable = self.is_clipped or self.min_derivative < 1  # slope 1 is, for free ends, not always
+        slope_one = self._logit_of(1.0) if reachable else 0.0
+        # Equal bins with slope 1 at every knot are a straight line.
+        identity = (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes + (0.0,) * n_shares
+        refusals = (self._refusal(False), self._refusal(True))
+        return {"n_params": n_params, "identity": identity, "_refusals": refusals}
+
+    def __call__(
+        self,
+        x: Tensor,
+        params: Tensor,
+        inverse: bool = False,
+        event_dims: int = 1,
+        mask: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``x [..., *event]``, ``params [..., *event, P]`` → ``y [..., *event]`` and ``ladj [...]``, summed over it.
+
+        Args:
+            inverse: the map of the other direction than this one's.
+            event_dims: how many of the last dims are the event.
+            mask: over the event; False leaves an element as it is.
+            backend: run on this one or raise; default: the fastest that can.
+        """
+        if inverse is not False and (inverse is True or check_flag("ops.rqs", "inverse", inverse)):
+            self = self.inverted()
+        if event_dims != 1 or mask is not None:
+            return by_element(self, x, params, event_dims, mask, backend)
+        wide = getattr(x, "dtype", None) is torch.float64 or getattr(params, "dtype", None) is torch.float64
+        if torch.compiler.is_compiling():  # where only the fields are sure to be there
+            refusal, P = self._refusal(wide), count_params(self.bins, self.tails, self.order == "linear")
+        else:
+            refusal, P = self._refusals[wide], self.n_params
+        if refusal is not None:
+            raise ValueError(refusal)
+        if not (
+            isinstance(x, Tensor)
+            and isinstance(params, Tensor)
+            and params.shape == (*x.shape, P)
+            and x.dim() > 0
+            and x.dtype in DTYPES
+            and params.dtype in DTYPES
+            and x.device == params.device
+            and x.layout is params.layout is torch.strided
+        ):
+            refuse_tensors("ops.rqs", x, params, P)
+        if not (self.circle_shift or self.zero_outside):
+            return self._op(self, backend, x, params)
+        return self._around(lambda v: self._op(self, backend, v, params), x)
+
+    def _around(self, plain: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map, whose spline on its box is `plain`."""
+        v = shifted(x, self) if self.circle_shift and not self.inverse else x
+        y, ladj = plain(v)
+        y = zeroed(y, v, self) if self.zero_outside else y
+        return shifted(y, self) if self.circle_shift and self.inverse else y, ladj
+
+    # ---- what fused ops ask ----
+
+    def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return self._around(lambda v: reference.fwd(self, v, params), x)
+
+    def check(self, op: str, wide: bool) -> None:
+        """Raises where the box, its bins or their slopes have no numbers in the type that is computed in."""
+        refusal = self._refusal(wide) if torch.compiler.is_compiling() else self._refusals[wide]
+        if refusal is not None:
+            raise ValueError(refusal)
+
+    def why_not(self, backend: str) -> str | None:
+        if backend in ("cuda", "triton"):
+            return NO_LINEAR if self.is_linear else "no kernel for zero_outside" if self.zero_outside else None
+        return None
+
+    def zeroed(self, of: Tensor, v: Tensor) -> Tensor:
+        """`of`, and 0 where v is outside of the box."""
+        return zeroed(of, v, self)
+
+    def settings(self, module: Any) -> Any:
+        """The spline on its box as this compiled module's `rqs_fwd` takes it; made once."""
+        found = self._handles.get((module, "rqs"))
+        if found is None:
+            clip = 1 / -math.log(self.slope) if self.is_clipped else 0.0
+            found = self._handles[module, "rqs"] = module.RqsSpec(
+                self.bins, TAILS.index(self.tails or "none"), self.left, self.right, self.bottom, self.top,
+                self.least_width, self.least_height, self.least_slope, self.logit_scale, 2 * clip, clip,
+                self.edge_logit, self.inverse, self.min_lambda,
+            )  # fmt: skip
+        return found
+
+    def _handle(self, module: Any) -> Any:
+        return module.UnivariateMap(self.settings(module))
+
+    def constants(self, wide: bool) -> dict[str, Any]:
+        return {"SPLINE": True, **self.numbers(wide)}
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019  (settings, not data: kept for good anyway)
+    def numbers(self, wide: bool) -> dict[str, Any]:
+        """The spline on its box, as constants of a Triton kernel: its arguments would be float32 beside float64."""
+        self.check("ops.rqs", wide)
+        least = 1e-24 if wide else 1e-12  # far below the spacing of x, and large enough that (h/w)^2 stays finite
+        K, width, height = self.bins, self.right - self.left, self.top - self.bottom
+        thinnest, flattest = width * max(self.least_width, least), height * max(self.least_height, least)
+        return {
+            "K": K, "TAILS": self.tails or "none", "LEFT": self.left, "RIGHT": self.right, "BOTTOM": self.bottom,
+            "TOP": self.top, "FREE_X": width * (1 - self.least_width * K), "LEAST_X": thinnest,
+            "FREE_Y": height * (1 - self.least_height * K), "LEAST_Y": flattest,
+            "MIN_SLOPE": self.least_slope, "SCALE": self.logit_scale,
+            "CLIP": 1 / -math.log(self.slope) if self.is_clipped else 0.0, "EDGE": self.edge_logit,
+            "INVERSE": self.inverse,
+        }  # fmt: skip
+
+    # ---- numbers that follow from the settings ----
+
+    @property
+    def left(self) -> float:
+        return -self.tail_bound if self.box is None else self.box[0]
+
+    @property
+    def right(self) -> float:
+        return self.tail_bound if self.box is None else self.box[1]
+
+    @property
+    def bottom(self) -> float:
+        return -self.tail_bound if self.box is None else self.box[2]
+
+    @property
+    def top(self) -> float:
+        return self.tail_bound if self.box is None else self.box[3]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the spline is linear rational: two pieces a bin, and K logits of their shares among its params."""
+        return self.order == "linear"
+
+    @property
+    def min_lambda(self) -> float:
+        """The smallest share of a bin on either side of its split; 0: none is split."""
+        return MIN_LAMBDA if self.order == "linear" else 0.0
+
+    @property
+    def is_clipped(self) -> bool:
+        return self.parametrization == "soft_clip"
+
+    @property
+    def least_width(self) -> float:
+        return 0.0 if self.is_clipped else self.min_bin_width
+
+    @property
+    def least_height(self) -> float:
+        return 0.0 if self.is_clipped else self.min_bin_height
+
+    @property
+    def least_slope(self) -> float:
+        return 0.0 if self.is_clipped else self.min_derivative
+
+    @property
+    def edge_logit(self) -> float:
+        """The slope logit that gives `edge_slope`; only linear tails, whose min_derivative is below it, need one."""
+        return self._logit_of(self.edge_slope)
+
+    def _logit_of(self, slope: float) -> float:
+        if self.is_clipped or self.min_derivative >= slope:
+            return 0.0
+        softplus = slope - self.min_derivative
+        return softplus if softplus > 50 else math.log(math.expm1(softplus))
+
+    def _refusal(self, wide: bool) -> str | None:
+        """Why the box, its bins or their slopes have no numbers in the type that is computed in, float32 or (wide)
+        float64: what lies far from 1 has no squares. Compiled kernels ask the same, in csrc/rqs/rqs_args.cpp."""
+        power, least = (1010, 1e-24) if wide else (120, 1e-12)
+        tiny, huge, steep = 2.0**-power, 2.0**power, 2.0 ** (power // 2)
+        box = (self.left, self.right, self.bottom, self.top)
+        width, height = self.right - self.left, self.top - self.bottom
+        thin, flat = width * max(self.least_width, least), height * max(self.least_height, least)
+        ordered = wide or (width > 2.0**-23 * max(map(abs, box[:2])) and height > 2.0**-23 * max(map(abs, box[2:])))
+        in_range = max(map(abs, (*box, width, height))) <= huge and min(thin, flat) >= tiny
+        if ordered and in_range and height <= steep * thin and width <= steep * flat:
+            return None
+        contract = (
+            f"one whose bins and their slopes are numbers of {'float64' if wide else 'float32'}, far from its ends"
+        )
+        return f"ops.rqs: tail_bound or box must be {contract}, got {box!r}"
+
+    # ---- as the numbers of a library op's schema ----
+
+    schema: ClassVar[dict[str, type]] = {
+        "bins": int, "tails": str, "left": float, "right": float, "bottom": float, "top": float,
+        "min_bin_width": float, "min_bin_height": float, "min_derivative": float, "logit_scale": float, "slope": float,
+        "inverse": bool, "edge_slope": float, "min_lambda": float,
+    }  # fmt: skip
+
+    def packed(self) -> tuple[Any, ...]:
+        return (
+            self.bins, self.tails or "none", self.left, self.right, self.bottom, self.top, self.least_width,
+            self.least_height, self.least_slope, self.logit_scale, self.slope if self.is_clipped else 0.0,
+            self.inverse, self.edge_slope, self.min_lambda,
+        )  # fmt: skip
+
+    @staticmethod
+    def from_packed(
+        bins: int, tails: str, left: float, right: float, bottom: float, top: float, min_bin_width: float,
+        min_bin_height: float, min_derivative: float, logit_scale: float, slope: float, inverse: bool,
+        edge_slope: float, min_lambda: float,
+    ) -> RQS:  # fmt: skip
+        """The spline on its box. Unchecked: with dynamic shapes the numbers are symbols, on which a check would be a
+        guard."""
+        self = object.__new__(RQS)
+        vars(self).update(
+            bins=bins, tails=None if tails == "none" else tails, tail_bound=0.0, box=(left, right, bottom, top),
+            min_bin_width=min_bin_width, min_bin_height=min_bin_height, min_derivative=min_derivative,
+            logit_scale=logit_scale, parametrization="softmax" if slope == 0 else "soft_clip", slope=slope,
+            circle_shift=False, order="quadratic" if min_lambda == 0 else "linear", edge_slope=edge_slope,
+            zero_outside=False, inverse=inverse, _refusals=(None, None), _handles={},
+        )  # fmt: skip
+        return self
 
 
-check_box_once = functools.lru_cache(maxsize=1024)(check_box)
-
-
-def make_spec_for(wide: bool, *settings: Any) -> RqsSpec:
-    """`make_spec` for tensors of float64 (wide), or of a type that is computed in float32."""
-    spec = make_spec(*settings)
-    check_box(spec, wide)
-    return spec
-
-
-# typed: 8.0 must not pass because 8 has.
-cached_spec_for = functools.lru_cache(maxsize=1024, typed=True)(make_spec_for)
-cached_spec = functools.lru_cache(maxsize=1024, typed=True)(make_spec)
+_FIELDS = tuple(f.name for f in fields(RQS) if f.init)

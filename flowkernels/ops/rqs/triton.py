@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,33 +10,20 @@ from torch import Tensor
 
 from flowkernels.ops import _triton
 
-from .spec import NO_LINEAR, RqsSpec, check_box
+from .spec import NO_LINEAR, RQS
 
 # Of a program, one per thread. The interpreter's time goes by programs, not by their sizes.
 _ELEMENTS = 1024 if _triton.INTERPRETING else 128
 
 
-def why_not(spec: RqsSpec, x: Tensor, params: Tensor) -> str | None:
-    return NO_LINEAR if spec.splits else _triton.why_not((x, params))
+def why_not(spec: RQS, x: Tensor, params: Tensor) -> str | None:
+    return NO_LINEAR if spec.is_linear else _triton.why_not((x, params))
 
 
-@functools.lru_cache(maxsize=1024)
-def settings(spec: RqsSpec, D: int, wide: bool) -> dict[str, Any]:
-    """The constants of a kernel. As arguments they would be float32 beside float64 tensors."""
-    check_box(spec, wide)
-    K = spec.bins
+def _settings(spec: RQS, D: int, wide: bool) -> dict[str, Any]:
+    """The constants of a kernel."""
     BD = min(_triton.power_of_2(D), _ELEMENTS)
-    least = 1e-24 if wide else 1e-12  # far below the spacing of x, and large enough that (h/w)^2 stays finite
-
-    width, height = spec.right - spec.left, spec.top - spec.bottom
-    return {
-        "K": K, "TAILS": spec.tails, "LEFT": spec.left, "RIGHT": spec.right, "BOTTOM": spec.bottom, "TOP": spec.top,
-        "FREE_X": width * (1 - spec.min_bin_width * K), "LEAST_X": width * max(spec.min_bin_width, least),
-        "FREE_Y": height * (1 - spec.min_bin_height * K), "LEAST_Y": height * max(spec.min_bin_height, least),
-        "MIN_SLOPE": spec.min_derivative, "SCALE": spec.logit_scale,
-        "CLIP": 1 / -math.log(spec.slope) if spec.clipped else 0.0, "EDGE": spec.edge_logit, "INVERSE": spec.inverse,
-        "R": _ELEMENTS // BD, "BD": BD, "num_warps": 4,
-    }  # fmt: skip
+    return spec.numbers(wide) | {"R": _ELEMENTS // BD, "BD": BD, "num_warps": 4}
 
 
 def _rows(bins: int, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -48,7 +33,7 @@ def _rows(bins: int, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple[i
     return x, params, (x.shape[0], D, bins, *x.stride(), *params.stride())
 
 
-def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, params.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -58,13 +43,13 @@ def fwd(spec: RqsSpec, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     from .triton_kernels import rqs_fwd
 
     x, params, geometry = _rows(spec.bins, x, params)
-    constants = settings(spec, geometry[1], wide is torch.float64)
+    constants = _settings(spec, geometry[1], wide is torch.float64)
     _triton.launch(rqs_fwd, -(-geometry[0] // constants["R"]), x, params, y, ladj, *geometry, **constants)
     return y, ladj
 
 
 def bwd(
-    spec: RqsSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
+    spec: RQS, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     x, params = tensors
     grad_x, grad_params = (
@@ -77,7 +62,7 @@ def bwd(
     wide = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
     grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
     x, params, geometry = _rows(spec.bins, x, params)
-    constants = settings(spec, geometry[1], wide is torch.float64)
+    constants = _settings(spec, geometry[1], wide is torch.float64)
     _triton.launch(
         rqs_bwd, -(-geometry[0] // constants["R"]),
         x, params, *(x if t is None else t for t in (grad_y, grad_ladj, grad_x, grad_params)), *geometry,

@@ -22,7 +22,7 @@ MUTATIONS = (
     ),
     _affine("sigmoid stops", _MATH, "«select(z >= -kBound, slope, T{})»", "slope", "slope where the scale has stopped"),
     _affine("sigmoid tail", _MATH, "below = «select(up, e * q, q)», s = above", "1 - above", "1 - sigmoid cancels"),
-    _affine("per_sigmoid slope", _MATH, "log1p_unit(e) - min_(z, T{}), «-below»,", "below", "sign"),
+    _affine("reciprocal_sigmoid slope", _MATH, "log1p_unit(e) - min_(z, T{}), «-below»,", "below", "sign"),
     _affine("clip", _MATH, "T{} + high), «one»);", "select(u <= high, one, T{})", "the gradient sees the upper bound"),
     _affine("tanh slope", _MATH, "«1 - h * h»", "1 - h", "power"),
     _affine("atan slope", _MATH, "atan_(r), «1 / (1 + r * r)»", "1 / (1 + r)", "power"),
@@ -91,8 +91,18 @@ MUTATIONS = (
     ),
     _affine("dtype of ladj", _NATIVE, "dtype=«torch.promote_types(x.dtype, torch.float32)»)", "x.dtype", "16-bit ladj"),
     _affine(
-        "minimum of exp", _SPEC, 'if min_scale > 0 and scale not in ("softplus"«, "sigmoid"»)', "", "sigmoid has none"
+        "minimum of exp",
+        "flowkernels/ops/affine/scales.py",
+        r'Scale("sigmoid", r"\sigma(u + 2)"«, floored=True»)',
+        "",
+        "sigmoid has none",
     ),
     _affine("order of bounds", _SPEC, "if not -1e30 <= low «<» high <= 1e30", "<=", "an empty interval"),
-    _affine("hash of a setting", _SPEC, "maxsize=256, typed=«True»", "False", "True passes for 1"),
+    _affine(
+        "hash of a setting",
+        "flowkernels/ops/affine/__init__.py",
+        "maxsize=256, typed=«True»",
+        "False",
+        "True passes for 1",
+    ),
 )

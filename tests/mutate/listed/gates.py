@@ -87,7 +87,7 @@ MUTATIONS = (
     # ---- what became of faults ----
     _maps(
         "others of a part",
-        "flowkernels/ops/affine/spec.py",
+        "flowkernels/ops/affine/layout.py",
         "and «last + 2 >= n»:",
         "self.stop + 1 >= n",
         "features that nobody writes",
