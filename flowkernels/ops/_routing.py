@@ -138,16 +138,19 @@ class Op:
             return self.reference(spec, *tensors)
         if _opaque(tensors):
             return self._call_library(spec, backend, tensors)
-        return self.run(backends.pick(self.name, backend, spec, tensors), spec, tensors)
+        module = backends.pick(self.name, backend, spec, tensors)
+        if module.bwd is None:  # the reference differentiates itself
+            return module.fwd(spec, *tensors)
+        if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
+            return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
+        return module.fwd(spec, *tensors)
 
     def backend(self, name: str) -> Backend:
         """The backend of this name, which is in the table."""
         return backends.table()[self.name][name]
 
     def run(self, module: Backend, spec: Any, tensors: Tensors) -> Tensors:
-        """A call of plain tensors, in no transform, on a backend that can run them."""
-        if module.bwd is None:  # the reference differentiates itself
-            return module.fwd(spec, *tensors)
+        """A call of plain tensors, in no transform, on a kernel that can run them: for who has asked it already."""
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
             return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
         return module.fwd(spec, *tensors)
