@@ -1,7 +1,7 @@
 """Ready models, and the `Flow` that they are."""
 
 from .autoregressive import IAF, MAF
-from .coupling import NICE
+from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
 from .glow import Glow
@@ -16,6 +16,7 @@ __all__ = [
     "MAF",
     "NICE",
     "NSF",
+    "CouplingFlow",
     "Flow",
     "FlowDistribution",
     "Glow",

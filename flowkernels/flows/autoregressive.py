@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkernels._arguments import count, generator, widths
+from flowkernels._arguments import count, flag, generator, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MADE, Activation
 from flowkernels.nets.degrees import Seed
 from flowkernels.ops.univariate import n_params_of
-from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Univariate
+from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Transform, Univariate
 from flowkernels.transforms.univariate import check_univariate
 
+from .coupling import Net
 from .flow import Flow
+from .linear import interleaved
 
 
 def autoregressive_layers(
@@ -26,38 +28,46 @@ def autoregressive_layers(
     hidden: int | Sequence[int],
     univariate: Univariate,
     *,
-    residual: bool,
-    activation: Activation,
-    dropout: float,
-    order: str,
-    seed: Seed,
-) -> list[Autoregressive]:
+    net: str | Net = "mlp",
+    activation: Activation = "relu",
+    dropout: float = 0.0,
+    batch_norm: bool = False,
+    order: str = "reversed",
+    linear: str | None = None,
+    seed: Seed = None,
+) -> list[Transform]:
     """Layers that start near the identity, each with another order of the features."""
-    for name, value in (("features", features), ("transforms", transforms)):
-        count(f"flows.{flow}", name, value)
+    for name, value, least in (("features", features, 1), ("context", context, 0), ("transforms", transforms, 1)):
+        count(f"flows.{flow}", name, value, least)
+    flag(f"flows.{flow}", "batch_norm", batch_norm)
+    if net not in ("residual", "mlp") or batch_norm:
+        given = f"{net!r}, batch_norm={batch_norm}"
+        raise ValueError(f'flows.{flow}: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}')
     sizes = widths(f"flows.{flow}", "hidden", hidden)
     check_univariate(f"flows.{flow}", univariate)
     if order not in ("reversed", "random"):
         raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
     draws = generator(f"flows.{flow}", seed)
+    # Under layers that turn the features round, one order all along is the natural one and the other by turns.
+    orders = ("reversed" if linear == "reverse" else "natural", "reversed")
     layers = []
     for i in range(transforms):
-        net = MADE(
+        made = MADE(
             features,
             n_params_of(univariate),
             sizes,
-            residual=residual,
+            residual=net == "residual",
             context=context,
             activation=activation,
             dropout=dropout,
-            order="random" if order == "random" else ("natural", "reversed")[i % 2],
+            order="random" if order == "random" else orders[i % 2],
             # nflows' degrees, except where they would hide most features from the last ones.
             degrees="sequential" if min(sizes, default=0) >= features - 1 else "even",
             seed=draws,
         )
-        net.start_at(torch.tensor(univariate.identity).repeat(features))
-        layers.append(Autoregressive(net, univariate))
-    return layers
+        made.start_at(torch.tensor(univariate.identity).repeat(features))
+        layers.append(Autoregressive(made, univariate))
+    return interleaved(flow, linear, layers, features, draws)
 
 
 class MAF(Flow):
@@ -65,8 +75,9 @@ class MAF(Flow):
 
     :math:`z_d = s_d(x_{<d})\,x_d + t_d(x_{<d})` in every layer, and
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats. The order of the features changes
-    from layer to layer. An untrained model is nearly the identity. Sampling solves the features one after another, in
-    one sweep per layer. Shapes, dtypes and context: see `Flow`.
+    from layer to layer. An untrained model is nearly the identity, or, with ``linear``, nearly a permutation of the
+    features. Sampling solves the features one after another, in one sweep per layer. Shapes, dtypes and context: see
+    `Flow`.
 
     Args:
         features: D. With D = 1 the networks see the context only.
@@ -78,12 +89,15 @@ class MAF(Flow):
         residual: residual blocks, as nflows has them, instead of plain layers.
         activation, dropout: of the networks; see `flowkernels.nets.MADE`.
         order: ``"reversed"``: natural in the first layer, then turned round from layer to layer; ``"random"``.
-        seed: of the random orders, a number or a generator on the CPU.
+        linear: a layer before each autoregressive one and one after the last: ``"lu"``, ``"permutation"``,
+            ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
+        seed: of the random orders and of what ``linear`` draws, a number or a generator on the CPU.
         base: density of the latent; standard normal by default, `flowkernels.flows.MixtureMADE` for a MAF MoG.
         embedding: a module applied to the context first.
 
     Raises:
-        ValueError: ``features`` or ``transforms`` is less than 1, ``order`` is unknown, or ``hidden`` does not fit.
+        ValueError: ``features`` or ``transforms`` is less than 1, ``order`` or ``linear`` is unknown, or ``hidden``
+            does not fit.
         TypeError: a part is of another kind.
 
     Reference:
@@ -113,19 +127,21 @@ class MAF(Flow):
         activation: Activation = "relu",
         dropout: float = 0.0,
         order: str = "reversed",
+        linear: str | None = None,
         seed: Seed = None,
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
+        flow = type(self).__name__
         layers = autoregressive_layers(
-            type(self).__name__, features, context, transforms, hidden,
-            Affine() if univariate is None else univariate,
-            residual=residual, activation=activation, dropout=dropout, order=order, seed=seed,
+            flow, features, context, transforms, hidden, Affine() if univariate is None else univariate,
+            net="residual" if flag(f"flows.{flow}", "residual", residual) else "mlp",
+            activation=activation, dropout=dropout, order=order, linear=linear, seed=seed,
         )  # fmt: skip
         super().__init__(Composite(self._turned(layers)), StandardNormal(features) if base is None else base, embedding)
 
     @staticmethod
-    def _turned(layers: list[Autoregressive]) -> Sequence[Autoregressive | Inverse]:
+    def _turned(layers: list[Transform]) -> list[Transform]:
         """The layers, in the direction whose data → latent is ``forward``."""
         return layers
 
@@ -154,5 +170,5 @@ class IAF(MAF):
     """
 
     @staticmethod
-    def _turned(layers: list[Autoregressive]) -> Sequence[Autoregressive | Inverse]:
+    def _turned(layers: list[Transform]) -> list[Transform]:
         return [Inverse(layer) for layer in layers]

@@ -3,49 +3,82 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch.nn.functional as F
 from torch import nn
 
-from flowkernels._arguments import count, flag, widths
+from flowkernels._arguments import flag
 from flowkernels.distributions import Distribution, StandardNormal
-from flowkernels.nets import MLP, Activation, Constant, ResidualNet
+from flowkernels.nets import Activation
 from flowkernels.nets.degrees import Seed
-from flowkernels.transforms import RQS, Composite, Transform
+from flowkernels.transforms import RQS, Composite, Transform, Univariate
 
 from .autoregressive import autoregressive_layers
 from .coupling import Net, coupling_layers
 from .flow import Flow
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Layers(TypedDict, total=False):
+    """What couplings and autoregressive layers both take."""
+
+    net: str | Net
+    activation: Activation
+    dropout: float
+    batch_norm: bool
+    linear: str | None
+    seed: Seed
+
+
+class _Settings(_Layers, total=False):
+    """These and the splines'."""
+
+    min_bin_width: float
+    min_bin_height: float
+    min_derivative: float
+    parametrization: str
+
 
 class NSF(Flow):
-    r"""The neural spline flow: coupling layers of rational-quadratic splines, with alternating masks.
+    r"""The neural spline flow: rational-quadratic splines in a `CouplingFlow`, or in autoregressive layers.
 
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats; layer i transforms the features
     j with i + j odd, given the others, or, where ``autoregressive``, every feature given those before it.
     Outside [-tail_bound, tail_bound] a layer leaves a feature as it is, so scale the data to unit size first. An
-    untrained model is nearly the identity. Shapes, dtypes and context: see `Flow`.
+    untrained model is nearly the identity, or, with ``linear``, nearly a permutation of the features. Shapes, dtypes
+    and context: see `Flow`.
+
+    The paper's model is ``NSF(D, C, transforms=10, hidden=(256, 256), linear="lu")``; the default has no linear layers.
 
     Args:
         features: D. With D = 1 the networks see the context only; without a context they are learned constants.
         context: C, the number of context features the layers see (after ``embedding``), 0 for none.
-        transforms: number of coupling layers; from two on every feature is transformed.
+        transforms: number of spline layers; from two couplings on every feature is transformed.
         bins: K, bins of each spline.
         hidden: widths of the hidden layers, a number for one; for ``net="residual"`` one equal width per block.
         tail_bound: half the width of the box.
         net: ``"residual"`` (the paper's), ``"mlp"``, or a function ``(in_features, out_features) -> module`` of your
             own (started near the identity if it has ``start_at(values)``; coupling layers only).
         activation, dropout: of the networks, and ``batch_norm`` of the residual ones (coupling layers only).
+        univariate: the map of one feature, in place of the spline that ``bins``, ``tail_bound`` and the last four
+            settings say, e.g. ``RQS(order="linear")``.
         autoregressive: autoregressive layers instead of coupling layers; see `flowkernels.flows.MAF`, also for
-            ``order`` (``"reversed"`` or ``"random"``) and ``seed``, which are theirs.
-        min_bin_width, min_bin_height, min_derivative, parametrization: see `flowkernels.ops.rqs`.
+            ``order`` (``"reversed"`` or ``"random"``), which couplings ignore.
+        linear: a layer before each spline layer and one after the last: ``"lu"`` as in the paper, ``"permutation"``,
+            ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
+        seed: of what ``order`` and ``linear`` draw, a number or a generator on the CPU.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first.
+        min_bin_width, min_bin_height, min_derivative, parametrization: see `flowkernels.ops.rqs`.
 
     Raises:
-        ValueError: ``features`` or ``transforms`` is less than 1, ``net`` or ``order`` is unknown or not possible, or
-            ``hidden`` does not fit it.
+        ValueError: ``features`` or ``transforms`` is less than 1; ``net``, ``order`` or ``linear`` is unknown or not
+            possible; ``hidden`` does not fit ``net``; or there are a ``univariate`` and settings of a spline.
+        TypeError: a part is of another kind.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
@@ -70,76 +103,23 @@ class NSF(Flow):
         hidden: int | Sequence[int] = (128, 128),
         tail_bound: float = 3.0,
         *,
-        net: str | Net = "residual",
-        activation: Activation = F.relu,
-        dropout: float = 0.0,
-        batch_norm: bool = False,
-        min_bin_width: float = 1e-3,
-        min_bin_height: float = 1e-3,
-        min_derivative: float = 1e-3,
-        parametrization: str = "softmax",
+        univariate: Univariate | None = None,
         autoregressive: bool = False,
         order: str = "reversed",
-        seed: Seed = None,
         base: Distribution | None = None,
         embedding: nn.Module | None = None,
+        **settings: Unpack[_Settings],
     ) -> None:
-        count("flows.NSF", "context", context, least=0)
-        for name, value in (("autoregressive", autoregressive), ("batch_norm", batch_norm)):
-            flag("flows.NSF", name, value)
-        univariate = RQS(
-            bins=bins,
-            tail_bound=tail_bound,
-            min_bin_width=min_bin_width,
-            min_bin_height=min_bin_height,
-            min_derivative=min_derivative,
-            parametrization=parametrization,
-        )
-        sizes = widths("flows.NSF", "hidden", hidden)
-        layers: list[Transform]
-        if autoregressive:
-            if net not in ("residual", "mlp") or batch_norm:
-                given = f"{net!r}, batch_norm={batch_norm}"
-                raise ValueError(
-                    f'flows.NSF: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}'
-                )
-            layers = [
-                *autoregressive_layers(
-                    "NSF", features, context, transforms, sizes, univariate, residual=net == "residual",
-                    activation=activation, dropout=dropout, order=order, seed=seed,
-                )
-            ]  # fmt: skip
-        else:
-            factory = _factory(net, features, sizes, context, activation, dropout, batch_norm)
-            layers = [*coupling_layers("NSF", features, context, transforms, univariate, factory)]
-        super().__init__(Composite(layers), StandardNormal(features) if base is None else base, embedding)
-
-
-def _factory(
-    net: str | Net,
-    features: int,
-    hidden: Sequence[int],
-    context: int,
-    activation: Activation,
-    dropout: float,
-    batch_norm: bool,
-) -> Net:
-    if not isinstance(net, str) and callable(net):
-        return net
-    if features == 1 and context == 0:
-        return Constant
-    if net == "mlp":
-        return functools.partial(MLP, hidden=hidden, context=context, activation=activation, dropout=dropout)
-    if net != "residual":
-        raise ValueError(f'flows.NSF: net must be "residual", "mlp" or a function, got {net!r}')
-    if len(set(hidden)) != 1:
-        raise ValueError(f"flows.NSF: hidden must be equal widths for net='residual', got {tuple(hidden)}")
-    return functools.partial(
-        ResidualNet,
-        hidden=hidden[0],
-        blocks=len(hidden),
-        context=context,
-        activation=activation,
-        dropout=dropout,
-        batch_norm=batch_norm,
-    )
+        for name in settings.keys() - _Settings.__annotations__.keys():
+            raise TypeError(f"flows.NSF: keywords must be of its own settings, got {name}={settings[name]!r:.60}")
+        given: dict[str, Any] = {"net": "residual", "activation": F.relu, **settings}
+        layers = {name: given.pop(name) for name in _Layers.__annotations__ if name in given}
+        spline = RQS(bins=bins, tail_bound=tail_bound, **given)
+        if univariate is not None and spline != RQS():
+            raise ValueError(f"flows.NSF: univariate must come without settings of a spline, got both, {spline!r:.60}")
+        build: Callable[..., list[Transform]] = coupling_layers
+        if flag("flows.NSF", "autoregressive", autoregressive):
+            build = functools.partial(autoregressive_layers, order=order)
+        univariate = spline if univariate is None else univariate
+        steps = build("NSF", features, context, transforms, hidden, univariate, **layers)
+        super().__init__(Composite(steps), StandardNormal(features) if base is None else base, embedding)

@@ -11,7 +11,7 @@ from torch import nn
 
 from flowkernels._arguments import count, flag, widths
 from flowkernels.distributions import Distribution, StandardNormal
-from flowkernels.nets import MLP, Activation, Constant, ConvResNet
+from flowkernels.nets import Activation, ConvResNet
 from flowkernels.transforms import Affine, BatchNorm, Composite, Squeeze, Transform, Univariate, checkerboard
 from flowkernels.transforms.composite import parts
 
@@ -84,12 +84,9 @@ class RealNVP(Flow):
         flag("flows.RealNVP", "batch_norm", batch_norm)
         if isinstance(features, str) or not isinstance(features, Sequence):
             features = size = count("flows.RealNVP", "features", features)
-            hidden = (128, 128) if hidden is None else widths("flows.RealNVP", "hidden", hidden)
-            net = functools.partial(MLP, hidden=hidden, context=context, activation=activation)
-            if features == 1 and context == 0:
-                net = Constant
+            hidden, transforms = (128, 128) if hidden is None else hidden, 6 if transforms is None else transforms
             couplings = coupling_layers(
-                "RealNVP", features, context, 6 if transforms is None else transforms, univariate, net
+                "RealNVP", features, context, transforms, hidden, univariate, activation=activation
             )
             transform = Composite([*parts("Composite", preprocessing), *_normed(couplings, features, -1, batch_norm)])
         else:
