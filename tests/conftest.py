@@ -32,12 +32,30 @@ def pytest_configure(config: pytest.Config) -> None:
     place.UNDER_TEST = torch.device(str(config.getoption("--device")))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _keep_interpreted_cases(config, items)
     ran = config.getoption("--ran")
     if ran is not None and ran.exists():
         names = set(ran.read_text().splitlines())
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in names])
         items[:] = [i for i in items if i.nodeid not in names]
+
+
+def _keep_interpreted_cases(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test that is marked as interpreted in some cases, takes the mark off the others."""
+    unknown: dict[str, set[str]] = {}
+    for item in items:
+        mark = item.get_closest_marker("interpreted")
+        if mark is None or not mark.args:
+            continue
+        case = item.callspec.id  # type: ignore[attr-defined]
+        unknown.setdefault(item.nodeid.partition("[")[0], set(mark.args)).discard(case)
+        if case not in mark.args:
+            item.own_markers = [m for m in item.own_markers if m.name != "interpreted"]
+    stale = {test: cases for test, cases in unknown.items() if cases}
+    if stale and config.option.markexpr == "interpreted" and not any("::" in a for a in config.args):
+        raise pytest.UsageError(f"marked as interpreted, but no cases of these tests: {stale}")
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

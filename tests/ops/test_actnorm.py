@@ -47,6 +47,7 @@ def exact(tensors: list[Tensor], grad_y: Tensor, grad_ladj: Tensor, *, channel_d
     return [y, np.full(grad_ladj.shape, pixels * log_scale.sum()), g * scale, of_scale + of_ladj, grad_shift]
 
 
+@pytest.mark.interpreted("triton-one", "triton-no features", "triton-sequence")
 @EVERY
 @BACKENDS
 def test_is_its_definition(shape, channel_dim, backend) -> None:
@@ -64,6 +65,23 @@ def test_is_its_definition(shape, channel_dim, backend) -> None:
     assert torch.equal(neg, -ladj)
 
 
+@pytest.mark.interpreted(
+    "float32-forward-vector",
+    "float32-forward-no rows",
+    "float32-forward-rows",
+    "float32-forward-a chain and more",
+    "float32-forward-no pixels",
+    "float32-forward-odd images",
+    "float32-inverse-vector",
+    "float32-inverse-no rows",
+    "float32-inverse-rows",
+    "float32-inverse-a chain and more",
+    "float32-inverse-no pixels",
+    "float32-inverse-odd images",
+    "float64-inverse-rows",
+    "float16-forward-odd images",
+    "float32-inverse-threads",
+)
 @EVERY
 @BOTH
 def test_numbers(shape, channel_dim, inverse, dtype, all_isas) -> None:
@@ -137,6 +155,7 @@ def test_rows_of_gradients_may_lie_apart(shape, inverse, backend, isa) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @BOTH
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [1, 2]])
@@ -203,6 +222,7 @@ def test_torch_func(shape, channel_dim, inverse) -> None:
         torch.testing.assert_close(transform(f, argnums=every)(*tensors), func.jacrev(plain, argnums=every)(*tensors))
 
 
+@pytest.mark.interpreted("inverse-shape1-1")
 @pytest.mark.parametrize(("shape", "channel_dim"), [((5, 4), -1), ((2, 3, 2, 2), 1), ((2, 3, 4, 2), "last")])
 @BOTH
 def test_compile_export_and_opcheck(shape, channel_dim, inverse) -> None:

@@ -34,6 +34,7 @@ def draw(lead: tuple[int, ...], scale: str, dtype: torch.dtype = torch.float64) 
     return (randn(lead, g).to(dtype), randn((*lead, n), g).to(dtype))
 
 
+@pytest.mark.interpreted
 @EVERY
 def test_is_its_definition(scale, floor) -> None:
     x, params = draw((3, 4), scale)
@@ -94,6 +95,7 @@ def test_ladj_and_gradients(scale, floor, inverse) -> None:
     assert torch.autograd.gradgradcheck(f, (x, params))
 
 
+@pytest.mark.interpreted("exp-0.0")
 @EVERY
 def test_transforms_and_compile(scale, floor) -> None:
     x, params = draw((5, 3), scale)
@@ -106,6 +108,7 @@ def test_transforms_and_compile(scale, floor) -> None:
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x, params), f(x, params))
 
 
+@pytest.mark.interpreted("sigmoid-0.001")
 @EVERY
 def test_library_op(scale, floor) -> None:
     x, params = (t.requires_grad_() for t in draw((3, 2), scale))
@@ -126,6 +129,7 @@ def test_extreme_logits() -> None:
 FINITE = [0.0, 1e-30, -1.0, 60.0, -60.0, 88.0, -88.0, 100.0, -100.0, 1e4, -1e4, 1e30, -1e30]
 
 
+@pytest.mark.interpreted
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True])
 def test_finite_inputs_give_no_nan(scale, floor, inverse) -> None:
@@ -221,6 +225,33 @@ def assert_numbers(all_isas, dtypes, **settings) -> None:
             assert_within_rule(mine, its, right.detach(), f"{isa}: {name}")
 
 
+@pytest.mark.interpreted(
+    "float32-False-exp-0.0",
+    "float32-False-softplus-0.0",
+    "float32-False-softplus-0.001",
+    "float32-False-sigmoid-0.0",
+    "float32-False-sigmoid-0.001",
+    "float32-False-tanh-0.0",
+    "float32-False-soft_clip-0.0",
+    "float32-False-clip-0.0",
+    "float32-False-reciprocal_sigmoid-0.0",
+    "float32-False-atan-0.0",
+    "float32-False-additive-0.0",
+    "float32-True-exp-0.0",
+    "float32-True-softplus-0.0",
+    "float32-True-softplus-0.001",
+    "float32-True-sigmoid-0.0",
+    "float32-True-sigmoid-0.001",
+    "float32-True-tanh-0.0",
+    "float32-True-soft_clip-0.0",
+    "float32-True-clip-0.0",
+    "float32-True-reciprocal_sigmoid-0.0",
+    "float32-True-atan-0.0",
+    "float32-True-additive-0.0",
+    "float64-True-sigmoid-0.0",
+    "float64-False-tanh-0.0",
+    "float16-False-softplus-0.001",
+)
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True])
 def test_numbers(all_isas, scale, floor, inverse, dtype) -> None:
@@ -233,6 +264,7 @@ def test_numbers_of_mixed_dtypes(all_isas, scale, dtypes) -> None:
     assert_numbers(all_isas, dtypes, scale=scale)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("clamp", [0.3, 5.0, 100.0])
 @pytest.mark.parametrize("scale", ["tanh", "soft_clip", "atan"])
 def test_numbers_of_clamps(all_isas, scale, clamp) -> None:
@@ -316,6 +348,7 @@ def test_threads_do_not_change_a_bit(threads, dims) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
 @pytest.mark.parametrize("pair", [False, True])
 def test_only_the_gradients_that_are_wanted(needs, pair) -> None:
@@ -335,6 +368,7 @@ def test_backward_saves_the_inputs_and_nothing_else() -> None:
     assert sorted(v.data_ptr() for v in saved) == sorted(v.data_ptr() for v in (x, u, t, mask))
 
 
+@pytest.mark.interpreted
 def test_one_output_has_a_gradient_and_a_strange_one() -> None:
     x, u, t = (v.requires_grad_() for v in image())
     y, ladj = ops.affine(x, (u, t), scale="sigmoid", event_dims=3)
@@ -349,6 +383,7 @@ def test_one_output_has_a_gradient_and_a_strange_one() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, dense, strict=True))
 
 
+@pytest.mark.interpreted
 def test_negative_views() -> None:
     x, u, t = (torch.ops.aten._neg_view(v) for v in image())
     plain = [-v.resolve_neg() for v in (x, u, t)]
@@ -413,6 +448,13 @@ def image(dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4, 5,
     return tuple(randn(shape, g).to(dtype) for _ in range(3))
 
 
+@pytest.mark.interpreted(
+    "False-blocks-dense",
+    "False-channels last-channels last",
+    "False-reversed-transposed",
+    "False-every second channel-second half of the channels",
+    "False-two of their own strides-channels last",
+)
 @pytest.mark.parametrize("x_layout", X_LAYOUTS)
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
 @pytest.mark.parametrize("shift_first", [False, True])
@@ -430,6 +472,7 @@ def test_layouts_of_images(layout, x_layout, shift_first) -> None:
     torch.testing.assert_close(found, run(x, torch.stack([u, t], -1)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.interpreted
 def test_layouts_of_features() -> None:
     (x, u, t), D = image(shape=(7, 5)), 5
     expected = ops.affine(x, torch.stack([u, t], -1))
@@ -466,6 +509,11 @@ PARTS = [slice(2, 4), slice(0, 2), slice(1, 3), slice(0, None, 2), slice(1, None
          slice(None)]  # fmt: skip
 
 
+@pytest.mark.interpreted(
+    "dense-triton-False-slice(2, 4, None)",
+    "channels last-triton-True-slice(0, None, 2)",
+    "second half of the channels-triton-False-slice(0, 4, 3)",
+)
 @pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("backend", [KERNEL, "reference"])
@@ -540,6 +588,7 @@ def mask_of(name: str) -> torch.Tensor:
     return MASKS[name].to(torch.get_default_device())
 
 
+@pytest.mark.interpreted("sigmoid-0.001-blocks-checkerboard", "softplus-0.0-chunk-like the event, strided")
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("layout", ["blocks", "channels last", "chunk"])
 @EVERY

@@ -119,6 +119,7 @@ def affordable(shape, univariate, precision):
     return [b for b in kernels_of(UNIVARIATES[univariate]) if not (dear and b == "cuda" and UNDER_TEST.type == "cpu")]
 
 
+@pytest.mark.interpreted("float32-no rows, residual-softplus", "float32-one feature-softplus")
 @pytest.mark.parametrize(("shape", "univariate"), NUMBERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_numbers(shape, univariate, precision, all_isas, exact_instructions) -> None:
@@ -219,6 +220,7 @@ def test_one_output_or_some_gradients_wanted(name) -> None:
                 t.requires_grad_()
 
 
+@pytest.mark.interpreted
 def test_bad_row_stays_in_its_row() -> None:
     """And in the features after it."""
     univariate = UNIVARIATES["softplus"]
@@ -254,6 +256,7 @@ def test_circle_shift_brings_what_tails_leave_outside_back_into_the_box() -> Non
         assert not x[4:6, problem.plan.order[1]].isfinite().any()
 
 
+@pytest.mark.interpreted
 def test_groups_of_equal_degree() -> None:
     """Features that do not see each other are solved together."""
     plan = MadePlan([[1, 2, 1, 2], [1, 1, 1], [d for d in (1, 2, 1, 2) for _ in range(2)]])
@@ -286,6 +289,7 @@ def test_transforms_compile_and_autocast() -> None:
     assert x.dtype == ladj.dtype == torch.float32 and x.isfinite().all()
 
 
+@pytest.mark.interpreted
 def test_dtypes(dtype, device) -> None:
     problem = make(SHAPES["three features"], UNIVARIATES["softplus"])
     tensors = [t.to(device, dtype) for t in problem.tensors]

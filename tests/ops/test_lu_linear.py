@@ -100,6 +100,9 @@ def apply(W: Tensor, x: Tensor, bias: Tensor, channel_dim: int) -> Tensor:
     return (moved @ W.T + bias).movedim(-1, channel_dim)
 
 
+@pytest.mark.interpreted(
+    "triton-one", "triton-vector", "triton-rows", "triton-odd images", "triton-wide images", "triton-no rows"
+)
 @EVERY
 @BACKENDS
 def test_is_its_definition(shape, channel_dim, backend) -> None:
@@ -116,6 +119,7 @@ def test_is_its_definition(shape, channel_dim, backend) -> None:
     assert torch.equal(neg, -ladj)
 
 
+@pytest.mark.interpreted
 @BACKENDS
 def test_without_permutation_and_bias(backend) -> None:
     x, lower, upper, log_s, sign_s, _, bias = draw((5, 7, 3, 3), 1)
@@ -130,6 +134,7 @@ def test_without_permutation_and_bias(backend) -> None:
         assert not torch.equal(biased, both[0])
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @BOTH
 def test_only_the_triangles_are_read(backend, inverse) -> None:
@@ -145,6 +150,13 @@ def test_only_the_triangles_are_read(backend, inverse) -> None:
     assert (found[3].tril(-1) != 0).sum() == (found[4].triu(1) != 0).sum() == 15 * 29
 
 
+@pytest.mark.interpreted(
+    "float32-forward-odd images",
+    "float32-forward-two panels",
+    "float32-inverse-two panels",
+    "float64-inverse-two leading",
+    "float64-forward-volume",
+)
 @EVERY
 @BOTH
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -173,6 +185,7 @@ def test_sixteen_bits(shape, channel_dim, inverse) -> None:
             assert all(g.dtype == dtype for g in values_and_gradients(ops.lu_linear, tensors, **settings)[2:])
 
 
+@pytest.mark.interpreted("triton-forward-two leading")
 @pytest.mark.parametrize("name", ["rows", "few rows, wide", "two leading", "small images", "odd images", "volume"])
 @BOTH
 @BACKENDS
@@ -192,6 +205,7 @@ def test_layouts(name, inverse, backend) -> None:
     torch.testing.assert_close(ops.lu_linear(x, *strided, **settings), ops.lu_linear(x, *rest, **settings))
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @BOTH
 @pytest.mark.parametrize("output", [0, 1], ids=["y", "ladj"])
@@ -210,6 +224,7 @@ def test_gradients_of_one_output_alone(backend, inverse, output) -> None:
     torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [6], [1, 6], [0, 2, 3]])
 @BOTH
@@ -227,6 +242,7 @@ def test_only_some_gradients_wanted(backend, wanted, inverse) -> None:
             torch.testing.assert_close(t.grad, leaves[i].grad, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("shape", "channel_dim"), [((70, 13), -1), ((3, 13, 7, 5), 1), ((3, 12, 4, 8), 1)])
@@ -303,6 +319,7 @@ def test_ladj_and_its_gradient_are_summed_in_double(isa) -> None:
     assert_sums_in_double("lu_linear", ops.lu_linear, tensors, 3)
 
 
+@pytest.mark.interpreted
 @BACKENDS
 @BOTH
 def test_extreme_scales(backend, inverse) -> None:
@@ -362,6 +379,7 @@ def test_torch_func(shape, channel_dim, inverse) -> None:
     torch.testing.assert_close(batched.reshape(wanted.shape), wanted)
 
 
+@pytest.mark.interpreted("forward-shape1-1")
 @pytest.mark.parametrize(("shape", "channel_dim"), [((5, 4), -1), ((2, 3, 2, 2), 1), ((2, 3, 4, 2), "last")])
 @BOTH
 def test_compile_export_and_opcheck(shape, channel_dim, inverse) -> None:

@@ -44,6 +44,7 @@ def by_hand(problem, activation):
     return h
 
 
+@pytest.mark.interpreted("one of everything", "no rows, residual", "two leading dims", "residual")
 @EVERY
 def test_is_a_dense_network_with_zeros(shape) -> None:
     problem = draw(shape)
@@ -88,6 +89,7 @@ def test_autoregressive(order, residual) -> None:
                 assert (J[d, i] > 0) == (rank[i] < rank[d]), (d, i)
 
 
+@pytest.mark.interpreted("precision0-residual")
 @pytest.mark.parametrize("shape", ["three features", "residual"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_masked_weights_have_no_gradient_and_no_effect(shape, precision) -> None:

@@ -54,6 +54,7 @@ def draw(lead: tuple[int, ...], K: int, N: int) -> list[Tensor]:
     return [x, w / K**0.5, b, r]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("strict", [False, True])
 def test_is_a_dense_layer_with_zeros(activation, strict) -> None:
@@ -76,6 +77,15 @@ def test_is_a_dense_layer_with_zeros(activation, strict) -> None:
 NUMBERS = [(i, a) for i in range(len(SHAPES)) for a in ACTIVATIONS if a in ("relu", "tanh") or i == 4]
 
 
+@pytest.mark.interpreted(
+    "float32-0-relu",
+    "float32-1-relu",
+    "float32-3-relu",
+    "float32-4-gelu",
+    "float32-8-tanh",
+    "float64-6-tanh",
+    "float64-7-relu",
+)
 @pytest.mark.parametrize(("i", "activation"), NUMBERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_numbers(i, activation, precision, all_isas) -> None:
@@ -155,6 +165,7 @@ def test_gradcheck_and_gradgradcheck(activation) -> None:
         assert torch.autograd.gradgradcheck(f, tensors)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 def test_masked_weights_have_no_gradient_and_no_effect(precision) -> None:
     ins, outs = degrees(43, 70)
@@ -173,6 +184,7 @@ def test_masked_weights_have_no_gradient_and_no_effect(precision) -> None:
             assert torch.equal(a, c)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [1, 3]])
 def test_only_some_gradients_wanted(wanted) -> None:
     ins, outs = degrees(7, 11)
@@ -188,6 +200,7 @@ def test_only_some_gradients_wanted(wanted) -> None:
         torch.testing.assert_close(found, tuple(every[i] for i in wanted), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.interpreted
 def test_residual_broadcasts() -> None:
     ins, outs = degrees(7, 11)
     x, w, b, _ = draw((3, 5), 7, 11)
@@ -198,6 +211,7 @@ def test_residual_broadcasts() -> None:
             torch.testing.assert_close(ops.masked_linear(x, w, b, ins, outs, residual=r, backend=backend), wanted)
 
 
+@pytest.mark.interpreted
 def test_any_layout_of_the_inputs() -> None:
     ins, outs = degrees(7, 11)
     x, w, b, r = draw((5,), 7, 11)
@@ -221,6 +235,7 @@ def test_an_output_without_activation_may_be_written_to() -> None:
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.interpreted
 def test_bad_row_stays_in_its_row() -> None:
     ins, outs = degrees(43, 70)
     x, w, b, _ = (t.float() for t in draw((33,), 43, 70))
@@ -260,6 +275,7 @@ def test_compile_with_degrees() -> None:
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(x), f(x))
 
 
+@pytest.mark.interpreted("relu", "silu")
 @pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
 def test_library_op(activation) -> None:
     """One node of a compiler's graph, its gradients those of the eager call; and what the dispatcher is promised."""
@@ -298,6 +314,7 @@ def test_library_op(activation) -> None:
             assert g.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
 
 
+@pytest.mark.interpreted
 def test_dtypes(dtype, device) -> None:
     ins, outs = degrees(7, 11)
     x, w, b, r = (t.to(device, dtype) for t in draw((5,), 7, 11))

@@ -52,6 +52,13 @@ KNOTS = tuple(itertools.product(BINS[:6], TAILS, PARAMETRIZATIONS)) + tuple(
 KNOTS += ((10, "linear", "softmax"),)  # nflows' own number, for which a GPU has a kernel
 
 
+@pytest.mark.interpreted(
+    "forward-1-linear-softmax",
+    "forward-3-circular-soft_clip",
+    "forward-8-linear-softmax",
+    "inverse-8-None-soft_clip",
+    "inverse-16-circular-softmax",
+)
 @pytest.mark.parametrize(("bins", "tails", "parametrization"), KNOTS)
 @DIRECTIONS
 def test_numbers_float32(all_isas, bins, tails, parametrization, inverse, device) -> None:
@@ -69,6 +76,12 @@ SOME = [
 ] + [(1, "order-linear-circular", "softmax"), (8, "order-linear", "softmax")]
 
 
+@pytest.mark.interpreted(
+    "float64-forward-8-linear-softmax",
+    "float64-inverse-8-linear-soft_clip",
+    "float16-forward-8-linear-softmax",
+    "float64-inverse-64-None-softmax",
+)
 @pytest.mark.parametrize(("bins", "kind", "parametrization"), SOME)
 @DIRECTIONS
 def test_numbers_of_dtype(all_isas, bins, kind, parametrization, inverse, dtype, device) -> None:
@@ -90,6 +103,7 @@ MIXED = {
 }
 
 
+@pytest.mark.interpreted("forward-8-float32-float16")
 @pytest.mark.parametrize("dtypes", MIXED.values(), ids=MIXED)
 @pytest.mark.parametrize("bins", [1, 8])
 @DIRECTIONS
@@ -118,6 +132,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.interpreted("inverse-8-box", "forward-8-box-clipped")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("bins", [8, 64])
 @DIRECTIONS
@@ -134,6 +149,15 @@ BITS = (
 )
 
 
+@pytest.mark.interpreted(
+    "8-torch.float32-False-one",
+    "8-torch.float32-False-vector",
+    "8-torch.float32-False-no-rows-inside",
+    "8-torch.float32-False-no-features",
+    "8-torch.float32-False-prime-129",
+    "8-torch.float32-False-group+1",
+    "8-torch.float32-False-many-leading",
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 @pytest.mark.parametrize(("bins", "dtype_", "inverse"), BITS, ids=str)
 def test_every_shape_gives_the_bits_of_a_column(all_isas, shape, bins, dtype_, inverse, device) -> None:
@@ -168,6 +192,7 @@ def assert_bits_of_a_column(shape, bins, dtype, inverse, device) -> None:
         assert torch.equal(a, b[:rows].reshape(a.shape))
 
 
+@pytest.mark.interpreted
 @DIRECTIONS
 def test_settings_of_minimum_sizes(all_isas, inverse, device) -> None:
     settings = {"bins": 8, "inverse": inverse, "min_bin_width": 0.05, "min_bin_height": 0.02, "min_derivative": 0.3}
@@ -379,6 +404,7 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, features, device) -> None:
 # ---- what backward is given, and what it keeps ----
 
 
+@pytest.mark.interpreted
 @DIRECTIONS
 def test_an_unused_output_counts_as_zero(isa, inverse, device) -> None:
     x, params = draw((50, 3), torch.float64, device=device, bins=8, inverse=inverse)
@@ -391,6 +417,7 @@ def test_an_unused_output_counts_as_zero(isa, inverse, device) -> None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["x", "params"])
 def test_one_input_needs_a_gradient(needs, device) -> None:
     x, params = draw((50, 3), device=device, bins=8)
@@ -403,6 +430,7 @@ def test_one_input_needs_a_gradient(needs, device) -> None:
     assert torch.equal(grad, both.grad_x if needs[0] else both.grad_params)
 
 
+@pytest.mark.interpreted
 def test_strided_gradients_of_the_outputs(isa, device) -> None:
     x, params = draw((6, 4), device=device, bins=8)
     x.requires_grad_()
@@ -416,6 +444,7 @@ def test_strided_gradients_of_the_outputs(isa, device) -> None:
         assert all(torch.equal(a, b) for a, b in zip(strided, dense, strict=True))
 
 
+@pytest.mark.interpreted
 @DIRECTIONS
 def test_backward_saves_the_inputs_and_nothing_else(inverse, device) -> None:
     x, params = draw((64, 8), device=device, bins=8, inverse=inverse)

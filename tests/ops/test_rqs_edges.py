@@ -66,6 +66,7 @@ def test_absurd_logits(isa, sizes, inverse, device) -> None:
     assert found.ladj.isfinite().all(), "the log of a positive slope is finite"
 
 
+@pytest.mark.interpreted
 def test_a_logit_whose_scaled_value_overflows(isa, device) -> None:
     params = torch.tensor([[[1e38, 0.0, 0.0, 0.0, 0.0]]], device=device)
     x = torch.tensor([[0.5]], device=device)
@@ -368,6 +369,7 @@ def test_on_a_knot(isa, bins, inverse, backend, device) -> None:
         assert not wrong.any(), f"{int(wrong.sum())} gradients belong to neither side"
 
 
+@pytest.mark.interpreted
 def test_uniform_bins_hit_their_knots_exactly(isa, device) -> None:
     """Equal logits and K = 6 over [-3, 3]: knots at integers, all exact in float32."""
     x = torch.arange(-3.0, 4.0, device=device)[:, None]
@@ -418,6 +420,7 @@ def test_bad_params_touch_their_row_only(isa, value, where, inverse, dtype, devi
         assert torch.equal(found.grad_params[row, ::2], clean.grad_params[row, ::2])
 
 
+@pytest.mark.interpreted
 def test_a_row_of_nan_says_so(isa, device) -> None:
     """A conditioner that has diverged must not give a finite density."""
     x = torch.zeros(3, 2, device=device)
@@ -427,6 +430,7 @@ def test_a_row_of_nan_says_so(isa, device) -> None:
     assert y[1].isnan().all() and ladj[1].isnan() and y[::2].isfinite().all() and ladj[::2].isfinite().all()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("which", ["grad_y", "grad_ladj"])
 def test_a_bad_gradient_touches_its_row_only(isa, which, device) -> None:
     x, params = draw((21, 3), device=device, bins=8)

@@ -19,6 +19,7 @@ from tests.numbers import assert_within_rule
 from tests.ops import spline, test_actnorm, test_affine, test_autoregressive_inverse, test_lu_linear, test_masked_linear
 from tests.ops.masked import ACTIVATIONS, Shape, assert_numbers, draw, values_and_gradients
 
+pytestmark = pytest.mark.interpreted
 Call = Callable[..., Any]
 PLAN = layer_plan([3, 1, 2, 4, 2, 3, 1] * 11, [4, 1, 3, 2, 2] * 9, False)
 

@@ -7,7 +7,7 @@ _net = Of(
     "tests/ops/test_masked_linear.py tests/ops/test_residual_net.py tests/ops/test_made.py tests/ops/test_gates.py"
     " -k not emulated",
 )
-_plan = Of("plan", "tests/ops/test_made.py tests/test_made.py tests/ops/test_masked_linear.py -k not emulated")
+_plan = Of("plan", "tests/ops/test_made.py tests/nets/test_made.py tests/ops/test_masked_linear.py -k not emulated")
 _ACT, _FEW, _GEMM = "csrc/net/activation.h", "csrc/net/few_rows.h", "csrc/net/gemm.h"
 _PACK, _TILE, _ROW_BLOCKS = "csrc/net/pack.h", "csrc/net/net_tile.h", "csrc/net/row_blocks.h"
 _CPU, _PLAN, _PY = "csrc/net/net_cpu.cpp", "flowkernels/ops/net/plan.py", "flowkernels/ops/net/native.py"

@@ -1,4 +1,4 @@
-"""What the table of tests/test_transforms.py does not ask of the layers on images, of whole numbers and of batches."""
+"""What the table of test_transforms.py does not ask of the layers on images, of whole numbers and of batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from flowkernels.transforms import (
     VariationalDequantize,
     checkerboard,
 )
-from tests.test_transforms import jacobian, randomise
+from tests.transforms.test_transforms import jacobian, randomise
 
 net = functools.partial(ConvNet, hidden=(8,))
 

@@ -17,8 +17,8 @@ from flowkernels import nets
 from flowkernels.distributions import DiagonalNormal
 from flowkernels.flows import IAF, MADE, MAF, NSF, Flow, MixtureMADE
 from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse
-from tests.test_flows import integral
-from tests.test_transforms import randomise
+from tests.flows.test_flows import integral
+from tests.transforms.test_transforms import randomise
 
 C = 3
 FLOWS = {

@@ -15,8 +15,8 @@ from flowkernels.distributions import DiagonalNormal
 from flowkernels.flows import IAF, MAF, NICE, NSF, CouplingFlow, Flow, RealNVP
 from flowkernels.nets import MLP, Constant, ResidualNet
 from flowkernels.transforms import RQS, Affine, Autoregressive, Coupling, DiagonalScale, Inverse, LULinear, Permutation
-from tests.test_flows import integral
-from tests.test_transforms import jacobian
+from tests.flows.test_flows import integral
+from tests.transforms.test_transforms import jacobian
 
 C = 3
 SMALL: dict[str, Any] = {"transforms": 3, "hidden": (16, 16)}

@@ -26,7 +26,7 @@ from flowkernels.transforms import (
     Squeeze,
     checkerboard,
 )
-from tests.test_transforms import jacobian, randomise
+from tests.transforms.test_transforms import jacobian, randomise
 
 C = 3
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.nets import ConvNet, ConvResNet
-from tests.test_transforms import randomise
+from tests.transforms.test_transforms import randomise
 
 C = 3
 KINDS = {

@@ -16,7 +16,7 @@ from flowkernels.distributions import DiagonalNormal, StandardNormal, UniformBox
 from flowkernels.flows import NSF, Flow, FlowDistribution
 from flowkernels.nets import MLP
 from flowkernels.transforms import RQS, Composite, Coupling, Permutation
-from tests.test_transforms import randomise
+from tests.transforms.test_transforms import randomise
 
 C = 3
 
