@@ -12,8 +12,14 @@ from . import couplings
 from .layers import AllInOne, Permute, refusal
 
 _SIDES = frozenset({"forward", "_coupling1", "_coupling2"})
-_WHAT = "features: map, clamp, columns and network of plain layers as one op a half; small batches as before"
-_BOX = "in no release; each element learns its box and the slope beyond it, where the kernel has one box for all"
+_WHAT = (
+    "on feature vectors each half (network, soft clamp, affine map, feature split) runs as one fused op if its network "
+    "is plain `Linear` + activation; batches below 1,024 rows use FrEIA's own code"
+)
+_BOX = (
+    "it is only on FrEIA's main branch, and it learns a box and an outer slope per element; the kernel supports one box "
+    "per call"
+)
 
 LIBRARY = Library(
     "FrEIA.modules",
@@ -32,7 +38,10 @@ LIBRARY = Library(
             couplings.OneSidedCoupling, frozenset({"forward"}), _WHAT, couplings.one_sided_refusal
         ),
         "coupling_layers.NICECouplingBlock": Target(
-            couplings.NICECoupling, _SIDES, "features: sum, columns and network as one op", couplings.nice_refusal
+            couplings.NICECoupling,
+            _SIDES,
+            "on feature vectors network, sum and feature split run as one op",
+            couplings.nice_refusal,
         ),
         "coupling_layers.ConditionalAffineTransform": Target(
             couplings.ConditionalAffine,
@@ -43,7 +52,7 @@ LIBRARY = Library(
         "fixed_transforms.PermuteRandom": Target(Permute, frozenset({"forward"}), "permutation"),
     },
     left_alone={
-        "coupling_layers.GINCouplingBlock": "its log-scales are centred, which no kernel does",
+        "coupling_layers.GINCouplingBlock": "it subtracts the mean log-scale (GIN); no kernel implements that",
         "splines.rational_quadratic.RationalQuadraticSpline": _BOX,
         "splines.rational_quadratic.ElementwiseRationalQuadraticSpline": _BOX,
     },

@@ -1,7 +1,7 @@
-"""FrEIA's affine couplings of features as ops: network, soft clamp, columns and log-determinant of a half in one.
+"""FrEIA's affine couplings of features: network, soft clamp, feature split and log-determinant of a half as one op.
 
-The clamps become the bounded scales of `ops.affine`, with what stands before s in the last weights: FrEIA's 0.636 is
-its own, a rounded 2/pi.
+FrEIA's clamps map to `ops.affine`'s bounded scales; constant factors are folded into the network's last layer. (FrEIA
+uses 0.636 for 2/pi; we keep its value.)
 
 Under compilers FrEIA's own code runs, which they fuse as it stands.
 """
@@ -169,7 +169,7 @@ def _conditional(block: Any) -> list[Half] | str:
 def all_in_one(block: Any) -> list[Half] | str:
     """The half of an all-in-one block, whose network predicts ten times s and t."""
     if block.GIN:
-        return "its log-scales are centred, which no kernel does"
+        return "it subtracts the mean log-scale (GIN); no kernel implements that"
     scale = _scale("tanh", block.clamp)
     if isinstance(scale, str):
         return scale

@@ -15,7 +15,7 @@ class _Glasflow(Library):
     def rows(self) -> list[tuple[str, str]]:
         return [
             ("CouplingNSF", "as nflows' classes of the same names"),
-            ("RealNVP", "the same; a `scale_activation` other than nflows' runs as glasflow's, its network fused"),
+            ("RealNVP", "fused like nflows' class; with a custom `scale_activation` only the network is fused"),
             ("MaskedAffineAutoregressiveFlow", "the same; a `scale_activation` other than the default is left alone"),
             ("MaskedPiecewiseRationalQuadraticAutoregressiveFlow", "the same"),
             ("glasflow.nflows", "every class as under nflows"),

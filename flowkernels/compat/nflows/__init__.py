@@ -58,14 +58,14 @@ TARGETS = {
     "transforms.coupling.PiecewiseRationalQuadraticCouplingTransform": Target(
         Coupling,
         SPLINE_COUPLING,
-        "spline, columns and a residual network of relu as one op",
+        "residual network, spline and feature split run as one op",
         lambda m: spline_refusal(m, m.num_bins),
     ),
     "transforms.coupling.AdditiveCouplingTransform": Target(
-        AdditiveCoupling, AFFINE_COUPLING, "shift, columns and a residual network of relu as one op"
+        AdditiveCoupling, AFFINE_COUPLING, "residual network, shift and feature split run as one op"
     ),
     "transforms.coupling.AffineCouplingTransform": Target(
-        AffineCoupling, AFFINE_COUPLING, "affine map, columns and a residual network of relu as one op"
+        AffineCoupling, AFFINE_COUPLING, "residual network, affine map and feature split run as one op"
     ),
     "transforms.nonlinearities.PiecewiseRationalQuadraticCDF": Target(
         ElementwiseSpline,
@@ -89,11 +89,14 @@ TARGETS = {
     "transforms.made.MaskedLinear": Target(
         MaskedLinear,
         frozenset({"forward"}),
-        "masked product of large batches, where no accelerated MADE runs it",
+        (
+            "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op already "
+            "covers them"
+        ),
         masked_linear_refusal,
     ),
     "nn.nets.resnet.ResidualNet": Target(
-        Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
+        Residual, frozenset({"forward"}), "network without batch norm runs as one op", residual_refusal
     ),
     "transforms.conv.OneByOneConvolution": Target(
         Conv1x1, LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"

@@ -1,9 +1,9 @@
 """The rational-quadratic spline of a layer of nflows, or of normflows' copy, where each feature may have its own tails.
 
-normflows' circular layers have a list of tails, one per feature, and bounds that may be a tensor. A spline on a box
-scaled by b is that on the box of 1 with the same slopes, and tails are free ones with their end slopes put in; so the
-kernel, which knows one kind of tails and one box per call, does these layers too. Outside the box of such a list
-normflows returns 0 for every feature, linear tails or not, and so does this, but for a NaN, which stays one here.
+normflows' circular layers have a list of tails, one per feature, and bounds that may be a tensor. The kernel supports
+one kind of tails and one box per call. Per-feature bounds are handled by dividing x by the bound; per-feature tails by
+using free end slopes and writing the required slope logits into the parameters. Outside the box of such a list
+normflows returns 0 for every feature, whatever its tails; so does this, except that a NaN stays a NaN.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ LIBRARY = Library(
         "flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling": Target(
             Coupling,
             SPLINE_COUPLING,
-            "spline, columns and a residual network of relu as one op; with circular tails the spline",
+            "residual network, spline and feature split run as one op; with circular tails the spline alone is fused",
             lambda m: spline_refusal(m, m.num_bins),
         ),
         "flows.neural_spline.coupling.PiecewiseRationalQuadraticCDF": Target(
@@ -55,13 +55,16 @@ LIBRARY = Library(
             affine_refusal,
         ),
         "nets.resnet.ResidualNet": Target(
-            Residual, frozenset({"forward"}), "network of relu without batch norm as one op", residual_refusal
+            Residual, frozenset({"forward"}), "network without batch norm runs as one op", residual_refusal
         ),
         "nets.made.MADE": Target(Made, frozenset({"forward"}), "network as one op", made_refusal),
         "nets.made.MaskedLinear": Target(
             MaskedLinear,
             frozenset({"forward"}),
-            "masked product of large batches, where no accelerated MADE runs it",
+            (
+                "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op already "
+                "covers them"
+            ),
             masked_linear_refusal,
         ),
         "flows.affine.coupling.AffineCoupling": Target(
@@ -73,7 +76,10 @@ LIBRARY = Library(
         "flows.affine.coupling.AffineCouplingBlock": Target(
             affine.CouplingBlock,
             _BOTH,
-            "the same, split and merge of channels; features with a network of plain layers as one op",
+            (
+                "affine map with the channel split and merge fused in; on feature vectors, with a plain MLP, the whole "
+                "block is one op"
+            ),
             affine.block_refusal,
         ),
         "flows.affine.coupling.MaskedAffineFlow": Target(

@@ -28,7 +28,10 @@ from .layers import (
     refusal,
 )
 
-_COUPLING = "affine map, columns and network as one op; in training and small batches as before"
+_COUPLING = (
+    "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere Pyro's "
+    "own code runs"
+)
 _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"
 
@@ -62,7 +65,7 @@ LIBRARY = Library(
         "distributions.transforms.spline_coupling.SplineCoupling": Target(
             SplineCoupling,
             frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            "its two splines; the upper one, columns and dense network as one op",
+            "both splines are fused; the upper one runs as one op with its dense network and the feature split",
         ),
         "distributions.transforms.affine_coupling.AffineCoupling": Target(
             AffineCoupling,

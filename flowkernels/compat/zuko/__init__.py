@@ -41,7 +41,7 @@ LIBRARY = Library(
             refusal,
         ),
         "flows.coupling.GeneralCouplingTransform": Target(
-            GeneralCoupling, _BYPASSED, "spline or affine map, columns and network as one op", refusal
+            GeneralCoupling, _BYPASSED, "network, map (spline or affine) and feature split run as one op", refusal
         ),
         "flows.gaussianization.ElementWiseTransform": Target(
             ElementWise, frozenset({"forward"}), "spline", elementwise_refusal
