@@ -115,6 +115,14 @@ def unit_spline(inputs, widths, heights, derivatives, inverse=False):
     return quadratic(inputs, widths, heights, slopes, inverse, (0.0, 1.0, 0.0, 1.0), (LEAST, LEAST))
 
 
+def flat_spline(inputs, widths, heights, derivatives, inverse=False, tail_bound=3.0):
+    """Right for inputs of one dimension only."""
+    derivatives = _padded(derivatives, 0.0)
+    derivatives[:, 0] = derivatives[:, -1] = _one(LEAST)
+    slopes = LEAST + F.softplus(derivatives)
+    return _linear(inputs, widths, heights, slopes, inverse, (-tail_bound, tail_bound))
+
+
 # ---- what looks the same and is not ----
 
 
@@ -232,3 +240,9 @@ class ByLambda(Coupling):
 class PaddedWithZeros(Coupling):
     def map(self, x, W, H, D, reverse):
         return rqs_padded_with_zeros(x, W, H, D, reverse)
+
+
+class Flattened(Coupling):
+    def map(self, x, W, H, D, reverse):
+        mapped = flat_spline(x.flatten(), *(t.flatten(0, -2) for t in (W, H, D)), reverse)
+        return [t.view_as(x) for t in mapped]

@@ -59,6 +59,7 @@ CASES = {
     "spline_between, hidden": copied_splines.ByHiddenHelper,
     "rqs_with_loose_ends": copied_splines.ByLambda,
     "rqs_padded_with_zeros": copied_splines.PaddedWithZeros,
+    "flat_spline": copied_splines.Flattened,
     "unconstrained_RQS, of a module": ByModule,
     "unconstrained_rational_quadratic_spline": ByPackage,
 }
@@ -109,6 +110,15 @@ def test_compiled_without_a_graph_break():
 
 
 # ---- which settings reproduce a copy ----
+
+
+def test_a_copy_that_is_right_for_vectors_only():
+    """Other inputs are its own, whatever it makes of them."""
+    fused, arguments = behaviour.copy_of(copied_splines.flat_spline), _arguments()
+    assert [means.flat for means in _means(copied_splines.flat_spline).values()] == [True]
+    for a, b in zip(fused(*arguments), copied_splines.flat_spline(*arguments), strict=True):
+        assert torch.equal(a, b)
+    assert [means.flat for means in _means(copied_splines.transform).values()] == [False]
 
 
 def _means(function):

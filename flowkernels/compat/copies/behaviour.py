@@ -121,7 +121,11 @@ def _theirs(theirs: Callable[..., Any], signature: Signature, values: dict[str, 
 
     def call(tensors: dict[str, Tensor]) -> Any:
         args, kwargs = signature.arguments(values | tensors)
-        return theirs(*args, **kwargs)
+        try:
+            return theirs(*args, **kwargs)
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise _Difference(0, f"raises {type(error).__name__}: {line}") from None
 
     return _Found(values, _with_gradients(call, tensors))
 
@@ -154,39 +158,46 @@ def _compare(found: _Found, way: Way, means: Means) -> None:
         raise _Difference(4, "has other gradients than nflows' spline")
 
 
-def _calls(theirs: Callable[..., Any], signature: Signature, way: Way, box: tuple[float, float]) -> Iterator[_Found]:
+def _calls(theirs: Callable[..., Any], signature: Signature, way: Way, means: Means) -> Iterator[_Found]:
     """Its calls: both directions, with two settings of everything that it takes."""
     has = set(signature.roles.values())
     for settings, minima in zip(_BY_BOX[way.box], ((1e-3, 1e-3, 1e-3), _OTHER_MINIMA), strict=True):
-        values = _logits(way.more) | settings | dict(zip(MINIMA, minima, strict=True))
+        values: dict[str, Any] = _logits(way.more) | settings | dict(zip(MINIMA, minima, strict=True))
         values |= {"tails": way.tails, "bins": _BINS, "tail_bound": settings.get("tail_bound", 1.5)}
         values = {role: value for role, value in values.items() if role in has}
         for inverse in (False, True) if "inverse" in has else (False,):
             if inverse:
                 values = values | {"inverse": True}
-            ends = _ends(values, Means(0, (0.0, 0.0, 0.0), box))
-            try:
-                yield _theirs(theirs, signature, values | {"inputs": _inputs(*ends, outside=True)})
-            except _Difference:
-                raise
-            except Exception:  # what lies outside of its box, as nflows' function without tails
-                yield _theirs(theirs, signature, values | {"inputs": _inputs(*ends, outside=False)})
+            ends = _ends(values, means)
+            for outside in (True, False):  # the latter if it raises, as nflows' function without tails
+                tensors = {role: values[role] for role in LOGITS}
+                tensors["inputs"] = _inputs(*ends, outside)
+                if means.flat:
+                    tensors = {role: t.flatten(0, 1) for role, t in tensors.items()}
+                try:
+                    found = _theirs(theirs, signature, values | tensors)
+                except _Difference as difference:
+                    if difference.stage > 0 or not outside:
+                        raise
+                else:
+                    yield found
+                    break
 
 
-def _candidates(signature: Signature, way: Way, box: tuple[float, float]) -> Iterator[Means]:
+def _candidates(signature: Signature, way: Way, box: tuple[float, float], flat: bool) -> Iterator[Means]:
     has = set(signature.roles.values())
     sizes = _LEAST if not {"min_bin_width", "min_bin_height"} <= has else _LEAST[:1]
     slopes = _LEAST if "min_derivative" not in has else _LEAST[:1]
     edges = range(len(EDGES)) if TAILS[way.more] == "linear" else (0,)
     for edge, size, slope in itertools.product(edges, sizes, slopes):
-        yield Means(edge, (size, size, slope), box)
+        yield Means(edge, (size, size, slope), box, flat)
 
 
-def _means(theirs: Callable[..., Any], signature: Signature, way: Way, box: tuple[float, float]) -> Means:
+def _means(theirs: Callable[..., Any], signature: Signature, way: Way, box: tuple[float, float], flat: bool) -> Means:
     """The settings that are left open by what it is called with, such that all calls agree; raises where none do."""
-    candidates = [*_candidates(signature, way, box)]
+    candidates = [*_candidates(signature, way, box, flat)]
     furthest: _Difference | None = None
-    for found in _calls(theirs, signature, way, box):
+    for found in _calls(theirs, signature, way, candidates[0]):
         left = []
         for means in candidates:
             try:
@@ -228,15 +239,14 @@ def copy_of(theirs: Callable[..., Any]) -> Callable[..., Any] | str | None:
     known: dict[Way, Means] = {}
     furthest = _Difference(-1, "")
     with _alone():
-        for way, box in _ways(signature):
+        for flat, (way, box) in itertools.product((False, True), _ways(signature)):
             if way in known:
                 continue
             try:
-                known[way] = _means(plain, signature, way, box)
+                known[way] = _means(plain, signature, way, box, flat)
             except _Difference as difference:
                 furthest = difference if difference.stage > furthest.stage else furthest
-            except Exception as error:
-                line = (str(error).splitlines() or [""])[0]
-                raised = _Difference(0, f"raises {type(error).__name__}: {line}")
+            except Exception as error:  # of a backward of its own, say
+                raised = _Difference(0, f"cannot be compared: {type(error).__name__}")
                 furthest = raised if raised.stage > furthest.stage else furthest
     return fused(theirs, signature, known) if known else f"its {theirs.__name__} {furthest}"

@@ -42,6 +42,7 @@ class Means(NamedTuple):
     edge: int  # in EDGES
     minima: tuple[float, float, float]  # where they are no parameters
     box: tuple[float, float]  # where it has no parameter
+    flat: bool = False  # it is right for inputs of one dimension only, as some are that index [:, -1]
 
 
 def _is_number(value: Any) -> bool:
@@ -79,7 +80,7 @@ def settings_of(values: Mapping[str, Any], means: Mapping[Way, Means]) -> dict[s
     kind, given = box
     way = Way(tails, logits[2].shape[-1] - bins, kind)
     known = means.get(way)
-    if known is None:
+    if known is None or (known.flat and x.dim() != 1):
         return None
     found = {name: values.get(name, fixed) for name, fixed in zip(MINIMA, known.minima, strict=True)}
     if not all(map(_is_number, found.values())):
