@@ -80,7 +80,7 @@ def _accelerate(model: Model) -> tuple[Report, list[nn.Module]]:
             if layer is not None and layer.runs_its_parts:
                 parts.update(p for p in module.modules() if p is not module)
             if reason is not None and module not in parts:
-                rows.append(Row(path, type(module).__name__, reason, getattr(layer, "found", "")))
+                rows.append(Row(path, type(module).__name__, reason, getattr(layer, "_flowkernels_found", "")))
     if not rows:
         supported = ", ".join(sorted(_LIBRARIES))
         notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")

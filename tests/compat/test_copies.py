@@ -243,6 +243,22 @@ def test_a_function_that_is_another_one_later(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def _by_helper(*args):
+    return _called(*args)
+
+
+def test_a_helper_whose_function_is_another_one_later(monkeypatch):
+    class Layer(copied_splines.Coupling):
+        def map(self, x, W, H, D, reverse):
+            return _by_helper(x, W, H, D, reverse)
+
+    for name in ("rqs_with_loose_ends", "rqs_padded_with_zeros"):
+        monkeypatch.setitem(globals(), "_called", getattr(copied_splines, name))
+        layer = Layer()
+        assert compat.accelerate(layer).rows[0].found == f"its spline {name}"
+        compat.restore(layer)
+
+
 # ---- calls that are the copy's own ----
 
 

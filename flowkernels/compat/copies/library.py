@@ -25,12 +25,16 @@ _DEPTH = 2  # functions between a method and the spline
 _NEVER = ("torch", "flowkernels")  # packages whose functions are no copies
 
 
+_Read = tuple[types.FunctionType, tuple[str, ...], Any]  # what a function reads by a path, when it was looked at
+
+
 class _Other(NamedTuple):
     """What replaces a function, and the names of the copies in it; or why nothing does; or neither."""
 
     function: Callable[..., Any] | None = None
     copies: tuple[str, ...] = ()
     reason: str | None = None
+    read: tuple[_Read, ...] = ()
 
 
 class _Layer(NamedTuple):
@@ -38,7 +42,7 @@ class _Layer(NamedTuple):
 
     layer: type[FastMethods] | None
     reason: str | None
-    read: tuple[tuple[types.FunctionType, tuple[str, ...], Any], ...]  # what is stale when it is another
+    read: tuple[_Read, ...]  # what makes this stale when it is another
 
     def is_current(self) -> bool:
         return all(dict(paths(function)).get(path) is value for function, path, value in self.read)
@@ -85,55 +89,45 @@ def _other(named: Any, function: types.FunctionType, depth: int) -> _Other:
     plain = _plain(named)
     if not depth or not _is_helper(named, function) or not _may_lead_to_one(plain, depth - 1):
         return _Other()
-    other, _ = _with_fused(plain, depth - 1)
+    other = _with_fused(plain, depth - 1)
     if other.function is None or plain is named:
         return other
     return other._replace(function=torch.compiler.disable(other.function))
 
 
-def _with_fused(function: types.FunctionType, depth: int) -> tuple[_Other, dict[tuple[str, ...], Any]]:
-    """A function with the fused ones in place of the copies that it leads to, and what it reads by which path."""
+def _with_fused(function: types.FunctionType, depth: int) -> _Other:
+    """A function with the fused ones in place of the copies that it leads to."""
     others: dict[tuple[str, ...], _Other] = {}
-    read: dict[tuple[str, ...], Any] = {}
-    reason = None
     for path, named in paths(function):
-        if path in others:
-            continue
-        other = _other(named, function, depth)
-        reason = reason or other.reason
-        if other.reason is not None or other.function is not None:
-            read[path] = named
-        if other.function is not None:
-            others[path] = other
-    if not others:
-        return _Other(reason=reason), read
-    names = tuple(dict.fromkeys(name for other in others.values() for name in other.copies))
+        if path not in others:
+            other = _other(named, function, depth)
+            if other.reason is not None or other.function is not None:
+                others[path] = other._replace(read=((function, path, named), *other.read))
+    read = tuple(one for other in others.values() for one in other.read)
+    fused = {path: other.function for path, other in others.items() if other.function is not None}
+    if not fused:
+        return _Other(reason=next((other.reason for other in others.values()), None), read=read)
+    copies = tuple(dict.fromkeys(name for path in fused for name in others[path].copies))
     try:
-        made = rewritten(function, {path: other.function for path, other in others.items()})
+        return _Other(rewritten(function, fused), copies, read=read)
     except Unreadable as error:
-        return _Other(reason=str(error)), read
-    return _Other(made, names), read
+        return _Other(reason=str(error), read=read)
 
 
 def _read(cls: type) -> _Layer:
-    body: dict[str, Any] = {}
-    copies: dict[str, None] = {}
-    read: list[tuple[types.FunctionType, tuple[str, ...], Any]] = []
-    reason = None
-    for name, method in vars(cls).items():
-        if not isinstance(method, types.FunctionType) or name == "__init__" or not _may_lead_to_one(method, _DEPTH):
-            continue
-        other, known = _with_fused(method, _DEPTH)
-        read += [(method, path, value) for path, value in known.items()]
-        reason = reason or other.reason
-        if other.function is not None:
-            body[name] = other.function
-            copies |= dict.fromkeys(other.copies)
+    others = {
+        name: _with_fused(method, _DEPTH)
+        for name, method in vars(cls).items()
+        if isinstance(method, types.FunctionType) and name != "__init__" and _may_lead_to_one(method, _DEPTH)
+    }
+    read = tuple(one for other in others.values() for one in other.read)
+    body: dict[str, Any] = {name: other.function for name, other in others.items() if other.function is not None}
     if not body:
-        return _Layer(None, reason, tuple(read))
-    body["found"] = "its spline " + " and ".join(copies)
+        return _Layer(None, next((o.reason for o in others.values() if o.reason is not None), None), read)
+    copies = dict.fromkeys(copy for name in body for copy in others[name].copies)
+    body["_flowkernels_found"] = "its spline " + " and ".join(copies)
     made = types.new_class(cls.__name__, (FastMethods,), exec_body=lambda namespace: namespace.update(body))
-    return _Layer(made, None, tuple(read))
+    return _Layer(made, None, read)
 
 
 _layers: dict[type, _Layer] = {}  # the same one as long as nothing changes: fast classes are told apart by it
