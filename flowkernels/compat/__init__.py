@@ -38,7 +38,7 @@ def _libraries(module: nn.Module) -> list[str]:
 
 def _match(module: nn.Module) -> Target | str | None:
     """How a module is accelerated, a reason to leave it alone, or None: of no supported library."""
-    for name in (*_libraries(module), "vits"):  # whose function is copied into packages of any name
+    for name in (*_libraries(module), "copies"):  # whose function is copied into packages of any name
         found = importlib.import_module(f"{__name__}.{name}").LIBRARY.match(module)
         if found is not None:
             return found
@@ -80,7 +80,7 @@ def _accelerate(model: Model) -> tuple[Report, list[nn.Module]]:
             if layer is not None and layer.runs_its_parts:
                 parts.update(p for p in module.modules() if p is not module)
             if reason is not None and module not in parts:
-                rows.append(Row(path, type(module).__name__, reason))
+                rows.append(Row(path, type(module).__name__, reason, getattr(layer, "_flowkernels_found", "")))
     if not rows:
         supported = ", ".join(sorted(_LIBRARIES))
         notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")

@@ -334,21 +334,29 @@ def _pyro_cases(root: str) -> dict[str, Case]:
     return {f"{at}.{name}": case for name, case in found.items()}
 
 
-# ---- VITS' function, in whatever package ----
+# ---- copies of the spline function, in whatever package ----
 
 
-def _vits_cases(root: str) -> dict[str, Case]:
-    from tests.compat.test_parity_vits import ConvFlow
+def _copies_cases(root: str) -> dict[str, Case]:
+    from tests.compat.copied_splines import ByHelper, ByName
+    from tests.compat.test_parity_copies import ConvFlow
 
     def call(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         return layer(x, torch.ones_like(x[:, :1]), inverse)
 
-    return {"a copy of the function": Case(lambda: ConvFlow(4, H, K), call, (4, 5))}
+    def map(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        return layer(x, inverse)
+
+    return {
+        "a copy of VITS' function": Case(lambda: ConvFlow(4, H, K), call, (4, 5)),
+        "a copy of another name": Case(ByName, map),
+        "a copy that a helper calls": Case(ByHelper, map),
+    }
 
 
 _MAKERS = {
     "nflows": _nflows, "glasflow": _nflows, "normflows": _normflows, "zuko": _zuko_cases, "freia": _freia_cases,
-    "pyro": _pyro_cases, "vits": _vits_cases,
+    "pyro": _pyro_cases, "copies": _copies_cases,
 }  # fmt: skip
 
 

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One module of the model; `reason` is empty where it was accelerated."""
+    """One module of the model; `reason` is empty where it was accelerated, `found` may say what of it then."""
 
     path: str
     class_name: str
     reason: str
+    found: str = ""
 
     @property
     def accelerated(self) -> bool:
@@ -48,7 +49,8 @@ class Report:
         if self.rows:
             table = [("module", "class", "status")]
             for row in self.rows:
-                status = "accelerated" if row.accelerated else f"left alone: {row.reason}"
+                status = f"accelerated: {row.found}" if row.found else "accelerated"
+                status = status if row.accelerated else f"left alone: {row.reason}"
                 table.append((row.path or "(the model)", row.class_name, status))
             first, second = (max(len(line[i]) for line in table) for i in (0, 1))
             lines += [f"{a:<{first}}  {b:<{second}}  {c}" for a, b, c in table]

@@ -17,8 +17,8 @@ _WHAT = (
     "is plain `Linear` + activation; batches below 1,024 rows use FrEIA's own code"
 )
 _BOX = (
-    "it is only on FrEIA's main branch, and it learns a box and an outer slope per element; the kernel supports one box "
-    "per call"
+    "it is only on FrEIA's main branch, and it learns a box and an outer slope per element; the kernel supports one "
+    "box per call"
 )
 
 LIBRARY = Library(

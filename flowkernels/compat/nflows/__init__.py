@@ -90,8 +90,8 @@ TARGETS = {
         MaskedLinear,
         frozenset({"forward"}),
         (
-            "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op already "
-            "covers them"
+            "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op "
+            "already covers them"
         ),
         masked_linear_refusal,
     ),

@@ -29,8 +29,8 @@ from .layers import (
 )
 
 _COUPLING = (
-    "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere Pyro's "
-    "own code runs"
+    "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
+    "Pyro's own code runs"
 )
 _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"

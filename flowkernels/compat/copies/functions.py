@@ -47,7 +47,7 @@ def piecewise_rational_quadratic_transform(
 
     Example:
         >>> import torch
-        >>> from flowkernels.compat.vits import piecewise_rational_quadratic_transform
+        >>> from flowkernels.compat.copies import piecewise_rational_quadratic_transform
         >>> x, w, h, d = torch.zeros(5), torch.zeros(5, 4), torch.zeros(5, 4), torch.zeros(5, 3)
         >>> piecewise_rational_quadratic_transform(x, w, h, d, tails="linear")[0]
         tensor([0., 0., 0., 0., 0.])
@@ -78,7 +78,7 @@ def unconstrained_rational_quadratic_spline(
 
     Example:
         >>> import torch
-        >>> from flowkernels.compat.vits import unconstrained_rational_quadratic_spline
+        >>> from flowkernels.compat.copies import unconstrained_rational_quadratic_spline
         >>> sizes = [(2,), (2, 4), (2, 4), (2, 3)]
         >>> unconstrained_rational_quadratic_spline(*(torch.zeros(s) for s in sizes))[0]
         tensor([0., 0.])
