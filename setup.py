@@ -28,7 +28,7 @@ def run(command: list[str], cwd: Path) -> None:
     if done.returncode:
         said = re.search(r"CMake Error.*\n+((?:  .+\n)+)", done.stderr)
         why = " ".join(said[1].split()) if said else f"`{' '.join(command[:2])}` failed"
-        if "CMAKE_CXX_COMPILER" in why:
+        if "CMAKE_CXX_COMPILER" in why or "variable CXX" in why:
             why = "the build needs a C++17 compiler (Debian: apt install g++) on PATH or in CXX, got none that runs"
         sys.exit(f"flowkernels: {why}; {WITHOUT}")
 
