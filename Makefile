@@ -5,6 +5,9 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
+PYTHONS ?= $(wildcard $(foreach v,10 11 12 13 14,/usr/bin/python3.$(v) /usr/local/bin/python3.$(v) $(HOME)/.pyenv/versions/3.$(v).*/bin/python))
+EVERY ?= 1
+TORCHES ?= 2.6.0 2.14.1
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -17,23 +20,31 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret sanitized check fuzz sanitize bench gpu-check clean
+.PHONY: help build demo test lint types interpret sanitized install-check check lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-$(INSTALLED): requirements/torch.txt requirements/dev.txt
+# Continuous integration takes files of known hashes alone. --no-deps: all are listed.
+ifdef CI
+REQUIREMENTS := requirements/locked-torch.txt requirements/locked.txt
+INSTALL = $(PIP) --no-deps --require-hashes $(REQUIREMENTS:%=-r %)
+else
+REQUIREMENTS := requirements/torch.txt requirements/dev.txt
+INSTALL = $(PIP) -r requirements/torch.txt && $(PIP) -r requirements/dev.txt
+endif
+
+$(INSTALLED): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "the pinned tools need Python 3.11 or newer; choose one with make PYTHON=..."; exit 1; }
 	@echo "installing into $(VENV): the first time takes minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/torch.txt
-	$(PIP) -r requirements/dev.txt
+	$(INSTALL)
 	@# as an editable install, without a build: .venv sees the package in this folder
 	@$(PY) -c 'import os, site; open(site.getsitepackages()[0] + "/flowkernels.pth", "w").write(os.getcwd())'
 	@touch $@
 
-$(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt cmake/cuda.cmake setup.py
+$(BUILT): $(INSTALLED) $(SOURCES) CMakeLists.txt $(wildcard cmake/*.cmake) setup.py
 	$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -43,7 +54,7 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types interpret sanitized check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@status=0; for step in lint types interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
@@ -59,8 +70,25 @@ interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' o
 sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, the smallest instruction set
 	$(PY) -m tests.sanitize address --short
 
+install-check: $(INSTALLED)  ## sdist, a wheel from it, an empty environment: smoke test and README's blocks
+	$(PY) -m tests.install --short
+
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests
+
+lock:  ## requirements/locked.txt from dev.txt: what continuous integration installs, by hash; needs uv
+	uv pip compile requirements/dev.txt -c requirements/torch.txt --generate-hashes --no-emit-package torch --quiet \
+	  --python-version 3.11 --no-annotate --no-header --no-emit-find-links --no-emit-index-url $(UV_ARGS) \
+	  -o requirements/locked.txt
+
+wheels: $(INSTALLED)  ## the wheels that this machine can build, checked, into dist/: CPU, and CUDA where nvcc is
+	$(PY) -m tests.install.wheels
+
+install-matrix: $(INSTALLED)  ## the whole of install-check: PYTHONS="python3.10 ..." TORCHES="2.6.0 ..."; gigabytes, an hour
+	$(PY) -m tests.install --python $(PYTHONS) --torch $(TORCHES) $(INSTALL_ARGS)
+
+neon: $(INSTALLED)  ## the numbers tests of all CPU ops on an emulated ARM processor, or EVERY=10th; needs qemu-user, g++-aarch64-linux-gnu
+	$(PY) -m tests.neon --every $(EVERY)
 
 fuzz: build  ## calls of every op drawn at random, for MINUTES=10; valid ones must be right, wrong ones refused
 	$(PY) -m tests.fuzz --minutes $(MINUTES)

@@ -22,7 +22,8 @@ enable_language(CUDA)
 list(TRANSFORM FK_CUDA_OPS REPLACE "(.+)" "csrc/\\1/\\1_cuda.cu" OUTPUT_VARIABLE kernels)
 add_library(cuda_kernels OBJECT ${kernels} csrc/common/device_cuda.cu)
 # Not the flags of the C++ compiler: nvcc takes no -Wall.
-set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS -Xcompiler=-fPIC,-fvisibility=hidden)
+set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS -Xcompiler=-fPIC,-fvisibility=hidden
+             -Xcompiler=-fstack-protector-strong,-U_FORTIFY_SOURCE,-D_FORTIFY_SOURCE=2)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not know it
   target_compile_options(cuda_kernels PRIVATE --compress-mode=size)
 endif()

@@ -35,6 +35,11 @@ static void advise_huge(uintptr_t p, size_t bytes) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "flowkernels CPU kernels; use flowkernels.ops";
   m.attr("compiler") = FK_COMPILER;
+#if defined(_OPENMP) || defined(FK_LIBGOMP)
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;  // one thread, however many are asked for
+#endif
   m.def("isa", [] { return std::string(isa_name(isa())); });
   m.def("isas", &isas);
   m.def("use_isa", &use_isa);

@@ -45,7 +45,8 @@ def lines() -> list[str]:
     if C is None:
         out.append(f"compiled module: absent, {_native.why_missing}")
     else:
-        out.append(f"compiled module: {C.compiler}; runs {C.isa()} of {', '.join(C.isas())} (FLOWKERNELS_ISA)")
+        threads = "" if C.openmp else "; one thread, as it was built without OpenMP"
+        out.append(f"compiled module: {C.compiler}; runs {C.isa()} of {', '.join(C.isas())} (FLOWKERNELS_ISA){threads}")
     out.append(f"CUDA module: {_cuda_module()}")
     names = backends.NAMES
     width = max(map(len, backends.table()))

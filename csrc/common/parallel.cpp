@@ -3,6 +3,14 @@
 #include <exception>
 #include <new>
 
+#if defined(FK_LIBGOMP)
+extern "C" {
+void GOMP_parallel(void (*f)(void*), void* data, unsigned threads, unsigned flags);
+int omp_get_num_threads(void);
+int omp_get_thread_num(void);
+}
+#endif
+
 namespace fk {
 namespace {
 
@@ -23,5 +31,20 @@ void rethrow_exception(void* first) {
   delete kept;
   std::rethrow_exception(exception);
 }
+
+#if defined(FK_LIBGOMP)
+void run_parts(int64_t parts, void (*f)(const void* data, int64_t i), const void* data) {
+  struct Call {
+    int64_t parts;
+    void (*f)(const void*, int64_t);
+    const void* data;
+  } call = {parts, f, data};
+  const auto mine = [](void* p) {
+    const Call& c = *static_cast<const Call*>(p);
+    for (int64_t i = omp_get_thread_num(); i < c.parts; i += omp_get_num_threads()) c.f(c.data, i);
+  };
+  GOMP_parallel(mine, &call, unsigned(parts), 0);
+}
+#endif
 
 }  // namespace fk

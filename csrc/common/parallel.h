@@ -14,6 +14,11 @@ namespace fk {
 void keep_exception(void** first) noexcept;
 [[noreturn]] void rethrow_exception(void* first);
 
+#if defined(FK_LIBGOMP)
+// f(data, i) for every i in [0, parts) on libgomp's pool, for compilers whose OpenMP is another one.
+void run_parts(int64_t parts, void (*f)(const void* data, int64_t i), const void* data);
+#endif
+
 // True in a child of fork(): its copy of the OpenMP pool has no threads behind it and a
 // parallel region would wait for them for ever.
 bool in_forked_child();
@@ -43,6 +48,8 @@ void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
   std::vector<std::thread> pool;
   for (int64_t i = 0; i < parts; ++i) pool.emplace_back(part, i);
   for (auto& thread : pool) thread.join();
+#elif defined(FK_LIBGOMP)
+  run_parts(parts, [](const void* p, int64_t i) { (*static_cast<decltype(&part)>(p))(i); }, &part);
 #else
 #pragma omp parallel for num_threads(int(parts)) schedule(static, 1)
   for (int64_t i = 0; i < parts; ++i) part(i);

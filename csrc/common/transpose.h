@@ -55,6 +55,13 @@ FK_INLINE void split(V v, S* a) {
 #define FK_SPLIT(v, p, step) split(v, p[0] + s)
 #endif
 
+// Lanes of (a, b), counted through both. Clang has the one builtin, GCC before 12 only the other.
+#if defined(__clang__)
+#define FK_SHUFFLE(I, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FK_SHUFFLE(I, a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
 // Interleaves within each 128-bit group, as x86's unpacklo / unpackhi do.
 FK_INLINE f32 zip_lo(f32 a, f32 b) {
 #if defined(__AVX512F__)
@@ -62,7 +69,7 @@ FK_INLINE f32 zip_lo(f32 a, f32 b) {
 #elif defined(__AVX2__)
   return (f32)_mm256_unpacklo_ps((__m256)a, (__m256)b);
 #else
-  return __builtin_shuffle(a, b, i32{0, 4, 1, 5});
+  return FK_SHUFFLE(i32, a, b, 0, 4, 1, 5);
 #endif
 }
 FK_INLINE f32 zip_hi(f32 a, f32 b) {
@@ -71,7 +78,7 @@ FK_INLINE f32 zip_hi(f32 a, f32 b) {
 #elif defined(__AVX2__)
   return (f32)_mm256_unpackhi_ps((__m256)a, (__m256)b);
 #else
-  return __builtin_shuffle(a, b, i32{2, 6, 3, 7});
+  return FK_SHUFFLE(i32, a, b, 2, 6, 3, 7);
 #endif
 }
 FK_INLINE f64 zip_lo(f64 a, f64 b) {
@@ -80,7 +87,7 @@ FK_INLINE f64 zip_lo(f64 a, f64 b) {
 #elif defined(__AVX2__)
   return (f64)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
 #else
-  return __builtin_shuffle(a, b, i64{0, 2});
+  return FK_SHUFFLE(i64, a, b, 0, 2);
 #endif
 }
 FK_INLINE f64 zip_hi(f64 a, f64 b) {
@@ -89,7 +96,7 @@ FK_INLINE f64 zip_hi(f64 a, f64 b) {
 #elif defined(__AVX2__)
   return (f64)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
 #else
-  return __builtin_shuffle(a, b, i64{1, 3});
+  return FK_SHUFFLE(i64, a, b, 1, 3);
 #endif
 }
 
@@ -123,6 +130,7 @@ FK_INLINE void scatter_block(double* const* rows, int64_t s, const f64 in[2]) {
   FK_SPLIT(zip_hi(in[0], in[1]), (rows + 1), 2);
 }
 
+#undef FK_SHUFFLE
 #undef FK_GROUPS
 #undef FK_SPLIT
 

@@ -166,7 +166,7 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
     const I next = lo + Int(step), k = next < Int(K) ? next : I{} + Int(K - 1);
     const V knot =
         gather_rows(b.e + dir * K - 1, k) * unit_size + (c.low[dir] + c.min_size[dir] * __builtin_convertvector(k, V));
-    lo = (v >= knot) & (next < Int(K)) ? k : lo;
+    lo = ((v >= knot) & (next < Int(K))) ? k : lo;
   }
   f.k = __builtin_convertvector(lo, V);
   for (int i = 0; i < 2; ++i) {
