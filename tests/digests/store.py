@@ -28,7 +28,7 @@ GROUPS = {  # group -> module of this package, distributions whose versions ente
     "zuko": ("of_libraries", ("zuko",)),
     "freia": ("of_libraries", ("FrEIA",)),
     "pyro": ("of_libraries", ("pyro-ppl",)),
-    "vits": ("of_libraries", ("nflows",)),
+    "copies": ("of_libraries", ("nflows",)),
 }
 _ROOT, _STORED = Path(__file__).parents[2], Path(__file__).parent / "stored"
 # What of torch rounds nothing, or one operation at a time: the same bits on every machine. A case that meets another

@@ -14,6 +14,7 @@ _CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
 _PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
+_BOX = "flowkernels/ops/rqs/box.py"
 
 MUTATIONS = (
     # ---- flow layers ----
@@ -136,8 +137,8 @@ MUTATIONS = (
         "(grad * x).sum(0)",
         "of the offset",
     ),
-    _seen("seen: upper edge", _SEEN, "| (z «>» univariate.top)", ">=", "the upper edge is outside"),
-    _seen("seen: lower edge", _SEEN, "torch.where((z «<» univariate.bottom)", "<=", "the lower edge is outside"),
+    _seen("seen: upper edge", _BOX, "| (v «>» high)", ">=", "the upper edge is outside"),
+    _seen("seen: lower edge", _BOX, "torch.where((v «<» low)", "<=", "the lower edge is outside"),
     # ---- Python: steps ----
     _steps(
         "units of a step", _STEPS, "min(end, first + units)« and limit[last] == limit[first]»:", "", "of other inputs"
