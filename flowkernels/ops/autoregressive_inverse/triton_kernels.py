@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flowkernels.ops.affine.triton_kernels import logit_grad, scale_at
-from flowkernels.ops.masked_linear.triton_kernels import activated, activation_slope
+from flowkernels.ops.net.triton_kernels import activated, activation_slope
 from flowkernels.ops.rqs.triton_kernels import in_bin, in_bin_bwd, mapped
 
 
