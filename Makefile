@@ -98,10 +98,10 @@ sanitize: $(INSTALLED)  ## the ops' tests and the fuzzer under AddressSanitizer 
 	$(PY) -m tests.sanitize thread --short --calls 20000
 
 bench: build  ## benchmarks against the peers
-	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) bench/compare.py run.json
+	$(PY) -m pytest bench --benchmark-json=run.json && $(PY) -m bench.report.compare run.json
 
 gpu-check:  ## builds, tests and times the CUDA kernels on this machine's GPU, python and torch; no network, no .venv
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) -m bench.gpu.check
 
 clean:  ## removes what was built; keeps .venv
 	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis .benchmarks $(BUILT) flowkernels/*.so

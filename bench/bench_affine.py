@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import coupling
-import memory
-import peers
 import pytest
 from torch import Tensor
+
+from bench.report import memory
+from bench.suites import affine as coupling
+from bench.suites import peers
 
 SHAPES = ((4096, 64), (64, 12, 16, 16), (64, 48, 32, 32))
 PARAMS = [

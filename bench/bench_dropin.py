@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import dropin
-import memory
-import models
-import peers
 import pytest
 import torch
-from beside import Beside
 from torch import Tensor
+
+from bench.beside import Beside
+from bench.report import memory
+from bench.suites import dropin, peers
+from bench.suites import model as models
 
 PARAMS = [
     pytest.param(name, features, batch, op, id=peers.row_id(name, f"D{features}", f"B{batch}", op))

@@ -6,12 +6,12 @@ import functools
 import importlib.util
 from collections.abc import Callable
 
-import glow
-import memory
-import peers
 import pytest
 import torch
 from torch import Tensor
+
+from bench.report import memory
+from bench.suites import glow, peers
 
 SHAPES = ((64, 3, 32, 32), (64, 12, 16, 16))
 ROWS = [(op, name) for op in glow.OPS for name in glow.NAMES] + [(glow.OPS[0], glow.FLOOR)]

@@ -9,12 +9,11 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import glue
-import peers
 import pytest
 import torch
-from beside import Beside
 
+from bench.beside import Beside
+from bench.suites import glue, peers
 from flowkernels import _native
 
 ROWS = ("glue", "flowkernels")  # with an entry that does nothing; as it is

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import channels
-import memory
-import peers
 import pytest
+
+from bench.report import memory
+from bench.suites import lu as channels
+from bench.suites import peers
 
 BATCH, SIZE = 64, 16
 CASES = [

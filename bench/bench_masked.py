@@ -6,13 +6,13 @@ import functools
 import importlib.util
 from collections.abc import Callable
 
-import masked
-import memory
-import peers
 import pytest
-import sampling
 import torch
 from torch import Tensor
+
+from bench.report import memory
+from bench.suites import masked, peers
+from bench.suites import sample as sampling
 
 # ---- one layer ----
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import memory
-import models
-import peers
 import pytest
 import torch
 from torch import Tensor
+
+from bench.report import memory
+from bench.suites import model as models
+from bench.suites import peers
 
 pytest.importorskip("nflows", reason="nflows is not installed")
 

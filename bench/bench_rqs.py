@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import memory
-import peers
-import problem
 import pytest
 from torch import Tensor
+
+from bench.report import memory
+from bench.suites import peers
+from bench.suites import rqs as problem
 
 
 class Case(NamedTuple):

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import compare
-import machine
 import pytest
 import torch
-from beside import Beside
 from torch._logging._internal import set_logs
+
+from bench.beside import Beside
+from bench.report import compare, machine
 
 # Time spent on one row: slow peers get few rounds, and the whole suite stays short on any machine.
 SECONDS_PER_ROW = 1.0

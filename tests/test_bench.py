@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -16,25 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+from bench.report import compare, machine, memory
+from bench.suites import affine as coupling
+from bench.suites import dropin, masked, peers
+from bench.suites import model as models
+from bench.suites import rqs as problem
+from bench.suites import sample as sampling
 from flowkernels import _native
 
 BENCH = Path(__file__).parents[1] / "bench"
-sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
-compare, coupling, dropin, machine, masked, memory, models, peers, problem, sampling = (
-    importlib.import_module(name)
-    for name in (
-        "compare",
-        "coupling",
-        "dropin",
-        "machine",
-        "masked",
-        "memory",
-        "models",
-        "peers",
-        "problem",
-        "sampling",
-    )
-)
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times the kernels: {_native.why_missing}")
 

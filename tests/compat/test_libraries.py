@@ -6,7 +6,6 @@ import copy
 import functools
 import importlib
 import pickle
-import sys
 from pathlib import Path
 
 import glasflow.nflows.nn.nets as glasflow_nets
@@ -18,16 +17,13 @@ from nflows.transforms import MultiscaleCompositeTransform
 from sklearn.datasets import load_digits
 from torch import nn
 
+from bench.suites import dropin
 from flowkernels import compat
 from flowkernels.compat.engine import patch, table
 from flowkernels.compat.nflows import residual as nflows_residual
 from tests.compat import glasflow_models, nflows_models, normflows_models
 from tests.compat.nflows_models import assert_numbers, normal
 from tests.compat.parity import fuse_small_ones
-
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.append(str(BENCH))  # last, so that its plain names hide nobody's
-dropin = importlib.import_module("dropin")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIBRARIES = {

@@ -11,22 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu import check as gpu_check
+from bench.gpu import first_call as gpu_first_call
+from bench.gpu import layers as gpu_layers
+from bench.gpu import maps as gpu_bench
+from bench.gpu import masked as gpu_masked
+from bench.gpu import timing as gpu_timing
 from tests.emulator import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-import gpu_bench
-import gpu_check
-import gpu_first_call
-import gpu_layers
-import gpu_masked
-import gpu_timing
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, "bench/gpu_check.py"], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "bench.gpu.check"], cwd=ROOT, capture_output=True, text=True, timeout=120,
         env={**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1
@@ -38,6 +36,7 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
     phases = gpu_check.phases(tmp_path / "site", tmp_path)
     assert sum(p.seconds for p in phases) <= gpu_check.TOTAL_SECONDS < 9 * 60
     for phase in phases:
+        assert all((ROOT / f"{m.replace('.', '/')}.py").exists() for m in phase.command if m.startswith("bench."))
         for word in phase.command:
             file, _, test = word.partition("::")
             if file.endswith(".py") and not file.startswith("/"):
@@ -168,9 +167,9 @@ def test_tables_are_printed_by_a_python_that_has_no_flowkernels_installed(tmp_pa
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     first = [{"op": "rqs", "cache": "from disk", "first_ms": 3.0, "second_ms": 0.1}]
     (tmp_path / f"{gpu_check.FIRST_CALL}.json").write_text(json.dumps({"rows": first}))
-    program = f"import gpu_check, pathlib; gpu_check.print_tables(pathlib.Path({str(tmp_path)!r}))"
+    program = f"from bench.gpu import check; import pathlib; check.print_tables(pathlib.Path({str(tmp_path)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT / "bench", capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -230,12 +229,12 @@ def test_masked_beforehand_is_masked_in_the_call() -> None:
 def test_rows_of_triton_run_in_its_interpreter() -> None:
     """bfloat16 is wrong there."""
     program = (
-        "import gpu_masked, torch; torch.set_num_threads(1); del gpu_masked.DTYPES['bfloat16'];"
-        " raise SystemExit(gpu_masked.main(['--device', 'cpu', '--quick']))"
+        "from bench.gpu import masked; import torch; torch.set_num_threads(1); del masked.DTYPES['bfloat16'];"
+        " raise SystemExit(masked.main(['--device', 'cpu', '--quick']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'bench'}"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     assert all(f"| tf32 | {what} | ours, triton |" in done.stdout for what in gpu_masked.PASSES)

@@ -6,9 +6,7 @@ import copy
 import importlib
 import itertools
 import pickle
-import sys
 import threading
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -634,11 +632,10 @@ def test_an_accelerated_nflows_layer_with_and_without(context, inverse) -> None:
 
 
 @pytest.fixture
-def bench(monkeypatch) -> tuple[Any, Any]:
+def bench() -> tuple[Any, Any]:
     """The benchmark's models, and its counter of bytes."""
     pytest.importorskip("nflows", reason="nflows is not installed")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2] / "bench")])
-    return importlib.import_module("models"), importlib.import_module("memory")
+    return importlib.import_module("bench.suites.model"), importlib.import_module("bench.report.memory")
 
 
 @pytest.mark.parametrize(("features", "batch"), [(6, 512), (63, 256)])

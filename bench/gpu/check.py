@@ -1,13 +1,13 @@
 """`make gpu-check`: builds, tests, sanitizes and times the CUDA and Triton kernels on this machine's GPU, python and
 torch, in under nine minutes and without a network.
 
-    python bench/gpu_check.py            # exits with 1, in one line, where there is no GPU
-    python bench/gpu_check.py --dry-run  # what each phase would run
-    python bench/gpu_check.py --fetch 3.12  # with a network, beforehand: what that Python needs, into wheels/
+    python -m bench.gpu.check            # exits with 1, in one line, where there is no GPU
+    python -m bench.gpu.check --dry-run  # what each phase would run
+    python -m bench.gpu.check --fetch 3.12  # with a network, beforehand: what that Python needs, into wheels/
 
-Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, gpu_check.log with what every phase printed, and a file for
-each benchmark; all grow on the way. A phase that runs out of its time, which is its own and what the phases before it
-left, is stopped with all that it started, and the next one begins.
+Run it from the root of the checkout. Results go to $OUT, or bench/results/<gpu>/: gpu_check.json, gpu_check.log with
+what every phase printed, and a file for each benchmark; all grow on the way. A phase that runs out of its time, which
+is its own and what the phases before it left, is stopped with all that it started, and the next one begins.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # for the tables of the benchmarks
+ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "wheels"
 PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "iniconfig", "pluggy", "packaging", "pygments",
             "hypothesis", "sortedcontainers", "zuko")  # fmt: skip
@@ -47,8 +46,8 @@ NUMBERS = (
     "tests/ops/test_autoregressive_inverse.py::test_bad_row_stays_in_its_row",
 )
 TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE, *NUMBERS)
-BENCHMARKS = {"gpu_bench": 75, "gpu_layers": 30, "gpu_masked": 25}  # seconds of measuring
-FIRST_CALL = "gpu_first_call"
+BENCHMARKS = {"maps": 75, "layers": 30, "masked": 25}  # seconds of measuring
+FIRST_CALL = "first_call"
 STARTUP_SECONDS = 10  # of a benchmark: torch, the device, and the row that the deadline finds running
 
 
@@ -86,7 +85,7 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     ]  # fmt: skip
     benchmarks = [
         Phase(name, seconds + STARTUP_SECONDS,
-              [python, f"bench/{name}.py", "--json", str(out / f"{name}.json"), "--seconds", str(seconds)])
+              [python, "-m", f"bench.gpu.{name}", "--json", str(out / f"{name}.json"), "--seconds", str(seconds)])
         for name, seconds in BENCHMARKS.items()
     ]  # fmt: skip
     wheels = [w for w in sorted(WHEELS.glob("*.whl")) if not is_there(w)]
@@ -102,7 +101,7 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         tests("triton", ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
         *sanitizers,
         *benchmarks,
-        Phase(FIRST_CALL, 15, [python, f"bench/{FIRST_CALL}.py", "--json", str(out / f"{FIRST_CALL}.json")]),
+        Phase(FIRST_CALL, 15, [python, "-m", f"bench.gpu.{FIRST_CALL}", "--json", str(out / f"{FIRST_CALL}.json")]),
     ]  # fmt: skip
 
 
@@ -181,7 +180,7 @@ def print_tables(out: Path) -> None:
     """Of every benchmark that came to its first row."""
     for name in (*BENCHMARKS, FIRST_CALL):
         if (measured := out / f"{name}.json").exists():
-            print(importlib.import_module(name).table(json.loads(measured.read_text())))
+            print(importlib.import_module(f"bench.gpu.{name}").table(json.loads(measured.read_text())))
 
 
 def fetch(version: str) -> int:

@@ -1,8 +1,8 @@
 """Counts how often the source says the same thing: nets, maps, splits, activation tables, frames of a call, lines.
 
-`python bench/count_design.py [root] [--frames]` prints a table of the package at `root` (default: this one). What it
-counts are names and shapes of code, so that the same script can count the tree before a change and after it; each row
-lists what it found. `--frames` also runs the calls of `tests/test_frames.py`, of this tree only.
+`python -m bench.report.count_design [root] [--frames]` prints a table of the package at `root` (default: this one).
+What it counts are names and shapes of code, so that the same script can count the tree before a change and after it;
+each row lists what it found. `--frames` also runs the calls of `tests/test_frames.py`, of this tree only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 ACTIVATIONS = {"leaky_relu", "LeakyReLU", "elu", "ELU", "gelu", "GELU", "silu", "SiLU"}
 RELU = {"relu", "ReLU"}
 MAPS = {"RqsSpec", "AffineSpec", "RQS", "Affine"}
@@ -325,7 +325,6 @@ def main(arguments: list[str]) -> None:
         listed = ", ".join(found.what[:12]) + (", ..." if len(found.what) > 12 else "")
         print(f"| {name} | {found.count:,} | {listed} |")
     if "--frames" in arguments:
-        sys.path.insert(0, str(HERE))
         from tests import test_frames
 
         for name, (make, _) in test_frames.CALLS.items():

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 if TYPE_CHECKING:
-    from compare import Result, Row
+    from bench.report.compare import Result, Row
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 EAGER, COMPILED, OURS = "#b8c1cc", "#6f9ec4", "#e4572e"
@@ -28,7 +28,7 @@ def _colour(name: str) -> str:
 
 
 def _panel(ax: Axes, rows: dict[str, Row], baseline: str, limits: tuple[float, float]) -> None:
-    from compare import seconds, times
+    from bench.report.compare import seconds, times
 
     base = rows[baseline]["median_s"]
     for i, (name, row) in enumerate(rows.items()):
@@ -55,7 +55,7 @@ def _panel(ax: Axes, rows: dict[str, Row], baseline: str, limits: tuple[float, f
 
 def draw(result: Result, path: Path) -> None:
     """Writes a PNG: one line of panels per case, one panel per operation, one bar per row."""
-    from compare import BASELINE, machine_line
+    from bench.report.compare import BASELINE, machine_line
 
     cases: dict[tuple[str, str], dict[str, dict[str, Row]]] = {}
     for (suite, case, op), rows in result.groups().items():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import peers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.suites import peers
 from flowkernels import ops
 from flowkernels.ops.net import LayerPlan, layer_plan
 

@@ -1,7 +1,7 @@
 """What the first call of a Triton kernel costs: compiled and tuned with an empty cache, then from disk.
 
-python bench/gpu_first_call.py --json first.json
-TRITON_INTERPRET=1 python bench/gpu_first_call.py --device cpu --quick     # does it still run?
+python -m bench.gpu.first_call --json first.json
+TRITON_INTERPRET=1 python -m bench.gpu.first_call --device cpu --quick     # does it still run?
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
         for state in CACHES:
-            command = [sys.executable, __file__, "--child", "--device", options.device]
+            command = [sys.executable, "-m", "bench.gpu.first_call", "--child", "--device", options.device]
             with subprocess.Popen(
                 command + ["--quick"] * options.quick, stdout=subprocess.PIPE, text=True,
                 env={**os.environ, "TRITON_CACHE_DIR": cache},

@@ -7,10 +7,10 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import peers
 import torch
 from torch import Tensor, nn
 
+from bench.suites import peers
 from flowkernels import transforms
 
 OPS = ("forward", "forward + backward", "inverse")

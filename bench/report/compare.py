@@ -1,8 +1,8 @@
 """Turns the JSON of `pytest bench --benchmark-json=...` into tables and a plot, or compares two runs.
 
-python bench/compare.py run.json                          tables, plot, small JSON → bench/results/<machine>/
-python bench/compare.py run.json --readme README.md       and the summary between that file's bench markers
-python bench/compare.py --base old.json --head new.json   time of each row, old against new
+python -m bench.report.compare run.json                         tables, plot, small JSON: bench/results/<machine>/
+python -m bench.report.compare run.json --readme README.md      and the summary between that file's bench markers
+python -m bench.report.compare --base old.json --head new.json  time of each row, old against new
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 BASELINE = "nflows eager"
 BASELINES = (BASELINE, "before")  # the second: the library's own model, of the drop-in rows
 OURS = ("flowkernels", "nflows accelerated", "accelerated")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 MARKERS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 
 # What may be kept. A list of what to drop would let the next host name through.
@@ -231,7 +231,7 @@ def machine_name(machine: dict[str, Any]) -> str:
 
 def save(result: Result, folder: Path) -> None:
     """Writes results.json (no raw rounds, no names of hosts or folders), table.md and plot.png."""
-    from plot import draw  # matplotlib is not needed for tables
+    from bench.report.plot import draw  # matplotlib is not needed for tables
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result._asdict(), ensure_ascii=False)

@@ -10,10 +10,10 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import peers
 import torch
 from torch import Tensor, nn
 
+from bench.suites import peers
 from flowkernels import use_backend
 from flowkernels.transforms import ActNorm, Affine, Composite, ImageCoupling, LUConv1x1
 

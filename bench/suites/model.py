@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import peers
 import torch
-from problem import TAIL_BOUND
 from torch import Tensor, nn
 
+from bench.suites import peers
+from bench.suites.rqs import TAIL_BOUND
 from flowkernels import use_backend
 from flowkernels.compat import accelerate
 from flowkernels.flows import NSF

@@ -11,11 +11,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import dropin_layers
 import torch
-from models import Model, Truth, gradients_by_block, learned
 from torch import Tensor, nn
 
+from bench.suites import dropin_layers
+from bench.suites.model import Model, Truth, gradients_by_block, learned
 from flowkernels.compat import accelerate
 
 BINS, TAIL_BOUND, BLOCKS = 8, 3.0, 2

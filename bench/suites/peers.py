@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from problem import MIN_SIZE, TAIL_BOUND, Spline, spec_of
 from torch import Tensor
 
+from bench.suites.rqs import MIN_SIZE, TAIL_BOUND, Spline, spec_of
 from flowkernels import ops
 from flowkernels.ops.rqs import reference
 

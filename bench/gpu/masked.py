@@ -2,8 +2,8 @@
 weight is masked in every call (what MADE does) and beforehand (what a frozen model may do). bfloat16, tf32, float32.
 And a whole MADE, plain PyTorch beside strips.
 
-    python bench/gpu_masked.py --json masked.json
-    python bench/gpu_masked.py --device cpu --quick     # does it still run?
+    python -m bench.gpu.masked --json masked.json
+    python -m bench.gpu.masked --device cpu --quick     # does it still run?
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import gpu_timing
 import torch
 import torch.nn.functional as F
-from gpu_timing import Call, Rows
 from torch import Tensor
 
+from bench.gpu import timing as gpu_timing
+from bench.gpu.timing import Call, Rows
 from flowkernels import ops
 from flowkernels.ops.net import MadePlan, layer_plan
 
@@ -157,7 +157,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return gpu_timing.main("gpu-masked", __doc__, measure, table, arguments)
+    return gpu_timing.main("gpu masked", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from problem import TAIL_BOUND
 from torch import Tensor, nn
 
+from bench.suites.rqs import TAIL_BOUND
 from flowkernels import backends, nets, transforms
 
 BINS = 8

@@ -1,8 +1,8 @@
 """Times the kernels of rqs and affine beside nflows, zuko and plain PyTorch, compiled and not: CUDA events, L2 flushed,
 median; the share of the copy bandwidth measured in the same run. Rows come in order of interest until the time is up.
 
-    python bench/gpu_bench.py --json bench.json --seconds 110
-    python bench/gpu_bench.py --device cpu --quick     # does it still run?
+    python -m bench.gpu.maps --json maps.json --seconds 110
+    python -m bench.gpu.maps --device cpu --quick     # does it still run?
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gpu_timing
-import peers
 import torch
-from gpu_timing import Call, Rows
 from torch import Tensor
 
+from bench.gpu import timing as gpu_timing
+from bench.gpu.timing import Call, Rows
+from bench.suites import peers
 from flowkernels import ops
 
 FEATURES, BINS = 64, 8
@@ -159,7 +159,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return gpu_timing.main("gpu-bench", __doc__, measure, table, arguments)
+    return gpu_timing.main("gpu maps", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Times what gpu_bench.py does not: ops on channels, and samples of an autoregressive flow beside its own log_prob.
+"""Times what maps.py does not: ops on channels, and samples of an autoregressive flow beside its own log_prob.
 
-python bench/gpu_layers.py --json layers.json
-python bench/gpu_layers.py --device cpu --quick     # does it still run?
+python -m bench.gpu.layers --json layers.json
+python -m bench.gpu.layers --device cpu --quick     # does it still run?
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import gpu_timing
 import torch
-from gpu_timing import Call, Rows
 from torch import Tensor
 
+from bench.gpu import timing as gpu_timing
+from bench.gpu.timing import Call, Rows
 from flowkernels import flows, ops, use_backend
 
 CHANNELS, FEATURES, HIDDEN = (48, 12, 96, 24), 64, (256, 256)
@@ -109,7 +109,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return gpu_timing.main("gpu-layers", __doc__, measure, table, arguments)
+    return gpu_timing.main("gpu layers", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":
