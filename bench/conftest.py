@@ -1,4 +1,4 @@
-"""Options, the one way to time a call, and the table at the end of a run."""
+"""Options, a row's check and its time as fixtures, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch: its profiler announces every start and stop
 
 import logging
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +14,9 @@ import pytest
 import torch
 from torch._logging._internal import set_logs
 
-from bench.beside import Beside
 from bench.report import compare, machine
-
-# Time spent on one row: slow peers get few rounds, and the whole suite stays short on any machine.
-SECONDS_PER_ROW = 1.0
-ROUNDS = (5, 200)
-SLOW = 2.0  # seconds of a call from which one round is enough: samples that take D passes
-SECONDS_PER_ROUND = 1e-3  # short calls are repeated within a round, far above the timer's resolution
+from bench.suite import Row
+from bench.timing import Beside, median_and_iqr, time_rounds
 
 _MACHINE = pytest.StashKey[dict[str, Any]]()
 _ROWS = pytest.StashKey[list[dict[str, Any]]]()
@@ -80,45 +73,29 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def checked(request: pytest.FixtureRequest) -> Callable[..., float]:
-    """`checked(error, suite, case, op, row, compiled_peer=...)` → the row's error, or no time for this row.
+    """`checked(error, suite, case, op, row)` → the row's error, or no time for this row.
 
     A wrong row fails. The one exception is a peer that is right eager and wrong compiled: that is the compiler's and
     nothing here can mend it, so the row is refused, and the table says so where its time would stand.
     """
 
-    def check(error: Callable[[], float], suite: str, case: str, op: str, row: str, *, compiled_peer: bool) -> float:
+    def check(error: Callable[[], float], suite: str, case: str, op: str, row: Row) -> float:
         try:
             return error()
         except AssertionError as wrong:
-            if not compiled_peer:
+            if not (row.compiled and row.peer):
                 raise
-            refused = {"suite": suite, "case": case, "op": op, "row": row, "reason": str(wrong)}
+            refused = {"suite": suite, "case": case, "op": op, "row": row.name, "reason": str(wrong)}
             request.config.stash[_REFUSED].append(refused)
             pytest.xfail(str(wrong))
 
     return check
 
 
-def _settle(call: Callable[[], Any], compiled: bool) -> float:
-    """Calls until caches are warm and nothing is left to compile; → seconds of the fastest of the last two calls."""
-    seconds = []
-    # A compiled peer whose masks change size compiles once more, for any size, on the second or third call.
-    for _ in range(6 if compiled else 2):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] >= SLOW and not compiled:
-            break  # it is warm after one
-    return min(seconds[-2:])
-
-
 @pytest.fixture
-def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callable[..., None]:
-    """`timed(call, suite, case, op, row, compiled=..., least_bytes=..., **figures)` times one row of a table.
-
-    With `beside`, a row with a call of its own, the two are called turn by turn: what the machine does to one in that
-    second it does to the other.
-    """
+def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callable[..., tuple[Any, ...]]:
+    """`timed(call, suite, case, op, row, compiled=..., beside=..., **figures)` times one row of a table, and the row
+    `beside` it turn by turn; → their last results."""
 
     def run(
         call: Callable[[], Any],
@@ -127,51 +104,31 @@ def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callab
         op: str,
         row: str,
         *,
-        compiled: bool = False,
-        least_bytes: int | None = None,
-        beside: Beside | None = None,
+        compiled: bool,
+        beside: Beside | None,
         **figures: Any,
-    ) -> None:
-        facts = _facts(request.config)
-        seconds = _settle(call, compiled)
-        others: list[float] = []
-        iterations = 1 if beside else max(1, math.ceil(SECONDS_PER_ROUND / seconds))
-        budget = 0.01 if quick else SECONDS_PER_ROW
-        if beside:
-            seconds, budget = seconds + _settle(beside.call, False), 2 * budget
-        least = ROUNDS[0] if seconds < SLOW else 1
-        rounds = min(max(int(budget / (seconds * iterations)), least), ROUNDS[1])
-
-        def other() -> None:
-            if beside:
-                start = time.perf_counter()
-                beside.call()
-                others.append(time.perf_counter() - start)
-
-        benchmark.pedantic(call, setup=other if beside else None, rounds=rounds, iterations=iterations)
+    ) -> tuple[Any, ...]:
+        facts, rows = _facts(request.config), request.config.stash[_ROWS]
+        found = time_rounds(benchmark, call, beside.call if beside else None, compiled=compiled, quick=quick)
+        if benchmark.disabled:
+            return found.results
         place = {"suite": suite, "case": case, "op": op}
+        stats = benchmark.stats.stats
         info: dict[str, Any] = {**place, "row": row, **figures}
-        if least_bytes is not None:
-            info["least_bytes"] = least_bytes
-            info["gbps"] = least_bytes / benchmark.stats.stats.median / 1e9
+        if "least_bytes" in info:
+            info["gbps"] = info["least_bytes"] / stats.median / 1e9
             # Where the data stays in the cache, a share of the memory's bandwidth says nothing.
-            if least_bytes > (facts["last_level_cache_bytes"] or 0):
+            if info["least_bytes"] > (facts["last_level_cache_bytes"] or 0):
                 info["share_of_read"] = info["gbps"] / facts["read_gbps"]
         benchmark.group = f"{suite}: {case}: {op}"
         benchmark.extra_info.update(info)
         if beside:
-            quartiles = torch.tensor((0.25, 0.5, 0.75), dtype=torch.float64)
-            low, middle, high = torch.tensor(others, dtype=torch.float64).quantile(quartiles).tolist()
-            theirs = {
-                **place, "row": beside.row, **beside.figures,
-                "median_s": middle, "iqr_s": high - low, "rounds": rounds, "iterations": 1,
-            }  # fmt: skip
-            benchmark.extra_info["beside"] = theirs
-            request.config.stash[_ROWS].append(theirs)
-        stats = benchmark.stats.stats
-        request.config.stash[_ROWS].append(
-            {**info, "median_s": stats.median, "iqr_s": stats.iqr, "rounds": rounds, "iterations": iterations}
-        )
+            times = {**median_and_iqr(found.others), "rounds": found.rounds, "iterations": 1}
+            benchmark.extra_info["beside"] = {**place, "row": beside.row, **beside.figures, **times}
+            rows.append(benchmark.extra_info["beside"])
+        times = {"median_s": stats.median, "iqr_s": stats.iqr, "rounds": found.rounds, "iterations": found.iterations}
+        rows.append({**info, **times})
+        return found.results
 
     return run
 

@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.bench_suites import SUITES
 from bench.report import compare, machine, memory
-from bench.suites import affine as coupling
-from bench.suites import dropin, masked, peers
-from bench.suites import model as models
-from bench.suites import rqs as problem
-from bench.suites import sample as sampling
+from bench.suites import affine, dropin, glue, masked, model, rqs, sample
+from bench.suites.dropin_models import MODELS
 from flowkernels import _native
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -31,16 +29,16 @@ pytestmark = pytest.mark.skipif(_native.C is None, reason=f"the benchmark times 
 # ---- closeness ----
 
 
-@pytest.mark.parametrize("op", problem.OPS)
-@pytest.mark.parametrize("name", list(peers.ROWS))
+@pytest.mark.parametrize("op", rqs.OPS)
+@pytest.mark.parametrize("name", list(rqs.ROWS))
 def test_rows_agree_with_the_truth(name: str, op: str) -> None:
-    row = peers.ROWS[name]
+    row = rqs.ROWS[name]
     if reason := row.missing():
         pytest.skip(reason)
-    inputs = problem.Inputs.make(64, 5, 8)
-    truth = problem.float64_truth(row.truth, inputs, op, chunk=24)  # in pieces, the last one short
+    inputs = rqs.Inputs.make(64, 5, 8)
+    truth = rqs.float64_truth(row.truth, inputs, op, chunk=24)  # in pieces, the last one short
     # The function itself, not compiled: compiling takes longer than all of this file.
-    assert 0 < problem.worst_error(name, problem.bind(row.spline, inputs, op)(), truth, 8) < 1e-4
+    assert 0 < rqs.worst_error(name, rqs.bind(row.of, inputs, op)(), truth, 8) < 1e-4
 
 
 def _with(outputs: tuple[torch.Tensor, ...], i: int, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -48,10 +46,10 @@ def _with(outputs: tuple[torch.Tensor, ...], i: int, value: torch.Tensor) -> tup
 
 
 def test_a_wrong_row_is_caught() -> None:
-    inputs = problem.Inputs.make(32, 5, 8)
-    truth = problem.float64_truth(peers.ROWS["flowkernels"].truth, inputs, problem.OPS[2])
+    inputs = rqs.Inputs.make(32, 5, 8)
+    truth = rqs.float64_truth(rqs.ROWS["flowkernels"].truth, inputs, rqs.OPS[2])
     right = tuple(t.float() for t in truth)
-    problem.worst_error("right", right, truth, 8)
+    rqs.worst_error("right", right, truth, 8)
     y, ladj, grad_x, grad_params = right
     one_element = y.clone()
     one_element[3, 2] += 0.01
@@ -67,52 +65,51 @@ def test_a_wrong_row_is_caught() -> None:
     }
     for quantity, outputs in wrong.items():
         with pytest.raises(AssertionError, match=f"wrong: {quantity} must be"):
-            problem.worst_error("wrong", outputs, truth, 8)
+            rqs.worst_error("wrong", outputs, truth, 8)
     for bad in (float("nan"), float("inf")):
         y = right[0].clone()
         y[0, 0] = bad
         with pytest.raises(AssertionError, match="y must be"):
-            problem.worst_error("wrong", _with(right, 0, y), truth, 8)
+            rqs.worst_error("wrong", _with(right, 0, y), truth, 8)
 
 
 def test_inputs_stay_off_the_knots() -> None:
     bins = 32
-    inputs = problem.Inputs.make(512, 16, bins)
+    inputs = rqs.Inputs.make(512, 16, bins)
     for parametrization in ("softmax", "soft_clip"):
-        spec = problem.spec_of(bins, parametrization)
+        spec = rqs.spec_of(bins, parametrization)
         logits = inputs.params[..., :bins].double()
-        knots, _ = problem.reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
-        assert (inputs.x[..., None] - knots).abs().min() > 0.4 * problem.KNOT_MARGIN
+        knots, _ = rqs.reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
+        assert (inputs.x[..., None] - knots).abs().min() > 0.4 * rqs.KNOT_MARGIN
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("row", dropin.ROWS)
-@pytest.mark.parametrize("name", dropin.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_models_of_the_libraries_agree_before_and_after(name: str, row: str) -> None:
-    pytest.importorskip(dropin.MODELS[name].library)
-    x, z = torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(0))
-    model, truth = dropin.build(name, row, 5, 16, 2), dropin.float64_truth(name, x, z, 16, 2)
-    for op in models.OPS:
-        assert models.worst_error(model, op, x, z, truth) < 1e-4
-        assert models.bind(model, op, x)().isfinite().all()
+    pytest.importorskip(MODELS[name].library)
+    inputs, built = model.Inputs.make(5, 24), dropin.build(name, row, 5, 16, 2)
+    for op in model.OPS:
+        assert model.worst_error(built, op, inputs, dropin.float64_truth(name, inputs, op, 16, 2)) < 1e-4
+        assert model.bind(built, op, inputs.x)().isfinite().all()
 
 
-@pytest.mark.parametrize("op", models.OPS)
-@pytest.mark.parametrize("name", [n for n in models.NAMES if "compiled" not in n])
+@pytest.mark.parametrize("op", model.OPS)
+@pytest.mark.parametrize("name", [n for n in model.ROWS if "compiled" not in n])
 def test_models_agree_with_the_truth(name: str, op: str) -> None:
     pytest.importorskip("nflows", reason="nflows is not installed")
-    x, z = torch.randn(2, 16, 6, generator=torch.Generator().manual_seed(0))
-    model, truth = models.build(name, 6), models.float64_truth(name, x, z)
-    assert 0 < models.worst_error(model, op, x, z, truth) < 1e-4
-    before = [p.clone() for p in model.module.parameters()]
-    assert models.bind(model, op, x)().isfinite().all()
-    moved = any(not torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+    inputs, built = model.Inputs.make(6, 16), model.build(name, 6)
+    truth = model.float64_truth(model.ROWS[name].truth, inputs, op)
+    assert 0 < model.worst_error(built, op, inputs, truth) < 1e-4
+    before = [p.clone() for p in built.module.parameters()]
+    assert model.bind(built, op, inputs.x)().isfinite().all()
+    moved = any(not torch.equal(a, b) for a, b in zip(before, built.module.parameters(), strict=True))
     assert moved == (op == "training step")
     with torch.no_grad():
-        for weight in model.module.parameters():
+        for weight in built.module.parameters():
             weight *= 1.01
     with pytest.raises(AssertionError, match="of the float64 truth"):
-        models.worst_error(model, op, x, z, truth)
+        model.worst_error(built, op, inputs, truth)
 
 
 @pytest.mark.parametrize("op", masked.OPS)
@@ -120,27 +117,28 @@ def test_models_agree_with_the_truth(name: str, op: str) -> None:
 def test_masked_layers_agree_with_the_truth(name: str, op: str) -> None:
     for size in ((16, 64, 70), (33, 70, 40)):  # from features, and from another layer's units
         inputs = masked.Inputs.make(*size)
-        truth, outputs = masked.float64_truth(inputs, op), masked.bind(name, inputs, op)()
+        truth, outputs = masked.float64_truth(None, inputs, op), masked.bind(masked.ROWS[name], inputs, op)()
         assert masked.worst_error(name, inputs, outputs, truth) < 1e-5
         for i in range(len(outputs)):
             with pytest.raises(AssertionError, match="of the float64 truth"):
                 masked.worst_error(name, inputs, _with(outputs, i, 1.01 * outputs[i]), truth)
 
 
-@pytest.mark.parametrize("op", coupling.OPS)
-@pytest.mark.parametrize("name", [n for n in coupling.ROWS if "compiled" not in n])
+@pytest.mark.parametrize("op", affine.OPS)
+@pytest.mark.parametrize("name", [n for n in affine.ROWS if "compiled" not in n])
 def test_couplings_agree_with_the_truth(name: str, op: str) -> None:
-    if reason := coupling.missing(name):
+    row = affine.ROWS[name]
+    if reason := row.missing():
         pytest.skip(reason)
     for shape in ((7, 6), (3, 4, 5, 2)):
-        inputs = coupling.Inputs.make(shape)
-        truth = coupling.float64_truth(name, inputs, op)
-        outputs = coupling.bind(coupling.ready(name, shape), inputs, op)()
-        assert len(outputs) == (4 if op == coupling.OPS[2] else 2)
-        assert coupling.worst_error(name, outputs, truth) < 1e-5
+        inputs = affine.Inputs.make(*shape)
+        truth = affine.float64_truth(row.truth, inputs, op)
+        outputs = affine.bind(row.of(shape[1]), inputs, op)()
+        assert len(outputs) == (4 if op == "forward + backward" else 2)
+        assert affine.worst_error(name, outputs, truth) < 1e-5
         for i in range(len(outputs)):
             with pytest.raises(AssertionError, match="of the float64 truth"):
-                coupling.worst_error(name, _with(outputs, i, 1.01 * outputs[i]), truth)
+                affine.worst_error(name, _with(outputs, i, 1.01 * outputs[i]), truth)
 
 
 def test_masked_layers_have_the_degrees_of_nflows() -> None:
@@ -151,24 +149,70 @@ def test_masked_layers_have_the_degrees_of_nflows() -> None:
         assert torch.equal(theirs.mask, ours.mask(theirs.mask))
 
 
-@pytest.mark.parametrize("kind", sampling.KINDS)
-@pytest.mark.parametrize("name", sampling.NAMES)
+@pytest.mark.parametrize("kind", sample.KINDS)
+@pytest.mark.parametrize("name", list(sample.ROWS))
 def test_samplers_agree_with_the_truth(name: str, kind: str) -> None:
-    pytest.importorskip(name.split()[0] if "flowkernels" not in name else "nflows")
-    sampler = sampling.build(name, kind, 5, 16)
-    z = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
-    assert sampling.worst_error(name, sampler, z) < 1e-5
-    assert sampling.bind(name, sampler, z)().isfinite().all()
+    row = sample.ROWS[name]
+    if reason := row.missing():
+        pytest.skip(reason)
+    inputs = sample.Inputs.make(kind, 5, 16, 9)
+    sampler, exact = sample.build(name, *inputs.net), sample.exact_latent(row.truth, *inputs.net)
+    assert sample.worst_error(name, sampler, inputs.z, exact) < 1e-5
+    assert sample.bind(name, sampler, inputs.z)().isfinite().all()
     data, latent = sampler.data, sampler.latent
     wrong = sampler._replace(data=lambda z: 1.01 * data(z), latent=lambda x: (latent(x)[0], 1.01 * latent(x)[1]))
     with pytest.raises(AssertionError, match="of the float64 truth"):
-        sampling.worst_error(name, wrong, z)
+        sample.worst_error(name, wrong, inputs.z, exact)
 
 
 def test_rows_of_minutes_are_skipped() -> None:
-    assert sampling.too_slow("nflows eager", "spline", 784, 1024, 1024)
-    assert sampling.too_slow("nflows eager", "affine", 784, 1024, 64) is None
-    assert sampling.too_slow(sampling.DENSITY, "spline", 784, 1024, 1024) is None
+    nflows, density = sample.ROWS["nflows eager"], sample.ROWS[sample.DENSITY]
+    assert sample.too_slow(nflows, "spline", 784, 1024, 1024)
+    assert sample.too_slow(nflows, "affine", 784, 1024, 64) is None
+    assert sample.too_slow(density, "spline", 784, 1024, 1024) is None
+
+
+@pytest.mark.parametrize("name", glue.CALLS)
+def test_glue_calls_no_kernel_and_mends_what_it_replaced(name: str) -> None:
+    pytest.importorskip("nflows", reason="nflows is not installed")
+    entries = {entry: getattr(_native.C, entry) for entry in dir(_native.C) if entry.endswith("_fwd")}
+    with glue.alone():
+        assert torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+        ours, theirs = glue.CALLS[name](2)
+        right = ours()
+        assert glue.worst_error(right, theirs()) < 1e-4
+        with pytest.raises(AssertionError):
+            glue.worst_error(_with(right, 0, 1.01 * right[0]), theirs())
+        with glue.without_kernels(ours):
+            assert not any(getattr(_native.C, entry) is kernel for entry, kernel in entries.items())
+        with pytest.raises(AssertionError, match="one entry must be called"), glue.without_kernels(theirs):
+            pass
+        assert all(getattr(_native.C, entry) is kernel for entry, kernel in entries.items())
+        assert all(torch.equal(a, b) for a, b in zip(ours(), right, strict=True))
+
+
+# ---- the suites ----
+
+
+def test_every_row_has_a_name_of_its_own_and_a_truth() -> None:
+    names = [suite.id(*point) for suite in SUITES for point in suite.points]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"\w+", name) for name in names)
+    places = {(suite.title, suite.label(*point.size), *point[1:]) for suite in SUITES for point in suite.points}
+    assert len(places) == len(names)
+    assert all(point.row in suite.rows for suite in SUITES for point in suite.points)
+
+
+def test_published_results_are_rows_of_the_suites() -> None:
+    """So that a run can be compared with them."""
+    known = {
+        (suite.title, suite.label(*point.size), point.op, row)
+        for suite in SUITES
+        for point in suite.points
+        for row in (point.row, suite.beside)
+    }
+    for path in (BENCH / "results").glob("*/results.json"):
+        published = {(r["suite"], r["case"], r["op"], r["row"]) for r in compare.load(path).rows}
+        assert published and not published - known
 
 
 # ---- bytes ----
@@ -185,8 +229,8 @@ def test_saved_bytes_are_exact() -> None:
 
 
 def test_our_spline_saves_its_inputs_only() -> None:
-    inputs = problem.Inputs.make(64, 5, 8)
-    forward, _ = problem.bind_graph(peers.ROWS["flowkernels"].spline, inputs)
+    inputs = rqs.Inputs.make(64, 5, 8)
+    forward, _ = rqs.bind_graph(rqs.ROWS["flowkernels"].of, inputs)
     assert memory.saved_bytes(forward) == inputs.x.nbytes + inputs.params.nbytes
 
 
@@ -198,7 +242,7 @@ def test_peak_bytes_are_exact() -> None:
 
 
 def test_least_bytes() -> None:
-    inputs = problem.Inputs.make(10, 3, 8)
+    inputs = rqs.Inputs.make(10, 3, 8)
     forward = 4 * (30 + 30 * 23 + 30 + 10)
     assert inputs.least_bytes("forward") == inputs.least_bytes("inverse") == forward
     assert inputs.least_bytes("forward + backward") == 2 * forward + 4 * (30 + 30 * 23)
@@ -275,7 +319,7 @@ def test_bandwidth_counts_what_is_read_and_written(monkeypatch: pytest.MonkeyPat
 
 def test_the_command_runs(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
-    selected = "(64x8 or 512x6_K8_forward_backward) and flowkernels or zuko_Real_NVP_D21_B512_log_prob"
+    selected = "(64x8 or 512x6_K8_forward_backward) and flowkernels or zuko_Real_NVP_D21_batch_512_log_prob"
     command = [sys.executable, "-m", "pytest", str(BENCH), "--quick", "--threads=1", "-k", selected]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}  # under which nothing is timed
     done = subprocess.run([*command, f"--benchmark-json={out}"], capture_output=True, text=True, timeout=120, env=env)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.gpu import timing as gpu_timing
 from bench.gpu.timing import Call, Rows
-from bench.suites import peers
+from bench.suites import rqs
 from flowkernels import ops
 
 FEATURES, BINS = 64, 8
@@ -61,8 +61,8 @@ def _splines() -> dict[str, Map]:
     def bound(spline: Callable[..., tuple[Tensor, Tensor]]) -> Map:
         return lambda x, params, inverse=False: spline(x, params, BINS, inverse)
 
-    rows = {name: peers.ROWS[f"{name} eager"] for name in ("nflows", "zuko")}
-    return {name: bound(row.spline) for name, row in rows.items() if row.missing() is None}
+    rows = {name: rqs.ROWS[f"{name} eager"] for name in ("nflows", "zuko")}
+    return {name: bound(row.of) for name, row in rows.items() if row.missing() is None}
 
 
 def _affine_maps() -> dict[str, Map]:

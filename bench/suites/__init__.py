@@ -1,0 +1,1 @@
+"""One file per suite: a `Suite`, or several."""

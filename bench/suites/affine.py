@@ -1,4 +1,4 @@
-"""An affine coupling layer without its network: the rows, the truth, and how far a row may be from it.
+"""An affine coupling layer without its network.
 
 What a library's layer does apart from the conditioner: it splits x, makes scale and shift of the parameters, maps, sums
 the log-determinant and puts the halves together. The parameters stand where the network's output would, so that
@@ -7,18 +7,19 @@ gradients reach them.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench.suites import peers
+from bench import calls
+from bench.closeness import Distance, assert_close
+from bench.suite import BACKWARD, FORWARD, INVERSE, Ready, Row, Suite, Tensors, named, points
 from flowkernels import ops
 
-OPS = ("forward", "inverse", "forward + backward")
-Tensors = tuple[Tensor, ...]
+OPS = (FORWARD, INVERSE, BACKWARD)
+SHAPES = ((4096, 64), (64, 12, 16, 16), (64, 48, 32, 32))
 Layer = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
 
@@ -31,7 +32,7 @@ class Inputs(NamedTuple):
     grad_ladj: Tensor
 
     @classmethod
-    def make(cls, shape: tuple[int, ...]) -> Inputs:
+    def make(cls, *shape: int) -> Inputs:
         draw = torch.Generator().manual_seed(0)
         shapes = (shape, shape, shape, shape[:1])
         return cls(*(torch.randn(s, generator=draw) for s in shapes))
@@ -41,7 +42,10 @@ class Inputs(NamedTuple):
         x, params, ladj = self.x.nbytes, self.params.nbytes, self.grad_ladj.nbytes
         forward = x + params + x + ladj
         backward = (x // 2 + params + x + ladj) + (x + params)
-        return forward + backward if op == OPS[2] else forward
+        return forward + backward if op == BACKWARD else forward
+
+
+# ---- the rows: channels → layer ----
 
 
 class _Given(nn.Module):
@@ -53,12 +57,7 @@ class _Given(nn.Module):
         return self.params
 
 
-def _nflows(channels: int, image: bool) -> Layer:
-    from nflows.transforms import AffineCouplingTransform
-
-    given = _Given()
-    layer: Any = AffineCouplingTransform([0] * (channels // 2) + [1] * (channels // 2), lambda a, b: given)
-
+def _fed(layer: Any, given: _Given) -> Layer:
     def run(x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         given.params = params
         return layer.inverse(x) if inverse else layer(x)
@@ -66,22 +65,24 @@ def _nflows(channels: int, image: bool) -> Layer:
     return run
 
 
-def _normflows(channels: int, image: bool) -> Layer:
+def _nflows(channels: int) -> Layer:
+    from nflows.transforms import AffineCouplingTransform
+
+    given = _Given()
+    mask = [0] * (channels // 2) + [1] * (channels // 2)
+    return _fed(AffineCouplingTransform(mask, lambda a, b: given), given)
+
+
+def _normflows(channels: int) -> Layer:
     """Its parameters alternate, shift and scale logit, which costs it nothing to be told; no floor under its scale."""
     from normflows.flows import AffineCouplingBlock
 
     given = _Given()
-    layer: Any = AffineCouplingBlock(given, scale_map="sigmoid_inv")
-
-    def run(x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        given.params = params
-        return layer.inverse(x) if inverse else layer(x)
-
-    return run
+    return _fed(AffineCouplingBlock(given, scale_map="sigmoid_inv"), given)
 
 
-def _ours(floor: float, alternating: bool, backend: str) -> Callable[[int, bool], Layer]:
-    def layer(channels: int, image: bool) -> Layer:
+def _ours(floor: float, alternating: bool, backend: str) -> Callable[[int], Layer]:
+    def layer(channels: int) -> Layer:
         sizes, dim = ((-1, 2), 2) if alternating else ((2, -1), 1)
 
         def run(x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -95,71 +96,60 @@ def _ours(floor: float, alternating: bool, backend: str) -> Callable[[int, bool]
     return layer
 
 
-class Row(NamedTuple):
-    make: Callable[[int, bool], Layer]
-    truth: Callable[[int, bool], Layer]
-    package: str | None = None
-
-
 _LIKE_NFLOWS, _LIKE_NORMFLOWS = _ours(1e-3, False, "reference"), _ours(0.0, True, "reference")
-ROWS = {
-    "nflows eager": Row(_nflows, _LIKE_NFLOWS, "nflows"),
-    "nflows compiled": Row(_nflows, _LIKE_NFLOWS, "nflows"),
-    "normflows eager": Row(_normflows, _LIKE_NORMFLOWS, "normflows"),
-    "normflows compiled": Row(_normflows, _LIKE_NORMFLOWS, "normflows"),
-    "plain torch compiled": Row(_LIKE_NFLOWS, _LIKE_NFLOWS),
-    "flowkernels": Row(_ours(1e-3, False, "cpu"), _LIKE_NFLOWS),
-    "flowkernels as normflows": Row(_ours(0.0, True, "cpu"), _LIKE_NORMFLOWS),
-}
+ROWS = named(
+    Row("nflows eager", _nflows, "nflows", _LIKE_NFLOWS),
+    Row("nflows compiled", _nflows, "nflows", _LIKE_NFLOWS),
+    Row("normflows eager", _normflows, "normflows", _LIKE_NORMFLOWS),
+    Row("normflows compiled", _normflows, "normflows", _LIKE_NORMFLOWS),
+    Row("plain torch compiled", _LIKE_NFLOWS, None, _LIKE_NFLOWS),
+    Row("flowkernels", _ours(1e-3, False, "cpu"), None, _LIKE_NFLOWS),
+    Row("flowkernels as normflows", _ours(0.0, True, "cpu"), None, _LIKE_NORMFLOWS),
+)
 
 
-def missing(name: str) -> str | None:
-    package = ROWS[name].package
-    return None if package is None or importlib.util.find_spec(package) else f"{package} is not installed"
+# ---- a row on its inputs ----
 
 
 def bind(layer: Layer, inputs: Inputs, op: str) -> Callable[[], Tensors]:
     """The call to time: → (y, ladj), and for forward + backward the gradients of x and of the parameters too."""
-    if op != OPS[2]:
-
-        def values() -> Tensors:
-            with torch.no_grad():
-                return layer(inputs.x, inputs.params, op == OPS[1])
-
-        return values
+    if op != BACKWARD:
+        return calls.without_graph(lambda: layer(inputs.x, inputs.params, op == INVERSE))
     leaves = tuple(t.detach().requires_grad_() for t in inputs[:2])
-
-    def forward_backward() -> Tensors:
-        y, ladj = layer(*leaves, False)
-        return y.detach(), ladj.detach(), *torch.autograd.grad((y, ladj), leaves, (inputs.grad_y, inputs.grad_ladj))
-
-    return forward_backward
+    return calls.forward_backward(lambda: layer(*leaves, False), leaves, inputs[2:])
 
 
-def ready(name: str, shape: tuple[int, ...]) -> Layer:
-    layer = ROWS[name].make(shape[1], len(shape) == 4)
-    return peers.fresh_compile(layer) if name.endswith("compiled") else layer
+def ready(row: Row, inputs: Inputs, op: str) -> Ready:
+    layer = row.of(inputs.x.shape[1])
+    call = bind(calls.fresh_compile(layer) if row.compiled else layer, inputs, op)
+    return Ready(
+        call, lambda truth: worst_error(row.name, call(), truth), backward=call if op == BACKWARD else None
+    )  # fmt: skip
 
 
-def float64_truth(name: str, inputs: Inputs, op: str) -> Tensors:
+def float64_truth(make: Callable[[int], Layer], inputs: Inputs, op: str) -> Tensors:
     wide = Inputs(*(t.double() for t in inputs))
-    return bind(ROWS[name].truth(inputs.x.shape[1], inputs.x.dim() == 4), wide, op)()
+    return bind(make(inputs.x.shape[1]), wide, op)()
 
 
-BOUND = 1e-5  # of the largest value of each quantity
+BOUND = Distance(largest=1e-5)
 
 
 def worst_error(name: str, outputs: Tensors, truth: Tensors) -> float:
-    """Asserts that the outputs are finite and within `BOUND` of the truth; → the largest relative error.
+    """Asserts that the outputs are close to the truth; → the largest relative error."""
+    quantities = ("y", "ladj", "grad x", "grad params")[: len(truth)]
+    found = zip(quantities, outputs, truth, strict=True)
+    return max(assert_close(name, *each, BOUND).largest for each in found)
 
-    Raises:
-        AssertionError: the row is wrong, so its time means nothing.
-    """
-    worst = 0.0
-    for quantity, value, target in zip(("y", "ladj", "grad x", "grad params"), outputs, truth, strict=False):
-        assert value.shape == target.shape, f"{name}: {quantity} must be {list(target.shape)}, got {list(value.shape)}"
-        error = ((value.double() - target).abs().max() / target.abs().max()).item()
-        if not error <= BOUND:  # a NaN is not
-            raise AssertionError(f"{name}: {quantity} must be within {BOUND:.0e} of the float64 truth, got {error:.1e}")
-        worst = max(worst, error)
-    return worst
+
+SUITE = Suite(
+    title="affine coupling",
+    points=points(SHAPES, OPS, ROWS),
+    label=lambda *shape: "x".join(map(str, shape)),
+    smaller=lambda rows, *rest: (max(1, rows // 32), *rest),
+    inputs=Inputs.make,
+    rows=ROWS,
+    ready=ready,
+    truth=float64_truth,
+    bytes=Inputs.least_bytes,
+)

@@ -13,15 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.suites import peers
+from bench import calls
+from bench.closeness import Distance, assert_close
+from bench.suite import FORWARD, SAMPLE, STEP, Ready, Row, Suite, Tensors, named, points
 from flowkernels import use_backend
 from flowkernels.transforms import ActNorm, Affine, Composite, ImageCoupling, LUConv1x1
 
 HIDDEN = 128
-OPS = ("forward", "sample", "training step")
-NAMES = ("nflows eager", "nflows compiled", "normflows eager", "normflows compiled", "flowkernels")
+OPS = (FORWARD, SAMPLE, STEP)
+SHAPES = ((64, 3, 32, 32), (64, 12, 16, 16))
 FLOOR = "conditioner alone"
 Values = tuple[Tensor, Tensor]
+
+
+# ---- the rows ----
 
 
 class Step(NamedTuple):
@@ -122,9 +127,26 @@ def _normflows(channels: int) -> Step:
     return Step(layers, lambda x: run(layers, "inverse", x), lambda z: run(layers[::-1], "forward", z))
 
 
+def _conditioner_alone(channels: int) -> nn.Module:
+    """What no forward pass can go below: the convolutions, which are torch's in every row."""
+    torch.manual_seed(0)
+    kept = _n_identity(channels)
+    return Conditioner(kept, 2 * (channels - kept))
+
+
+ROWS = named(
+    Row("nflows eager", _nflows, "nflows", "nflows eager"),
+    Row("nflows compiled", _nflows, "nflows", "nflows eager"),
+    Row("normflows eager", _normflows, "normflows", "normflows eager"),
+    Row("normflows compiled", _normflows, "normflows", "normflows eager"),
+    Row("flowkernels", _ours, "nflows", "nflows eager"),
+    Row(FLOOR, _conditioner_alone),
+)
+
+
 def build(name: str, channels: int, x: Tensor, *, double: bool = False) -> Step:
     """The step of a row, its actnorm set by x. ``double``: the same weights in float64, on plain PyTorch."""
-    make = {"nflows": _nflows, "normflows": _normflows, "flowkernels": _ours}[name.split()[0]]
+    make = ROWS[name].of
     step = make(channels)
     if name == "flowkernels":
         step = _with_weights_of_nflows(step, channels, x)
@@ -137,8 +159,11 @@ def build(name: str, channels: int, x: Tensor, *, double: bool = False) -> Step:
         step.module.double()
     step.module.eval()  # actnorm is set; nothing else has modes
     if name.endswith("compiled"):
-        return step._replace(latent=peers.fresh_compile(step.latent), data=peers.fresh_compile(step.data))
+        return step._replace(latent=calls.fresh_compile(step.latent), data=calls.fresh_compile(step.data))
     return step
+
+
+# ---- a row on its inputs ----
 
 
 def loss(step: Step, x: Tensor) -> Tensor:
@@ -154,63 +179,57 @@ def gradients(step: Step, x: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in grads])
 
 
-def values(step: Step, op: str, x: Tensor) -> tuple[Tensor, ...]:
-    if op == OPS[2]:
+def values(step: Step, op: str, x: Tensor) -> Tensors:
+    if op == STEP:
         return (gradients(step, x),)
     with torch.no_grad():
-        return step.latent(x) if op == OPS[0] else step.data(x)
+        return step.latent(x) if op == FORWARD else step.data(x)
 
 
-def float64_truth(name: str, op: str, x: Tensor) -> tuple[Tensor, ...]:
-    truth = "normflows eager" if name.startswith("normflows") else "nflows eager"
+def float64_truth(name: str, x: Tensor, op: str) -> Tensors:
     with use_backend("reference"):
-        return values(build(truth, x.shape[1], x, double=True), op, x.double())
+        return values(build(name, x.shape[1], x, double=True), op, x.double())
 
 
-BOUND = 1e-4  # of the largest value; of a gradient's 2-norm, as one small channel may decide its largest error
+def worst_error(name: str, op: str, found: Tensors, truth: Tensors) -> float:
+    """Asserts that every quantity is close to the truth; → the largest relative error.
 
-
-def worst_error(name: str, op: str, found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
-    """Asserts that every quantity is finite and within `BOUND` of the truth; → the largest relative error.
-
-    Raises:
-        AssertionError: the row is wrong, so its time means nothing.
+    Of a gradient the 2-norm counts, as one small channel may decide its largest error.
     """
-    worst = 0.0
-    for value, target in zip(found, truth, strict=True):
-        order = 2 if op == OPS[2] else float("inf")
-        error = ((value.double() - target).flatten().norm(order) / target.flatten().norm(order)).item()
-        if not error <= BOUND:  # a NaN is not
-            raise AssertionError(f"{name}: must be within {BOUND:.0e} of the float64 truth, got {error:.1e}")
-        worst = max(worst, error)
-    return worst
+    bound = Distance(norm=1e-4) if op == STEP else Distance(largest=1e-4)
+    pairs = zip(found, truth, strict=True)
+    errors = [assert_close(name, "result", *pair, bound) for pair in pairs]
+    return max(error.norm if op == STEP else error.largest for error in errors)
 
 
 def bind(step: Step, op: str, x: Tensor) -> Callable[[], Tensor]:
-    """The call to time. A training step is zero_grad, loss, backward and a step of Adam."""
-    if op != OPS[2]:
-        return lambda: values(step, op, x)[0]
-    optimizer = torch.optim.Adam(step.module.parameters(), lr=1e-5)
-
-    def training_step() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(step, x)
-        value.backward()
-        optimizer.step()
-        return value.detach()
-
-    return training_step
+    """The call to time."""
+    if op == STEP:
+        return calls.training_step(step.module, lambda: loss(step, x), lr=1e-5)
+    return lambda: values(step, op, x)[0]
 
 
-def conditioner_alone(channels: int, x: Tensor) -> Callable[[], Tensor]:
-    """What no forward pass can go below: the convolutions, which are torch's in every row."""
-    torch.manual_seed(0)
-    kept = _n_identity(channels)
-    net = Conditioner(kept, 2 * (channels - kept))
-    half = x[:, :kept].contiguous()
+def ready(row: Row, x: Tensor, op: str) -> Ready:
+    if row.name == FLOOR:
+        net, half = row.of(x.shape[1]), x[:, : _n_identity(x.shape[1])].contiguous()
+        return Ready(calls.without_graph(lambda: net(half)))
+    step = build(row.name, x.shape[1], x)
+    call = bind(step, op, x)
+    checked = Ready(call, lambda truth: worst_error(row.name, op, values(step, op, x), truth))
+    if op != STEP:
+        return checked
+    return checked._replace(
+        forward=lambda: loss(step, x), backward=call, weights=tuple(step.module.parameters())
+    )  # fmt: skip
 
-    def run() -> Tensor:
-        with torch.no_grad():
-            return net(half)
 
-    return run
+SUITE = Suite(
+    title="Glow step",
+    points=[*points(SHAPES, OPS, [name for name in ROWS if name != FLOOR]), *points(SHAPES, (FORWARD,), (FLOOR,))],
+    label=lambda *shape: "x".join(map(str, shape)),
+    smaller=lambda batch, *rest: (max(2, batch // 32), *rest),
+    inputs=lambda *shape: torch.randn(shape, generator=torch.Generator().manual_seed(0)),
+    rows=ROWS,
+    ready=ready,
+    truth=float64_truth,
+)

@@ -1,19 +1,28 @@
-"""Layers whose Python is timed: each as (our call, nflows' call) of the same numbers."""
+"""Time of the Python around a kernel: a warm layer whose compiled entry does nothing, beside nflows' own layer.
+
+A round is 10 calls, for caches are as warm then as in a loop of small batches: 660 µs are 66 µs per layer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from flowkernels import compat, nets, ops, transforms
+from bench.closeness import distance
+from bench.suite import Ready, Row, Suite, Tensors, named, points
+from flowkernels import _native, compat, nets, ops, transforms
 
 D, HIDDEN, BINS, TAIL_BOUND = 6, 64, 8, 3.0
 CALLS_IN_A_ROW = 10
-Pair = tuple[Callable[[], Any], Callable[[], Any]]
+OP = f"{CALLS_IN_A_ROW} calls, forward, no grad, 1 thread"
+Pair = tuple[Callable[[], Any], Callable[[], Any]]  # our call, nflows' call, of the same numbers
 
 
 def _x(batch: int) -> Tensor:
@@ -80,6 +89,8 @@ CALLS: dict[str, Callable[[int], Pair]] = {
     "nflows affine MADE": _made,
     "ops.rqs": _rqs,
 }
+THEIRS, OURS, GLUE = "nflows eager", "flowkernels", "glue"  # the last with an entry that does nothing
+ROWS = named(*(Row(name, name, "nflows") for name in (THEIRS, OURS, GLUE)))
 
 
 def in_a_row(call: Callable[[], Any]) -> Callable[[], None]:
@@ -90,7 +101,57 @@ def in_a_row(call: Callable[[], Any]) -> Callable[[], None]:
     return calls
 
 
-def assert_close(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
-    """Float32, two ways of rounding; before anything is timed."""
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+@contextlib.contextmanager
+def without_kernels(ours: Callable[[], Any]) -> Iterator[None]:
+    """While compiled entries do nothing: the caller has allocated what an entry fills."""
+    called = 0
+
+    def nothing(*_: Any) -> None:
+        nonlocal called
+        called += 1
+
+    entries = [name for name in dir(_native.C) if name.endswith("_fwd")]
+    with mock.patch.multiple(_native.C, **dict.fromkeys(entries, nothing)):
+        ours()
+        assert called == 1, f"one entry must be called, not a kernel past it; got {called} calls of {entries}"
+        yield
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One thread and no graph."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def ready(row: Row, inputs: Pair, op: str) -> Ready:
+    ours, theirs = inputs
+    if row.name == THEIRS:
+        return Ready(in_a_row(theirs))
+    as_it_is = Ready(in_a_row(ours), lambda truth: worst_error(ours(), truth))
+    return as_it_is if row.name == OURS else as_it_is._replace(during=functools.partial(without_kernels, ours))
+
+
+def worst_error(ours: Tensors, theirs: Tensors) -> float:
+    """Asserts that two ways of rounding in float32 agree; → the largest relative difference."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    return max(distance(a, b).largest for a, b in zip(ours, theirs, strict=True))
+
+
+SUITE = Suite(
+    title="glue",
+    points=points([(name, batch) for name in CALLS for batch in (1, 64)], (OP,), (GLUE, OURS)),
+    label=lambda name, batch: f"{name}, {batch} rows",
+    smaller=lambda *size: size,
+    inputs=lambda name, batch: CALLS[name](batch),
+    rows=ROWS,
+    ready=ready,
+    truth=lambda _, inputs, op: inputs[1](),
+    beside=THEIRS,
+    around=alone,
+)

@@ -1,28 +1,22 @@
-"""LU 1×1 convolutions and actnorm of the peers and ours: rows, their truth, how far a row may be from it."""
+"""LU 1×1 convolutions and actnorm on images, against the layers of nflows and normflows."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench.suites import peers
+from bench import calls
+from bench.closeness import Distance, assert_close
+from bench.suite import BACKWARD, FORWARD, INVERSE, Ready, Row, Suite, Tensors, named, points
 from flowkernels import transforms
 
-OPS = ("forward", "forward + backward", "inverse")
-SUITES = ("LU 1x1 convolution", "actnorm")
-ROWS = ("nflows eager", "normflows eager", "nflows compiled", "normflows compiled", "flowkernels")
-Tensors = tuple[Tensor, ...]
-
-
-def missing(row: str) -> str | None:
-    """Why the row cannot run, or None."""
-    package = row.split()[0]
-    return None if importlib.util.find_spec(package) else f"{package} is not installed"
+OPS = (FORWARD, BACKWARD, INVERSE)
+SIZES = [(64, channels, 16) for channels in (12, 48, 96)]  # batch, channels, pixels of a side
 
 
 class Layer(NamedTuple):
@@ -33,11 +27,9 @@ class Layer(NamedTuple):
     inverse: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def build(suite: str, row: str, channels: int, dtype: torch.dtype = torch.float32) -> Layer:
-    """The row's layer away from its start. Equal seeds: the float64 one has the same parameters."""
+def build(lu: bool, package: str, channels: int, dtype: torch.dtype = torch.float32) -> Layer:
+    """The layer of a library away from its start. Equal seeds: the float64 one has the same parameters."""
     torch.manual_seed(0)
-    package = row.split()[0]
-    lu = suite == SUITES[0]
     if package == "nflows":
         from nflows.transforms import ActNorm
         from nflows.transforms.conv import OneByOneConvolution
@@ -76,50 +68,66 @@ class Inputs(NamedTuple):
 
     def least_bytes(self, op: str) -> int:
         """x in and y out; for forward + backward also x and the gradient of y in, that of x out."""
-        return self.x.nbytes * (5 if op == OPS[1] else 2)
+        return self.x.nbytes * (5 if op == BACKWARD else 2)
 
 
 def bind(layer: Layer, inputs: Inputs, op: str, compiled: bool = False) -> Callable[[], Tensors]:
     """The call to time: → (y, ladj), and for forward + backward the gradients of x and all parameters behind them."""
-    f = layer.inverse if op == OPS[2] else layer.product
-    f = peers.fresh_compile(f) if compiled else f
-    rows = inputs.x.shape[0]
-    if op != OPS[1]:
+    f = layer.inverse if op == INVERSE else layer.product
+    f = calls.fresh_compile(f) if compiled else f
+    x = inputs.x.detach().requires_grad_(op == BACKWARD)
 
-        def values() -> Tensors:
-            with torch.no_grad():
-                y, ladj = f(inputs.x)
-            return y, ladj.expand(rows)  # normflows gives one number
-
-        return values
-    x = inputs.x.detach().requires_grad_()
-    leaves = [x, *layer.module.parameters()]
-
-    def step() -> Tensors:
+    def both() -> Tensors:
         y, ladj = f(x)
-        outputs, given = [y, ladj.expand(rows)], [inputs.grad_y, inputs.grad_ladj]
-        grads = torch.autograd.grad(outputs, leaves, given, allow_unused=True)
-        return y.detach(), outputs[1].detach(), *(g for g in grads if g is not None)
+        return y, ladj.expand(x.shape[0])  # normflows gives one number
 
-    return step
-
-
-def float64_truth(suite: str, row: str, inputs: Inputs, op: str) -> Tensors:
-    """The row's own layer in float64."""
-    return bind(build(suite, row, inputs.x.shape[1], torch.float64), Inputs(*(t.double() for t in inputs)), op)()
+    if op != BACKWARD:
+        return calls.without_graph(both)
+    return calls.forward_backward(both, [x, *layer.module.parameters()], inputs[1:])
 
 
-# Of the quantity's 2-norm. Matrices are near rotations, so that an inverse loses no more than a product.
-BOUND = 2e-5
+def ready(lu: bool, row: Row, inputs: Inputs, op: str) -> Ready:
+    call = bind(build(lu, row.of, inputs.x.shape[1]), inputs, op, row.compiled)
+    return Ready(
+        call, lambda truth: worst_error(row.name, call(), truth), backward=call if op == BACKWARD else None
+    )  # fmt: skip
+
+
+def float64_truth(lu: bool, package: str, inputs: Inputs, op: str) -> Tensors:
+    """The library's own layer in float64."""
+    wide = Inputs(*(t.double() for t in inputs))
+    return bind(build(lu, package, inputs.x.shape[1], torch.float64), wide, op)()
+
+
+BOUND = Distance(norm=2e-5)  # matrices are near rotations, so that an inverse loses no more than a product
 
 
 def worst_error(row: str, outputs: Tensors, truth: Tensors) -> float:
-    """Asserts that every output is within `BOUND` of the truth; → the relative error of y."""
-    assert len(outputs) == len(truth)
-    errors = []
-    for i, (value, target) in enumerate(zip(outputs, truth, strict=True)):
-        error = ((value.double() - target).norm() / target.norm().clamp_min(1e-30)).item()
-        if not error <= BOUND:  # a NaN is not
-            raise AssertionError(f"{row}: result {i} must be within {BOUND:.0e} of the float64 truth, got {error:.1e}")
-        errors.append(error)
-    return errors[0]
+    """Asserts that the outputs are close to the truth; → the relative error of y."""
+    y, *_ = [
+        assert_close(row, f"result {i}", *pair, BOUND).norm for i, pair in enumerate(zip(outputs, truth, strict=True))
+    ]
+    return y
+
+
+ROWS = named(
+    *(Row(f"{p} {how}", p, p, p) for how in ("eager", "compiled") for p in ("nflows", "normflows")),
+    Row("flowkernels", "flowkernels", None, "flowkernels"),
+)
+
+
+def _suite(title: str, lu: bool) -> Suite[Inputs, Tensors]:
+    return Suite(
+        title=title,
+        points=points(SIZES, OPS, ROWS),
+        label=lambda batch, channels, side: f"{batch}x{channels}x{side}x{side}",
+        smaller=lambda batch, channels, side: (2, channels, side),
+        inputs=Inputs.make,
+        rows=ROWS,
+        ready=functools.partial(ready, lu),
+        truth=functools.partial(float64_truth, lu),
+        bytes=Inputs.least_bytes,
+    )
+
+
+SUITES = (_suite("LU 1x1 convolution", True), _suite("actnorm", False))

@@ -1,4 +1,4 @@
-"""The masked layer that every row computes, relu(x (W∘M)ᵀ + b): its rows, its truth, how far a row may be from it."""
+"""One masked layer, relu(x (W∘M)ᵀ + b), against a product with masked weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.suites import peers
+from bench import calls
+from bench.closeness import Distance, assert_close
+from bench.suite import BACKWARD, FORWARD, Ready, Row, Suite, Tensors, named, points
 from flowkernels import ops
 from flowkernels.ops.net import LayerPlan, layer_plan
 
 FEATURES = 64  # D, from which nflows' degrees follow
-OPS = ("forward", "forward + backward")
-Tensors = tuple[Tensor, ...]
+OPS = (FORWARD, BACKWARD)
+WIDTHS = ((256, 256), (512, 512), (1024, 1024), (64, 512), (512, 128))
+BATCHES = (512, 4096)
 
 
 def plan_of(n_in: int, n_out: int) -> LayerPlan:
@@ -41,6 +44,8 @@ class Inputs(NamedTuple):
         return cls(x, weight / n_in**0.5, bias, grad, plan_of(n_in, n_out))
 
 
+# ---- the rows: plan, mask → layer ----
+
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -59,58 +64,61 @@ def _ours(plan: LayerPlan, mask: Tensor) -> Layer:
 
 
 DENSE = "dense product"
-ROWS = {"nflows eager": _nflows, "nflows compiled": _nflows, DENSE: _dense, "flowkernels": _ours}
+ROWS = named(
+    Row("nflows eager", _nflows), Row("nflows compiled", _nflows), Row(DENSE, _dense), Row("flowkernels", _ours)
+)
 
 
-def bind(name: str, inputs: Inputs, op: str) -> Callable[[], Tensors]:
+# ---- a row on its inputs ----
+
+
+def bind(row: Row, inputs: Inputs, op: str) -> Callable[[], Tensors]:
     """The call to time: → (y,), and for forward + backward the gradients of x, weight and bias behind it."""
     x, weight, bias, grad, plan = inputs
     mask = plan.mask(weight)
-    layer = ROWS[name](plan, mask)
-    if name.endswith("compiled"):
-        layer = peers.fresh_compile(layer)
-    if name == DENSE:  # masked before the clock starts
+    layer = row.of(plan, mask)
+    layer = calls.fresh_compile(layer) if row.compiled else layer
+    if row.name == DENSE:  # masked before the clock starts
         weight = weight * mask
-    if op == OPS[0]:
-
-        def forward() -> Tensors:
-            with torch.no_grad():
-                return (layer(x, weight, bias),)
-
-        return forward
+    if op == FORWARD:
+        return calls.without_graph(lambda: (layer(x, weight, bias),))
     leaves = tuple(t.detach().requires_grad_() for t in (x, weight, bias))
-
-    def forward_backward() -> Tensors:
-        y = layer(*leaves)
-        return y.detach(), *torch.autograd.grad(y, leaves, grad)
-
-    return forward_backward
+    return calls.forward_backward(lambda: (layer(*leaves),), leaves, (grad,))
 
 
-def float64_truth(inputs: Inputs, op: str) -> Tensors:
+def ready(row: Row, inputs: Inputs, op: str) -> Ready:
+    call = bind(row, inputs, op)
+    return Ready(
+        call, lambda truth: worst_error(row.name, inputs, call(), truth), backward=call if op == BACKWARD else None
+    )  # fmt: skip
+
+
+def float64_truth(_: object, inputs: Inputs, op: str) -> Tensors:
     wide = (t.double() for t in inputs[:4])
-    return bind("nflows eager", Inputs(*wide, plan=inputs.plan), op)()
+    return bind(ROWS["nflows eager"], Inputs(*wide, plan=inputs.plan), op)()
 
 
-# Of the quantity's 2-norm: an argument of relu within rounding of 0 has two right slopes, so that a single gradient
-# says nothing. Of the output also the largest error, as a fraction of its largest value.
-BOUNDS = {"value": 1e-5, "gradient": 2e-3}
+# An argument of relu within rounding of 0 has two right slopes, so that a single gradient says nothing.
+VALUE, GRADIENT = Distance(1e-5, 1e-5), Distance(norm=2e-3)
 
 
 def worst_error(name: str, inputs: Inputs, outputs: Tensors, truth: Tensors) -> float:
-    """Asserts that the outputs are finite and within `BOUNDS` of the truth; → the largest relative error of y.
-
-    Raises:
-        AssertionError: the row is wrong, so its time means nothing.
-    """
-    largest = ((outputs[0].double() - truth[0]).abs().max() / truth[0].abs().max()).item()
-    for quantity, value, target in zip(("y", "grad x", "grad weight", "grad bias"), outputs, truth, strict=False):
+    """Asserts that the outputs are close to the truth; → the largest relative error of y."""
+    quantities = ("grad x", "grad weight", "grad bias")[: len(truth) - 1]
+    for quantity, value, target in zip(quantities, outputs[1:], truth[1:], strict=True):
         if quantity == "grad weight" and name == DENSE:
             value = value * inputs.plan.mask(value)  # it has gradients where the mask is 0
-        bound = BOUNDS["gradient" if quantity.startswith("grad") else "value"]
-        error = ((value.double() - target).norm() / target.norm()).item()
-        if not (error <= bound and largest <= BOUNDS["value"]):  # a NaN is not
-            raise AssertionError(
-                f"{name}: {quantity} must be within {bound:.0e} of the float64 truth, got {max(error, largest):.1e}"
-            )
-    return largest
+        assert_close(name, quantity, value, target, GRADIENT)
+    return assert_close(name, "y", outputs[0], truth[0], VALUE).largest
+
+
+SUITE = Suite(
+    title="masked layer",
+    points=points([(rows, *width) for width in WIDTHS for rows in BATCHES], OPS, ROWS),
+    label=lambda rows, n_in, n_out: f"{rows}x{n_in} to {n_out}",
+    smaller=lambda rows, n_in, n_out: (rows // 128, n_in, n_out),
+    inputs=Inputs.make,
+    rows=ROWS,
+    ready=ready,
+    truth=float64_truth,
+)

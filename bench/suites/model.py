@@ -1,4 +1,7 @@
-"""Whole models of one architecture: 6 spline coupling layers, alternating masks, residual conditioners, K = 8."""
+"""Whole models of one architecture: 6 spline coupling layers, alternating masks, residual conditioners, K = 8.
+
+An nflows neural spline flow as it is, compiled, accelerated; and ours of the same architecture.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.suites import peers
+from bench import calls
+from bench.suite import LOG_PROB, SAMPLE, STEP, Ready, Row, Suite, named, points
 from bench.suites.rqs import TAIL_BOUND
 from flowkernels import use_backend
 from flowkernels.compat import accelerate
 from flowkernels.flows import NSF
 
 LAYERS, HIDDEN, BLOCKS, BINS = 6, 128, 2, 8
-OPS = ("log_prob", "sample", "training step")
-NAMES = ("nflows eager", "nflows compiled", "nflows accelerated", "flowkernels NSF")
+OPS = (LOG_PROB, SAMPLE, STEP)
+SIZES = ((63, 4096), (6, 512))  # D and batch: a tabular data set, and a small posterior
+OURS = "flowkernels NSF"
 
 
 class Model(NamedTuple):
@@ -30,9 +35,19 @@ class Model(NamedTuple):
     sample: Callable[[int], Tensor]
     inverse: Callable[[Tensor], tuple[Tensor, Tensor]]
 
-    @property
-    def compiled(self) -> bool:
-        return self.name == "nflows compiled"
+
+class Inputs(NamedTuple):
+    """Data, and latents that judge the way back."""
+
+    x: Tensor
+    z: Tensor
+
+    @classmethod
+    def make(cls, features: int, batch: int) -> Inputs:
+        return cls(*torch.randn(2, batch, features, generator=torch.Generator().manual_seed(0)))
+
+
+# ---- the rows ----
 
 
 def _nflows(features: int) -> nn.Module:
@@ -69,24 +84,25 @@ def _wrap(name: str, module: nn.Module) -> Model:
 def build(name: str, features: int) -> Model:
     """The model of a row; the same weights for every row of nflows."""
     torch.manual_seed(0)
-    if name == "flowkernels NSF":
+    if name == OURS:
         return _wrap(name, _ours(features))
     model = _wrap(name, _nflows(features))
     if name == "nflows accelerated":
         report = accelerate(model.module)
         assert len(report.accelerated) == 2 * LAYERS, f"{LAYERS} layers with networks must be accelerated, got {report}"
-    if model.compiled:
-        log_prob, sample, inverse = (peers.fresh_compile(f) for f in (model.log_prob, model.sample, model.inverse))
+    if name == "nflows compiled":
+        log_prob, sample, inverse = (calls.fresh_compile(f) for f in (model.log_prob, model.sample, model.inverse))
         return model._replace(log_prob=log_prob, sample=sample, inverse=inverse)
     return model
 
 
-class Truth(NamedTuple):
-    """What the model computes in float64 on plain PyTorch."""
+ROWS = named(
+    *(Row(f"nflows {how}", None, "nflows", "nflows eager") for how in ("eager", "compiled", "accelerated")),
+    Row(OURS, None, "nflows", OURS),
+)
 
-    log_prob: Tensor
-    latent_to_data: Tensor
-    grads: Tensor  # [blocks of rows, all parameters]
+
+# ---- a row on its inputs ----
 
 
 def gradients(model: Model, x: Tensor) -> tuple[Tensor, ...]:
@@ -109,22 +125,32 @@ def gradients_by_block(model: Model, x: Tensor) -> Tensor:
     return torch.stack([torch.cat([g.double().flatten() for g in block]) for block in blocks])
 
 
-def float64_truth(name: str, x: Tensor, z: Tensor) -> Truth:
-    """The truth of a row: the plain model of the same library with the same weights, in float64."""
-    plain = build(name if name == "flowkernels NSF" else "nflows eager", x.shape[1])
-    model = _wrap(name, copy.deepcopy(plain.module).double())
+def judged(model: Model, inputs: Inputs, op: str) -> Tensor:
+    """What `op` rests on: log_prob of x, the way back of z, or gradients [blocks of rows, all parameters]."""
+    if op == STEP:
+        return gradients_by_block(model, inputs.x)
+    with torch.no_grad():
+        return model.inverse(inputs.z)[0] if op == SAMPLE else model.log_prob(inputs.x)
+
+
+def truth_of(model: Model, inputs: Inputs, op: str) -> Tensor:
+    """`judged` of a model in float64 on plain PyTorch."""
     with use_backend("reference"):
-        grads = gradients_by_block(model, x.double())
-        with torch.no_grad():
-            return Truth(model.log_prob(x.double()), model.inverse(z.double())[0], grads)
+        return judged(model, Inputs(*(t.double() for t in inputs)), op)
+
+
+def float64_truth(name: str, inputs: Inputs, op: str) -> Tensor:
+    """The truth of a row: the plain model of the same library with the same weights, in float64."""
+    plain = build(name, inputs.x.shape[1])
+    return truth_of(_wrap(name, copy.deepcopy(plain.module).double()), inputs, op)
 
 
 # As fractions: of the largest |log_prob|, of the largest |x|, and, the median over blocks of rows, of the gradient's
 # 2-norm over all parameters.
-BOUNDS = {"log_prob": 1e-5, "inverse": 1e-4, "gradient": 1e-3}
+BOUNDS = {LOG_PROB: ("log_prob", 1e-5), SAMPLE: ("inverse", 1e-4), STEP: ("gradient", 1e-3)}
 
 
-def worst_error(model: Model, op: str, x: Tensor, z: Tensor, truth: Truth) -> float:
+def worst_error(model: Model, op: str, inputs: Inputs, truth: Tensor) -> float:
     """Asserts that what `op` rests on is finite and within `BOUNDS` of the truth; → the relative error.
 
     One row in a hundred may be ten times as far: near a steep knot a row is ill-conditioned in any implementation.
@@ -132,40 +158,49 @@ def worst_error(model: Model, op: str, x: Tensor, z: Tensor, truth: Truth) -> fl
     Raises:
         AssertionError: the row is wrong, so its time means nothing.
     """
-    if op == OPS[2]:
-        errors = (gradients_by_block(model, x) - truth.grads).norm(dim=1) / truth.grads.norm(dim=1)
-        quantity, error = "gradient", (errors.median() if errors.isfinite().all() else errors.sum()).item()
+    difference = judged(model, inputs, op).double() - truth
+    if not difference.isfinite().all():
+        error = math.nan
+    elif op == STEP:
+        error = (difference.norm(dim=1) / truth.norm(dim=1)).median().item()
     else:
-        quantity = "inverse" if op == OPS[1] else "log_prob"
-        with torch.no_grad():
-            found = model.inverse(z)[0] if op == OPS[1] else model.log_prob(x)
-        expected = truth.latent_to_data if op == OPS[1] else truth.log_prob
-        errors = (found.double() - expected).abs().flatten() / expected.abs().max()
-        error = max(errors.quantile(0.99), errors.max() / 10).item() if errors.isfinite().all() else math.nan
-    if not error <= BOUNDS[quantity]:  # a NaN is not
+        errors = difference.abs().flatten() / truth.abs().max()
+        error = max(errors.quantile(0.99), errors.max() / 10).item()
+    quantity, bound = BOUNDS[op]
+    if not error <= bound:  # a NaN is not
         raise AssertionError(
-            f"{model.name}: {quantity} must be within {BOUNDS[quantity]:.0e} of the float64 truth, got {error:.1e}"
+            f"{model.name}: {quantity} must be within {bound:.0e} of the float64 truth, got {error:.1e}"
         )
     return error
 
 
 def bind(model: Model, op: str, x: Tensor) -> Callable[[], Tensor]:
-    """The call to time. A training step is zero_grad, loss, backward and a step of Adam."""
-    if op != OPS[2]:
+    """The call to time."""
+    if op == STEP:
+        return calls.training_step(model.module, lambda: -model.log_prob(x).mean(), lr=1e-4)
+    return calls.without_graph(lambda: model.log_prob(x) if op == LOG_PROB else model.sample(x.shape[0]))
 
-        def evaluate() -> Tensor:
-            with torch.no_grad():
-                return model.log_prob(x) if op == OPS[0] else model.sample(x.shape[0])
 
-        return evaluate
+def ready_to_time(model: Model, inputs: Inputs, op: str) -> Ready:
+    x = inputs.x
+    # The check of a compiled `sample` compiles the inverse, not the call that is timed.
+    checked = Ready(bind(model, op, x), lambda truth: worst_error(model, op, inputs, truth), breaks=op != SAMPLE)
+    if op != STEP:
+        return checked
+    return checked._replace(
+        forward=lambda: model.log_prob(x),
+        backward=lambda: gradients(model, x),
+        weights=tuple(model.module.parameters()),
+    )
 
-    optimizer = torch.optim.Adam(model.module.parameters(), lr=1e-4)
 
-    def training_step() -> Tensor:
-        optimizer.zero_grad()
-        loss = -model.log_prob(x).mean()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return training_step
+SUITE = Suite(
+    title="model",
+    points=points(SIZES, OPS, ROWS),
+    label=lambda features, batch: f"D={features}, batch {batch}",
+    smaller=lambda features, batch: (features, batch // 32),
+    inputs=Inputs.make,
+    rows=ROWS,
+    ready=lambda row, inputs, op: ready_to_time(build(row.name, inputs.x.shape[1]), inputs, op),
+    truth=float64_truth,
+)

@@ -1,21 +1,60 @@
-"""The spline problem that every row solves: its inputs, its truth in float64, and how far from it a row may be."""
+"""The spline alone: each library's own function, called as its own layers call it, and ours.
+
+Every row maps (x [B, D], params [B, D, 3K-1], bins, inverse) to (y [B, D], ladj [B]) on the box [-3, 3]: a user of
+a flow needs the row sum, so it is inside every row.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench import calls
+from bench.closeness import Distance, assert_close
+from bench.suite import BACKWARD, FORWARD, INVERSE, Ready, Row, Suite, Tensors, named, points
+from flowkernels import ops
 from flowkernels.ops import RQS
 from flowkernels.ops.rqs import reference
 
 TAIL_BOUND = 3.0
 MIN_SIZE = 1e-3  # the default of all three libraries, and zuko's smallest slope
-OPS = ("forward", "inverse", "forward + backward")
+OPS = (FORWARD, INVERSE, BACKWARD)
 
 Spline = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor]]
+
+
+# ---- the rows ----
+
+
+def _from_parts(spline: Callable[..., Any], x: Tensor, params: Tensor, bins: int, inverse: bool) -> Any:
+    y, ladj = spline(
+        x, params[..., :bins], params[..., bins : 2 * bins], params[..., 2 * bins :],
+        inverse=inverse, tails="linear", tail_bound=TAIL_BOUND,
+    )  # fmt: skip
+    return y, ladj.sum(-1)
+
+
+def _nflows(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
+
+    return _from_parts(unconstrained_rational_quadratic_spline, x, params, bins, inverse)
+
+
+def _normflows(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    from normflows.utils.splines import unconstrained_rational_quadratic_spline
+
+    return _from_parts(unconstrained_rational_quadratic_spline, x, params, bins, inverse)
+
+
+def _zuko(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    from zuko.transforms import MonotonicRQSTransform
+
+    transform: Any = MonotonicRQSTransform(*params.split([bins, bins, bins - 1], -1), bound=TAIL_BOUND, slope=MIN_SIZE)
+    y, ladj = transform.inv.call_and_ladj(x) if inverse else transform.call_and_ladj(x)
+    return y, ladj.sum(-1)
 
 
 def spec_of(bins: int, parametrization: str, inverse: bool = False) -> RQS:
@@ -23,6 +62,40 @@ def spec_of(bins: int, parametrization: str, inverse: bool = False) -> RQS:
         bins, "linear", TAIL_BOUND, None, MIN_SIZE, MIN_SIZE, MIN_SIZE, 1.0, parametrization, MIN_SIZE, inverse=inverse
     )  # fmt: skip
 
+
+def _plain(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    return reference.fwd(spec_of(bins, "softmax", inverse), x, params)
+
+
+def _plain_soft_clip(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    return reference.fwd(spec_of(bins, "soft_clip", inverse), x, params)
+
+
+def _ours(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    return ops.rqs(x, params, bins=bins, tail_bound=TAIL_BOUND, inverse=inverse, backend="cpu")
+
+
+def _ours_soft_clip(x: Tensor, params: Tensor, bins: int, inverse: bool) -> tuple[Tensor, Tensor]:
+    return ops.rqs(
+        x, params, bins=bins, tail_bound=TAIL_BOUND, parametrization="soft_clip", slope=MIN_SIZE, inverse=inverse,
+        backend="cpu",
+    )  # fmt: skip
+
+
+ROWS = named(
+    Row("nflows eager", _nflows, "nflows", _plain),
+    Row("normflows eager", _normflows, "normflows", _plain),
+    Row("zuko eager", _zuko, "zuko", _plain_soft_clip),
+    Row("nflows compiled", _nflows, "nflows", _plain),
+    Row("normflows compiled", _normflows, "normflows", _plain),
+    Row("zuko compiled", _zuko, "zuko", _plain_soft_clip),
+    Row("plain torch compiled", _plain, None, _plain),
+    Row("flowkernels", _ours, None, _plain),
+    Row("flowkernels soft_clip", _ours_soft_clip, None, _plain_soft_clip),
+)
+
+
+# ---- the inputs ----
 
 KNOT_MARGIN = 2e-5
 
@@ -69,24 +142,21 @@ class Inputs(NamedTuple):
         x, params, ladj = self.x.nbytes, self.params.nbytes, self.grad_ladj.nbytes
         forward = x + params + x + ladj
         backward = (x + params + x + ladj) + (x + params)
-        return forward + backward if op == OPS[2] else forward
+        return forward + backward if op == BACKWARD else forward
 
 
-def bind(spline: Spline, inputs: Inputs, op: str) -> Callable[[], tuple[Tensor, ...]]:
+# ---- a row on its inputs ----
+
+
+def bind(spline: Spline, inputs: Inputs, op: str) -> Callable[[], Tensors]:
     """The call to time: → (y, ladj), and for forward + backward also (grad_x, grad_params).
 
     No input of `forward` and `inverse` wants a gradient, so none of the rows records a graph there.
     """
-    if op != OPS[2]:
-        return lambda: spline(inputs.x, inputs.params, inputs.bins, op == OPS[1])
+    if op != BACKWARD:
+        return lambda: spline(inputs.x, inputs.params, inputs.bins, op == INVERSE)
     forward, wanted = bind_graph(spline, inputs)
-
-    def forward_backward() -> tuple[Tensor, ...]:
-        y, ladj = forward()
-        grads = torch.autograd.grad((y, ladj), wanted, (inputs.grad_y, inputs.grad_ladj))
-        return y.detach(), ladj.detach(), *grads
-
-    return forward_backward
+    return calls.forward_backward(forward, wanted, (inputs.grad_y, inputs.grad_ladj))
 
 
 def bind_graph(spline: Spline, inputs: Inputs) -> tuple[Callable[[], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
@@ -95,7 +165,16 @@ def bind_graph(spline: Spline, inputs: Inputs) -> tuple[Callable[[], tuple[Tenso
     return lambda: spline(x, params, inputs.bins, False), (x, params)
 
 
-def float64_truth(spline: Spline, inputs: Inputs, op: str, chunk: int = 512) -> tuple[Tensor, ...]:
+def ready(row: Row, inputs: Inputs, op: str) -> Ready:
+    spline = calls.fresh_compile(row.of) if row.compiled else row.of
+    call = bind(spline, inputs, op)
+    checked = Ready(call, lambda truth: worst_error(row.name, call(), truth, inputs.bins))
+    if op != BACKWARD:
+        return checked
+    return checked._replace(forward=bind_graph(spline, inputs)[0], backward=call)
+
+
+def float64_truth(spline: Spline, inputs: Inputs, op: str, chunk: int = 512) -> Tensors:
     """`op` in float64, a few rows at a time, so that the memory of eager float64 stays small."""
     pieces = []
     for start in range(0, inputs.x.shape[0], chunk):
@@ -104,13 +183,12 @@ def float64_truth(spline: Spline, inputs: Inputs, op: str, chunk: int = 512) -> 
     return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
 
-# Largest error, as a fraction of the quantity's largest value, and error in the 2-norm, as a fraction of its norm.
 # They decide only whether a row may be timed. Values: float32 loses this much in bins of width 1e-3. Gradients divide
 # by bin sizes, some of them twice, and one element in half a million carries most of the 2-norm.
-BOUNDS = {"value": (1e-4, 1e-5), "gradient": (1e-2, 5e-3)}
+VALUE, GRADIENT = Distance(1e-4, 1e-5), Distance(1e-2, 5e-3)
 
 
-def _quantities(outputs: tuple[Tensor, ...], bins: int) -> dict[str, Tensor]:
+def _quantities(outputs: Tensors, bins: int) -> dict[str, Tensor]:
     named = {"y": outputs[0], "ladj": outputs[1]}
     if len(outputs) == 4:
         widths, heights, slopes = outputs[3].split([bins, bins, bins - 1], -1)
@@ -118,27 +196,36 @@ def _quantities(outputs: tuple[Tensor, ...], bins: int) -> dict[str, Tensor]:
     return named
 
 
-def worst_error(name: str, outputs: tuple[Tensor, ...], truth: tuple[Tensor, ...], bins: int) -> float:
-    """Asserts that the outputs are finite and within `BOUNDS` of the truth; → the largest relative error of y, ladj.
+def worst_error(name: str, outputs: Tensors, truth: Tensors, bins: int) -> float:
+    """Asserts that the outputs are close to the truth; → the largest relative error of y, ladj."""
+    expected, found = _quantities(truth, bins), _quantities(outputs, bins)
+    assert found.keys() == expected.keys(), f"{name}: must give {list(expected)}, got {list(found)}"
+    of_gradients = [q for q in found if q.startswith("grad")]
+    for quantity in of_gradients:
+        assert_close(name, quantity, found[quantity], expected[quantity], GRADIENT, least=1.0)
+    values = (assert_close(name, q, found[q], expected[q], VALUE, least=1.0) for q in ("y", "ladj"))
+    return max(error.largest for error in values)
 
-    Raises:
-        AssertionError: the row is wrong, so its time means nothing.
-    """
-    worst = 0.0
-    expected = _quantities(truth, bins)
-    for quantity, value in _quantities(outputs, bins).items():
-        target = expected[quantity]
-        assert value.shape == target.shape, f"{name}: {quantity} must be {list(target.shape)}, got {list(value.shape)}"
-        difference = value.double() - target
-        largest = difference.abs().max().item() / max(1.0, target.abs().max().item())
-        norm = difference.norm().item() / max(target.norm().item(), 1e-300)
-        kind = "gradient" if quantity.startswith("grad") else "value"
-        of_largest, of_norm = BOUNDS[kind]
-        if not (largest <= of_largest and norm <= of_norm):  # a NaN is not
-            raise AssertionError(
-                f"{name}: {quantity} must be within {of_largest:.0e} of its largest value and {of_norm:.0e} of its "
-                f"2-norm of the float64 truth, got {largest:.1e} and {norm:.1e}"
-            )
-        if kind == "value":
-            worst = max(worst, largest)
-    return worst
+
+# ---- the suite ----
+
+SHORT = ("nflows eager", "plain torch compiled", "flowkernels")
+POINTS = [
+    *points([(8192, 64, 8)], OPS, ROWS),
+    # The compiler takes minutes on the peers' graphs: at K = 32 only where it makes one graph.
+    *points([(8192, 64, 32)], OPS, (*list(ROWS)[:3], "zuko compiled", "plain torch compiled", "flowkernels")),
+    *points([(4096, 63, 8)], OPS, SHORT),  # odd rows: no vector ends where a row ends
+    *points([(512, 6, 8)], OPS, SHORT),  # a layer of a small model
+    *points([(64, 8, 8)], [FORWARD], SHORT),  # what one call costs before it does anything
+]
+SUITE = Suite(
+    title="spline",
+    points=POINTS,
+    label=lambda rows, features, bins: f"{rows}x{features} K={bins}",
+    smaller=lambda rows, features, bins: (max(1, rows // 128), features, bins),
+    inputs=Inputs.make,
+    rows=ROWS,
+    ready=ready,
+    truth=float64_truth,
+    bytes=Inputs.least_bytes,
+)

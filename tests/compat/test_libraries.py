@@ -17,7 +17,7 @@ from nflows.transforms import MultiscaleCompositeTransform
 from sklearn.datasets import load_digits
 from torch import nn
 
-from bench.suites import dropin
+from bench.suites import dropin_models
 from flowkernels import compat
 from flowkernels.compat.engine import patch, table
 from flowkernels.compat.nflows import residual as nflows_residual
@@ -377,7 +377,7 @@ def digits() -> torch.Tensor:
      "FrEIA all-in-one"],
 )  # fmt: skip
 def test_training_on_digits_gives_the_same_loss_curve(name, monkeypatch):
-    pytest.importorskip(dropin.MODELS[name].library)
+    pytest.importorskip(dropin_models.MODELS[name].library)
     fuse_small_ones(monkeypatch)
 
     def theirs(model, data, dtype, fast=False):
@@ -395,5 +395,5 @@ def test_training_on_digits_gives_the_same_loss_curve(name, monkeypatch):
         assert losses[-1] < losses[0] - 0.1  # it does learn
         return {"loss": torch.stack(losses)}
 
-    model = dropin.build(name, "before", 8, hidden=16, layers=2).module
+    model = dropin_models.build(name, "before", 8, hidden=16, layers=2).module
     assert_numbers(theirs, functools.partial(theirs, fast=True), model, digits().float(), draws=2)
