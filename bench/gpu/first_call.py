@@ -6,7 +6,6 @@ TRITON_INTERPRET=1 python -m bench.gpu.first_call --device cpu --quick     # doe
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.gpu.timing import Report, options_of
 from flowkernels import flows, ops, use_backend
 from flowkernels.ops.net.plan import layer_plan
 
@@ -67,16 +66,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", action="store_true")
+    parser = options_of(__doc__)
+    parser.add_argument("--child", action="store_true", help="the process whose first calls are timed")
     options = parser.parse_args(arguments)
     if options.child:
         child(options.device, options.quick)
         return 0
-    rows: list[dict[str, Any]] = []
+    report = Report(options.json)
     with tempfile.TemporaryDirectory() as cache:
         for state in CACHES:
             command = [sys.executable, "-m", "bench.gpu.first_call", "--child", "--device", options.device]
@@ -87,12 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
                 assert process.stdout is not None  # for the type checker
                 for line in process.stdout:
                     if line.startswith("{"):
-                        rows.append({**json.loads(line), "cache": state})
-                        if options.json:  # at once: a phase that is stopped keeps what it has
-                            options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                        report.keep({**json.loads(line), "cache": state})
             if process.returncode != 0:
                 return 1
-    print(table({"rows": rows}))
+    print(table(report.report))
     return 0
 
 

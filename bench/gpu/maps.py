@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.gpu import timing as gpu_timing
-from bench.gpu.timing import Call, Rows
+from bench.gpu import timing
+from bench.gpu.timing import Bound, Call, Rows
 from bench.suites import rqs
 from flowkernels import ops
 
@@ -24,6 +24,7 @@ FEATURES, BINS = 64, 8
 P = 3 * BINS - 1
 BATCHES = (65536, 512, 4096, 1048576)
 QUICK = (64,)
+CHECKED = 1024  # rows of the comparison with plain PyTorch
 DIRECTIONS = ("forward", "inverse", "backward")
 MODES = {"compiled": None, "max-autotune": "max-autotune-no-cudagraphs"}
 Map = Callable[..., tuple[Tensor, Tensor]]  # x, params, inverse=
@@ -85,44 +86,24 @@ def operations() -> dict[str, Op]:
 
 
 def direction_of(f: Map, x: Tensor, params: Tensor, direction: str) -> Call:
-    if direction != "backward":
-        return functools.partial(f, x, params, inverse=direction == "inverse")
-    leaves = [x.detach().requires_grad_(), params.detach().requires_grad_()]
-    outputs = f(*leaves)
-    grads = [torch.ones_like(t) for t in outputs]
-    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
-
-
-def assert_close(op: Op, backend: str, x: Tensor, params: Tensor, direction: str) -> None:
-    """On the first rows."""
-    x, params = x[:1024], params[:1024]
-
-    def results(backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return direction_of(functools.partial(op.function, backend=backend), *tensors, direction)()
-
-    exact = results("reference", x.double(), params.double())
-    gpu_timing.assert_close(results(backend, x, params), results("reference", x, params), exact)
+    return timing.bind(functools.partial(f, inverse=direction == "inverse"), (x, params), direction == "backward")
 
 
 def kernels_and_eager(rows: Rows, batch: int, name: str, op: Op) -> None:
     """Ours on each backend, one call after the other and as a graph; the peers as they are."""
     x, params = op.tensors(batch, rows.device)
+    few = (x[:CHECKED], params[:CHECKED])
     for direction in DIRECTIONS:
         add = functools.partial(
             rows.add, n_bytes=op.bytes_of(batch, direction), op=name, batch=batch, direction=direction
         )
-        for backend in gpu_timing.ours(rows.device):
-            call = functools.partial(
-                direction_of, functools.partial(op.function, backend=backend), x, params, direction
-            )
 
-            def checked(backend: str = backend, call: Callable[[], Call] = call, direction: str = direction) -> Call:
-                assert_close(op, backend, x, params, direction)
-                return call()
+        def bound(backend: str, direction: str = direction) -> Bound:
+            return lambda tensors: direction_of(functools.partial(op.function, backend=backend), *tensors, direction)
 
-            took = add(checked, row=f"ours, {backend}")
-            if took is not None and rows.device == "cuda" and direction != "backward":
-                add(lambda call=call: gpu_timing.captured(call()), row=f"ours, {backend}, graph")
+        for backend in timing.ours(rows.device):
+            prepare = timing.checked(bound(backend), bound("reference"), few, (x, params))
+            add(prepare, graph=direction != "backward", row=f"ours, {backend}")
         for peer, f in op.peers.items():
             add(functools.partial(direction_of, f, x, params, direction), row=f"{peer} eager")
 
@@ -155,11 +136,11 @@ def measure(rows: Rows) -> None:
 
 def table(report: dict[str, Any]) -> str:
     columns = ("op", "batch", "direction", "row")
-    return gpu_timing.table(report, columns, lambda r: f"{100 * r['share']:.0f} %", "share of copy")
+    return timing.table(report, columns, lambda r: f"{100 * r['share']:.0f} %", "share of copy")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return gpu_timing.main("gpu maps", __doc__, measure, table, arguments)
+    return timing.main("gpu maps", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

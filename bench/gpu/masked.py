@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu import timing as gpu_timing
-from bench.gpu.timing import Call, Rows
+from bench.gpu import timing
+from bench.gpu.timing import Bound, Rows
 from flowkernels import ops
 from flowkernels.ops.net import MadePlan, layer_plan
 
@@ -26,7 +26,7 @@ SIZES, QUICK = ((4096, 1024), (65536, 1024), (512, 128)), (32, 40)  # (batch, un
 CHECKED = 4096  # rows of the comparison with plain PyTorch: enough to be cut
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 PASSES = {"forward": "identity", "forward, relu": "relu", "backward": "identity"}
-MASKED, BEFORE = "F.linear(x, W * mask)", "F.linear, masked before"
+MASKED, BEFORE, PLAIN = "F.linear(x, W * mask)", "F.linear, masked before", "plain PyTorch"
 Layer = Callable[..., Tensor]
 
 
@@ -41,18 +41,8 @@ def layers(units: int, activation: str, like: Tensor, device: str) -> dict[str, 
     return {
         MASKED: lambda x, weight, bias: act(F.linear(x, weight * mask, bias)),
         BEFORE: lambda x, weight, bias: act(F.linear(x, weight, bias)),
-        **{f"ours, {backend}": ours(backend) for backend in gpu_timing.ours(device)},
+        **{f"ours, {backend}": ours(backend) for backend in timing.ours(device)},
     }
-
-
-def bind(layer: Layer, tensors: list[Tensor], backward: bool) -> Call:
-    """→ (y,), or the gradients of x, weight and bias."""
-    if not backward:
-        return lambda: (layer(*tensors),)
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    y = layer(*leaves)
-    grad = torch.ones_like(y)
-    return lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True)
 
 
 def draw(batch: int, units: int, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -67,32 +57,38 @@ def beforehand(tensors: list[Tensor]) -> list[Tensor]:
     return [x, weight.tril(), bias]
 
 
+class Product:
+    """What rows of the same dense product have: TFLOP/s of it, and how many times as fast as the baseline they are."""
+
+    def __init__(self, work: float) -> None:
+        self.work, self._baseline = work, None
+
+    def figures(self, took: float, baseline: bool) -> dict[str, float]:
+        if baseline and self._baseline is None:  # not the baseline's graph
+            self._baseline = took
+        speedup = {} if self._baseline is None else {"speedup": self._baseline / took}
+        return {"tflops": self.work / took / 1e12, **speedup}
+
+
 def one(rows: Rows, batch: int, units: int, dtype: str, what: str) -> None:
     tensors = draw(batch, units, DTYPES[dtype], rows.device)
     backward = what == "backward"
     every = layers(units, PASSES[what], tensors[1], rows.device)
-    add = functools.partial(rows.add, batch=batch, units=units, dtype=dtype, what=what)
-    baseline = None
-    for name, layer in every.items():
-        given = beforehand(tensors) if name == BEFORE else tensors
 
-        def checked(name: str = name, layer: Layer = layer, given: list[Tensor] = given) -> Call:
-            if name.startswith("ours"):
-                few = [tensors[0][:CHECKED], *tensors[1:]]
-                exact = bind(every[MASKED], [t.double() for t in few], backward)()
-                gpu_timing.assert_close(bind(layer, few, backward)(), bind(every[MASKED], few, backward)(), exact)
-            return bind(layer, given, backward)
+    def bound(name: str) -> Bound:
+        return lambda tensors: timing.bind(lambda *t: (every[name](*t),), tensors, backward)
 
-        calls: dict[str, Callable[[], Call]] = {name: checked}
-        if rows.device == "cuda" and not backward:  # 4096 rows do not hide what a launch costs the host
-            calls[f"{name}, graph"] = lambda layer=layer, given=given: gpu_timing.captured(bind(layer, given, False))
-        for row, prepare in calls.items():
-            took = add(prepare, row=row)
-            baseline = took if row == MASKED else baseline
-            if took is not None:
-                rows.report["rows"][-1] |= {"tflops": (4 if backward else 2) * batch * units**2 / took / 1e12}
-                if baseline is not None:
-                    rows.report["rows"][-1]["speedup"] = baseline / took
+    product = Product((4 if backward else 2) * batch * units**2)
+    for name in every:
+        if name.startswith("ours"):
+            prepare = timing.checked(bound(name), bound(MASKED), [tensors[0][:CHECKED], *tensors[1:]], tensors)
+        else:
+            prepare = functools.partial(bound(name), beforehand(tensors) if name == BEFORE else tensors)
+        # 4096 rows do not hide what a launch costs the host, so that each is a graph too.
+        rows.add(
+            prepare, figures=functools.partial(product.figures, baseline=name == MASKED), graph=not backward,
+            batch=batch, units=units, dtype=dtype, what=what, row=name,
+        )  # fmt: skip
 
 
 def network(rows: Rows, batch: int, units: int, dtype: str) -> None:
@@ -109,27 +105,25 @@ def network(rows: Rows, batch: int, units: int, dtype: str) -> None:
     for layer in plan.layers:
         tensors += [randn(layer.n_out, layer.n_in) / layer.n_in**0.5, randn(layer.n_out)]
     for what in ("network", "network, backward"):
-        backward, baseline = what != "network", None
-        for backend in ("reference", *(b for b in gpu_timing.ours(rows.device) if b != "triton")):
+        backward = what != "network"
 
-            def run(*t: Tensor, backend: str = backend) -> Tensor:
-                return ops.made(t[0], list(zip(t[1::2], t[2::2], strict=True)), plan, backend=backend)
+        def bound(backend: str, backward: bool = backward) -> Bound:
+            def run(x: Tensor, *t: Tensor) -> tuple[Tensor]:
+                return (ops.made(x, list(zip(t[::2], t[1::2], strict=True)), plan, backend=backend),)
 
-            def checked(run: Layer = run, backend: str = backend, backward: bool = backward) -> Call:
-                if backend != "reference":
-                    few, plain = [tensors[0][:CHECKED], *tensors[1:]], functools.partial(run, backend="reference")
-                    exact = bind(plain, [t.double() for t in few], backward)()
-                    gpu_timing.assert_close(bind(run, few, backward)(), bind(plain, few, backward)(), exact)
-                return bind(run, tensors, backward)
+            return lambda tensors: timing.bind(run, tensors, backward)
 
-            name = "plain PyTorch" if backend == "reference" else f"ours, {backend}"
-            took = rows.add(checked, batch=batch, units=units, dtype=dtype, what=what, row=name)
-            baseline = took if backend == "reference" else baseline
-            if took is not None:
-                work = 2 * batch * sum(layer.n_in * layer.n_out for layer in plan.layers) * (2 if backward else 1)
-                rows.report["rows"][-1] |= {"tflops": work / took / 1e12}
-                if baseline is not None:
-                    rows.report["rows"][-1]["speedup"] = baseline / took
+        weights = sum(layer.n_in * layer.n_out for layer in plan.layers)
+        product = Product((4 if backward else 2) * batch * weights)
+        few = [tensors[0][:CHECKED], *tensors[1:]]
+        names = {"batch": batch, "units": units, "dtype": dtype, "what": what}
+        for backend in ("reference", *(b for b in timing.ours(rows.device) if b != "triton")):
+            plain = backend == "reference"
+            prepare = functools.partial(bound(backend), tensors)
+            if not plain:
+                prepare = timing.checked(bound(backend), bound("reference"), few, tensors)
+            figures = functools.partial(product.figures, baseline=plain)
+            rows.add(prepare, figures=figures, **names, row=PLAIN if plain else f"ours, {backend}")
 
 
 def measure(rows: Rows) -> None:
@@ -147,17 +141,17 @@ def measure(rows: Rows) -> None:
 
 
 def _last(row: dict[str, Any]) -> str:
-    slow = "plain PyTorch" if row["what"].startswith("network") else MASKED
+    slow = PLAIN if row["what"].startswith("network") else MASKED
     speedup = f", {row['speedup']:.2f} × as fast as {slow}" if "speedup" in row else ""
     return f"{row['tflops']:.1f}{speedup}"
 
 
 def table(report: dict[str, Any]) -> str:
-    return gpu_timing.table(report, ("batch", "units", "dtype", "what", "row"), _last, "TFLOP/s of a dense product")
+    return timing.table(report, ("batch", "units", "dtype", "what", "row"), _last, "TFLOP/s of a dense product")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return gpu_timing.main("gpu masked", __doc__, measure, table, arguments)
+    return timing.main("gpu masked", __doc__, measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -17,6 +18,8 @@ FLUSH_BYTES = 256 << 20  # more than any L2
 ROW_SECONDS = 1.0  # of timing: slow rows get fewer repeats
 REPEATS = (5, 30)
 Call = Callable[[], Any]
+Prepare = Callable[[], Call]
+Bound = Callable[[Sequence[Tensor]], Call]  # tensors → the call on them
 
 
 def ours(device: str) -> tuple[str, ...]:
@@ -38,37 +41,98 @@ def captured(run: Call) -> Call:
     return graph.replay
 
 
-class Rows:
-    """The rows of one run, and what was left out of it and why."""
+def gradients(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Call:
+    """The gradients of what is wanted, without the pass forward that is behind them."""
+    grads = [torch.ones_like(t) for t in outputs]
+    return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
 
-    def __init__(self, device: str, quick: bool, seconds: float, to: Path | None = None) -> None:
-        self.device, self.quick, self._to = device, quick, to
-        self._deadline = time.monotonic() + seconds
-        self._flush = torch.empty((1 << 20 if quick else FLUSH_BYTES) // 4, device=device)
-        self.report: dict[str, Any] = {
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__,
-            "copy_gbps": self._copy_gbps(1 << 20 if quick else 1 << 30), "rows": [], "left_out": [],
-        }  # fmt: skip
 
-    def add(self, prepare: Callable[[], Call], n_bytes: int | None = None, **names: Any) -> float | None:
-        """Times what `prepare` returns; → seconds. A row that fails or comes too late is left out and says why."""
-        what = " ".join(str(n) for n in names.values())
-        took = None
-        if time.monotonic() > self._deadline:
-            self.report["left_out"].append(f"{what}: no time left")
-        else:
-            try:
-                took = self.median_seconds(prepare())
-            except Exception as error:  # one row's failure is a row, not the end
-                self.report["left_out"].append(f"{what}: {type(error).__name__} {error!s:.80}")
-            else:
-                row = {**names, "us": took * 1e6}
-                if n_bytes is not None:
-                    row["gbps"] = n_bytes / took / 1e9
-                    row["share"] = row["gbps"] / self.report["copy_gbps"]
-                self.report["rows"].append(row)
+def bind(function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], backward: bool) -> Call:
+    """→ what the function gives, or the gradients of all tensors behind it."""
+    if not backward:
+        return functools.partial(function, *tensors)
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    return gradients(function(*leaves), [t for t in leaves if t.requires_grad])
+
+
+def assert_close(found: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    """Of each result at the median and the 99th percentile: twice eager PyTorch's error at most, and a few ulp."""
+    for mine, its, right in zip(found, eager, exact, strict=True):
+        ulps = 4 * torch.finfo(mine.dtype).eps * right.abs().max()
+        error, of_eager = ((t.double() - right).abs().flatten() for t in (mine, its))
+        for n in (-(-right.numel() // 2), -(-99 * right.numel() // 100)):
+            assert error.kthvalue(n).values <= 2 * of_eager.kthvalue(n).values + ulps
+
+
+def checked(mine: Bound, plain: Bound, few: Sequence[Tensor], tensors: Sequence[Tensor]) -> Prepare:
+    """Prepares ours on these tensors, once it is close to plain PyTorch on few rows of them."""
+
+    def prepare() -> Call:
+        wide = [t.double() if t.is_floating_point() else t for t in few]
+        assert_close(mine(few)(), plain(few)(), plain(wide)())
+        return mine(tensors)
+
+    return prepare
+
+
+class Report:
+    """The rows of one run, and what was left out of it and why, in JSON as soon as it is known."""
+
+    def __init__(self, to: Path | None, **facts: Any) -> None:
+        self._to = to
+        self.report: dict[str, Any] = {**facts, "rows": [], "left_out": []}
+
+    def keep(self, row: dict[str, Any] | str) -> None:
+        """A row, or why there is none."""
+        self.report["left_out" if isinstance(row, str) else "rows"].append(row)
         if self._to:  # at once: a phase that is stopped keeps what it has
             self._to.write_text(json.dumps(self.report, indent=1) + "\n")
+
+
+class Rows(Report):
+    """Rows that are timed on a device until the time is up."""
+
+    def __init__(self, device: str, quick: bool, seconds: float, to: Path | None = None) -> None:
+        self.device, self.quick, self.graphs = device, quick, device == "cuda"
+        self._deadline = time.monotonic() + seconds
+        self._flush = torch.empty((1 << 20 if quick else FLUSH_BYTES) // 4, device=device)
+        gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        copy = self._copy_gbps(1 << 20 if quick else 1 << 30)
+        super().__init__(to, gpu=gpu, torch=torch.__version__, copy_gbps=copy)
+
+    def add(
+        self,
+        prepare: Prepare,
+        n_bytes: int | None = None,
+        *,
+        figures: Callable[[float], dict[str, float]] | None = None,
+        graph: bool = False,
+        **names: Any,
+    ) -> float | None:
+        """Times what `prepare` returns; → seconds. A row that fails or comes too late is left out and says why.
+
+        Args:
+            n_bytes: what the call must move, of which GB/s and the share of a copy are.
+            figures: what else the row has, given its seconds.
+            graph: on a GPU, adds a row of the same call as one CUDA graph.
+        """
+        what = " ".join(str(n) for n in names.values())
+        if time.monotonic() > self._deadline:
+            self.keep(f"{what}: no time left")
+            return None
+        try:
+            run = prepare()
+            took = self.median_seconds(run)
+        except Exception as error:  # one row's failure is a row, not the end
+            self.keep(f"{what}: {type(error).__name__} {error!s:.80}")
+            return None
+        row = {**names, "us": took * 1e6}
+        if n_bytes is not None:
+            row["gbps"] = n_bytes / took / 1e9
+            row["share"] = row["gbps"] / self.report["copy_gbps"]
+        self.keep(row | (figures(took) if figures else {}))
+        if graph and self.graphs:
+            self.add(lambda: captured(run), n_bytes, figures=figures, **{**names, "row": f"{names['row']}, graph"})
         return took
 
     def median_seconds(self, run: Call) -> float:
@@ -100,15 +164,6 @@ class Rows:
         return 2 * n_bytes / self.median_seconds(lambda: target.copy_(source)) / 1e9
 
 
-def assert_close(found: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
-    """Of each result at the median and the 99th percentile: twice eager PyTorch's error at most, and a few ulp."""
-    for mine, its, right in zip(found, eager, exact, strict=True):
-        ulps = 4 * torch.finfo(mine.dtype).eps * right.abs().max()
-        error, of_eager = ((t.double() - right).abs().flatten() for t in (mine, its))
-        for n in (-(-right.numel() // 2), -(-99 * right.numel() // 100)):
-            assert error.kthvalue(n).values <= 2 * of_eager.kthvalue(n).values + ulps
-
-
 def table(report: dict[str, Any], columns: Sequence[str], last: Callable[[dict[str, Any]], str], of: str) -> str:
     """The short table, for the end of a log: `columns`, µs, and what `last` says of a row."""
     lines = [f"{report['gpu']}, torch {report['torch']}, copy {report['copy_gbps']:.0f} GB/s",
@@ -118,15 +173,21 @@ def table(report: dict[str, Any], columns: Sequence[str], last: Callable[[dict[s
     return "\n".join([*lines, *report["left_out"]])
 
 
+def options_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark of a GPU has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes: does it still run?")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
 def main(
     name: str, doc: str | None, measure: Callable[[Rows], None], table: Callable[[dict[str, Any]], str],
     arguments: list[str] | None,
 ) -> int:  # fmt: skip
     """Reads the options, measures, prints; fails where no row could be measured or one was wrong."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser = options_of(doc)
     parser.add_argument("--seconds", type=float, default=110.0)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from bench.gpu import check as gpu_check
 from bench.gpu import first_call as gpu_first_call
 from bench.gpu import layers as gpu_layers
-from bench.gpu import maps as gpu_bench
+from bench.gpu import maps as gpu_maps
 from bench.gpu import masked as gpu_masked
 from bench.gpu import timing as gpu_timing
 from tests.emulator import ROOT
@@ -115,21 +116,21 @@ NO_TRITON = "ours, triton: BackendUnavailableError"  # outside of its interprete
 
 def test_the_benchmark_runs_its_rows_and_counts_their_bytes(tmp_path, capsys, quick) -> None:
     out = Path(tmp_path) / "bench.json"
-    assert gpu_bench.main([*quick, "--json", str(out)]) == 0
+    assert gpu_maps.main([*quick, "--json", str(out)]) == 0
     text, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert f"affine 64 backward {NO_TRITON}" in text and text.strip() == gpu_bench.table(report)
+    assert f"affine 64 backward {NO_TRITON}" in text and text.strip() == gpu_maps.table(report)
     found = {(r["op"], r["direction"], r["row"]) for r in report["rows"]}
     rows = [("rqs", row) for row in ("ours, cpu", "nflows eager", "zuko eager")]
     rows += [("affine", row) for row in ("ours, cpu", "nflows eager")]
-    assert found == {(op, direction, row) for op, row in rows for direction in gpu_bench.DIRECTIONS}
-    rqs = gpu_bench.operations()["rqs"]
+    assert found == {(op, direction, row) for op, row in rows for direction in gpu_maps.DIRECTIONS}
+    rqs = gpu_maps.operations()["rqs"]
     assert rqs.bytes_of(65536, "forward") == 65536 * (64 * 25 * 4 + 4)
     assert rqs.bytes_of(65536, "backward") == 65536 * (64 * 49 * 4 + 4)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_affine_map_of_nflows_is_ours_in_its_order_of_params(inverse) -> None:
-    affine = gpu_bench.operations()["affine"]
+    affine = gpu_maps.operations()["affine"]
     x, params = affine.tensors(5, "cpu")
     found = affine.peers["nflows"](x, torch.stack([params[..., 1], params[..., 0]], 1), inverse=inverse)
     torch.testing.assert_close(found, affine.function(x, params, "reference", inverse))
@@ -140,15 +141,15 @@ def test_compiled_rows_are_made_anew_for_every_pass(monkeypatch, one_thread) -> 
     given = []
     monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: given.append((mode, dynamic)) or f)
     rows = gpu_timing.Rows("cpu", True, 60.0)
-    gpu_bench.compiled(rows, 4, "rqs", gpu_bench.operations()["rqs"])
+    gpu_maps.compiled(rows, 4, "rqs", gpu_maps.operations()["rqs"])
     names = [r["row"] for r in rows.report["rows"]]
-    assert names == [f"{who} {how}" for how in gpu_bench.MODES for who in ("torch", "zuko") for _ in range(3)]
-    assert given == [(mode, False) for mode in gpu_bench.MODES.values() for _ in range(6)]
+    assert names == [f"{who} {how}" for how in gpu_maps.MODES for who in ("torch", "zuko") for _ in range(3)]
+    assert given == [(mode, False) for mode in gpu_maps.MODES.values() for _ in range(6)]
 
 
 @pytest.mark.parametrize("wrong", ["y", "backward"])
 def test_a_row_that_is_wrong_fails_the_benchmark(wrong, monkeypatch, quick) -> None:
-    right = gpu_bench.operations()["affine"]
+    right = gpu_maps.operations()["affine"]
 
     def function(x, params, backend, inverse=False):
         y, ladj = right.function(x, params, backend, inverse)
@@ -156,8 +157,8 @@ def test_a_row_that_is_wrong_fails_the_benchmark(wrong, monkeypatch, quick) -> N
             y = y * 1.001 if wrong == "y" else y.detach() + 1.001 * (y - y.detach())
         return y, ladj
 
-    monkeypatch.setattr(gpu_bench, "operations", lambda: {"affine": right._replace(function=function, peers={})})
-    assert gpu_bench.main(quick) == 1
+    monkeypatch.setattr(gpu_maps, "operations", lambda: {"affine": right._replace(function=function, peers={})})
+    assert gpu_maps.main(quick) == 1
 
 
 def test_tables_are_printed_by_a_python_that_has_no_flowkernels_installed(tmp_path) -> None:
@@ -189,6 +190,26 @@ def test_what_comes_too_late_or_fails_is_left_out_and_the_rest_kept(tmp_path) ->
     kept = json.loads(out.read_text())
     assert [r["row"] for r in kept["rows"]] == ["b"]
     assert kept["left_out"] == ["a c: ZeroDivisionError division by zero", "a d: no time left"]
+
+
+def test_a_graph_is_a_row_beside_its_call(monkeypatch, one_thread) -> None:
+    """On a machine without a GPU: its capture is what runs."""
+    captured = []
+    monkeypatch.setattr(gpu_timing, "captured", lambda run: captured.append(run) or run)
+    rows = gpu_timing.Rows("cpu", True, 60.0)
+    rows.graphs = True
+    product = gpu_masked.Product(1e12)
+    for name, baseline in (("a", True), ("b", False)):
+        figures = functools.partial(product.figures, baseline=baseline)
+        rows.add(lambda: lambda: None, 1000, figures=figures, graph=baseline, what="x", row=name)
+    assert [(r["what"], r["row"]) for r in rows.report["rows"]] == [("x", "a"), ("x", "a, graph"), ("x", "b")]
+    assert len(captured) == 1
+    first = rows.report["rows"][0]
+    for row in rows.report["rows"]:
+        assert row["speedup"] == pytest.approx(first["us"] / row["us"])
+        assert (row["tflops"], row["gbps"]) == pytest.approx((1e6 / row["us"], 1 / row["us"]))
+    late = gpu_masked.Product(1e12)  # whose baseline was left out
+    assert late.figures(0.5, baseline=False) == {"tflops": 2.0}
 
 
 def test_the_benchmark_of_layers_runs_its_rows(capsys, quick) -> None:
