@@ -96,6 +96,7 @@ def checked(request: pytest.FixtureRequest) -> Callable[..., float]:
 def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callable[..., tuple[Any, ...]]:
     """`timed(call, suite, case, op, row, compiled=..., beside=..., **figures)` times one row of a table, and the row
     `beside` it turn by turn; → their last results."""
+    facts, rows = _facts(request.config), request.config.stash[_ROWS]  # before a suite chooses its threads
 
     def run(
         call: Callable[[], Any],
@@ -108,7 +109,6 @@ def timed(benchmark: Any, request: pytest.FixtureRequest, quick: bool) -> Callab
         beside: Beside | None,
         **figures: Any,
     ) -> tuple[Any, ...]:
-        facts, rows = _facts(request.config), request.config.stash[_ROWS]
         found = time_rounds(benchmark, call, beside.call if beside else None, compiled=compiled, quick=quick)
         if benchmark.disabled:
             return found.results
