@@ -79,7 +79,7 @@ def test_inputs_stay_off_the_knots() -> None:
     for parametrization in ("softmax", "soft_clip"):
         spec = rqs.spec_of(bins, parametrization)
         logits = inputs.params[..., :bins].double()
-        knots, _ = rqs.reference._knots(logits, spec.left, spec.right, spec.min_bin_width, spec)
+        knots, _ = rqs.reference._knots(logits, spec.left, spec.right, spec.least_width, spec)
         assert (inputs.x[..., None] - knots).abs().min() > 0.4 * rqs.KNOT_MARGIN
 
 
