@@ -19,6 +19,7 @@ from tests import emulator
 
 _C: Any = importlib.import_module("flowkernels._native").C
 deterministic: Any = torch.utils.deterministic
+collect_ignore = ["install/smoke.py"]  # which runs where the package is installed
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 

@@ -59,17 +59,10 @@ class Phase(NamedTuple):
     ran: Path | None = None  # where the tests that ran are listed, for another process to go on
 
 
-def triton_tests() -> list[str]:
-    """All of tests/ops/test_triton.py, and of Triton's list what draws its inputs on the device: few settings of each
-    kind, as every one is a compilation."""
-    listed = (ROOT / "tests" / "interpreted.txt").read_text().splitlines()
-    return ["tests/ops/test_triton.py", "tests/ops/test_masked_linear.py::test_dtypes",
-            *(line for line in listed if line.startswith(ON_DEVICE))]  # fmt: skip
-
-
 def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     """What runs, in order. `site` holds what the wheels install."""
     pytest = [python, "-m", "pytest", "-q", "--device", "cuda"]
+    triton = ["env", "FLOWKERNELS_BACKEND=triton", *pytest]
 
     def tests(name: str, command: list[str]) -> Phase:
         ran = site.with_name(f"gpu_{name}.ran")
@@ -98,7 +91,9 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         Phase("build", 100, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
         Phase("info", 10, [python, "-m", "flowkernels.info"]),
         tests("tests", [*pytest, *TESTS]),
-        tests("triton", ["env", "FLOWKERNELS_BACKEND=triton", *pytest, *triton_tests()]),
+        # Few settings of each kind, as every one is a compilation: what Triton's interpreter runs, too.
+        tests("triton", [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE]),
+        tests("triton_dtypes", [*triton, "tests/ops/test_masked_linear.py::test_dtypes"]),
         *sanitizers,
         *benchmarks,
         Phase(FIRST_CALL, 15, [python, "-m", f"bench.gpu.{FIRST_CALL}", "--json", str(out / f"{FIRST_CALL}.json")]),

@@ -50,11 +50,13 @@ class Split:
                 raise ValueError(f"ops.flow_layer: {name} must be {contract}, got {given!r:.60}")
         self.features, self.inputs, self.outputs = features, tuple(inputs), tuple(outputs)
         self.part = as_slice(outputs)
-        self.is_partition = sorted((*inputs, *outputs)) == list(range(features))
-        every, evens = list(range(features)), list(range(0, features, 2))
+        # Not compared with all features there are before their number is right: it may be any.
+        self.is_partition = len(inputs) + len(outputs) == features and not set(inputs) & set(outputs)
+        every, evens = ([*range(0, features, s)] if self.is_partition else [] for s in (1, 2))
         self._seen_first = inputs[0] < outputs[0]
         first, second = (inputs, outputs) if self._seen_first else (outputs, inputs)
-        self._blocks = (len(first), len(second)) if [*first, *second] == every else None
+        in_order = self.is_partition and [*first, *second] == every
+        self._blocks = (len(first), len(second)) if in_order else None
         self._alternates = self.is_partition and features % 2 == 0 and list(first) == evens and features > 2
         slices = as_slice(inputs), self.part
         self._slices = slices if self.is_partition and None not in slices else None

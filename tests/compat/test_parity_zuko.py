@@ -105,7 +105,7 @@ OPS = {
     "NSF, random orders, narrow": ("run_autoregressive_layer", ["run_inverse"]),
     "NSF, two passes": ("run_autoregressive_layer", ["run_inverse"]),
     "MAF": ("run_autoregressive_layer", ["run_inverse"]),
-    "NCSF": ("made", ["run_inverse"]),
+    "NCSF": ("run_made", ["run_inverse"]),
     "NICE": ("run_layer", ["run_layer"]),
     "coupling, spline": ("run_layer", ["run_layer"]),
 }

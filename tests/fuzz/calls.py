@@ -17,7 +17,7 @@ from flowkernels.ops.flow_layer import flow_layer
 Path = tuple[Any, ...]
 Arguments = dict[str, Any]
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: f for name in ops.__all__ if not isinstance(f := getattr(ops, name), type)},
+    **{name: f for name in ops.__all__ if not isinstance(f := getattr(ops, name), type) and name != "layer_plan"},
     "flow_layer": flow_layer,
 }
 

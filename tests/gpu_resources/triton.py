@@ -115,7 +115,8 @@ def _sweep(fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32) -> Ca
     plan = MadePlan([features, hidden, hidden, hidden, outputs], residual=True)
     layers = [t for p in plan.layers for t in (torch.zeros(p.n_out, p.n_in), torch.zeros(p.n_out))]
     tensors = [t.to(dtype) for t in (torch.zeros(4096, D), *layers, torch.zeros(4096, 256))]
-    spec, z = SweepSpec(plan, "relu", (True, False, False, False), univariate), tensors[0]
+    net = NetSpec(4, plan, True, "relu", adds=(True, False, False, False))
+    spec, z = SweepSpec(net, univariate), tensors[0]
     if fwd:
         return lambda: autoregressive_inverse.fwd(spec, *tensors)
     return lambda: autoregressive_inverse.bwd(spec, (z, z[:, 0]), tensors, [True] * len(tensors), (z,))

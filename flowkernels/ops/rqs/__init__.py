@@ -121,6 +121,7 @@ def rqs(
     Example:
         >>> import torch
         >>> from flowkernels import ops
+        >>> _ = torch.manual_seed(0)
         >>> x, params = torch.randn(5, 2), torch.randn(5, 2, 3 * 8 - 1)
         >>> y, ladj = ops.rqs(x, params, bins=8)
         >>> back, neg = ops.rqs(y, params, bins=8, inverse=True)
