@@ -4,6 +4,7 @@ from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.compat import accelerate, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
+from flowkernels.saving import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "convert",
     "distributions",
     "flows",
+    "load",
     "nets",
     "ops",
     "restore",

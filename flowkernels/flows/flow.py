@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -198,6 +200,39 @@ class Flow(nn.Module):
         if embedded.dim() == 0:
             raise ValueError(f"{self._name}: context must be [..., C], got a scalar")
         return embedded
+
+    def save(self, path: str | os.PathLike[str], *, config: bool = True) -> None:
+        """Writes one safetensors file with the weights and how to build the flow; `flowkernels.load` reads it.
+
+        The description, JSON in the file's metadata, names the classes that the flow is made of and their arguments,
+        whatever made it: a ready model, or `Flow` with parts of your choice. Every class of flowkernels is known, and
+        of embeddings and networks also torch's plain layers (`torch.nn.Sequential`, `torch.nn.Linear`, activations).
+        No pickle, no code. Who reads ``path`` meanwhile finds the old file or the new one, never half of one.
+
+        Hooks and gradients are not saved, nor the device.
+
+        Args:
+            path: of the file, e.g. ``"flow.safetensors"``.
+            config: False writes the weights alone, of any flow, for ``flowkernels.load(path, flow=...)``.
+
+        Raises:
+            TypeError: a part is a module or function of your own, which a file cannot name; a weight has no values.
+            ImportError: safetensors is not installed (``pip install 'flowkernels[io]'``).
+
+        Example:
+            >>> import os, tempfile, torch, flowkernels
+            >>> from flowkernels.flows import MAF
+            >>> flow, x = MAF(3, context=2, transforms=2, hidden=(16,)), torch.randn(5, 3)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = os.path.join(folder, "flow.safetensors")
+            ...     flow.save(path)
+            ...     again = flowkernels.load(path)
+            >>> torch.equal(again.log_prob(x, torch.ones(2)), flow.log_prob(x, torch.ones(2)))
+            True
+        """
+        from flowkernels.saving import save  # which knows every flow
+
+        save(self, path, config=config)
 
     @property
     def _name(self) -> str:

@@ -1,0 +1,303 @@
+"""What a file may name: one fixed table of classes, each with the arguments that build it again.
+
+Nothing else can be built from a file, and nothing is imported by a name that a file holds. Arguments say the
+architecture alone. What a state dict holds (weights, masks, orders, corners of a box) comes from there, so a seed is
+never needed again.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowkernels import distributions, flows, nets, ops, transforms
+from flowkernels.flows.made import MixtureMADE
+from flowkernels.ops.net import activations
+
+Arguments = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A class, what its object's arguments are, and what builds one from them."""
+
+    cls: type
+    arguments: Callable[[Any], Arguments]
+    build: Callable[..., Any]
+
+
+class NotTheSame(ValueError):
+    """What one argument sets in several places differs between them."""
+
+
+def _attributes(cls: type, *names: str) -> Part:
+    """Of a class whose object keeps its arguments under their names."""
+    return Part(cls, lambda m: {name: getattr(m, name) for name in names}, cls)
+
+
+def _same(values: Iterable[Any], otherwise: Any) -> Any:
+    """The value that all of them are."""
+    found = list(values) or [otherwise]
+    if any(value is not found[0] and value != found[0] for value in found):
+        raise NotTheSame
+    return found[0]
+
+
+def _dropout(blocks: Iterable[Any]) -> float:
+    """The probability of the dropout in every block, 0 where there is none."""
+    return _same((0.0 if b.dropout is None else b.dropout.p for b in blocks), 0.0)
+
+
+# ---- distributions ----
+
+
+def _standard(cls: type) -> Part:
+    """It has no weights; draws are of the dtype of a buffer that no state dict holds."""
+
+    def build(features: int, dtype: str) -> Any:
+        made = cls(features)
+        made._like = made._like.to(DTYPES[dtype])
+        return made
+
+    return Part(cls, lambda m: {"features": m.features, "dtype": str(m._like.dtype).rpartition(".")[2]}, build)
+
+
+def _diagonal(cls: type) -> Part:
+    def arguments(m: Any) -> Arguments:
+        learnable = isinstance(m.loc, nn.Parameter)
+        return {"features": m.features, "learnable": learnable, "context": m.context_features}
+
+    return Part(cls, arguments, cls)
+
+
+def _box(features: int) -> distributions.UniformBox:
+    with torch.device("cpu"):  # corners are compared, which the meta device cannot
+        return distributions.UniformBox([0.0] * features, [1.0] * features)
+
+
+# ---- networks ----
+
+
+def _mlp(m: Any) -> Arguments:
+    sizes = [layer.in_features for layer in (*m.hidden_layers, m.final_layer)]
+    return {
+        "in_features": sizes[0] - m.context_features, "out_features": m.final_layer.out_features, "hidden": sizes[1:],
+        "context": m.context_features, "activation": m.activation, "dropout": _dropout([m]),
+    }  # fmt: skip
+
+
+def _residual_net(m: Any) -> Arguments:
+    return {
+        "in_features": m.initial_layer.in_features - m.context_features, "out_features": m.final_layer.out_features,
+        "hidden": m.initial_layer.out_features, "blocks": len(m.blocks), "context": m.context_features,
+        "activation": _same((b.activation for b in m.blocks), F.relu), "dropout": _dropout(m.blocks),
+        "batch_norm": _same((b.batch_norm_layers is not None for b in m.blocks), False),
+    }  # fmt: skip
+
+
+def _made(m: Any) -> Arguments:
+    width = m.initial_layer.out_features
+    hidden = [width] * len(m.blocks) if m.residual else [width, *(b.linear.out_features for b in m.blocks)]
+    return {
+        "features": m.features, "params_per_feature": m.params_per_feature, "hidden": hidden, "residual": m.residual,
+        "context": m.context_features, "activation": _same((b.activation for b in (m, *m.blocks)), None),
+        "dropout": _dropout(m.blocks), "context_activation": m.context_activation,
+    }  # fmt: skip
+
+
+def _images(m: Any) -> Arguments:
+    names = ("in_channels", "out_channels", "context_dims", "activation")
+    return {**{name: getattr(m, name) for name in names}, "context": m.context_features}
+
+
+def _conv_net(m: Any) -> Arguments:
+    return {**_images(m), "hidden": [layer.out_channels for layer in m.hidden_layers]}
+
+
+def _conv_res_net(m: Any) -> Arguments:
+    _same((b.activation for b in (m, *m.blocks)), None)
+    normed = _same((b.batch_norm_layers is not None for b in m.blocks), False)
+    return {**_images(m), "hidden": m.initial_layer.out_channels, "blocks": len(m.blocks), "batch_norm": normed}
+
+
+# ---- transforms ----
+
+
+def _coupling(m: Any) -> Arguments:
+    return {"mask": m.split.mask.int().tolist(), "conditioner": m.conditioner, "univariate": m.univariate}
+
+
+def _image_coupling(m: Any) -> Arguments:
+    mask = {"pixels": list(m.mask.shape)} if m.split is None else {"mask": m.split.mask.int().tolist()}
+    return {**mask, "conditioner": m.conditioner, "univariate": m.univariate}
+
+
+def _build_image_coupling(
+    conditioner: nn.Module, univariate: Any, mask: Sequence[int] = (), pixels: Sequence[int] = ()
+) -> transforms.ImageCoupling:
+    return transforms.ImageCoupling(torch.ones(*pixels) if pixels else mask, conditioner, univariate)
+
+
+def _lu(cls: type, features: str, *names: str) -> Part:
+    """A rotation that the file's weights replace is not drawn from the global generator."""
+
+    def arguments(m: Any) -> Arguments:
+        return {features: m.features, **{name: getattr(m, name) for name in names}, "bias": m.bias is not None}
+
+    return Part(cls, arguments, lambda **given: cls(**given, seed=0))
+
+
+# ---- torch's layers ----
+
+
+def _sequential(layers: Sequence[Sequence[Any]]) -> nn.Sequential:
+    made = nn.Sequential()
+    for name, layer in layers:
+        made.add_module(name, layer)
+    return made
+
+
+def _linear(m: nn.Linear) -> Arguments:
+    return {"in_features": m.in_features, "out_features": m.out_features, "bias": m.bias is not None}
+
+
+def _layer_norm(m: nn.LayerNorm) -> Arguments:
+    shape, affine = list(m.normalized_shape), m.elementwise_affine
+    return {"normalized_shape": shape, "eps": m.eps, "elementwise_affine": affine, "bias": m.bias is not None}
+
+
+TORCH = {
+    "Dropout": _attributes(nn.Dropout, "p", "inplace"),
+    "ELU": _attributes(nn.ELU, "alpha", "inplace"),
+    "Flatten": _attributes(nn.Flatten, "start_dim", "end_dim"),
+    "GELU": _attributes(nn.GELU, "approximate"),
+    "Identity": _attributes(nn.Identity),
+    "LayerNorm": Part(nn.LayerNorm, _layer_norm, nn.LayerNorm),
+    "LeakyReLU": _attributes(nn.LeakyReLU, "negative_slope", "inplace"),
+    "Linear": Part(nn.Linear, _linear, nn.Linear),
+    "Mish": _attributes(nn.Mish, "inplace"),
+    "PReLU": _attributes(nn.PReLU, "num_parameters"),
+    "ReLU": _attributes(nn.ReLU, "inplace"),
+    "SELU": _attributes(nn.SELU, "inplace"),
+    "Sequential": Part(
+        nn.Sequential, lambda m: {"layers": [[name, layer] for name, layer in m._modules.items()]}, _sequential
+    ),
+    "SiLU": _attributes(nn.SiLU, "inplace"),
+    "Sigmoid": _attributes(nn.Sigmoid),
+    "Softplus": _attributes(nn.Softplus, "beta", "threshold"),
+    "Tanh": _attributes(nn.Tanh),
+}
+
+
+# ---- flows ----
+
+
+def _flow_arguments(m: flows.Flow) -> Arguments:
+    return {
+        "transform": m.transform, "base": m.base, "embedding": m.embedding, "context_to_base": m.context_to_base
+    }  # fmt: skip
+
+
+def _flow(cls: type[flows.Flow]) -> Part:
+    """By its parts: what a class made of its own arguments, and whatever was put in its place later."""
+
+    def build(**parts: Any) -> flows.Flow:
+        made = cls.__new__(cls)
+        flows.Flow.__init__(made, **parts)
+        return made
+
+    return Part(cls, _flow_arguments, build)
+
+
+# ---- the tables ----
+
+MODULES: dict[str, Part] = {
+    **{
+        f"flows.{cls.__name__}": _flow(cls)
+        for cls in (
+            flows.CouplingFlow, flows.Flow, flows.Glow, flows.IAF, flows.MADE, flows.MAF, flows.NICE, flows.NSF,
+            flows.RealNVP,
+        )
+    },
+    "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
+    "distributions.DiagonalLogistic": _diagonal(distributions.DiagonalLogistic),
+    "distributions.DiagonalNormal": _diagonal(distributions.DiagonalNormal),
+    "distributions.StandardLogistic": _standard(distributions.StandardLogistic),
+    "distributions.StandardNormal": _standard(distributions.StandardNormal),
+    "distributions.UniformBox": Part(distributions.UniformBox, lambda m: {"features": m.features}, _box),
+    "nets.Constant": Part(
+        nets.Constant, lambda m: {"out_features": len(m.value)}, lambda out_features: nets.Constant(0, out_features)
+    ),
+    "nets.ConvNet": Part(nets.ConvNet, _conv_net, nets.ConvNet),
+    "nets.ConvResNet": Part(nets.ConvResNet, _conv_res_net, nets.ConvResNet),
+    "nets.MADE": Part(nets.MADE, _made, nets.MADE),
+    "nets.MLP": Part(nets.MLP, _mlp, nets.MLP),
+    "nets.ResidualNet": Part(nets.ResidualNet, _residual_net, nets.ResidualNet),
+    "transforms.ActNorm": _attributes(transforms.ActNorm, "features", "channel_dim"),
+    "transforms.Autoregressive": _attributes(transforms.Autoregressive, "conditioner", "univariate"),
+    "transforms.BatchNorm": _attributes(transforms.BatchNorm, "features", "channel_dim", "eps", "momentum"),
+    "transforms.Composite": Part(
+        transforms.Composite, lambda m: {"transforms": list(m.transforms)}, transforms.Composite
+    ),
+    "transforms.Coupling": Part(transforms.Coupling, _coupling, transforms.Coupling),
+    "transforms.Dequantize": _attributes(transforms.Dequantize, "levels", "event_dims"),
+    "transforms.DiagonalScale": Part(
+        transforms.DiagonalScale, lambda m: {"shape": list(m.log_scale.shape)}, transforms.DiagonalScale
+    ),
+    "transforms.ImageCoupling": Part(transforms.ImageCoupling, _image_coupling, _build_image_coupling),
+    "transforms.Inverse": _attributes(transforms.Inverse, "transform"),
+    "transforms.LUConv1x1": _lu(transforms.LUConv1x1, "channels"),
+    "transforms.LULinear": _lu(transforms.LULinear, "features", "channel_dim"),
+    "transforms.Logit": _attributes(transforms.Logit, "alpha", "upper", "event_dims"),
+    "transforms.MultiScale": Part(
+        transforms.MultiScale, lambda m: {"levels": list(m.levels), "shape": list(m.shape)}, transforms.MultiScale
+    ),
+    "transforms.Permutation": Part(
+        transforms.Permutation,
+        lambda m: {"features": m.features, "channel_dim": m.channel_dim},
+        lambda features, channel_dim: transforms.Permutation(range(features), channel_dim),
+    ),
+    "transforms.Squeeze": _attributes(transforms.Squeeze),
+    "transforms.Unsqueeze": _attributes(transforms.Unsqueeze),
+    "transforms.VariationalDequantize": _attributes(
+        transforms.VariationalDequantize, "noise", "levels", "event_dims"
+    ),
+    **{f"torch.nn.{name}": part for name, part in TORCH.items()},
+}  # fmt: skip
+# Maps of one feature: frozen dataclasses, whose fields are their arguments.
+MAPS: dict[str, type] = {f"ops.{cls.__name__}": cls for cls in (ops.Affine, ops.RQS, ops.SinhArcsinh)}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **activations.FUNCTIONS,
+    "celu": F.celu, "cos": torch.cos, "logsigmoid": F.logsigmoid, "mish": F.mish, "relu6": F.relu6, "selu": F.selu,
+    "sigmoid": torch.sigmoid, "sin": torch.sin, "softplus": F.softplus, "softsign": F.softsign,
+}  # fmt: skip
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+
+_NAMES: dict[type, str] = {part.cls: name for name, part in MODULES.items()} | {cls: name for name, cls in MAPS.items()}
+
+
+def name_of(value: object) -> str | None:
+    """The name of an object's class in the tables, None where it has none: subclasses are other classes."""
+    return _NAMES.get(type(value))
+
+
+def name_of_function(value: Any) -> str | None:
+    """The name of an activation, None where it has none."""
+    found = activations.name_of(value)
+    return found or next((name for name, function in FUNCTIONS.items() if function is value), None)
+
+
+def plain(value: Any) -> Any:
+    """What JSON holds as it is, numpy's numbers as Python's; raises where it is none of that."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise TypeError
