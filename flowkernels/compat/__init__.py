@@ -24,8 +24,9 @@ from .engine.models import Model, modules_of, parts_of
 from .engine.reads import forget
 from .engine.registry import Library, Target
 from .engine.report import Report, Row
+from .engine.switch import LibrarySwitch, accelerate_library
 
-__all__ = ["Report", "accelerate", "accelerated", "restore"]
+__all__ = ["LibrarySwitch", "Report", "accelerate", "accelerate_library", "accelerated", "restore"]
 
 # Top-level packages, in lower case; what is known of each is in the folder of that name.
 _LIBRARIES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg) - {"engine", "reading"}
