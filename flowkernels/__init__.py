@@ -2,7 +2,7 @@
 
 from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
-from flowkernels.compat import accelerate, accelerated, restore
+from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
 from flowkernels.saving import load
 
@@ -12,6 +12,7 @@ __all__ = [
     "SlowPathWarning",
     "__version__",
     "accelerate",
+    "accelerate_library",
     "accelerated",
     "convert",
     "distributions",

@@ -538,19 +538,6 @@ def test_not_a_module(function):
         function(3)
 
 
-def test_report_is_a_table():
-    flow = models.flow(layers=1)
-    assert repr(compat.accelerate(flow)) == (
-        "flowkernels: 3 of 4 modules accelerated\n"
-        "module                                  class                                        status\n"
-        "_transform._transforms.0                RandomPermutation                            "
-        "left alone: a permutation is one copy, and nothing is gained on it\n"
-        "_transform._transforms.1                LULinear                                     accelerated\n"
-        "_transform._transforms.2                PiecewiseRationalQuadraticCouplingTransform  accelerated\n"
-        "_transform._transforms.2.transform_net  ResidualNet                                  accelerated"
-    )
-
-
 def test_no_library_is_imported_that_the_user_has_not():
     code = (
         "import sys, torch; from flowkernels import compat; r = compat.accelerate(torch.nn.Linear(2, 2)); "

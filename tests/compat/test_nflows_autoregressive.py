@@ -241,12 +241,12 @@ def test_state_repr_restore_and_copies(make):
 def test_report():
     flow = models.autoregressive_flow(models.affine, layers=1)
     assert repr(compat.accelerate(flow)) == (
-        "flowkernels: 2 of 3 modules accelerated\n"
-        "module                                       class                                status\n"
-        "_transform._transforms.0                     ReversePermutation                   "
-        "left alone: a permutation is one copy, and nothing is gained on it\n"
-        "_transform._transforms.1                     MaskedAffineAutoregressiveTransform  accelerated\n"
-        "_transform._transforms.1.autoregressive_net  MADE                                 accelerated"
+        "flowkernels: 2 of 2 modules accelerated, 1 left alone by design\n"
+        "accelerated\n"
+        "  1 × MaskedAffineAutoregressiveTransform  affine map and network as one op; inverse in one sweep\n"
+        "  1 × MADE                                 network as one op\n"
+        "left alone by design\n"
+        "  1 × ReversePermutation                   a permutation is one copy, and nothing is gained on it"
     )
     assert repr(compat.accelerate(flow)) == repr(compat.accelerate(flow))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .design import cheap, listed
 from .patch import FastMethods, overridden
 
 
@@ -69,12 +70,17 @@ class Library:
             if target is not None:
                 return overridden(module, cls, target.bypassed) or _refusal(target, module) or target
             if name in self.left_alone:
-                return self.left_alone[name]
+                return listed(name.rpartition(".")[2], self.left_alone[name])
             if name in self.containers:
                 return None
             if name and name == self.base:
-                return "no fused path for this class"
+                return cheap(module) or "no fused path for this class"
         return None
+
+    def gain(self, module: nn.Module) -> str:
+        """What of an accelerated module runs on the kernels; empty for a class of no table."""
+        names = (self._name(cls) for cls in type(module).__mro__)
+        return next((self.targets[name].what for name in names if name in self.targets), "")
 
     def rows(self) -> list[tuple[str, str]]:
         """(class, what of it is accelerated or why it is not) for README's table."""
