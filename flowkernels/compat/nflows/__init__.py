@@ -32,7 +32,7 @@ from .linear import LU, Conv1x1, Norm
 from .made import Made, made_refusal
 from .masked_linear import MaskedLinear, masked_linear_refusal
 from .residual import Residual, residual_refusal
-from .settings import spline_refusal
+from .spline import spline_refusal
 
 if TYPE_CHECKING:
     from .functions import patch_functions, rational_quadratic_spline, unconstrained_rational_quadratic_spline

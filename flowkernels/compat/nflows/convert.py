@@ -30,6 +30,8 @@ from flowkernels.transforms import (
     Transform,
 )
 
+from .spline import spline_settings
+
 _EPSILON = 1e-3  # of nflows' affine layers
 
 
@@ -95,13 +97,7 @@ def _made(net: Any, features: int) -> MADE:
 
 def _rqs(layer: Any, scaled_by: Any) -> RQS:
     width = getattr(scaled_by, "hidden_features", None)
-    tails = layer.tails
-    return RQS(
-        bins=layer.num_bins, tails=tails, tail_bound=layer.tail_bound if tails else 1.0,
-        box=None if tails else (0.0, 1.0, 0.0, 1.0), min_bin_width=layer.min_bin_width,
-        min_bin_height=layer.min_bin_height, min_derivative=layer.min_derivative,
-        logit_scale=1.0 if width is None else 1 / math.sqrt(width),
-    )  # fmt: skip
+    return RQS(**spline_settings(layer, layer.num_bins), logit_scale=1.0 if width is None else 1 / math.sqrt(width))
 
 
 def _mask(layer: Any) -> list[bool]:

@@ -21,7 +21,7 @@ from flowkernels.compat.nflows.linear import LU
 from flowkernels.compat.nflows.made import Made, made_refusal
 from flowkernels.compat.nflows.masked_linear import MaskedLinear, masked_linear_refusal
 from flowkernels.compat.nflows.residual import Residual, residual_refusal
-from flowkernels.compat.nflows.spline import spline_refusal
+from flowkernels.compat.nflows.spline import listed_refusal
 
 from . import affine
 
@@ -34,19 +34,19 @@ LIBRARY = Library(
             Coupling,
             SPLINE_COUPLING,
             "residual network, spline and feature split run as one op; with circular tails the spline alone is fused",
-            lambda m: spline_refusal(m, m.num_bins),
+            lambda m: listed_refusal(m, m.num_bins),
         ),
         "flows.neural_spline.coupling.PiecewiseRationalQuadraticCDF": Target(
             ElementwiseSpline,
             _BOTH | {"_spline"},
             "spline",
-            lambda m: spline_refusal(m, m.unnormalized_widths.shape[-1]),
+            lambda m: listed_refusal(m, m.unnormalized_widths.shape[-1]),
         ),
         "flows.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Target(
             SplineAutoregressive,
             SPLINE_AUTOREGRESSIVE,
             "spline and network as one op; inverse in one sweep",
-            lambda m: spline_refusal(m, m.num_bins),
+            lambda m: listed_refusal(m, m.num_bins),
         ),
         "flows.affine.autoregressive.MaskedAffineAutoregressive": Target(
             AffineAutoregressive,
