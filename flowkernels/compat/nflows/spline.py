@@ -83,16 +83,21 @@ def _refusal(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def spline_refusal(layer: Any, bins: int) -> str | None:
+def _bins(layer: Any) -> int:
+    """K, of a layer with a network or of one whose parameters are its own."""
+    return layer.num_bins if hasattr(layer, "num_bins") else layer.unnormalized_widths.shape[-1]
+
+
+def spline_refusal(layer: Any) -> str | None:
     """Why the kernel would not take the settings of a layer of nflows, or None."""
     if layer.tails not in (None, "linear"):  # the kernel knows circular ones too, but nflows has no parameters for them
         return f"{layer.tails} tails are not implemented"
-    return _refusal(spline_settings(layer, bins))
+    return _refusal(spline_settings(layer, _bins(layer)))
 
 
-def listed_refusal(layer: Any, bins: int) -> str | None:
+def listed_refusal(layer: Any) -> str | None:
     """Why it would not take those of a layer of normflows, or None."""
     tails = set(layer.tails) if is_listed(layer) else {layer.tails}
     if tails - {None, "linear", "circular"} or (None in tails and len(tails) > 1):
         return f"{layer.tails} tails are not implemented"
-    return _refusal(shared_settings(layer, bins))
+    return _refusal(shared_settings(layer, _bins(layer)))

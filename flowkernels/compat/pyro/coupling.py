@@ -20,6 +20,7 @@ from flowkernels.nets.reading import may_read, of_parameters
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net
+from flowkernels.ops.univariate import Map
 
 from .layers import ConditionalSpline, _feature_major, affine_of, spline_of
 
@@ -46,6 +47,15 @@ def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | N
     modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
     pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
     return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
+
+
+def _run(
+    x: Tensor, net: Any, layers: list[Any], seen: int, context: Tensor | None, univariate: Map, inverse: bool
+) -> tuple[Tensor, Tensor] | None:
+    """y and ladj of a coupling whose network, of these layers, sees so many features, the first."""
+    split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
+    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
+    return run_layer(x, found, univariate.inverted() if inverse else univariate, split)
 
 
 # ---- affine ----
@@ -96,9 +106,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     if layers[0][0].shape[1] != seen + given or layers[-1][0].shape[0] != 2 * mapped or not 0 < seen < x.shape[-1]:
         return None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
-    split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
-    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
-    return run_layer(x, found, affine_of(layer).inverted() if inverse else affine_of(layer), split)
+    return _run(x, net, layers, seen, context, affine_of(layer), inverse)
 
 
 class AffineCoupling(FastMethods):
@@ -150,9 +158,7 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     if [*net.param_dims] != [mapped * n for n in sizes]:
         return None
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
-    split = split_of(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
-    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None)
-    return run_layer(x, found, spline_of(upper).inverted() if inverse else spline_of(upper), split)
+    return _run(x, net, layers, seen, None, spline_of(upper), inverse)
 
 
 class SplineCoupling(FastMethods):
