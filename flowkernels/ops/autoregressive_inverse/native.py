@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 from flowkernels.ops.net import native
@@ -76,14 +77,7 @@ def fwd_saving(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[tuple
     return (given, ladj), [x.clone() if given is x else x]
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: SweepSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: SweepSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     wide = native.widen(*tensors)
     (z, *rest), features = without_periodic(spec.net, wide)
     (need_z, *needs_net), need_features = without_periodic(spec.net, needs)
