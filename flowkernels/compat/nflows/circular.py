@@ -99,11 +99,7 @@ def _with_tails(layer: Any, net: Net) -> Net:
 # ---- what comes before the network ----
 
 
-def _read_columns(columns: Tensor) -> list[int]:
-    return columns.tolist()
-
-
-_columns = CachedRead[list[int]](_read_columns)
+_columns = CachedRead[list[int]](Tensor.tolist)
 
 
 def _periodic_features(before: nn.Module, x: Tensor) -> Tensor | None:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, swap
 from flowkernels.compat.reading.dense import too_wide
-from flowkernels.nets.reading import may_read, of_parameters
+from flowkernels.nets.reading import of_parameters
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net
 from flowkernels.ops.univariate import Map
 
-from .layers import ConditionalSpline, _feature_major, affine_of, spline_of
+from .layers import ConditionalSpline, _feature_major, affine_of, layers_of, spline_of
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -40,13 +40,6 @@ def _network_refusal(net: Any, known: str) -> str | None:
     if name_of(net.f) is None or not all(type(m) is nn.Linear and of_parameters(m) for m in net.layers):
         return "its network has an activation or a layer that the ops do not know"
     return too_wide([*net.layers])
-
-
-def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
-    """Weights and biases of a network that is not refused, where calling it now would do nothing but its arithmetic."""
-    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
-    return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
 
 
 def _run(
@@ -90,7 +83,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     least = thresholds.COUPLING_ROWS if context is None else thresholds.CONDITIONAL_COUPLING_ROWS
     if x.dim() == 0 or torch.is_grad_enabled() or not thresholds.is_enough(rows, least):
         return None
-    layers = _layers(net, x, context) if coupling_refusal(layer) is None else None
+    layers = layers_of(net, x, context) if coupling_refusal(layer) is None else None
     if layers is None:
         return None
     mapped, given = x.shape[-1] - seen, 0
@@ -152,7 +145,7 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     if layer_of(upper) is not ConditionalSpline or _network_refusal(net, "DenseNN") is not None:
         return None
     sizes = [K, K, K - 1, *([K] if upper.order == "linear" else [])]
-    layers = _layers(net, x)
+    layers = layers_of(net, x)
     if layers is None or x.dim() == 0 or x.shape[-1] != seen + mapped or layers[0][0].shape[1] != seen or seen == 0:
         return None
     if [*net.param_dims] != [mapped * n for n in sizes]:

@@ -366,20 +366,17 @@ class RQS(Map):
         )  # fmt: skip
 
     @staticmethod
-    def from_packed(
-        bins: int, tails: str, left: float, right: float, bottom: float, top: float, min_bin_width: float,
-        min_bin_height: float, min_derivative: float, logit_scale: float, slope: float, inverse: bool,
-        edge_slope: float, min_lambda: float,
-    ) -> RQS:  # fmt: skip
+    def from_packed(*numbers: Any) -> RQS:
         """The spline on its box. Unchecked: with dynamic shapes the numbers are symbols, on which a check would be a
         guard."""
+        given = dict(zip(RQS.schema, numbers, strict=True))
+        box, tails = tuple(given.pop(side) for side in ("left", "right", "bottom", "top")), given["tails"]
+        order = "quadratic" if given.pop("min_lambda") == 0 else "linear"
         self = object.__new__(RQS)
         vars(self).update(
-            bins=bins, tails=None if tails == "none" else tails, tail_bound=0.0, box=(left, right, bottom, top),
-            min_bin_width=min_bin_width, min_bin_height=min_bin_height, min_derivative=min_derivative,
-            logit_scale=logit_scale, parametrization="softmax" if slope == 0 else "soft_clip", slope=slope,
-            circle_shift=False, order="quadratic" if min_lambda == 0 else "linear", edge_slope=edge_slope,
-            zero_outside=False, inverse=inverse, _refusals=(None, None), _handles={},
+            given, tails=None if tails == "none" else tails, tail_bound=0.0, box=box, circle_shift=False, order=order,
+            parametrization="softmax" if given["slope"] == 0 else "soft_clip", zero_outside=False,
+            _refusals=(None, None), _handles={},
         )  # fmt: skip
         return self
 
