@@ -9,6 +9,14 @@ from typing import Any
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+# Of a backward pass: the gradients of outputs or inputs, the op's inputs, and whether the gradient of each is wanted.
+Grads = Sequence[Tensor | None]
+Inputs = Sequence[Tensor]
+Needs = Sequence[bool]
+
+
+def _never(spec: Any, *tensors: Tensor | None) -> None:
+    """No reason not to run."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Backend:
 
     Attributes:
         fwd: (spec, *tensors) -> outputs.
-        why_not: (spec, *tensors) -> why these cannot run here, or None.
+        why_not: (spec, *tensors) -> why these cannot run here, or None; a module without runs them all.
         bwd: (spec, grads, tensors, needs) -> one gradient (or None) per input; None: PyTorch differentiates `fwd`.
         fwd_saving: (spec, *tensors) -> outputs, saved; `saved` comes back to `bwd` as a keyword. None: only inputs are.
         saved_of: (spec, outputs) -> what `fwd_saving` would have saved, of the outputs that a library op keeps.
@@ -27,7 +35,7 @@ class Backend:
 
     fwd: Callable[..., Any]
     why_not: Callable[..., str | None]
-    bwd: Callable[..., Sequence[Tensor | None]] | None = None
+    bwd: Callable[..., Grads] | None = None
     fwd_saving: Callable[..., tuple[Tensors, Sequence[Tensor]]] | None = None
     saved_of: Callable[..., Sequence[Tensor]] | None = None
     slow: bool = True
@@ -37,6 +45,7 @@ class Backend:
     def of(cls, module: Any) -> Backend:
         """The backend that a Python module defines, by functions and constants of these names."""
         return cls(
-            module.fwd, module.why_not, getattr(module, "bwd", None), getattr(module, "fwd_saving", None),
-            getattr(module, "saved_of", None), getattr(module, "IS_SLOW", True), getattr(module, "IS_COMPOSED", False),
+            module.fwd, getattr(module, "why_not", _never), getattr(module, "bwd", None),
+            getattr(module, "fwd_saving", None), getattr(module, "saved_of", None), getattr(module, "IS_SLOW", True),
+            getattr(module, "IS_COMPOSED", False),
         )  # fmt: skip

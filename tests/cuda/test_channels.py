@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowkernels import ops
 from flowkernels.ops import _channels
-from flowkernels.ops.lu_linear.autograd import op
+from flowkernels.ops.lu_linear import op
 from flowkernels.ops.lu_linear.reference import LuSpec
 from tests.emulator import ORDERS, Emulated
 from tests.ops import test_actnorm, test_lu_linear

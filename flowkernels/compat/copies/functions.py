@@ -21,25 +21,9 @@ def piecewise_rational_quadratic_transform(
 ) -> tuple[Tensor, Tensor]:
     r"""VITS' function of this name: the spline of `flowkernels.ops.rqs`, of every element with its own parameters.
 
-    .. math:: y_i = f(x_i; \text{widths}_i, \text{heights}_i, \text{derivatives}_i), \quad
-        \text{logabsdet}_i = \log |dy_i/dx_i|
-
-    Args:
-        inputs: ``[...]``; float32, float64, bfloat16 or float16.
-        unnormalized_widths, unnormalized_heights: ``[..., K]``.
-        unnormalized_derivatives: ``[..., K-1]`` with linear tails, ``[..., K+1]`` without.
-        inverse: evaluate y → x.
-        tails: ``"linear"``: the box is [-tail_bound, tail_bound]; None: it is [0, 1].
-        tail_bound: half the side of the box.
-        min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
-        min_derivative: smallest slope at a knot.
-
-    Returns:
-        outputs ``[...]`` and logabsdet ``[...]`` in nats, per element (float32 for 16-bit inputs).
-
-    Raises:
-        RuntimeError: other tails, as VITS.
-        ValueError: a shape or setting breaks its contract.
+    Arguments, results and errors are those of `flowkernels.compat.nflows.unconstrained_rational_quadratic_spline`, but
+    for ``tails``: ``"linear"``, where the box is [-tail_bound, tail_bound] and ``unnormalized_derivatives`` are
+    ``[..., K-1]``; or None, where it is [0, 1] and they are ``[..., K+1]``.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032; Kim, Kong, Son:

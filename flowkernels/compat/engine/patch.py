@@ -24,8 +24,11 @@ class FastMethods:
     """Base of the method layers: pickles as the original class, copies as what it is.
 
     A layer is a bag of methods. They are copied into a subclass of the module's class and not inherited from, because
-    Python lets an object change its class only to one of the same layout, which a second parent alters.
+    Python lets an object change its class only to one of the same layout, which a second parent alters. What is static
+    in a layer is not copied: its methods find it at `_flowkernels_layer`.
     """
+
+    _flowkernels_layer: Any  # of a fast class
 
     runs_its_parts = False  # whether its modules are accelerated for the calls it cannot fuse, and appear in no report
 
@@ -97,7 +100,7 @@ def layer_of(module: Any) -> type[FastMethods] | None:
 def _fast_class(plain: type, layer: type[FastMethods], bypassed: frozenset[str]) -> type:
     body: dict[str, Any] = {
         name: function
-        for cls in (FastMethods, layer)
+        for cls in reversed(layer.__mro__[:-1])
         for name, function in vars(cls).items()
         if isinstance(function, types.FunctionType)
     }

@@ -6,12 +6,15 @@ infinities; log-determinants of 16-bit inputs are float32. In its permutations n
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from flowkernels.compat.engine.registry import Library, Target
 
 from . import couplings
 from .layers import AllInOne, Permute, refusal
 
-_SIDES = frozenset({"forward", "_coupling1", "_coupling2"})
+_FORWARD, _SIDES = frozenset({"forward"}), frozenset({"forward", "_coupling1", "_coupling2"})
 _WHAT = (
     "on feature vectors each half (network, soft clamp, affine map, feature split) runs as one fused op if its network "
     "is plain `Linear` + activation; batches below 1,024 rows use FrEIA's own code"
@@ -20,6 +23,11 @@ _BOX = (
     "it is only on FrEIA's main branch, and it learns a box and an outer slope per element; the kernel supports one "
     "box per call"
 )
+
+
+def _coupling(layer: Any, what: str, bypassed: frozenset[str] = _SIDES) -> Target:
+    return Target(layer, bypassed, what, functools.partial(couplings.refusal_of, layer.find))
+
 
 LIBRARY = Library(
     "FrEIA.modules",
@@ -30,26 +38,18 @@ LIBRARY = Library(
             "features: coupling and network of plain layers as one op; hard permutation, of images or many features",
             refusal,
         ),
-        "coupling_layers.GLOWCouplingBlock": Target(couplings.GLOWCoupling, _SIDES, _WHAT, couplings.glow_refusal),
-        "coupling_layers.RNVPCouplingBlock": Target(
-            couplings.RNVPCoupling, _SIDES, "the same as two ops a half, one a network", couplings.rnvp_refusal
+        "coupling_layers.GLOWCouplingBlock": _coupling(couplings.GLOWCoupling, _WHAT),
+        "coupling_layers.RNVPCouplingBlock": _coupling(
+            couplings.RNVPCoupling, "the same as two ops a half, one a network"
         ),
-        "coupling_layers.AffineCouplingOneSided": Target(
-            couplings.OneSidedCoupling, frozenset({"forward"}), _WHAT, couplings.one_sided_refusal
+        "coupling_layers.AffineCouplingOneSided": _coupling(couplings.OneSidedCoupling, _WHAT, _FORWARD),
+        "coupling_layers.NICECouplingBlock": _coupling(
+            couplings.NICECoupling, "on feature vectors network, sum and feature split run as one op"
         ),
-        "coupling_layers.NICECouplingBlock": Target(
-            couplings.NICECoupling,
-            _SIDES,
-            "on feature vectors network, sum and feature split run as one op",
-            couplings.nice_refusal,
+        "coupling_layers.ConditionalAffineTransform": _coupling(
+            couplings.ConditionalAffine, "features: map, clamp and network of plain layers as one op", _FORWARD
         ),
-        "coupling_layers.ConditionalAffineTransform": Target(
-            couplings.ConditionalAffine,
-            frozenset({"forward"}),
-            "features: map, clamp and network of plain layers as one op",
-            couplings.conditional_refusal,
-        ),
-        "fixed_transforms.PermuteRandom": Target(Permute, frozenset({"forward"}), "permutation"),
+        "fixed_transforms.PermuteRandom": Target(Permute, _FORWARD, "permutation"),
     },
     left_alone={
         "coupling_layers.GINCouplingBlock": "it subtracts the mean log-scale (GIN); no kernel implements that",

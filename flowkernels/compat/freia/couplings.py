@@ -121,42 +121,36 @@ class _Step(NamedTuple):
 Halves = Callable[[Any], "list[Half] | str"]
 
 
-def _sides(block: Any) -> tuple[range, range]:
+def _halves(block: Any, *steps: tuple[_Step, ...]) -> list[Half]:
+    """The half that maps the first columns, then that which maps the others; one alone maps the others."""
     n = block.split_len1
-    return range(n), range(n, n + block.split_len2)
+    first, second = range(n), range(n, n + block.split_len2)
+    sides = ((second, first), (first, second))
+    return [Half(*side, of_side) for side, of_side in zip(sides[-len(steps) :], steps, strict=True)]
 
 
 def _glow(block: Any) -> list[Half] | str:
-    scale, (first, second) = _scale_of(block), _sides(block)
+    scale = _scale_of(block)
     if isinstance(scale, str):
         return scale
-    return [
-        Half(second, first, (_Step(block.subnet2, scale, True),)),
-        Half(first, second, (_Step(block.subnet1, scale, True),)),
-    ]
+    return _halves(block, *((_Step(net, scale, True),) for net in (block.subnet2, block.subnet1)))
 
 
 def _rnvp(block: Any) -> list[Half] | str:
-    scale, (first, second) = _scale_of(block), _sides(block)
+    scale = _scale_of(block)
     if isinstance(scale, str):
         return scale
-    return [
-        Half(second, first, (_Step(block.subnet_s2, scale, False), _Step(block.subnet_t2, None, True))),
-        Half(first, second, (_Step(block.subnet_s1, scale, False), _Step(block.subnet_t1, None, True))),
-    ]
+    pairs = ((block.subnet_s2, block.subnet_t2), (block.subnet_s1, block.subnet_t1))
+    return _halves(block, *((_Step(s, scale, False), _Step(t, None, True)) for s, t in pairs))
 
 
 def _nice(block: Any) -> list[Half] | str:
-    first, second = _sides(block)
-    return [
-        Half(second, first, (_Step(block.F, None, True),)),
-        Half(first, second, (_Step(block.G, None, True),)),
-    ]
+    return _halves(block, *((_Step(net, None, True),) for net in (block.F, block.G)))
 
 
 def _one_sided(block: Any) -> list[Half] | str:
-    scale, (first, second) = _scale_of(block), _sides(block)
-    return scale if isinstance(scale, str) else [Half(first, second, (_Step(block.subnet, scale, True),))]
+    scale = _scale_of(block)
+    return scale if isinstance(scale, str) else _halves(block, (_Step(block.subnet, scale, True),))
 
 
 def _conditional(block: Any) -> list[Half] | str:
@@ -231,47 +225,45 @@ def _is_table(t: Any, x: Any) -> bool:
     return isinstance(t, Tensor) and t.dim() == 2 and (len(t), t.dtype, t.device) == (len(x), x.dtype, x.device)
 
 
-def _forward(find: Halves, block: Any, x: Any, c: Any, rev: bool, jac: bool) -> tuple[tuple[Tensor], Any]:
-    call = call_of(find, block, x, c)
-    found = None if call is None else call.run(x[0], rev)
-    return original_class(block).forward(block, x, c, rev, jac) if found is None else ((found[0],), found[1])
+class Coupling(FastMethods):
+    """What the methods of accelerated coupling blocks share."""
+
+    find: Halves  # static
+
+    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Any]:
+        call = call_of(self._flowkernels_layer.find, self, x, c)
+        found = None if call is None else call.run(x[0], rev)
+        return original_class(self).forward(self, x, c, rev, jac) if found is None else ((found[0],), found[1])
 
 
-class GLOWCoupling(FastMethods):
+class GLOWCoupling(Coupling):
     """The methods of an accelerated GLOWCouplingBlock."""
 
-    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_glow, self, x, c, rev, jac)
+    find = staticmethod(_glow)
 
 
-class RNVPCoupling(FastMethods):
+class RNVPCoupling(Coupling):
     """The methods of an accelerated RNVPCouplingBlock."""
 
-    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_rnvp, self, x, c, rev, jac)
+    find = staticmethod(_rnvp)
 
 
 class NICECoupling(FastMethods):
     """The methods of an accelerated NICECouplingBlock."""
 
-    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], float]:
-        return _forward(_nice, self, x, c, rev, jac)[0], 0.0
+    find = staticmethod(_nice)
+
+    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], float]:
+        return Coupling.forward(self, x, c, rev, jac)[0], 0.0
 
 
-class OneSidedCoupling(FastMethods):
+class OneSidedCoupling(Coupling):
     """The methods of an accelerated AffineCouplingOneSided."""
 
-    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_one_sided, self, x, c, rev, jac)
+    find = staticmethod(_one_sided)
 
 
-class ConditionalAffine(FastMethods):
+class ConditionalAffine(Coupling):
     """The methods of an accelerated ConditionalAffineTransform."""
 
-    def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        return _forward(_conditional, self, x, c, rev, jac)
-
-
-glow_refusal, rnvp_refusal, nice_refusal, one_sided_refusal, conditional_refusal = (
-    functools.partial(refusal_of, find) for find in (_glow, _rnvp, _nice, _one_sided, _conditional)
-)
+    find = staticmethod(_conditional)

@@ -32,63 +32,52 @@ from .linear import LU, Conv1x1, Norm
 from .made import Made, made_refusal
 from .masked_linear import MaskedLinear, masked_linear_refusal
 from .residual import Residual, residual_refusal
-from .settings import spline_refusal
+from .spline import spline_refusal
 
 if TYPE_CHECKING:
     from .functions import patch_functions, rational_quadratic_spline, unconstrained_rational_quadratic_spline
 
 __all__ = ["LIBRARY", "patch_functions", "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"]
 
-_BOTH = frozenset({"forward", "inverse"})
+_FORWARD, _BOTH = frozenset({"forward"}), frozenset({"forward", "inverse"})
 _COUPLING = _BOTH | {
     "_coupling_transform_forward", "_coupling_transform_inverse", "_transform_dim_multiplier", "num_identity_features",
     "num_transform_features",
 }  # fmt: skip
-SPLINE_COUPLING = _COUPLING | {"_coupling_transform", "_piecewise_cdf"}
-AFFINE_COUPLING = _COUPLING | {"_scale_and_shift"}
-AFFINE_AUTOREGRESSIVE = _BOTH | {
-    "_elementwise_forward", "_elementwise_inverse", "_output_dim_multiplier", "_unconstrained_scale_and_shift",
-}  # fmt: skip
-SPLINE_AUTOREGRESSIVE = _BOTH | {
-    "_elementwise", "_elementwise_forward", "_elementwise_inverse", "_output_dim_multiplier",
-}  # fmt: skip
-LU_LINEAR = frozenset({"forward_no_cache", "inverse_no_cache", "_create_lower_upper", "upper_diag", "logabsdet"})
+_SPLINE_COUPLING = _COUPLING | {"_coupling_transform", "_piecewise_cdf"}
+_AFFINE_COUPLING = _COUPLING | {"_scale_and_shift"}
+_AUTOREGRESSIVE = _BOTH | {"_elementwise_forward", "_elementwise_inverse", "_output_dim_multiplier"}
+_LU_LINEAR = frozenset({"forward_no_cache", "inverse_no_cache", "_create_lower_upper", "upper_diag", "logabsdet"})
 
 TARGETS = {
     "transforms.coupling.PiecewiseRationalQuadraticCouplingTransform": Target(
-        Coupling,
-        SPLINE_COUPLING,
-        "residual network, spline and feature split run as one op",
-        lambda m: spline_refusal(m, m.num_bins),
+        Coupling, _SPLINE_COUPLING, "residual network, spline and feature split run as one op", spline_refusal
     ),
     "transforms.coupling.AdditiveCouplingTransform": Target(
-        AdditiveCoupling, AFFINE_COUPLING, "residual network, shift and feature split run as one op"
+        AdditiveCoupling, _AFFINE_COUPLING, "residual network, shift and feature split run as one op"
     ),
     "transforms.coupling.AffineCouplingTransform": Target(
-        AffineCoupling, AFFINE_COUPLING, "residual network, affine map and feature split run as one op"
+        AffineCoupling, _AFFINE_COUPLING, "residual network, affine map and feature split run as one op"
     ),
     "transforms.nonlinearities.PiecewiseRationalQuadraticCDF": Target(
-        ElementwiseSpline,
-        _BOTH | {"_spline"},
-        "spline",
-        lambda m: spline_refusal(m, m.unnormalized_widths.shape[-1]),
+        ElementwiseSpline, _BOTH | {"_spline"}, "spline", spline_refusal
     ),
     "transforms.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": Target(
         SplineAutoregressive,
-        SPLINE_AUTOREGRESSIVE,
+        _AUTOREGRESSIVE | {"_elementwise"},
         "spline and network as one op; inverse in one sweep",
-        lambda m: spline_refusal(m, m.num_bins),
+        spline_refusal,
     ),
     "transforms.autoregressive.MaskedAffineAutoregressiveTransform": Target(
         AffineAutoregressive,
-        AFFINE_AUTOREGRESSIVE,
+        _AUTOREGRESSIVE | {"_unconstrained_scale_and_shift"},
         "affine map and network as one op; inverse in one sweep",
         affine_refusal,
     ),
-    "transforms.made.MADE": Target(Made, frozenset({"forward"}), "network as one op", made_refusal),
+    "transforms.made.MADE": Target(Made, _FORWARD, "network as one op", made_refusal),
     "transforms.made.MaskedLinear": Target(
         MaskedLinear,
-        frozenset({"forward"}),
+        _FORWARD,
         (
             "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op "
             "already covers them"
@@ -96,16 +85,14 @@ TARGETS = {
         masked_linear_refusal,
     ),
     "nn.nets.resnet.ResidualNet": Target(
-        Residual, frozenset({"forward"}), "network without batch norm runs as one op", residual_refusal
+        Residual, _FORWARD, "network without batch norm runs as one op", residual_refusal
     ),
     "transforms.conv.OneByOneConvolution": Target(
-        Conv1x1, LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"
+        Conv1x1, _LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"
     ),
-    "transforms.lu.LULinear": Target(LU, LU_LINEAR, "product or triangular solves, without a dense matrix"),
+    "transforms.lu.LULinear": Target(LU, _LU_LINEAR, "product or triangular solves, without a dense matrix"),
     "transforms.normalization.ActNorm": Target(
-        Norm,
-        _BOTH | {"scale", "_broadcastable_scale_shift"},
-        "one pass over large batches, once it is initialised",
+        Norm, _BOTH | {"scale", "_broadcastable_scale_shift"}, "one pass over large batches, once it is initialised"
     ),
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, overridden
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import is_bare
-from flowkernels.ops import RQS, Affine, affine
+from flowkernels.ops import Affine
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import Net
@@ -25,11 +25,7 @@ from flowkernels.ops.univariate import Map
 from . import circular
 from .classes import made_class
 from .made import Made, as_net, made_refusal
-from .settings import spline_of
-from .spline import per_feature, spline
-
-# (layer, x [B, D], params, inverse) → y and ladj [B]
-Univariate = Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+from .spline import spline, spline_of
 
 
 def _network(layer: Any, x: Tensor, context: Tensor | None, **direction: bool) -> Net | None:
@@ -39,46 +35,31 @@ def _network(layer: Any, x: Tensor, context: Tensor | None, **direction: bool) -
     return as_net(net, x, context, **direction) if layer_of(net) is Made and is_bare(net) else None
 
 
-def _forward(
-    layer: Any,
-    x: Tensor,
-    context: Tensor | None,
-    univariate: Univariate,
-    spec_of: Callable[[Any], Map | None],
-) -> tuple[Tensor, Tensor]:
-    spec = spec_of(layer)
-    found = _network(layer, x, context) if x.dim() == 2 and spec is not None else None
-    fused = None if found is None or spec is None else run_autoregressive_layer(x, found, spec)
-    if fused is not None:
-        return fused
-    params = layer.autoregressive_net(x, context)
+def _in_parts(layer: Any, x: Tensor, context: Tensor | None, seen: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The map of x by what the network returns for `seen`."""
+    params = layer.autoregressive_net(seen, context)
+    if x.dim() != 2 or mixed(x, params):  # nflows says what is wrong with it
+        return (layer._elementwise_inverse if inverse else layer._elementwise_forward)(x, params)
+    params = params.reshape(*x.shape, layer._output_dim_multiplier())
+    return layer._flowkernels_layer.run(layer, x, params, inverse)
+
+
+def _fused(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The layer as one op; None where network and map must be run in turn."""
     if x.dim() != 2:
-        return layer._elementwise_forward(x, params)  # nflows says what is wrong with it
-    return univariate(layer, x, params, False)
-
-
-def _inverse(
-    layer: Any,
-    z: Tensor,
-    context: Tensor | None,
-    univariate: Univariate,
-    spec_of: Callable[[Any], Map | None],
-) -> tuple[Tensor, Tensor]:
-    if z.dim() != 2 or z.shape[1] == 0:
-        return original_class(layer).inverse(layer, z, context)
-    spec = spec_of(layer)
-    found = None if spec is None else _network(layer, z, context, inverse=True)
-    fused = None if found is None or spec is None else run_inverse(z, found, spec, or_none=True)
-    if fused is not None:
-        return fused
-    x, ladj = torch.zeros_like(z), z.new_zeros(z.shape[0])
-    for _ in range(z.shape[1]):
-        x, ladj = univariate(layer, z, layer.autoregressive_net(x, context), True)
-    return x, ladj
+        return None
+    univariate = layer._flowkernels_layer.map_of(layer)
+    if univariate is None:
+        return _of_own_tails(layer, x, context, circular.inverse if inverse else circular.forward)
+    found = _network(layer, x, context, inverse=inverse)
+    if found is None:
+        return None
+    if inverse:
+        return run_inverse(x, found, univariate, or_none=True)
+    return run_autoregressive_layer(x, found, univariate)
 
 
 # ---- affine ----
-
 
 _DEFAULT = "MaskedAffineAutoregressiveTransform.__init__.<locals>.<lambda>"
 
@@ -93,22 +74,6 @@ def _scale(layer: Any) -> tuple[str, float]:
     return "softplus", layer._epsilon
 
 
-def _theirs(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    return (layer._elementwise_inverse if inverse else layer._elementwise_forward)(x, params)
-
-
-def _affine(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    if mixed(x, params):
-        return _theirs(layer, x, params, inverse)
-    scale, least = _scale(layer)
-    return affine(x, params.reshape(*x.shape, 2), scale=scale, min_scale=least, inverse=inverse)
-
-
-def _affine_map(layer: Any) -> Affine:
-    scale, least = _scale(layer)
-    return Affine.kept(scale=scale, min_scale=least)
-
-
 def affine_refusal(layer: Any) -> str | None:
     """Why an affine layer gains nothing, or None: its map alone is as fast in nflows."""
     net = layer.autoregressive_net
@@ -119,20 +84,10 @@ def affine_refusal(layer: Any) -> str | None:
     if reason is not None:
         return f"its network is left alone: {reason}"
     try:
-        _affine_map(layer)
+        AffineAutoregressive.map_of(layer)
     except Exception as error:  # an epsilon of the user's own
         return str(error)
     return None
-
-
-class AffineAutoregressive(FastMethods):
-    """The methods of an accelerated MaskedAffineAutoregressiveTransform."""
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _forward(self, inputs, context, _affine, _affine_map)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _inverse(self, inputs, context, _affine, _affine_map)
 
 
 # ---- rational-quadratic ----
@@ -144,34 +99,54 @@ def _logit_scale(layer: Any) -> float:
     return 1.0 if width is None else 1 / math.sqrt(width)
 
 
-def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    if mixed(x, params):
-        return _theirs(layer, x, params, inverse)
-    params = params.reshape(*x.shape, layer._output_dim_multiplier())
-    return spline(layer, layer.num_bins, x, params, _logit_scale(layer), inverse)
-
-
-def _spline_map(layer: Any) -> RQS | None:
-    return None if per_feature(layer) else spline_of(layer, layer.num_bins, _logit_scale(layer))
-
-
 def _of_own_tails(layer: Any, x: Tensor, context: Tensor | None, run: Callable[..., Any]) -> Any:
     """What `run` makes of a layer whose features have tails or bounds of their own; None where it does nothing."""
-    if x.dim() != 2 or not per_feature(layer) or not x.is_cpu:  # where alone it has kernels
-        return None
-    if isinstance(layer.tail_bound, Tensor) and layer.tail_bound.dtype is not x.dtype:
-        return None
+    if not x.is_cpu or (isinstance(layer.tail_bound, Tensor) and layer.tail_bound.dtype is not x.dtype):
+        return None  # a CPU alone has kernels for it
     found = _network(layer, x, context, preprocessed=True)
     return None if found is None else run(layer, x, found, _logit_scale(layer))
 
 
+# ---- the layers ----
+
+
 class SplineAutoregressive(FastMethods):
-    """The methods of an accelerated MaskedPiecewiseRationalQuadraticAutoregressiveTransform."""
+    """The methods of an accelerated MaskedPiecewiseRationalQuadraticAutoregressiveTransform; other maps' derive."""
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        fused = _of_own_tails(self, inputs, context, circular.forward)
-        return _forward(self, inputs, context, _spline, _spline_map) if fused is None else fused
+    @staticmethod
+    def map_of(layer: Any) -> Map | None:
+        """The map, if one serves all features."""
+        return spline_of(layer, layer.num_bins, _logit_scale(layer))
 
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        fused = _of_own_tails(self, inputs, context, circular.inverse)
-        return _inverse(self, inputs, context, _spline, _spline_map) if fused is None else fused
+    @staticmethod
+    def run(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """x ``[B, D]``, params ``[B, D, P]`` → y like x, ladj ``[B]``."""
+        return spline(layer, layer.num_bins, x, params, _logit_scale(layer), inverse)
+
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        fused = _fused(self, inputs, context, False)
+        return _in_parts(self, inputs, context, inputs, False) if fused is None else fused
+
+    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if inputs.dim() != 2 or inputs.shape[1] == 0:
+            return original_class(self).inverse(self, inputs, context)
+        fused = _fused(self, inputs, context, True)
+        if fused is not None:
+            return fused
+        x, ladj = torch.zeros_like(inputs), inputs.new_zeros(inputs.shape[0])
+        for _ in range(inputs.shape[1]):
+            x, ladj = _in_parts(self, inputs, context, x, True)
+        return x, ladj
+
+
+class AffineAutoregressive(SplineAutoregressive):
+    """The methods of an accelerated MaskedAffineAutoregressiveTransform."""
+
+    @staticmethod
+    def map_of(layer: Any) -> Map:
+        scale, least = _scale(layer)
+        return Affine.kept(scale=scale, min_scale=least)
+
+    @staticmethod
+    def run(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return AffineAutoregressive.map_of(layer)(x, params, inverse)

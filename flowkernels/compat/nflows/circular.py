@@ -23,7 +23,7 @@ from flowkernels.ops.net import Net
 from flowkernels.ops.rqs.spec import RQS
 
 from .made import preprocessing_of
-from .spline import is_listed
+from .spline import is_listed, shared_settings
 
 
 def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
@@ -66,13 +66,7 @@ def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tens
 
 
 def _map(layer: Any, logit_scale: float, zero_outside: bool = False) -> RQS:
-    bound = layer.tail_bound
-    return RQS.kept(
-        bins=layer.num_bins, tails=None if is_listed(layer) else layer.tails,
-        tail_bound=1.0 if isinstance(bound, Tensor) else bound, min_bin_width=layer.min_bin_width,
-        min_bin_height=layer.min_bin_height, min_derivative=layer.min_derivative, logit_scale=logit_scale,
-        zero_outside=zero_outside,
-    )  # fmt: skip
+    return RQS.kept(**shared_settings(layer, layer.num_bins), logit_scale=logit_scale, zero_outside=zero_outside)
 
 
 # ---- tails, by the last layer ----
@@ -105,11 +99,7 @@ def _with_tails(layer: Any, net: Net) -> Net:
 # ---- what comes before the network ----
 
 
-def _read_columns(columns: Tensor) -> list[int]:
-    return columns.tolist()
-
-
-_columns = CachedRead[list[int]](_read_columns)
+_columns = CachedRead[list[int]](Tensor.tolist)
 
 
 def _periodic_features(before: nn.Module, x: Tensor) -> Tensor | None:

@@ -30,6 +30,8 @@ from flowkernels.transforms import (
     Transform,
 )
 
+from .spline import spline_settings
+
 _EPSILON = 1e-3  # of nflows' affine layers
 
 
@@ -95,13 +97,7 @@ def _made(net: Any, features: int) -> MADE:
 
 def _rqs(layer: Any, scaled_by: Any) -> RQS:
     width = getattr(scaled_by, "hidden_features", None)
-    tails = layer.tails
-    return RQS(
-        bins=layer.num_bins, tails=tails, tail_bound=layer.tail_bound if tails else 1.0,
-        box=None if tails else (0.0, 1.0, 0.0, 1.0), min_bin_width=layer.min_bin_width,
-        min_bin_height=layer.min_bin_height, min_derivative=layer.min_derivative,
-        logit_scale=1.0 if width is None else 1 / math.sqrt(width),
-    )  # fmt: skip
+    return RQS(**spline_settings(layer, layer.num_bins), logit_scale=1.0 if width is None else 1 / math.sqrt(width))
 
 
 def _mask(layer: Any) -> list[bool]:
@@ -111,9 +107,8 @@ def _mask(layer: Any) -> list[bool]:
     return [i in mapped for i in range(layer.features)]
 
 
-def _spline_coupling(layer: Any, features: int) -> Transform:
-    net = layer.transform_net
-    return Coupling(_mask(layer), _residual_net(net, layer.num_identity_features), _rqs(layer, net))
+def _coupling(layer: Any, univariate: RQS | Affine) -> Transform:
+    return Coupling(_mask(layer), _residual_net(layer.transform_net, layer.num_identity_features), univariate)
 
 
 def _affine_coupling(layer: Any, features: int) -> Transform:
@@ -124,18 +119,8 @@ def _affine_coupling(layer: Any, features: int) -> Transform:
     return Coupling(_mask(layer), net, Affine("sigmoid", _EPSILON))
 
 
-def _additive_coupling(layer: Any, features: int) -> Transform:
-    net = _residual_net(layer.transform_net, layer.num_identity_features)
-    return Coupling(_mask(layer), net, Affine("additive"))
-
-
-def _affine_autoregressive(layer: Any, features: int) -> Transform:
-    return Autoregressive(_made(layer.autoregressive_net, features), Affine("softplus", layer._epsilon))
-
-
-def _spline_autoregressive(layer: Any, features: int) -> Transform:
-    net = layer.autoregressive_net
-    return Autoregressive(_made(net, features), _rqs(layer, net))
+def _autoregressive(layer: Any, features: int, univariate: RQS | Affine) -> Transform:
+    return Autoregressive(_made(layer.autoregressive_net, features), univariate)
 
 
 @torch.no_grad()
@@ -160,25 +145,26 @@ def _actnorm(layer: Any, features: int) -> Transform:
     return native
 
 
-def _permutation(layer: Any, features: int) -> Transform:
-    return Permutation(layer._permutation)
-
-
 _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
     "base.CompositeTransform": lambda m, D: Composite([_transform(t, D) for t in m._transforms]),
     "base.InverseTransform": lambda m, D: Inverse(_transform(m._transform, D)),
     "standard.IdentityTransform": lambda m, D: Composite([]),
     "standard.PointwiseAffineTransform": lambda m, D: fixed_affine(D, m._scale, m._shift),
-    "permutations.Permutation": _permutation,
-    "permutations.RandomPermutation": _permutation,
-    "permutations.ReversePermutation": _permutation,
+    **dict.fromkeys(
+        ("permutations.Permutation", "permutations.RandomPermutation", "permutations.ReversePermutation"),
+        lambda m, D: Permutation(m._permutation),
+    ),
     "lu.LULinear": _lu,
     "normalization.ActNorm": _actnorm,
-    "coupling.PiecewiseRationalQuadraticCouplingTransform": _spline_coupling,
+    "coupling.PiecewiseRationalQuadraticCouplingTransform": lambda m, D: _coupling(m, _rqs(m, m.transform_net)),
     "coupling.AffineCouplingTransform": _affine_coupling,
-    "coupling.AdditiveCouplingTransform": _additive_coupling,
-    "autoregressive.MaskedAffineAutoregressiveTransform": _affine_autoregressive,
-    "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": _spline_autoregressive,
+    "coupling.AdditiveCouplingTransform": lambda m, D: _coupling(m, Affine("additive")),
+    "autoregressive.MaskedAffineAutoregressiveTransform": lambda m, D: _autoregressive(
+        m, D, Affine("softplus", m._epsilon)
+    ),
+    "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": lambda m, D: _autoregressive(
+        m, D, _rqs(m, m.autoregressive_net)
+    ),
 }
 
 

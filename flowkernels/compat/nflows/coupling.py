@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,24 +18,13 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.ops._routing import _transforms_active
 from flowkernels.ops.flow_layer import run_layer
+from flowkernels.ops.net import Net
 from flowkernels.ops.split import Split, merge_by_index, split_by_index, split_of
 from flowkernels.ops.univariate import Map
 
 from . import residual
 from .classes import kind
-from .settings import n_params, spline_of
-from .spline import per_feature, spline
-
-
-class Univariate(NamedTuple):
-    """The map of one kind of coupling layer, as functions of the layer."""
-
-    # (layer, network, inverse): settings of the map as the whole-layer op takes it; None where it has no such map
-    spec: Callable[[Any, Any, bool], Map | None]
-    # the network's last layer with its outputs feature by feature, as that op wants them; None: it has them so
-    last: Callable[[Any, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]] | None
-    # (layer, x [B, D] or [B, C, H, W], the network's output, inverse): y like x, ladj [B]
-    run: Callable[[Any, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+from .spline import spline, spline_of
 
 
 def _conditioner(net: Any, x: Tensor, context: Tensor | None) -> Tensor:
@@ -78,11 +66,9 @@ def _merged(layer: Any, identity: Tensor, transformed: Tensor) -> Tensor:
     return split.merge(identity, transformed, 1, at)
 
 
-def _fused(
-    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
-) -> tuple[Tensor, Tensor] | None:
+def _fused(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """The coupling as one op on its own weights, or None where it must be run in parts."""
-    net = layer.transform_net
+    net, kind_of_coupling = layer.transform_net, layer._flowkernels_layer
     if inputs.dim() != 2:
         return None
     split = _split_of(layer)
@@ -91,12 +77,8 @@ def _fused(
     found = residual.as_net(net, inputs, context)
     if found is None or net._modules.get("preprocessing") is not None:
         return None
-    spec = univariate.spec(layer, net, inverse)
-    if spec is None:
-        return None
-    if univariate.last is not None:
-        found = found.with_last(*univariate.last(layer, found.layers[-1]))
-    return run_layer(inputs, found, spec, split)
+    univariate = kind_of_coupling.map_of(layer, inverse)
+    return None if univariate is None else run_layer(inputs, kind_of_coupling.by_feature(found), univariate, split)
 
 
 def _check(layer: Any, inputs: Tensor) -> None:
@@ -123,69 +105,58 @@ def _map_identity(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) 
     return _merged(layer, identity, rest), ladj
 
 
-def _couple(
-    layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool, univariate: Univariate
-) -> tuple[Tensor, Tensor]:
-    fused = _fused(layer, inputs, context, inverse, univariate)
+def _couple(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    fused = _fused(layer, inputs, context, inverse)
     if fused is not None:
         return fused
     identity, x = _parted(layer, inputs)
     params = _conditioner(layer.transform_net, identity, context)
-    y, ladj = univariate.run(layer, x, params, inverse)
+    if mixed(x, params):
+        theirs = layer._coupling_transform_inverse if inverse else layer._coupling_transform_forward
+        y, ladj = theirs(inputs=x, transform_params=params)
+    else:
+        y, ladj = layer._flowkernels_layer.run(layer, x, params, inverse)
     return _merged(layer, identity, y), ladj
 
 
-def forward(layer: Any, x: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
-    """A coupling layer, data to latent."""
-    _check(layer, x)
-    y, ladj = _couple(layer, x, context, False, univariate)
-    if layer.unconditional_transform is None:
-        return y, ladj
-    y, of_identity = _map_identity(layer, y, context, False)
-    return y, ladj + of_identity
-
-
-def inverse(layer: Any, y: Tensor, context: Tensor | None, univariate: Univariate) -> tuple[Tensor, Tensor]:
-    """A coupling layer, latent to data."""
-    _check(layer, y)
-    of_identity = None
-    if layer.unconditional_transform is not None:
-        y, of_identity = _map_identity(layer, y, context, True)
-    x, ladj = _couple(layer, y, context, True, univariate)
-    return x, ladj if of_identity is None else ladj + of_identity
-
-
-# ---- rational-quadratic ----
-
-
-def _spline(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    if mixed(x, params):
-        theirs = layer._coupling_transform_inverse if inverse else layer._coupling_transform_forward
-        return theirs(inputs=x, transform_params=params)
-    shape, P = x.shape, n_params(layer, layer.num_bins)
-    if len(shape) == 4:
-        B, C, H, W = shape
-        params = params.reshape(B, C, P, H, W).permute(0, 1, 3, 4, 2).reshape(B, C * H * W, P)
-        x = x.reshape(B, C * H * W)
-    else:
-        params = params.reshape(*shape, P)
-    scale = _logit_scale(layer.transform_net)
-    y, ladj = spline(layer, layer.num_bins, x, params, scale, inverse)
-    return y.view(shape), ladj
-
-
-def _spline_map(layer: Any, net: Any, inverse: bool) -> Map | None:
-    return None if per_feature(layer) else spline_of(layer, layer.num_bins, _logit_scale(net), inverse)
-
-
-SPLINE = Univariate(_spline_map, None, _spline)
-
-
 class Coupling(FastMethods):
-    """The methods of an accelerated PiecewiseRationalQuadraticCouplingTransform."""
+    """The methods of an accelerated PiecewiseRationalQuadraticCouplingTransform; couplings of other maps derive."""
+
+    @staticmethod
+    def map_of(layer: Any, inverse: bool) -> Map | None:
+        """The map as the whole-layer op takes it; None where it has no such map."""
+        return spline_of(layer, layer.num_bins, _logit_scale(layer.transform_net), inverse)
+
+    @staticmethod
+    def by_feature(net: Net) -> Net:
+        """The network with its outputs feature by feature, as that op wants them."""
+        return net
+
+    @staticmethod
+    def run(layer: Any, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """x ``[B, D]`` or ``[B, C, H, W]`` and the network's output → y like x, ladj ``[B]``."""
+        shape, P = x.shape, layer._transform_dim_multiplier()
+        if len(shape) == 4:
+            B, C, H, W = shape
+            params = params.reshape(B, C, P, H, W).permute(0, 1, 3, 4, 2).reshape(B, C * H * W, P)
+            x = x.reshape(B, C * H * W)
+        else:
+            params = params.reshape(*shape, P)
+        y, ladj = spline(layer, layer.num_bins, x, params, _logit_scale(layer.transform_net), inverse)
+        return y.view(shape), ladj
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return forward(self, inputs, context, SPLINE)
+        _check(self, inputs)
+        y, ladj = _couple(self, inputs, context, False)
+        if self.unconditional_transform is None:
+            return y, ladj
+        y, of_identity = _map_identity(self, y, context, False)
+        return y, ladj + of_identity
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return inverse(self, inputs, context, SPLINE)
+        _check(self, inputs)
+        of_identity = None
+        if self.unconditional_transform is not None:
+            inputs, of_identity = _map_identity(self, inputs, context, True)
+        x, ladj = _couple(self, inputs, context, True)
+        return x, ladj if of_identity is None else ladj + of_identity

@@ -82,24 +82,12 @@ def rational_quadratic_spline(
 ) -> tuple[Tensor, Tensor]:
     r"""nflows' function of this name: the spline of `flowkernels.ops.rqs` from [left, right] to [bottom, top].
 
-    .. math:: y_i = f(x_i; \text{widths}_i, \text{heights}_i, \text{derivatives}_i), \quad
-        \text{logabsdet}_i = \log |dy_i/dx_i|
+    Arguments, results and errors are those of `unconstrained_rational_quadratic_spline`, but for these.
 
     Args:
-        inputs: ``[...]``; float32, float64, bfloat16 or float16. Outside the box y = x and logabsdet = 0, where nflows
-            reads the values and raises InputOutsideDomain.
-        unnormalized_widths, unnormalized_heights: ``[..., K]``.
+        inputs: outside the box y = x and logabsdet = 0, where nflows reads the values and raises InputOutsideDomain.
         unnormalized_derivatives: ``[..., K+1]``.
-        inverse: evaluate y → x. Never raises: nflows asserts where rounding makes the discriminant negative.
         left, right, bottom, top: the box.
-        min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
-        min_derivative: smallest slope at a knot.
-
-    Returns:
-        outputs ``[...]`` and logabsdet ``[...]`` in nats, per element (float32 for 16-bit inputs).
-
-    Raises:
-        ValueError: a shape or setting breaks its contract.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.

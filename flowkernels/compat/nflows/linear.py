@@ -54,14 +54,12 @@ class LU(FastMethods):
     """The methods of an accelerated LULinear."""
 
     def forward_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_theirs(self, inputs):
-            return original_class(self).forward_no_cache(self, inputs)
-        return _linear(self, inputs, False, -1)
+        theirs = original_class(self).forward_no_cache
+        return theirs(self, inputs) if _is_theirs(self, inputs) else _linear(self, inputs, False, -1)
 
     def inverse_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_theirs(self, inputs):
-            return original_class(self).inverse_no_cache(self, inputs)
-        return _linear(self, inputs, True, -1)
+        theirs = original_class(self).inverse_no_cache
+        return theirs(self, inputs) if _is_theirs(self, inputs) else _linear(self, inputs, True, -1)
 
 
 def _leaves_conv(layer: Any, inputs: Tensor) -> bool:

@@ -13,15 +13,8 @@ in its affine layers and 1 × 1 convolutions:
 from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
-from flowkernels.compat.nflows import AFFINE_AUTOREGRESSIVE, LU_LINEAR, SPLINE_AUTOREGRESSIVE, SPLINE_COUPLING
-from flowkernels.compat.nflows.autoregressive import AffineAutoregressive, SplineAutoregressive, affine_refusal
-from flowkernels.compat.nflows.coupling import Coupling
-from flowkernels.compat.nflows.elementwise import ElementwiseSpline
-from flowkernels.compat.nflows.linear import LU
-from flowkernels.compat.nflows.made import Made, made_refusal
-from flowkernels.compat.nflows.masked_linear import MaskedLinear, masked_linear_refusal
-from flowkernels.compat.nflows.residual import Residual, residual_refusal
-from flowkernels.compat.nflows.spline import spline_refusal
+from flowkernels.compat.nflows import TARGETS as NFLOWS
+from flowkernels.compat.nflows.spline import listed_refusal
 
 from . import affine
 
@@ -30,48 +23,27 @@ _BOTH = frozenset({"forward", "inverse"})
 LIBRARY = Library(
     "normflows",
     {
-        "flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling": Target(
-            Coupling,
-            SPLINE_COUPLING,
-            "residual network, spline and feature split run as one op; with circular tails the spline alone is fused",
-            lambda m: spline_refusal(m, m.num_bins),
+        "flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling": NFLOWS[
+            "transforms.coupling.PiecewiseRationalQuadraticCouplingTransform"
+        ]._replace(
+            what="residual network, spline and feature split run as one op; with circular tails the spline alone is "
+            "fused",
+            refusal=listed_refusal,
         ),
-        "flows.neural_spline.coupling.PiecewiseRationalQuadraticCDF": Target(
-            ElementwiseSpline,
-            _BOTH | {"_spline"},
-            "spline",
-            lambda m: spline_refusal(m, m.unnormalized_widths.shape[-1]),
-        ),
-        "flows.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": Target(
-            SplineAutoregressive,
-            SPLINE_AUTOREGRESSIVE,
-            "spline and network as one op; inverse in one sweep",
-            lambda m: spline_refusal(m, m.num_bins),
-        ),
-        "flows.affine.autoregressive.MaskedAffineAutoregressive": Target(
-            AffineAutoregressive,
-            AFFINE_AUTOREGRESSIVE,
-            "affine map and network as one op, inverse in one sweep",
-            affine_refusal,
-        ),
-        "nets.resnet.ResidualNet": Target(
-            Residual, frozenset({"forward"}), "network without batch norm runs as one op", residual_refusal
-        ),
-        "nets.made.MADE": Target(Made, frozenset({"forward"}), "network as one op", made_refusal),
-        "nets.made.MaskedLinear": Target(
-            MaskedLinear,
-            frozenset({"forward"}),
-            (
-                "stand-alone masked layers, from 2²² multiply-adds on; inside an accelerated MADE the MADE's own op "
-                "already covers them"
-            ),
-            masked_linear_refusal,
-        ),
+        "flows.neural_spline.coupling.PiecewiseRationalQuadraticCDF": NFLOWS[
+            "transforms.nonlinearities.PiecewiseRationalQuadraticCDF"
+        ]._replace(refusal=listed_refusal),
+        "flows.neural_spline.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressive": NFLOWS[
+            "transforms.autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform"
+        ]._replace(refusal=listed_refusal),
+        "flows.affine.autoregressive.MaskedAffineAutoregressive": NFLOWS[
+            "transforms.autoregressive.MaskedAffineAutoregressiveTransform"
+        ],
+        "nets.resnet.ResidualNet": NFLOWS["nn.nets.resnet.ResidualNet"],
+        "nets.made.MADE": NFLOWS["transforms.made.MADE"],
+        "nets.made.MaskedLinear": NFLOWS["transforms.made.MaskedLinear"],
         "flows.affine.coupling.AffineCoupling": Target(
-            affine.AffineCoupling,
-            _BOTH,
-            "affine map of large inputs",
-            affine.coupling_refusal,
+            affine.AffineCoupling, _BOTH, "affine map of large inputs", affine.coupling_refusal
         ),
         "flows.affine.coupling.AffineCouplingBlock": Target(
             affine.CouplingBlock,
@@ -97,7 +69,7 @@ LIBRARY = Library(
             "with use_lu: product or solves on the image as it lies, without a dense inverse",
             affine.conv_refusal,
         ),
-        "flows.mixing._LULinear": Target(LU, LU_LINEAR, "product or triangular solves, without a dense matrix"),
+        "flows.mixing._LULinear": NFLOWS["transforms.lu.LULinear"],
     },
     base="flows.base.Flow",
     containers={

@@ -34,6 +34,7 @@ _COUPLING = (
 )
 _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"
+_CONDITION, _CALLS = frozenset({"condition"}), frozenset({"_call", "_inverse", "log_abs_det_jacobian"})
 
 LIBRARY = Library(
     "pyro",
@@ -45,36 +46,27 @@ LIBRARY = Library(
             ConditionalSpline, frozenset({"condition", "_params"}), "splines of both orders", refusal
         ),
         "distributions.transforms.spline_autoregressive.SplineAutoregressive": Target(
-            SplineAutoregressive,
-            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            _AUTOREGRESSIVE,
-            autoregressive_refusal,
+            SplineAutoregressive, _CALLS, _AUTOREGRESSIVE, autoregressive_refusal
         ),
         "distributions.transforms.spline_autoregressive.ConditionalSplineAutoregressive": Target(
-            ConditionalSplineAutoregressive,
-            frozenset({"condition"}),
-            _AUTOREGRESSIVE,
-            autoregressive_refusal,
+            ConditionalSplineAutoregressive, _CONDITION, _AUTOREGRESSIVE, autoregressive_refusal
         ),
         "distributions.transforms.affine_autoregressive.AffineAutoregressive": Target(
             AffineAutoregressive, frozenset({"_inverse", "log_abs_det_jacobian"}), _AFFINE, affine_refusal
         ),
         "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Target(
-            ConditionalAffineAutoregressive, frozenset({"condition"}), _AFFINE, affine_refusal
+            ConditionalAffineAutoregressive, _CONDITION, _AFFINE, affine_refusal
         ),
         "distributions.transforms.spline_coupling.SplineCoupling": Target(
             SplineCoupling,
-            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
+            _CALLS,
             "both splines are fused; the upper one runs as one op with its dense network and the feature split",
         ),
         "distributions.transforms.affine_coupling.AffineCoupling": Target(
-            AffineCoupling,
-            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
-            _COUPLING,
-            coupling_refusal,
+            AffineCoupling, _CALLS, _COUPLING, coupling_refusal
         ),
         "distributions.transforms.affine_coupling.ConditionalAffineCoupling": Target(
-            ConditionalAffineCoupling, frozenset({"condition"}), _COUPLING, conditional_coupling_refusal
+            ConditionalAffineCoupling, _CONDITION, _COUPLING, conditional_coupling_refusal
         ),
     },
     base="distributions.torch_transform.TransformModule",

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class, swap
 from flowkernels.compat.reading.dense import too_wide
-from flowkernels.nets.reading import may_read, of_parameters
+from flowkernels.nets.reading import of_parameters
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net
+from flowkernels.ops.univariate import Map
 
-from .layers import ConditionalSpline, _feature_major, affine_of, spline_of
+from .layers import ConditionalSpline, _feature_major, affine_of, layers_of, spline_of
 
 
 def _network(layer: Any) -> tuple[Any, Tensor | None]:
@@ -41,11 +42,13 @@ def _network_refusal(net: Any, known: str) -> str | None:
     return too_wide([*net.layers])
 
 
-def _layers(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
-    """Weights and biases of a network that is not refused, where calling it now would do nothing but its arithmetic."""
-    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
-    return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
+def _run(
+    x: Tensor, net: Any, layers: list[Any], seen: int, context: Tensor | None, univariate: Map, inverse: bool
+) -> tuple[Tensor, Tensor] | None:
+    """y and ladj of a coupling whose network, of these layers, sees so many features, the first."""
+    split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
+    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
+    return run_layer(x, found, univariate.inverted() if inverse else univariate, split)
 
 
 # ---- affine ----
@@ -80,7 +83,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     least = thresholds.COUPLING_ROWS if context is None else thresholds.CONDITIONAL_COUPLING_ROWS
     if x.dim() == 0 or torch.is_grad_enabled() or not thresholds.is_enough(rows, least):
         return None
-    layers = _layers(net, x, context) if coupling_refusal(layer) is None else None
+    layers = layers_of(net, x, context) if coupling_refusal(layer) is None else None
     if layers is None:
         return None
     mapped, given = x.shape[-1] - seen, 0
@@ -96,9 +99,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     if layers[0][0].shape[1] != seen + given or layers[-1][0].shape[0] != 2 * mapped or not 0 < seen < x.shape[-1]:
         return None
     layers[-1] = _feature_major(layers[-1][0], mapped), _feature_major(layers[-1][1], mapped)
-    split = split_of(x.shape[-1], tuple(range(seen)), tuple(range(seen, x.shape[-1])))
-    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], context)
-    return run_layer(x, found, affine_of(layer).inverted() if inverse else affine_of(layer), split)
+    return _run(x, net, layers, seen, context, affine_of(layer), inverse)
 
 
 class AffineCoupling(FastMethods):
@@ -144,15 +145,13 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
     if layer_of(upper) is not ConditionalSpline or _network_refusal(net, "DenseNN") is not None:
         return None
     sizes = [K, K, K - 1, *([K] if upper.order == "linear" else [])]
-    layers = _layers(net, x)
+    layers = layers_of(net, x)
     if layers is None or x.dim() == 0 or x.shape[-1] != seen + mapped or layers[0][0].shape[1] != seen or seen == 0:
         return None
     if [*net.param_dims] != [mapped * n for n in sizes]:
         return None
     layers[-1] = _by_feature(layers[-1][0], mapped, sizes), _by_feature(layers[-1][1], mapped, sizes)
-    split = split_of(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
-    found = dense_net(layers, False, name_of(net.f) or "", seen, x.shape[:-1], None)
-    return run_layer(x, found, spline_of(upper).inverted() if inverse else spline_of(upper), split)
+    return _run(x, net, layers, seen, None, spline_of(upper), inverse)
 
 
 class SplineCoupling(FastMethods):

@@ -135,6 +135,15 @@ def _network_refusal(net: Any) -> str | None:
     return None
 
 
+def layers_of(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
+    """Weights and biases of a network that is not refused, where calling it now would do nothing but its arithmetic."""
+    if not all(map(of_parameters, net.layers)):
+        return None
+    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
+    return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
+
+
 def _as_net(net: Any, x: Tensor, n_params: int) -> Net | None:
     """The network as an op takes it; None where it must be called."""
     context = None
@@ -143,20 +152,15 @@ def _as_net(net: Any, x: Tensor, n_params: int) -> Net | None:
         context = context.expand(*x.shape[:-1], context.shape[-1])
     if _network_refusal(net) is not None or (context is None) != (net.context_dim == 0):
         return None
-    layers: list[Any] = [*net.layers]
-    if not all(map(of_parameters, layers)):
+    pairs, features = layers_of(net, x, context), net.input_dim
+    if pairs is None:
         return None
-    pairs: list[tuple[Tensor, Tensor]] = [(m._parameters["weight"], m._parameters["bias"]) for m in layers]
-    weight, features = pairs[0][0], net.input_dim
-    modules = [net, *layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
-    if not may_read(modules, weight, x, context):
-        return None
-    plan = _plan_of(net, [m.mask for m in layers], net.context_dim, features)
+    plan = _plan_of(net, [m.mask for m in net.layers], net.context_dim, features)
     if not isinstance(plan, MadePlan) or x.shape[-1] != features or plan.params_per_feature != n_params:
         return None
     adds = None
     if context is not None:
-        of_context, of_x = weight.split_with_sizes((net.context_dim, features), dim=1)
+        of_context, of_x = pairs[0][0].split_with_sizes((net.context_dim, features), dim=1)
         pairs[0] = (of_x, pairs[0][1])
         adds = [F.linear(context, of_context), *[None] * (len(pairs) - 1)]
     pairs[-1] = _feature_major(pairs[-1][0], features), _feature_major(pairs[-1][1], features)

@@ -36,7 +36,7 @@ class Inverse(_InverseTransform):
 
     def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         transform: Any = self._inv
-        return transform.solve(y)
+        return transform.run(y, True)
 
 
 def _params(layer: Any, x: Tensor, context: Tensor | None) -> Tensor:
@@ -61,25 +61,23 @@ def _map_of(layer: Any) -> RQS | Affine:
 
 
 class _Fused(Transform):
-    """What the transforms here share; `forward` and `solve` are theirs."""
+    """What the transforms here share; `run` is theirs."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """y and the log-determinant, of either direction."""
         raise NotImplementedError
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.forward(x)[0]
+        return self.run(x, False)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self.solve(y)[0]
+        return self.run(y, True)[0]
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x)
+        return self.run(x, False)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.forward(x)[1]
+        return self.run(x, False)[1]
 
     @property
     def inv(self) -> Transform:
@@ -109,32 +107,24 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         features = self.layer.hyper.out_features // self.layer.total
         return masked_net(self.layer.hyper, features, x, context)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
         univariate, network = _map_of(self.layer), self._network(x, context)
-        if network is not None and not univariate.circle_shift:  # where the map sees another x than the network
+        fused = None
+        if network is not None and inverse and self.passes >= _levels(network):
+            fused = run_inverse(x, network, univariate)
+        elif network is not None and not inverse and not univariate.circle_shift:  # where it sees another x than that
             fused = run_autoregressive_layer(x, network, univariate)
-            if fused is not None:
-                return fused
-        params = self._params(x, context, network)
-        if mixed(x, params):
-            return transforms.AutoregressiveTransform.call_and_ladj(self, x)
-        return univariate(x, params, False)
-
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        y, context = _expanded(y, self.context)
-        univariate, network = _map_of(self.layer), self._network(y, context)
-        if network is not None and self.passes >= _levels(network):
-            found = run_inverse(y, network, univariate)
-            if found is not None:
-                return found
-        x, ladj = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
-        for _ in range(self.passes):
-            params = self._params(x, context, network)
-            if mixed(y, params):
-                return _back(transforms.AutoregressiveTransform, self, y)
-            x, ladj = univariate(y, params, True)
-        return x, ladj
+        if fused is not None:
+            return fused
+        seen, ladj = torch.zeros_like(x) if inverse else x, x.new_zeros(x.shape[:-1])
+        for _ in range(self.passes if inverse else 1):
+            params = self._params(seen, context, network)
+            if mixed(x, params):
+                theirs = transforms.AutoregressiveTransform
+                return _back(theirs, self, x) if inverse else theirs.call_and_ladj(self, x)
+            seen, ladj = univariate(x, params, inverse)
+        return seen, ladj
 
     def _params(self, x: Tensor, context: Tensor | None, network: Net | None) -> Tensor:
         if network is None:
@@ -168,13 +158,7 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             self.idx_a, self.idx_b, self.split_of_features = split
         self.layer, self.context = layer, context
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._couple(x, False)
-
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._couple(y, True)
-
-    def _couple(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         features = self.layer.mask.shape[0]
         if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
@@ -213,13 +197,7 @@ class DependentTransform(_Fused, transforms.DependentTransform):
         plain: Any = ElementWiseTransform.forward(self.layer, self.context)
         return plain.base
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(x, False)
-
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(y, True)
-
-    def _map(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         layer, P = self.layer, self.layer.total
         if self.context is None:
             params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)

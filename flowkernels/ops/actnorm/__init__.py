@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flowkernels.ops import _channels
 from flowkernels.ops._checks import check_flag
+from flowkernels.ops._routing import Op
 
-from .autograd import op
+from . import native, reference, triton
 from .reference import ActNormSpec
 
 __all__ = ["actnorm"]
 
 _NAME = "ops.actnorm"
+
+op = Op(
+    "actnorm",
+    spec_type=ActNormSpec,
+    reference=reference.fwd,
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
+    inputs=("x", "log_scale", "shift"),
+    n_outputs=2,
+    fake=lambda spec, *tensors: _channels.fake(tensors[0], spec.channel_dim, tensors),
+    sample=lambda: (ActNormSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))),
+)
 
 
 def actnorm(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels.ops import _channels
 
@@ -60,13 +59,7 @@ def fwd(on: Cpu | Cuda, spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: 
     return y if to is y else y.copy_(to), ladj
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: ActNormSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: ActNormSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, *parameters = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype(tensors)

@@ -16,10 +16,6 @@ class ActNormSpec(NamedTuple):
     inverse: bool
 
 
-def why_not(spec: ActNormSpec, *tensors: Tensor) -> str | None:
-    return None
-
-
 def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., C] or [N, C, ...] → y and ladj."""
     out = _channels.out_dtype((x, log_scale, shift))

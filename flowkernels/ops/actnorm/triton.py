@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
 
 from .reference import ActNormSpec
@@ -47,9 +47,7 @@ def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple
     return y if to is y else y.copy_(to), ladj
 
 
-def bwd(
-    spec: ActNormSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor | None]:
+def bwd(spec: ActNormSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, log_scale, shift = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype(tensors)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._backend import Grads, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 
 from .layout import Layout
@@ -59,13 +60,7 @@ def fwd(
     return y, ladj
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: AffineCall,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor | None],
-    needs: Sequence[bool],
-) -> list[Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: AffineCall, grads: Grads, tensors: Sequence[Tensor | None], needs: Needs) -> Grads:
     x_in, params_in, shift_in, mask = tensors
     assert x_in is not None and params_in is not None  # for the type checker
     x, (params, shift) = _readable(x_in, params_in, shift_in)

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 IS_SLOW = False
 
 
-def why_not(spec: AffineCall, x: Tensor, params: Tensor, shift: Tensor | None = None, mask: Tensor | None = None):
-    return None
-
-
 def _bound(dtype: torch.dtype) -> float:
     """Logits at which a scale stops, e^87 or e^708: beyond, it or its inverse would be inf, and inf * 0 NaN."""
     return 87.0 if dtype == torch.float32 else 708.0

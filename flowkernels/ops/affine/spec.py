@@ -39,15 +39,9 @@ def _two_numbers(given: object) -> tuple[float, float]:
     return math.nan, math.nan
 
 
-def checked(
-    scale: str,
-    min_scale: float | None,
-    clamp: float | None,
-    log_bounds: tuple[float, float] | None,
-    shift_first: bool,
-    inverse: bool,
-) -> tuple[Any, ...]:
-    """Checks every setting and returns them, each in its own type."""
+def checked(*settings: Any) -> tuple[Any, ...]:
+    """Checks every setting, in the order of the fields of `Affine`, and returns them, each in its own type."""
+    scale, min_scale, clamp, log_bounds, shift_first, inverse = settings
     if isinstance(scale, str) and scale in RENAMED:
         warn_renamed(f"scale {scale!r}", repr(RENAMED[scale]))
         scale = RENAMED[scale]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Needs
 from flowkernels.ops import _triton
 
 from .layout import Layout
@@ -142,9 +143,7 @@ def fwd(
     return y, ladj[..., 0] if parts == 1 else ladj.sum(-1).to(wide)
 
 
-def bwd(
-    spec: AffineCall, grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needs: Sequence[bool]
-) -> list[Tensor | None]:
+def bwd(spec: AffineCall, grads: Grads, tensors: Sequence[Tensor | None], needs: Needs) -> Grads:
     x, params, shift, mask = tensors
     f, layout = spec
     assert x is not None and params is not None  # for the type checker

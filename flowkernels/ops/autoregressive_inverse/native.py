@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 from flowkernels.ops.net import native
@@ -54,15 +55,12 @@ def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Te
     features = None if features is None else features.contiguous().resolve_neg()
     x, ladj = z.new_empty(z.shape), z.new_empty(lead)
     if rows.shape[0] > 0:
-        net = native.handle(spec.net, rest, lead, rows.shape[0], module=on.module, device=_device(on, z))
-        more = _on_gpu(on, spec, net, z) if isinstance(on, Cuda) else (spec.univariate.zero_outside, features)
+        on_gpu = isinstance(on, Cuda)
+        device = z.device if on_gpu else None
+        net = native.handle(spec.net, rest, lead, rows.shape[0], module=on.module, device=device)
+        more = _on_gpu(on, spec, net, z) if on_gpu else (spec.univariate.zero_outside, features)
         on.module.sweep_fwd(net, _map(on, spec), rows, x, ladj, spec.univariate.circle_shift, *more, *on.where(z))
     return x, ladj
-
-
-def _device(on: Cpu | Cuda, z: Tensor) -> torch.device | None:
-    """Where the masks are to be, for kernels that do not run on a CPU."""
-    return z.device if isinstance(on, Cuda) else None
 
 
 def fwd(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,14 +74,7 @@ def fwd_saving(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> tuple[tuple
     return (given, ladj), [x.clone() if given is x else x]
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: SweepSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: SweepSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     wide = native.widen(*tensors)
     (z, *rest), features = without_periodic(spec.net, wide)
     (need_z, *needs_net), need_features = without_periodic(spec.net, needs)

@@ -32,10 +32,6 @@ class SweepSpec(NamedTuple):
         return "gates" if self.net.gates else "periodic features" if self.net.periodic else None
 
 
-def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    return None
-
-
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """z, then the network's tensors → x [..., D] and ladj [...]."""
     z, parts = unpack(spec.net, tensors)

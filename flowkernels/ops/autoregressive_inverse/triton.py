@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _triton
 from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops._kept import kept
@@ -172,13 +173,7 @@ def fwd_saving(spec: SweepSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor]
     return (given, ladj), [x.clone() if given is x else x]
 
 
-def bwd(
-    spec: SweepSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: SweepSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     wide = native.widen(*tensors)
     z, lead = wide[0], wide[0].shape[:-1]
     given = native.flat(z)

@@ -20,7 +20,7 @@ from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map, check_univariate
 
 from . import native, reference
-from .spec import FlowLayerSpec
+from .reference import FlowLayerSpec
 
 __all__ = ["FlowLayerSpec", "Split", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
 

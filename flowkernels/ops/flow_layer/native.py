@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops.net import native
 
-from .spec import FlowLayerSpec
+from .reference import FlowLayerSpec
 
 _threads = torch.get_num_threads
 
@@ -49,13 +50,7 @@ def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Ten
     return (y.to(tensors[0].dtype), ladj), native.saved_from(kept)
 
 
-def bwd(
-    spec: FlowLayerSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: FlowLayerSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     x, *rest = native.widen(*tensors)
     rows, lead = native.flat(x), x.shape[:-1]
     found = native.allocate_grads(spec.net, rest, needs[1:], rows.shape[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
@@ -73,14 +74,7 @@ def _work(x: Tensor, C: int, between: bool) -> tuple[list[Tensor], int]:
     return [sums, *(x.new_empty((C, pixels)) for _ in range(2 if between else 0))], slices
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: LuSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: LuSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     x, *parameters = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype((x, *parameters[:4], parameters[5]))

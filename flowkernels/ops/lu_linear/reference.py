@@ -17,10 +17,6 @@ class LuSpec(NamedTuple):
     inverse: bool
 
 
-def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
-    return None
-
-
 def log_size(log_s: Tensor, sign_s: Tensor) -> Tensor:
     """The log of the product of the diagonal's absolute values. Of signs that are 1 and -1 it is the sum of log_s."""
     return log_s.sum() + sign_s.abs().log().sum()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
 
 from .reference import LuSpec, log_size, safe_permutation
@@ -153,9 +154,7 @@ def fwd(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return y if to.t is y else y.copy_(to.t), ladj
 
 
-def bwd(
-    spec: LuSpec, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor | None]:
+def bwd(spec: LuSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, dim = tensors[0], spec.channel_dim
     _, dtype = _dtypes(tensors)
     grad_y, grad_ladj = grads

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CUDA
 
 from .activations import CODES, SLOPE_NEEDS_INPUT
@@ -304,13 +305,7 @@ def saved_of(spec: NetSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return [y.view(-1, y.shape[-1]) for y in outputs]
 
 
-def bwd(
-    spec: NetSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: NetSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     g = grads[0]
     if g is None:
         return [None] * len(tensors)

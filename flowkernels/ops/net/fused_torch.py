@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops._checks import why_not_multiplied
 
 from .spec import NetSpec, unpack
@@ -81,13 +82,7 @@ def fwd_saving(spec: NetSpec, *tensors: Tensor) -> tuple[tuple[Tensor], list[Ten
     return (_run(spec, tensors, saved),), saved
 
 
-def bwd(
-    spec: NetSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: NetSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     out: list[Tensor | None] = [None] * len(tensors)
     g = grads[0]
     if g is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, Cpu, Cuda
 from flowkernels._native import DTYPES
 from flowkernels.ops._checks import why_not_multiplied
@@ -189,13 +190,7 @@ def saved_of(spec: NetSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
     return widen(*outputs)
 
 
-def bwd(
-    spec: NetSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: NetSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     g = grads[0]
     if g is None:
         return [None] * len(tensors)

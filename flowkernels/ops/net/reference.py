@@ -11,10 +11,6 @@ from .spec import NetSpec, Parts, unpack
 IS_SLOW = False  # its time is in the products; `backends.pick` does not warn
 
 
-def why_not(spec: NetSpec, *tensors: Tensor) -> str | None:
-    return None
-
-
 def masked(spec: NetSpec, parts: Parts) -> Parts:
     """The network with W∘M for W."""
     if spec.plan is None:

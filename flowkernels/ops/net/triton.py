@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
 from flowkernels.ops._checks import why_not_multiplied
 from flowkernels.ops._kept import kept
@@ -167,13 +168,7 @@ def _gradient_of_weight(gz: Tensor, x: Tensor, s: _Stairs) -> Tensor:
     return out[0] if splits == 1 else out.sum(0)
 
 
-def bwd(
-    spec: NetSpec,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-    saved: Sequence[Tensor] = (),
-) -> list[Tensor | None]:
+def bwd(spec: NetSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     g = grads[0]
     if g is None:
         return [None] * len(tensors)

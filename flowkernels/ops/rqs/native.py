@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from flowkernels import _native
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 
@@ -64,13 +63,7 @@ def fwd(on: Cpu | Cuda, spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, T
     return y, ladj
 
 
-def bwd(
-    on: Cpu | Cuda,
-    spec: RQS,
-    grads: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None]:
+def bwd(on: Cpu | Cuda, spec: RQS, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x_in, params_in = tensors
     x, params = _readable(x_in, params_in)
     grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)

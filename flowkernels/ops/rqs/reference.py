@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from .spec import RQS
 
 
-def why_not(spec: RQS, x: Tensor, params: Tensor) -> str | None:
-    return None
-
-
 def _knots(logits: Tensor, low: float, high: float, min_size: float, spec: RQS) -> tuple[Tensor, Tensor]:
     """Logits [..., K] → knots [..., K+1], pinned at the corners of the box, and bin sizes [..., K]."""
     logits = logits * spec.logit_scale

@@ -42,6 +42,10 @@ def _number(name: str, given: Any) -> float:
     _fail(name, "a finite number", given)
 
 
+def _is_whole(given: object) -> bool:
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+
+
 def _box(box: object) -> tuple[float, float, float, float]:
     contract = "(left, right, bottom, top) with left < right and bottom < top, finite"
     if not isinstance(box, (tuple, list)) or len(box) != 4:
@@ -52,25 +56,13 @@ def _box(box: object) -> tuple[float, float, float, float]:
     return left, right, bottom, top
 
 
-def checked(
-    bins: int,
-    tails: str | None,
-    tail_bound: float,
-    box: tuple[float, float, float, float] | None,
-    min_bin_width: float,
-    min_bin_height: float,
-    min_derivative: float,
-    logit_scale: float,
-    parametrization: str,
-    slope: float,
-    circle_shift: bool,
-    order: str,
-    edge_slope: float,
-    zero_outside: bool,
-    inverse: bool,
-) -> tuple[Any, ...]:
-    """Checks every setting and returns them, each in its own type."""
-    if isinstance(bins, bool) or not isinstance(bins, numbers.Integral) or not 1 <= bins <= MAX_BINS:
+def checked(*settings: Any) -> tuple[Any, ...]:
+    """Checks every setting, in the order of the fields of `RQS`, and returns them, each in its own type."""
+    (
+        bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
+        slope, circle_shift, order, edge_slope, zero_outside, inverse,
+    ) = settings  # fmt: skip
+    if not _is_whole(bins) or not 1 <= bins <= MAX_BINS:
         _fail("bins", f"an integer from 1 to {MAX_BINS}", bins)
     if not (isinstance(order, str) and order in ("quadratic", "linear")):
         _fail("order", '"quadratic" or "linear"', order)
@@ -198,14 +190,7 @@ class RQS(Map):
         *,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``x [..., *event]``, ``params [..., *event, P]`` → ``y [..., *event]`` and ``ladj [...]``, summed over it.
-
-        Args:
-            inverse: the map of the other direction than this one's.
-            event_dims: how many of the last dims are the event.
-            mask: over the event; False leaves an element as it is.
-            backend: run on this one or raise; default: the fastest that can.
-        """
+        """See `flowkernels.ops.univariate.Map`, whose call this is."""
         if inverse is not False and (inverse is True or check_flag("ops.rqs", "inverse", inverse)):
             self = self.inverted()
         if event_dims != 1 or mask is not None:
@@ -381,20 +366,17 @@ class RQS(Map):
         )  # fmt: skip
 
     @staticmethod
-    def from_packed(
-        bins: int, tails: str, left: float, right: float, bottom: float, top: float, min_bin_width: float,
-        min_bin_height: float, min_derivative: float, logit_scale: float, slope: float, inverse: bool,
-        edge_slope: float, min_lambda: float,
-    ) -> RQS:  # fmt: skip
+    def from_packed(*numbers: Any) -> RQS:
         """The spline on its box. Unchecked: with dynamic shapes the numbers are symbols, on which a check would be a
         guard."""
+        given = dict(zip(RQS.schema, numbers, strict=True))
+        box, tails = tuple(given.pop(side) for side in ("left", "right", "bottom", "top")), given["tails"]
+        order = "quadratic" if given.pop("min_lambda") == 0 else "linear"
         self = object.__new__(RQS)
         vars(self).update(
-            bins=bins, tails=None if tails == "none" else tails, tail_bound=0.0, box=(left, right, bottom, top),
-            min_bin_width=min_bin_width, min_bin_height=min_bin_height, min_derivative=min_derivative,
-            logit_scale=logit_scale, parametrization="softmax" if slope == 0 else "soft_clip", slope=slope,
-            circle_shift=False, order="quadratic" if min_lambda == 0 else "linear", edge_slope=edge_slope,
-            zero_outside=False, inverse=inverse, _refusals=(None, None), _handles={},
+            given, tails=None if tails == "none" else tails, tail_bound=0.0, box=box, circle_shift=False, order=order,
+            parametrization="softmax" if given["slope"] == 0 else "soft_clip", zero_outside=False,
+            _refusals=(None, None), _handles={},
         )  # fmt: skip
         return self
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _triton
 
 from .spec import NO_LINEAR, RQS
@@ -48,9 +48,7 @@ def fwd(spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     return y, ladj
 
 
-def bwd(
-    spec: RQS, grads: Sequence[Tensor | None], tensors: Sequence[Tensor], needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def bwd(spec: RQS, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, params = tensors
     grad_x, grad_params = (
         torch.empty(t.shape, dtype=t.dtype, device=t.device) if n else None for t, n in zip(tensors, needs, strict=True)
