@@ -6,11 +6,12 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating
+from flowkernels.ops._checks import check_device, check_floating, check_shape, is_like
 
 # ---- contract ----
 
@@ -27,26 +28,13 @@ def check_x(op: str, x: object, channel_dim: object) -> None:
         raise ValueError(f"{op}: x must be [N, C, ...] where channel_dim is 1, got {list(x.shape)}")
 
 
-def check_parameter(op: str, name: str, t: object, shape: Sequence[int], x: Tensor) -> None:
+def check_parameter(op: str, name: str, t: Any, shape: Sequence[int], x: Tensor) -> None:
     """Raises unless `t` is a dense floating tensor of this shape beside `x`; its dtype may differ."""
-    if (
-        isinstance(t, Tensor)
-        and t.dtype is x.dtype
-        and t.shape == shape
-        and t.device == x.device
-        and t.layout is torch.strided
-    ):
+    if is_like(t, x) and t.shape == shape:
         return
     check_floating(op, name, t)
-    check_shape(op, name, t, shape, x)  # type: ignore[arg-type]
-
-
-def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int], x: Tensor) -> None:
-    """Raises unless `t` has this shape and is where `x` is."""
-    if t.device != x.device:
-        raise ValueError(f"{op}: {name} must be on the device of x = {x.device}, got {t.device}")
-    if tuple(t.shape) != tuple(shape):
-        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
+    check_device(op, name, t, x)
+    check_shape(op, name, t, shape)
 
 
 # ---- shapes and dtypes ----

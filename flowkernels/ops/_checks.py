@@ -21,6 +21,23 @@ def check_floating(op: str, name: str, t: object) -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got layout {t.layout}")
 
 
+def is_like(t: Any, x: Tensor) -> bool:
+    """Whether `t` is a dense tensor of the dtype and on the device of `x`."""
+    return isinstance(t, Tensor) and t.dtype is x.dtype and t.device == x.device and t.layout is torch.strided
+
+
+def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    """Raises unless `t` is where `x` is."""
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} must be on the device of x = {x.device}, got {t.device}")
+
+
+def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
+    """Raises unless `t` has this shape."""
+    if tuple(t.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
+
+
 def check_flag(op: str, name: str, given: object) -> bool:
     """A setting that is True or False: what is true in some other way is a mistake, as a tensor or a 2 would be."""
     if isinstance(given, bool):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowkernels._renamed import renamed_property, warn_renamed
 from flowkernels.backends import BackendUnavailableError
-from flowkernels.ops._checks import check_flag, check_floating
+from flowkernels.ops._checks import check_device, check_flag, check_floating
 
 _M = TypeVar("_M", bound="Map")
 
@@ -228,8 +228,7 @@ def refuse_tensors(op: str, x: Tensor, params: Tensor, n_params: int) -> None:
         check_floating(op, name, t)
     if x.dim() == 0:
         raise ValueError(f"{op}: x must be [..., D], got a scalar")
-    if x.device != params.device:
-        raise ValueError(f"{op}: params must be on the device of x = {x.device}, got {params.device}")
+    check_device(op, "params", params, x)
     expected, given = [*x.shape, n_params], list(params.shape)
     if expected != given:
         raise ValueError(f"{op}: params must be [..., D, P] = {expected}, got {given}")

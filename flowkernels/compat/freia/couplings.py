@@ -76,10 +76,6 @@ def _scale(clamp_name: str | None, clamp: Any) -> _Scale | str:
     return _Scale("tanh", float(clamp), clamp / 2 if clamp_name == "sigmoid" else float(clamp))
 
 
-def _scale_of(block: Any) -> _Scale | str:
-    return _scale(_clamp_name(block.f_clamp), block.clamp)
-
-
 # ---- steps ----
 
 
@@ -129,19 +125,22 @@ def _halves(block: Any, *steps: tuple[_Step, ...]) -> list[Half]:
     return [Half(*side, of_side) for side, of_side in zip(sides[-len(steps) :], steps, strict=True)]
 
 
+def _scaled(block: Any, halves: Callable[[_Scale], list[Half]]) -> list[Half] | str:
+    """The halves of a block by its scale; or why the op has no such scale."""
+    scale = _scale(_clamp_name(block.f_clamp), block.clamp)
+    return scale if isinstance(scale, str) else halves(scale)
+
+
 def _glow(block: Any) -> list[Half] | str:
-    scale = _scale_of(block)
-    if isinstance(scale, str):
-        return scale
-    return _halves(block, *((_Step(net, scale, True),) for net in (block.subnet2, block.subnet1)))
+    nets = block.subnet2, block.subnet1
+    return _scaled(block, lambda scale: _halves(block, *((_Step(net, scale, True),) for net in nets)))
 
 
 def _rnvp(block: Any) -> list[Half] | str:
-    scale = _scale_of(block)
-    if isinstance(scale, str):
-        return scale
-    pairs = ((block.subnet_s2, block.subnet_t2), (block.subnet_s1, block.subnet_t1))
-    return _halves(block, *((_Step(s, scale, False), _Step(t, None, True)) for s, t in pairs))
+    pairs = (block.subnet_s2, block.subnet_t2), (block.subnet_s1, block.subnet_t1)
+    return _scaled(
+        block, lambda scale: _halves(block, *((_Step(s, scale, False), _Step(t, None, True)) for s, t in pairs))
+    )
 
 
 def _nice(block: Any) -> list[Half] | str:
@@ -149,15 +148,12 @@ def _nice(block: Any) -> list[Half] | str:
 
 
 def _one_sided(block: Any) -> list[Half] | str:
-    scale = _scale_of(block)
-    return scale if isinstance(scale, str) else _halves(block, (_Step(block.subnet, scale, True),))
+    return _scaled(block, lambda scale: _halves(block, (_Step(block.subnet, scale, True),)))
 
 
 def _conditional(block: Any) -> list[Half] | str:
-    scale = _scale_of(block)
-    if isinstance(scale, str):
-        return scale
-    return [Half(range(0), range(block.channels), (_Step(block.subnet, scale, True),))]
+    every = range(block.channels)
+    return _scaled(block, lambda scale: [Half(range(0), every, (_Step(block.subnet, scale, True),))])
 
 
 def all_in_one(block: Any) -> list[Half] | str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels._renamed import warn_renamed
-from flowkernels.ops._checks import check_flag, check_floating, expands
+from flowkernels.ops._checks import check_device, check_flag, check_floating, expands
 from flowkernels.ops.univariate import Map
 
 from . import reference
@@ -276,8 +276,7 @@ def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None,
     if x.dim() < event_dims:
         dims = "[..., D], got a scalar" if x.dim() == 0 else f"{event_dims}-dimensional, got {list(x.shape)}"
         raise ValueError(f"ops.affine: x must be {dims}")
-    if x.device != params.device:
-        raise ValueError(f"ops.affine: params must be on the device of x = {x.device}, got {params.device}")
+    check_device("ops.affine", "params", params, x)
     shape = layout.mapped(x).shape
     if shift is None and params.shape != (*shape, spec.n_params):
         expected, given = [*shape, spec.n_params], list(params.shape)
@@ -296,8 +295,7 @@ def _check(x: Tensor, params: Tensor, shift: Tensor | None, mask: Tensor | None,
 def _check_mask(x: Tensor, mask: Tensor, event: torch.Size) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"ops.affine: mask must be a tensor, got {type(mask).__name__} {mask!r:.60}")
-    if mask.device != x.device:
-        raise ValueError(f"ops.affine: mask must be on the device of x = {x.device}, got {mask.device}")
+    check_device("ops.affine", "mask", mask, x)
     if mask.layout is not torch.strided:
         raise TypeError(f"ops.affine: mask must be a dense tensor, got layout {mask.layout}")
     if mask.is_floating_point() or mask.is_complex():

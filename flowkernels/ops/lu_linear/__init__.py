@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowkernels import _native, backends
 from flowkernels.ops import _channels
-from flowkernels.ops._checks import check_flag
+from flowkernels.ops._checks import check_device, check_flag, check_shape
 from flowkernels.ops._routing import Op, in_transform
 
 from . import native, reference, triton
@@ -126,7 +126,8 @@ def _check_permutation(permutation: object, C: int, x: Tensor) -> None:
         raise TypeError(f"{_NAME}: permutation must be int64, got {permutation.dtype}")
     if permutation.layout is not torch.strided:
         raise TypeError(f"{_NAME}: permutation must be a dense tensor, got layout {permutation.layout}")
-    _channels.check_shape(_NAME, "permutation", permutation, (C,), x)
+    check_device(_NAME, "permutation", permutation, x)
+    check_shape(_NAME, "permutation", permutation, (C,))
 
 
 def _check_values(permutation: Tensor, x: Tensor, backend: str | None) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_floating, expands, in_autocast
+from flowkernels.ops._checks import check_device, check_floating, check_shape, expands, in_autocast, is_like
 
 from .activations import check_activation
 from .plan import MadePlan
@@ -16,13 +15,7 @@ from .plan import MadePlan
 
 def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> None:
     """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`."""
-    if (
-        isinstance(t, Tensor)
-        and like is not None
-        and t.dtype == like.dtype
-        and t.device == like.device
-        and t.layout is torch.strided
-    ):
+    if like is not None and is_like(t, like):
         return
     check_floating(op, name, t)
     assert isinstance(t, Tensor)  # for the type checker
@@ -30,8 +23,7 @@ def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> N
         if t.dim() == 0:
             raise ValueError(f"{op}: {name} must be [..., D], got a scalar")
         return
-    if t.device != like.device:
-        raise ValueError(f"{op}: {name} must be on the device of x = {like.device}, got {t.device}")
+    check_device(op, name, t, like)
     if t.dtype != like.dtype and not in_autocast(like):
         raise TypeError(f"{op}: {name} must be of the dtype of x = {like.dtype}, got {t.dtype}")
 
@@ -48,12 +40,6 @@ def check_pair(op: str, i: int, pair: object) -> None:
         raise TypeError(f"{op}: layers[{i}] must be (weight, bias), got {type(pair).__name__} {pair!r:.60}")
     if len(pair) != 2:
         raise ValueError(f"{op}: layers[{i}] must be (weight, bias), got {len(pair)} parts")
-
-
-def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
-    """Raises unless `t` has this shape."""
-    if tuple(t.shape) != tuple(shape):
-        raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
 
 
 def check_broadcasts(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
