@@ -64,9 +64,9 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
     pytest = [python, "-m", "pytest", "-q", "--device", "cuda"]
     triton = ["env", "FLOWKERNELS_BACKEND=triton", *pytest]
 
-    def tests(name: str, command: list[str]) -> Phase:
+    def tests(name: str, seconds: int, command: list[str]) -> Phase:
         ran = site.with_name(f"gpu_{name}.ran")
-        return Phase(name, 75, [*command, "--ran", str(ran)], None, ran)
+        return Phase(name, seconds, [*command, "--ran", str(ran)], None, ran)
 
     sanitizers = [
         # Of torch's cache of memory memcheck would see large blocks, and no tensor's end. Torch's own kernels are many,
@@ -90,10 +90,10 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         )] if wheels else []),
         Phase("build", 100, [python, "setup.py", "--quiet", "build_ext", "--inplace"], "nvcc"),
         Phase("info", 10, [python, "-m", "flowkernels.info"]),
-        tests("tests", [*pytest, *TESTS]),
+        tests("tests", 75, [*pytest, *TESTS]),
         # Few settings of each kind, as every one is a compilation: what Triton's interpreter runs, too.
-        tests("triton", [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE]),
-        tests("triton_dtypes", [*triton, "tests/ops/test_masked_linear.py::test_dtypes"]),
+        tests("triton", 50, [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE]),
+        tests("triton_dtypes", 25, [*triton, "tests/ops/test_masked_linear.py::test_dtypes"]),
         *sanitizers,
         *benchmarks,
         Phase(FIRST_CALL, 15, [python, "-m", f"bench.gpu.{FIRST_CALL}", "--json", str(out / f"{FIRST_CALL}.json")]),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -639,19 +640,18 @@ def test_autocast_inside_compile() -> None:
 
 def test_auto_tries_backends_in_one_order_for_every_op(monkeypatch) -> None:
     monkeypatch.setattr(backends, "_tables", {})
+    monkeypatch.setattr(backends, "_ops", {})
 
-    class Can:
-        why_not = staticmethod(lambda spec, *tensors: None)
+    def backend(why_not: str | None) -> backends.Backend:
+        return backends.Backend(fwd=lambda spec, *tensors: tensors, why_not=lambda spec, *tensors: why_not)
 
-    class Cannot:
-        why_not = staticmethod(lambda spec, *tensors: "no")
-
-    reference, cuda, triton = Can(), Cannot(), Can()
-    backends.register("op", {"reference": reference, "triton": triton, "cuda": cuda})
+    op: Any = SimpleNamespace(name="op")
+    reference, cuda, triton = backend(None), backend("no"), backend(None)
+    backends.register(op, {"reference": reference, "triton": triton, "cuda": cuda})
     assert list(backends.table()["op"]) == ["cuda", "triton", "reference"]
     assert backends.pick("op", "auto", None, ()) is triton
     with pytest.raises(ValueError):
-        backends.register("op", {"gpu": reference})
+        backends.register(op, {"gpu": reference})
 
 
 def test_use_backend_nests_and_is_undone_by_an_error() -> None:
