@@ -739,3 +739,14 @@ X, P = torch.zeros(4, 3), torch.zeros(4, 3, 2)
 def test_errors(build, error, message) -> None:
     with pytest.raises(error, match="ops.affine: .*" + message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("valid", "wrong"), [({"min_scale": 0}, {"min_scale": False}), ({"clamp": 1}, {"clamp": True})]
+)
+def test_a_setting_is_refused_though_it_equals_one_that_has_passed(valid, wrong) -> None:
+    """Settings are kept by their values, and False == 0 there, unless their types are looked at."""
+    scale = "softplus" if "min_scale" in valid else "tanh"
+    ops.affine(X, P, scale=scale, **valid)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        ops.affine(X, P, scale=scale, **wrong)
