@@ -399,7 +399,7 @@ LEFT_ALONE = {
     "no clamp": (lambda: coupling("glow", clamp=0.0), "its clamp is at 0.0"),
     "an empty half": (lambda: coupling("nice", split_len=0), "one of its halves is empty"),
     "nothing mapped": (lambda: coupling("one-sided", ", condition", split_len=1.0), "one of its halves is empty"),
-    "features, GIN": (lambda: coupling("all in one", gin_block=True), "log-scales are centred"),
+    "features, GIN": (lambda: coupling("all in one", gin_block=True), "it subtracts the mean log-scale"),
 }  # fmt: skip
 
 
