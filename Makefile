@@ -25,8 +25,9 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# Continuous integration takes files of known hashes alone. --no-deps: all are listed.
-ifdef CI
+# LOCKED=1, as continuous integration has it, takes files of known hashes alone: PIP_ARGS must name an index with a torch
+# without CUDA, as what CUDA needs is not listed. --no-deps: all else is.
+ifdef LOCKED
 REQUIREMENTS := requirements/locked-torch.txt requirements/locked.txt
 INSTALL = $(PIP) --no-deps --require-hashes $(REQUIREMENTS:%=-r %)
 else
