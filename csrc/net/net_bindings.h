@@ -94,8 +94,7 @@ inline void bind_net(py::module_& m) {
            py::kw_only(), py::arg("masks"), py::arg("residual"), py::arg("activation"), py::arg("last"),
            py::arg("has_bias"), py::arg("adds"), py::arg("gates"));
   // The tensors stay alive with it: some are copies that nobody else has.
-  py::class_<NetLayers>(m, "Net", py::module_local())
-      .def(py::init(&net_layers), py::keep_alive<1, 4>());
+  py::class_<NetLayers>(m, "Net", py::module_local()).def(py::init(&net_layers), py::keep_alive<1, 4>());
   m.attr("activations") = activation_names();
 }
 
