@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 import threading
@@ -12,8 +11,8 @@ import time
 import pytest
 import torch
 
-import flowkernels
 from flowkernels import _native, ops
+from tests import process
 from tests.ops.spline import draw, run
 
 pytestmark = pytest.mark.skipif(
@@ -48,14 +47,9 @@ PRELUDE = """
 
 
 def python(code: str, timeout: float = 120, **env: str) -> str:
-    root = os.path.dirname(os.path.dirname(flowkernels.__file__))
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=timeout,
-        env={**environment, "PYTHONPATH": path, **env},
-    )  # fmt: skip
+    script = textwrap.dedent(PRELUDE) + textwrap.dedent(code)
+    done = process.python(script, timeout=timeout, environment=environment, **env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

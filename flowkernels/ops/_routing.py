@@ -96,7 +96,7 @@ class Op:
     def __init__(
         self,
         name: str,
-        spec_type: type,  # of NamedTuple
+        spec_type: type,
         reference: Callable[..., Tensors],
         table: dict[str, Any],
         inputs: Sequence[str] = (),

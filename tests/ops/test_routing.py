@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import os
-import subprocess
-import sys
-import textwrap
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import flowkernels
 from flowkernels import BackendUnavailableError, backends, ops, use_backend
+from tests.process import python
 
 func = torch.func
 OP = torch.ops.flowkernels.rqs.default
@@ -681,15 +677,6 @@ def test_unknown_and_unavailable_backends() -> None:
         ops.rqs(x.detach().to("meta"), p.detach().to("meta"), bins=3, backend="cpu")
 
 
-def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    root = os.path.dirname(os.path.dirname(flowkernels.__file__))
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": path, **env},
-    )  # fmt: skip
-
-
 def test_environment_chooses_the_backend() -> None:
     code = """
         import torch
@@ -796,11 +783,5 @@ DDP = """
 
 @pytest.mark.slow
 def test_distributed_data_parallel(tmp_path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(textwrap.dedent(DDP))
-    root = os.path.dirname(os.path.dirname(flowkernels.__file__))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=180,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
+    done = python(DDP, tmp_path / "ddp.py", timeout=180)
     assert done.stdout.strip() == "equal", done.stderr

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import flowkernels
 from flowkernels.transforms import ActNorm
+from tests.process import python
 
 KINDS = pytest.mark.parametrize("channel_dim", [-1, 1], ids=["features", "images"])
 
@@ -281,13 +277,7 @@ DDP = """
 
 @pytest.mark.slow
 def test_first_batch_over_two_processes(tmp_path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(textwrap.dedent(DDP))
-    root = os.path.dirname(os.path.dirname(flowkernels.__file__))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=180,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
+    done = python(DDP, tmp_path / "ddp.py", timeout=180)
     assert done.stdout.strip() == "equal", done.stderr
 
 
