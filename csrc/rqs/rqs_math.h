@@ -80,16 +80,23 @@ struct BinGrad {
   T x0, w, y0, h, d0, d1, lambda, x;
 };
 
+// d loss / d theta, from the same.
 template <class T>
-FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
+FK_INLINE T grad_of_theta(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
+  const T one_2theta = 1 - 2 * p.theta;
+  return gy * b.w * slope_of(p) +
+         gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) * reciprocal(p.slope_num) -
+               2 * p.beta * one_2theta * p.inv_den);
+}
+
+template <class T>
+FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl, T g_theta) {
   const T iden = p.inv_den, inum = reciprocal(p.slope_num), iw = b.inv_w;
-  const T one_2t = 1 - 2 * p.t, one_2theta = 1 - 2 * p.theta, rest = 1 - p.theta;
+  const T one_2t = 1 - 2 * p.t, rest = 1 - p.theta;
   // (y - y0) / h, from the nearer end: at the upper knot it is 1 exactly, and the terms below that
   // vanish there vanish.
   const T r = select(p.theta > 0.5f, 1 - (p.s * rest * rest + b.d1 * p.t) * iden, p.num * iden);
   const T gyh = gy * b.h * iden;
-  const T g_theta = gy * b.w * slope_of(p) + gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * rest) * inum -
-                                                   2 * p.beta * one_2theta * iden);
   const T g_s = gyh * (p.theta * p.theta - r * one_2t) + gl * 2 * (reciprocal(p.s) + p.t * inum - one_2t * iden);
   const T common = gl * 2 * p.t * iden;
   BinGrad<T> g;
@@ -134,14 +141,13 @@ struct Quadratic {
   template <class T, class M, class S>
   static FK_INLINE BinGrad<T> grad(const Bin<T>& b, bool inverse, T v, M last, const S (&high)[2], T g_out, T g_ladj) {
     const Shape<T> p = shape_at(b, inverse ? theta_of_y(b, v, last, high[1]) : theta_of_x(b, v, last, high[0]));
-    T gy = g_out, gl = g_ladj, g_v = {};
-    if (inverse) {  // implicit function theorem: see the derivation
-      g_v = quotient(g_out - g_ladj * ladj_slope(b, p), slope_of(p));
-      gy = -g_v;
-      gl = -g_ladj;
-    }
-    BinGrad<T> g = grad_of(b, p, gy, gl);
-    if (inverse) g.x = g_v;
+    if (!inverse) return grad_of(b, p, g_out, g_ladj, grad_of_theta(b, p, g_out, g_ladj));
+    // Implicit function theorem: see the derivation. x moves with its bin, and ladj does not: what in g_theta is of
+    // ladj cancels, and in a bin that is all but gone its rounding would be all that is left.
+    const T g_v = quotient(g_out - g_ladj * ladj_slope(b, p), slope_of(p));
+    BinGrad<T> g = grad_of(b, p, -g_v, -g_ladj, -g_out * b.w);
+    g.x = g_v;
+    g.x0 = g_out;
     return g;
   }
 };

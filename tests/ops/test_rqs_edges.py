@@ -95,9 +95,33 @@ def test_a_last_bin_without_a_minimum_size(isa, inverse, device) -> None:
     params = torch.zeros(2, 1, 11, device=device)
     params[..., 7 if inverse else 3] = -200.0
     edge = torch.tensor([[-BOUND], [BOUND]], device=device)
-    found = run(edge, params, bins=4, min_bin_width=0.0, min_bin_height=0.0, inverse=inverse)
+    settings = {"bins": 4, "min_bin_width": 0.0, "min_bin_height": 0.0, "inverse": inverse}
+    found = run(edge, params, **settings)
     assert torch.equal(found.y, edge)
     assert_no_nan(found, isa)
+    y, ladj = ops.rqs(edge, params, backend="reference", **settings)
+    assert torch.equal(y, edge)
+    torch.testing.assert_close(found.ladj, ladj)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("gone", [1, 3])
+def test_gradients_of_the_inverse_in_a_bin_that_has_vanished(isa, gone, device) -> None:
+    """Its ladj is the log of its width, of which no softmax entry has a slope above 1; x is known to be its knot."""
+    params = torch.zeros(64, 1, 11)
+    params[..., gone] = -39.0
+    params = params.to(device).requires_grad_()
+    theta = torch.linspace(0.01, 0.99, 64)[:, None]
+    y = BOUND / 2 * (gone + theta - 2)  # bins of y are all alike
+    x, ladj = ops.rqs(y.to(device), params, bins=4, min_bin_width=0.0, inverse=True)
+    (of_ladj,) = torch.autograd.grad(ladj.sum(), params, retain_graph=True)
+    assert (of_ladj[..., :4].abs() <= 1).all(), of_ladj
+    (of_x,) = torch.autograd.grad(x.sum(), params)
+    # Of the knot -3 + 6 (sum of the softmax before it): a third of the box each in the others.
+    before = torch.tensor([float(j < gone) for j in range(4)])
+    share = torch.tensor([0.0 if j == gone else 1 / 3 for j in range(4)])
+    expected = 2 * BOUND * share * (before - (before * share).sum())
+    torch.testing.assert_close(of_x[:, 0, :4].cpu(), expected.expand(64, 4), atol=1e-6, rtol=1e-6)
 
 
 def test_ladj_of_a_slope_that_is_a_denormal(isa, device) -> None:

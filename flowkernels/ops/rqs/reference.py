@@ -48,39 +48,40 @@ def _slopes(logits: Tensor, spec: RQS) -> Tensor:
 
 
 class _Bin(NamedTuple):
-    """The bin of each element: corners, sizes and slopes at its knots, all like x."""
+    """The bin of each element: lower corner, sizes, slopes at its knots, how far v is above its lower and below its
+    upper one, all like x."""
 
     x0: Tensor
     w: Tensor
     y0: Tensor
-    y1: Tensor
     h: Tensor
     d0: Tensor
     d1: Tensor
+    above: Tensor
+    below: Tensor
 
 
-def _quadratic(spec: RQS, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
+def _quadratic(spec: RQS, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
     """Where v is in its bin, as shares of w and of h, and the log of the slope there."""
     s = b.h / b.w
     beta = b.d0 + b.d1 - 2 * s
     if spec.inverse:
         # Counted from the nearer knot: turned by 180 degrees a bin is a bin with its slopes exchanged.
-        below, above = v - b.y0, b.y1 - v
-        turn = above < below
+        turn = b.below < b.above
         # A share of the bin's height, so that no square depends on how large the box is.
-        rise = torch.where(turn, above, below) / b.h
+        rise = torch.where(turn, b.below, b.above) / b.h
         # Slopes that have no squares count in smaller units, and s with them.
-        most, units = (2.0**500, 2.0**-520) if v.dtype == torch.float64 else (2.0**60, 2.0**-64)
-        unit = torch.where(b.d0 + b.d1 > most, units, 1.0).to(v.dtype)
+        most, units = (2.0**500, 2.0**-520) if s.dtype == torch.float64 else (2.0**60, 2.0**-64)
+        unit = torch.where(b.d0 + b.d1 > most, units, 1.0).to(s.dtype)
         d, s_unit, bend = torch.where(turn, b.d1, b.d0) * unit, s * unit, rise * (beta * unit)
         qb, qa = d - bend, bend + (s_unit - d)
         # Not below tiny: the slope of the root at 0 is infinite.
-        root = torch.sqrt((qb * qb + 4 * qa * s_unit * rise).clamp_min(torch.finfo(v.dtype).tiny))
+        root = torch.sqrt((qb * qb + 4 * qa * s_unit * rise).clamp_min(torch.finfo(s.dtype).tiny))
         den = torch.where(qb >= 0, qb + root, 2 * qa)
         theta = torch.where(qb >= 0, 2 * s_unit * rise, root - qb) / torch.where(den == 0, torch.ones_like(den), den)
         theta = torch.where(turn, 1 - theta, theta)
     else:
-        theta = (v - b.x0) / b.w
+        theta = b.above / b.w
     theta = _clamped(theta, 0.0, 1.0)
     t = theta * (1 - theta)
     den = s + beta * t
@@ -89,21 +90,21 @@ def _quadratic(spec: RQS, v: Tensor, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
     return theta, (s * theta.square() + b.d0 * t) / den, ladj
 
 
-def _linear(spec: RQS, v: Tensor, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _linear(spec: RQS, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of a linear spline, whose bins are split: counted from the outer knot of the piece that v is in."""
     below, above = torch.sqrt(b.d0), torch.sqrt(b.d1)
     at = spec.min_lambda + (1 - 2 * spec.min_lambda) * torch.sigmoid(logit)
     mean = at * below + (1 - at) * above
     middle = b.h / b.w / mean
     if spec.inverse:
-        upper = v - b.y0 > at * below / mean * b.h
+        upper = b.above > at * below / mean * b.h
     else:
-        theta = _clamped((v - b.x0) / b.w, 0.0, 1.0)
+        theta = _clamped(b.above / b.w, 0.0, 1.0)
         upper = theta > at
     at, near = torch.where(upper, 1 - at, at), torch.where(upper, above, below)
     top = at * near / mean
     if spec.inverse:
-        z = _clamped(torch.where(upper, b.y1 - v, v - b.y0) / b.h, torch.zeros_like(top), top.detach())
+        z = _clamped(torch.where(upper, b.below, b.above) / b.h, torch.zeros_like(top), top.detach())
         den = near * (top - z) + middle * z
         t, rise, ladj = at * middle * z / den, z, 2 * torch.log(den / top)
     else:
@@ -135,14 +136,20 @@ def fwd(spec: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     def at(t: Tensor, i: Tensor = k) -> Tensor:
         return t.gather(-1, i)[..., 0]
 
-    b = _Bin(at(knots_x), at(widths), at(knots_y), at(knots_y, k + 1), at(heights), at(slopes), at(slopes, k + 1))
+    x0, x1, w = at(knots_x), at(knots_x, k + 1), at(widths)
+    y0, y1, h = at(knots_y), at(knots_y, k + 1), at(heights)
+    lower, upper, size = (y0, y1, h) if spec.inverse else (x0, x1, w)
+    # The last bin hangs from the box's corner: one that has all but vanished still ends there.
+    below = upper - v_in
+    above = torch.where(k[..., 0] == K - 1, size - below, v_in - lower)
+    b = _Bin(x0, w, y0, h, at(slopes), at(slopes, k + 1), above, below)
     if spec.is_linear:
-        theta, rise, ladj = _linear(spec, v_in, b, at(p[..., -K:]))
+        theta, rise, ladj = _linear(spec, b, at(p[..., -K:]))
     else:
-        theta, rise, ladj = _quadratic(spec, v_in, b)
+        theta, rise, ladj = _quadratic(spec, b)
     y = b.x0 + b.w * theta if spec.inverse else b.y0 + b.h * rise
     # At the bin's upper end the upper knot itself, so that the box's corner maps to its corner.
-    upper = at(knots_x, k + 1) if spec.inverse else b.y1
+    upper = x1 if spec.inverse else y1
     y = y + torch.where(theta >= 1, upper - y, torch.zeros_like(y)).detach()
     ladj = -ladj if spec.inverse else ladj
 

@@ -444,10 +444,14 @@ def in_bin_bwd(
     # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
     r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
     gyh = gy * h * inv_den
-    g_theta = gy * w * slope + gl * ladj_theta
+    if INVERSE:  # x moves with its bin, and ladj does not: formed as below, what cancels would leave its rounding
+        g_x = -given
+        g_theta = g_x * w
+    else:
+        g_theta = gy * w * slope + gl * ladj_theta
+        g_x = g_theta / w
     g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
     common = gl * 2.0 * t * inv_den
-    g_x = g_theta / w
     if NEED_X:
         out = g_v if INVERSE else g_x
         tl.store(to_v, tl.where(inside, out, given).to(to_v.dtype.element_ty), mask=ok)
