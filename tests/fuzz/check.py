@@ -281,7 +281,8 @@ def check_wrong(valid: Call, fault: Fault, draw: Draw) -> int:
         return 2
     try:
         extreme = valid.extreme or fault.extreme
-        accepted = Call(valid.op, arguments, sizes=valid.sizes, extreme=extreme, at_rounded=valid.at_rounded)
+        sizes = maps.sizes_of(valid.op, arguments)
+        accepted = Call(valid.op, arguments, sizes=sizes, extreme=extreme, at_rounded=valid.at_rounded)
         return 2 + check_valid(accepted, draw, calls=1)
     except Wrong as error:
         raise wrong(error.message) from error

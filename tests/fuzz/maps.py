@@ -12,13 +12,14 @@ from flowkernels.ops import RQS, Affine
 from flowkernels.ops.affine.scales import CLAMPED, FLOORED, SCALES
 from flowkernels.ops.rqs.spec import count_params
 
-from .calls import Call, Recipe
+from .calls import Call, Path, Recipe
 from .draw import DTYPES, Draw
 
 # Logits at which exponentials stop, or would be inf.
 EXTREME = (-1e30, -1e4, -710.0, -100.0, -88.0, -20.0, -1.0, 0.0, 0.5, 20.0, 88.0, 100.0, 710.0, 1e4, 1e30)
 BOUNDS = (0.1, 1, 5.0, 10.0, 1e-4, 1e4)
 BOXES: tuple[Any, ...] = ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
+MAPPED = {"rqs": "x", "flow_layer": "x", "autoregressive_inverse": "z"}  # what a univariate map takes
 PAIRS = (
     *((d, d) for d in DTYPES),
     (torch.float32, torch.bfloat16),
@@ -86,8 +87,14 @@ def in_box(draw: Draw, settings: dict[str, Any], *shape: int) -> Tensor:
     return (low + high) / 2 + (high - low) / 2 * (0.61 * draw.values(*shape) + 0.03)
 
 
-def size_of_box(settings: dict[str, Any]) -> float:
-    return max(map(abs, box(settings)))
+def sizes_of(op: str, arguments: dict[str, Any]) -> dict[Path, float]:
+    """How large x counts beside the box of its map; asked again of a call with a fault, which may be another box."""
+    if op not in MAPPED:
+        return {}
+    settings = arguments if op == "rqs" else arguments["univariate"].settings
+    if op == "autoregressive_inverse":
+        settings = {**settings, "inverse": True}
+    return {(MAPPED[op],): max(map(abs, box(settings)))}
 
 
 def rqs(draw: Draw) -> Call:
@@ -107,8 +114,8 @@ def rqs(draw: Draw) -> Call:
     else:
         x = in_box(draw, settings, *lead, D).to(of_x)
     rows = {("x",): 1, ("params",): 2} if lead else {}
-    sizes = {("x",): size_of_box(settings)}
-    return Call("rqs", {"x": x, "params": params, **settings}, rows, sizes, extreme)
+    arguments = {"x": x, "params": params, **settings}
+    return Call("rqs", arguments, rows, sizes_of("rqs", arguments), extreme)
 
 
 # ---- affine maps ----

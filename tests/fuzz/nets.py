@@ -14,7 +14,7 @@ from flowkernels.ops.net.activations import FUNCTIONS
 
 from .calls import Call, Path, Recipe
 from .draw import DTYPES, Draw
-from .maps import in_box, size_of_box, univariate
+from .maps import in_box, sizes_of, univariate
 
 ACTIVATIONS = tuple(FUNCTIONS)
 EXACT = ("identity", "relu")
@@ -133,8 +133,8 @@ def autoregressive_inverse(draw: Draw) -> Call:
         arguments["periodic_features"] = draw.values(plan.features, 5, scale=0.5)
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments["univariate"] = of_map
-    sizes = {("z",): size_of_box(backwards)}
     at_rounded = "bins" in arguments["univariate"].settings
+    sizes = sizes_of("autoregressive_inverse", arguments)
     return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes, at_rounded=at_rounded)
 
 
@@ -190,5 +190,6 @@ def flow_layer(draw: Draw) -> Call:
     arguments["split"] = Recipe(split_of, {"features": D, "inputs": inputs, "outputs": outputs})
     if not residual:
         arguments |= {"residual": False, "activation": draw.choice(ACTIVATIONS)}
-    sizes, at_rounded = {("x",): size_of_box(of_map.settings)}, "bins" in of_map.settings and of_map.settings["inverse"]
+    at_rounded = "bins" in of_map.settings and of_map.settings["inverse"]
+    sizes = sizes_of("flow_layer", arguments)
     return Call("flow_layer", arguments, rows if lead else {}, sizes, at_rounded=at_rounded)
