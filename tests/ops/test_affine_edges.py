@@ -89,6 +89,17 @@ def test_infinite_logits(scale, inverse) -> None:
             torch.testing.assert_close(g[w.isfinite()], w[w.isfinite()])
 
 
+@pytest.mark.parametrize(("scale", "inverse"), [("sigmoid", False), ("reciprocal_sigmoid", True)])
+def test_the_gradient_of_a_sigmoid_that_is_nearly_1(scale, inverse) -> None:
+    """1 - sigmoid has no digits left in float64 where it is below 1e-16."""
+    z = torch.tensor([-300.0, -30.0, -2.0, 0.0, 2.0, 22.0, 37.0, 100.0, 300.0], dtype=torch.float64)[:, None]
+    e = torch.exp(-z.abs())
+    for backend in ("reference", *backends_of("affine")):
+        params = here(torch.stack([z - 2, torch.zeros_like(z)], -1))
+        _, found = gradients(here(torch.ones_like(z)), params, "y", scale=scale, inverse=inverse, backend=backend)
+        torch.testing.assert_close(found[..., 0].cpu(), e / (1 + e) ** 2, atol=0, rtol=1e-14)
+
+
 @pytest.mark.parametrize("sixteen", [torch.bfloat16, torch.float16], ids=str)
 def test_ties_are_rounded_to_even(sixteen) -> None:
     """Halfway between two numbers of 16 bits, of sums that are exact in float32."""

@@ -124,6 +124,23 @@ def test_gradients_of_the_inverse_in_a_bin_that_has_vanished(isa, gone, device) 
     torch.testing.assert_close(of_x[:, 0, :4].cpu(), expected.expand(64, 4), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("logit", [-25.0, 25.0])
+def test_the_gradient_of_a_split_that_is_all_but_at_its_end(isa, logit) -> None:
+    """It is the logit's sigmoid times 1 minus that, which in float64 has six digits left."""
+    g = torch.Generator().manual_seed(0)
+    x = 6 * torch.rand(40, 1, generator=g, dtype=torch.float64) - 3
+    params = torch.randn(40, 1, 15, generator=g, dtype=torch.float64)
+    params[..., 11:] = logit
+    found = []
+    for backend in ("cpu", "reference"):
+        params.grad, params.requires_grad = None, True
+        y, ladj = ops.rqs(x, params, bins=4, order="linear", backend=backend)
+        (grad,) = torch.autograd.grad(y.sum() + ladj.sum(), params)
+        found.append(grad[..., 11:])
+    assert found[1].abs().max() < 1e-9
+    torch.testing.assert_close(*found, atol=1e-24, rtol=1e-9)
+
+
 def test_ladj_of_a_slope_that_is_a_denormal(isa, device) -> None:
     """The log of a denormal is taken as such, not from the bits of a normal number."""
     params = torch.full((1, 1, 7), -95.0, device=device)  # softplus is 2^-137

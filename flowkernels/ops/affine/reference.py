@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkernels.ops._logistic import logistic
+
 if TYPE_CHECKING:
     from .spec import Affine, AffineCall
 
@@ -45,11 +47,11 @@ def _scale(spec: Affine, u: Tensor) -> tuple[Tensor, Tensor]:
         return s, torch.log(s) if spec.floor > 0 else torch.where(u < -37, u, torch.log(s))
     z = u + 2
     if spec.scale == "reciprocal_sigmoid":
-        return 1 / torch.sigmoid(z.clamp_min(-bound)), -F.logsigmoid(z)
+        return 1 + torch.exp(-z.clamp_min(-bound)), -F.logsigmoid(z)
     if spec.floor > 0:
-        s = torch.sigmoid(z) + spec.floor
+        s = logistic(z) + spec.floor
         return s, torch.log(s)
-    return torch.sigmoid(z.clamp_min(-bound)), F.logsigmoid(z)
+    return logistic(z.clamp_min(-bound)), F.logsigmoid(z)
 
 
 def fwd(

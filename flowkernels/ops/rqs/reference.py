@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkernels.ops._logistic import logistic
+
 if TYPE_CHECKING:
     from .spec import RQS
 
@@ -93,7 +95,7 @@ def _quadratic(spec: RQS, b: _Bin) -> tuple[Tensor, Tensor, Tensor]:
 def _linear(spec: RQS, b: _Bin, logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of a linear spline, whose bins are split: counted from the outer knot of the piece that v is in."""
     below, above = torch.sqrt(b.d0), torch.sqrt(b.d1)
-    at = spec.min_lambda + (1 - 2 * spec.min_lambda) * torch.sigmoid(logit)
+    at = spec.min_lambda + (1 - 2 * spec.min_lambda) * logistic(logit)
     mean = at * below + (1 - at) * above
     middle = b.h / b.w / mean
     if spec.inverse:
