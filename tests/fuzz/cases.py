@@ -51,6 +51,12 @@ def _one_affine(x: float, u: float, **settings: Any) -> Callable[[], dict[str, A
     return lambda: {"x": torch.tensor([[x]]), "params": torch.tensor([[[u, 0.0]]]), **settings}
 
 
+def _one_unit(x: float) -> dict[str, Any]:
+    ones = torch.ones(1, 1)
+    degrees = {"degrees_in": [0], "degrees_out": [0], "strict": False}
+    return {"x": x * ones, "weight": ones.clone(), "bias": torch.zeros(1), **degrees}
+
+
 def _affine(**settings: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"x": _numbers(5, 4), "params": _numbers(5, 4, 2), **settings}
 
@@ -111,6 +117,10 @@ CASES = (
     # The reference itself: log s of a logit that swallows its bound; a softplus that stops at 20, in float64.
     Case("a logit far beyond log_bounds", "affine", _one_affine(1.0, -1e30, scale="clip")),
     Case("a slope logit above 20", "rqs", lambda: {"x": torch.tensor([0.3]).double(), "params": _SLOPE_22, "bins": 2}),
+    # The reference again: 1 - sigmoid(22) of a sigmoid that is rounded.
+    Case("a sigmoid of nearly 1", "affine", _one_affine(1.0, 20.0, scale="reciprocal_sigmoid", inverse=True)),
+    # Judged by a rounding of the slope alone, which kernels, as torch in place, take from elu's value.
+    Case("elu of -13", "masked_linear", lambda: _one_unit(-13.25) | {"activation": "elu"}),
     # Checked by one backend, or where there are rows, alone.
     Case("a permutation repeats an entry", "lu_linear", _lu(5, [0, 0, 1]), True),
     Case("a permutation repeats an entry, no rows", "lu_linear", _lu(0, [0, 0, 1]), True),

@@ -104,6 +104,8 @@ class Rule:
         if error <= 2 * self._errors[i] + few:
             return
         of_gradient = i >= len(self.truth) - len(self.wanted)
+        if of_gradient and self.call.arguments.get("activation") == "elu":
+            few += torch.finfo(self.wide).eps * self._without_activation(i)
         moves = 64 if self.call.at_rounded and of_gradient else ULPS
         if found.dtype == torch.float64:
             moves *= 2  # the truth is eager in the same dtype, and as far from it as the kernel may be
@@ -127,6 +129,12 @@ class Rule:
             return np.ones(found.numel(), dtype=bool)
         of_row = ladj.isnan().logical_not().reshape(*ladj.shape, *[1] * (found.dim() - ladj.dim()))
         return of_row.expand(found.shape).numpy().ravel()
+
+    def _without_activation(self, i: int) -> float:
+        """The largest value of a gradient where slopes are 1. Kernels keep what elu returns, as torch's in place does:
+        its slope is that plus 1, known to a rounding of 1."""
+        arguments = {**cast(self.call.arguments, torch.float64), "activation": "identity"}
+        return _worst(_array(self._run(arguments)[i]), np.zeros(()))
 
     def _usual(self, i: int) -> float:
         """The largest value of a result of this kind: what a sum that comes to nothing was made of."""
