@@ -339,10 +339,11 @@ class RQS(Map):
         power, least = (1010, 1e-24) if wide else (120, 1e-12)
         tiny, huge, steep = 2.0**-power, 2.0**power, 2.0 ** (power // 2)
         box = (self.left, self.right, self.bottom, self.top)
+        far_x, far_y = max(-self.left, self.right), max(-self.bottom, self.top)  # from 0; the ends are in order
         width, height = self.right - self.left, self.top - self.bottom
         thin, flat = width * max(self.least_width, least), height * max(self.least_height, least)
-        ordered = wide or (width > 2.0**-23 * max(map(abs, box[:2])) and height > 2.0**-23 * max(map(abs, box[2:])))
-        in_range = max(map(abs, (*box, width, height))) <= huge and min(thin, flat) >= tiny
+        ordered = wide or (width > 2.0**-23 * far_x and height > 2.0**-23 * far_y)
+        in_range = max(far_x, far_y, width, height) <= huge and min(thin, flat) >= tiny
         if ordered and in_range and height <= steep * thin and width <= steep * flat:
             return None
         contract = (
