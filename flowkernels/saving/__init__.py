@@ -69,7 +69,8 @@ def load(path: Path, device: torch.device | str | None = None, *, flow: Flow | N
     """
     if flow is not None:
         return _load_into(flow, path, device)
-    device = torch.get_default_device() if device is None else torch.device(device)
+    # get_default_device() of torch 2.6 does not see `with torch.device(...)`.
+    device = torch.empty(0).device if device is None else torch.device(device)
     tensors, metadata = read("flowkernels.load", path)
     made = _built(path, metadata, max(_LARGEST, sum(t.numel() for t in tensors.values())))
     _check_tensors(path, tensors, made)
