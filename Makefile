@@ -25,9 +25,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# LOCKED=1, as continuous integration has it, takes files of known hashes alone: PIP_ARGS must name an index or, with
-# --find-links, a folder with the torch
-# without CUDA that is listed. --no-deps: all else is.
+# LOCKED=1, as continuous integration has it, takes files of known hashes alone: PIP_ARGS must name an index, or with
+# --find-links a folder, that has the torch without CUDA which is listed. --no-deps: all else is.
 ifdef LOCKED
 REQUIREMENTS := requirements/locked-torch.txt requirements/locked.txt
 INSTALL = $(PIP) --no-deps --require-hashes $(REQUIREMENTS:%=-r %)
