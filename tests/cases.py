@@ -54,6 +54,7 @@ KINDS = {
 }
 
 
-def n_params(bins: int, tails: str | None, order: str = "quadratic") -> int:
-    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear"."""
-    return (4 if order == "linear" else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails]
+def n_params(bins: int, tails: str | None, order: str = "quadratic", parametrization: str = "softmax") -> int:
+    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear", 2 fewer of "half_ends"."""
+    found = (4 if order == "linear" else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails]
+    return found - 2 if parametrization == "half_ends" else found

@@ -220,6 +220,11 @@ REFUSED = {
         ValueError,
         "order='linear'",
     ),
+    "half ends to nflows": (
+        lambda: flowkernels.to_nflows(flows.MAF(D, univariate=transforms.RQS(parametrization="half_ends"))),
+        ValueError,
+        "parametrization='half_ends'",
+    ),
     "linear splines to zuko": (
         lambda: flowkernels.to_zuko(
             flows.MAF(D, univariate=transforms.RQS(parametrization="soft_clip", order="linear"))

@@ -100,7 +100,10 @@ def sizes_of(op: str, arguments: dict[str, Any]) -> dict[Path, float]:
 def rqs(draw: Draw) -> Call:
     settings = spline_settings(draw, 128 if draw.chance(0.05) else 12)
     settings["inverse"] = draw.chance(0.5)
-    P = count_params(settings["bins"], settings["tails"], settings.get("order") == "linear")
+    half_ends = settings["bins"] > 1 and "parametrization" not in settings and draw.chance(0.1)
+    if half_ends:  # not of layers, which have no kernel for it
+        settings["parametrization"] = "half_ends"
+    P = count_params(settings["bins"], settings["tails"], settings.get("order") == "linear", half_ends)
     lead, D = draw.lead(), draw.size()
     of_x, of_params = draw.choice(PAIRS)
     vanishing = 0.0 in [settings.get(f"min_{name}") for name in ("bin_width", "bin_height", "derivative")]

@@ -60,13 +60,18 @@ def knots(params: Tensor, *, bins: int, inverse: bool = False, **settings: Any) 
     """The knots [..., K+1] on the side that is searched, in float64, written independently."""
     left, right, bottom, top = settings.get("box") or (-BOUND, BOUND, -BOUND, BOUND)
     low, high = (bottom, top) if inverse else (left, right)
-    u = params[..., bins : 2 * bins] if inverse else params[..., :bins]
+    half_ends = settings.get("parametrization") == "half_ends"
+    n = bins - 1 if half_ends else bins
+    u = params[..., n : 2 * n] if inverse else params[..., :n]
     u = u.double() * settings.get("logit_scale", 1.0)
     least = 1e-3
     if settings.get("parametrization") == "soft_clip":
         u, least = u / (1 + (2 * u / math.log(1e-3)).abs()), 0.0
     e = (u - u.amax(-1, keepdim=True)).exp()
-    sizes = least + (1 - least * bins) * e / e.sum(-1, keepdim=True)
+    sizes = least + (1 - least * n) * e / e.sum(-1, keepdim=True)
+    if half_ends:
+        half = sizes[..., :1] / 2
+        sizes = torch.cat([half, sizes[..., 1:], half], -1)
     edges = torch.cat([torch.zeros_like(u[..., :1]), sizes.cumsum(-1)], -1)
     return low + (high - low) * edges
 
@@ -102,7 +107,7 @@ def draw(
     def rand(*s: int) -> Tensor:
         return torch.rand(*s, generator=g, dtype=torch.float64)
 
-    P = n_params(bins, tails, settings.get("order", "quadratic"))
+    P = n_params(bins, tails, settings.get("order", "quadratic"), settings.get("parametrization", "softmax"))
     logits = scale * torch.randn(*shape, P, generator=g, dtype=torch.float64)
     params = logits.to(params_dtype or dtype)
     at = knots(params, **settings)

@@ -126,6 +126,8 @@ OPTIONS = {
     "logit-scale": {"logit_scale": 0.3},
     "steep": {"scale": 3.0},
     "edge-slope": {"edge_slope": 0.7},
+    "half-ends": {"parametrization": "half_ends", "box": BOX, "tails": None, "logit_scale": 2.0},
+    "half-ends-linear": {"parametrization": "half_ends", "order": "linear", "edge_slope": 0.7},
     "order-linear": {"order": "linear"},
     "order-linear-box": {"order": "linear", "box": BOX, "tails": None, "parametrization": "soft_clip"},
     "order-linear-steep": {"order": "linear", "tails": "circular", "scale": 3.0},

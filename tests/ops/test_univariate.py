@@ -31,6 +31,8 @@ MAPS: dict[str, Map] = {
     "no tails": RQS(5, None, box=(-5.0, 6.0, -4.0, 5.0)),
     "soft clip": RQS(4, parametrization="soft_clip", tail_bound=5.0),
     "edge slope": RQS(4, edge_slope=0.999),
+    "half ends": RQS(4, None, 6.0, parametrization="half_ends", min_bin_width=0.05),
+    "half ends on a circle": RQS(4, None, 6.0, parametrization="half_ends", circle_shift=True),
     "linear spline": RQS(4, order="linear"),
     "circle shift": RQS(4, None, 6.0, circle_shift=True),
     "zero outside": RQS(4, None, 6.0, zero_outside=True),

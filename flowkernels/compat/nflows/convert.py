@@ -226,7 +226,7 @@ def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[
     spline: RQS = part.univariate
     unit = spline.tails is None and spline.box == (0.0, 1.0, 0.0, 1.0)
     linear = spline.tails == "linear" and spline.box is None
-    if spline.circle_shift or spline.is_linear or spline.is_clipped or not (unit or linear):
+    if spline.circle_shift or spline.is_linear or spline.parametrization != "softmax" or not (unit or linear):
         raise _refuse(part, f"with {spline}")
     factor = torch.ones(spline.n_params, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale

@@ -83,7 +83,7 @@ def rqs(
         x: ``[..., D]``; float32, float64, bfloat16 or float16.
         params: ``[..., D, P]``, in the order widths | heights | slopes; P = 3K-1 (linear tails), 3K (circular),
             3K+1 (no tails), K = ``bins``. Of order ``"linear"`` K more, the logits of :math:`\lambda`, come last.
-            May be a 16-bit type beside a float32 ``x``.
+            ``"half_ends"`` has one width and one height fewer. May be a 16-bit type beside a float32 ``x``.
         bins: K, from 1 to 128.
         tails: ``"linear"``: slope 1 at both ends; ``"circular"``: equal slopes at both ends; ``None``: free slopes.
         tail_bound: the box is [-tail_bound, tail_bound] in x and y.
@@ -92,8 +92,10 @@ def rqs(
         min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
         min_derivative: smallest slope at a knot.
         logit_scale: multiplies the width and height logits (nflows divides them by the root of the hidden width).
-        parametrization: ``"softmax"``: softmax with minimum sizes and softplus slopes (nflows, normflows, glasflow);
-            ``"soft_clip"``: softmax of u/(1 + |2u/log slope|), exp of u/(1 + |u/log slope|) (zuko).
+        parametrization: ``"softmax"``: softmax with minimum sizes and softplus slopes (nflows, normflows, glasflow,
+            flowjax from 18 on); ``"soft_clip"``: softmax of u/(1 + |2u/log slope|), exp of u/(1 + |u/log slope|)
+            (zuko); ``"half_ends"``: as softmax, of K-1 entries, the first of which the first and the last bin share by
+            halves: theirs is half of the minimum size (flowjax up to 17; in fused layers kernels do not have it).
         slope: the smallest slope of ``"soft_clip"``.
         edge_slope: the slope at both ends inside the box under linear tails (Pyro has 1 - ``min_derivative`` there).
         order: ``"quadratic"``, or ``"linear"``: linear rational splines (Pyro's default), which CPUs have kernels for;

@@ -17,16 +17,18 @@ from flowkernels.ops.univariate import Map, by_element, refuse_tensors
 
 from . import reference
 from .box import shifted, zeroed
+from .half_ends import logits_of_bins
 
 TAILS = ("none", "linear", "circular")  # the order of csrc/rqs/rqs.h
+PARAMETRIZATIONS = ("softmax", "soft_clip", "half_ends")
 MAX_BINS = 128
 MIN_LAMBDA = 0.025  # of linear splines; Pyro's
 NO_LINEAR = 'no kernel for splines of order "linear" there yet'
 
 
-def count_params(bins: int, tails: str | None, linear: bool = False) -> int:
-    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear"."""
-    return (4 if linear else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails]
+def count_params(bins: int, tails: str | None, linear: bool = False, half_ends: bool = False) -> int:
+    """P: 3K-1 (linear tails), 3K (circular), 3K+1 (none); K more of order "linear", 2 fewer where ends are halves."""
+    return (4 if linear else 3) * bins + {"linear": -1, "circular": 0, None: 1}[tails] - 2 * half_ends
 
 
 def _fail(name: str, contract: str, given: object) -> NoReturn:
@@ -80,23 +82,25 @@ def checked(*settings: Any) -> tuple[Any, ...]:
     # Bounded far beyond what has a use, and where gradients of float32 are numbers still.
     if not 1e-15 <= logit_scale <= 1e15:
         _fail("logit_scale", "positive, from 1e-15 to 1e15", logit_scale)
-    if edge_slope != 1 and not (tails == "linear" and parametrization == "softmax" and 1e-30 <= edge_slope <= 1e30):
-        _fail("edge_slope", 'positive, from 1e-30 to 1e30, and 1 except for linear tails and "softmax"', edge_slope)
-    if parametrization == "softmax":
-        if not 0 <= min_bin_width * bins <= 1:
-            _fail("min_bin_width", f"from 0 to 1/bins = {1 / bins:g}", min_bin_width)
-        if not 0 <= min_bin_height * bins <= 1:
-            _fail("min_bin_height", f"from 0 to 1/bins = {1 / bins:g}", min_bin_height)
+    if not (isinstance(parametrization, str) and parametrization in PARAMETRIZATIONS):
+        _fail("parametrization", '"softmax", "soft_clip" or "half_ends"', parametrization)
+    is_softmax = parametrization != "soft_clip"
+    if edge_slope != 1 and not (tails == "linear" and is_softmax and 1e-30 <= edge_slope <= 1e30):
+        _fail("edge_slope", 'positive, from 1e-30 to 1e30, and 1 for "soft_clip" and tails not "linear"', edge_slope)
+    if is_softmax:
+        n, shown = (bins - 1, "1/(bins - 1)") if parametrization == "half_ends" else (bins, "1/bins")
+        if n < 1:
+            _fail("bins", 'at least 2 where parametrization is "half_ends"', bins)
+        for name, least in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
+            if not 0 <= least * n <= 1:
+                _fail(name, f"from 0 to {shown} = {1 / n:g}", least)
         most = edge_slope if tails == "linear" else 1e30
         if not 0 <= min_derivative < most:
             _fail("min_derivative", f"from 0 to {most:g} (exclusive)", min_derivative)
         if order == "linear" and min_derivative < 1e-30:  # its formulas divide by the roots of slopes
             _fail("min_derivative", 'positive, from 1e-30 on, where order is "linear"', min_derivative)
-    elif parametrization == "soft_clip":
-        if not 1e-30 <= slope < 1:
-            _fail("slope", "between 0 and 1, from 1e-30 on", slope)
-    else:
-        _fail("parametrization", '"softmax" or "soft_clip"', parametrization)
+    elif not 1e-30 <= slope < 1:
+        _fail("slope", "between 0 and 1, from 1e-30 on", slope)
     flags = [
         check_flag("ops.rqs", name, given)
         for name, given in (("circle_shift", circle_shift), ("zero_outside", zero_outside), ("inverse", inverse))
@@ -113,8 +117,13 @@ class RQS(Map):
     r"""The monotonic rational spline, quadratic or linear, as a value: ``RQS(**s)(x, params)`` is ``ops.rqs(x, params,
     **s)``, where formula, shapes and dtypes are written.
 
-    P = ``n_params`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``; K more of order ``"linear"``.
-    Frozen, hashable, equal to one of the same settings; copies are the value itself.
+    P = ``n_params`` = 3K-1 (linear tails), 3K (circular), 3K+1 (no tails), K = ``bins``; K more of order ``"linear"``,
+    2 fewer of ``"half_ends"``. Frozen, hashable, equal to one of the same settings; copies are the value itself.
+
+    flowjax's spline with K-1 ``knots`` on [-B, B], B its ``interval``, is ``RQS(K, None, B, min_bin_width=w,
+    min_bin_height=w)`` with w = ``min_width``/2B from version 18 on, and up to 17 the same with
+    ``parametrization="half_ends"`` and w = a/((1 + a)(K-1)), a its ``softmax_adjust``. (Of an interval of two ends,
+    ``box``, and its length in place of 2B.) flowjax adds what its networks return to ``identity``.
 
     Args:
         bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
@@ -167,16 +176,19 @@ class RQS(Map):
         )  # fmt: skip
         for name, value in zip(_FIELDS, settings, strict=True):
             object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
-        object.__setattr__(self, "n_params", count_params(self.bins, self.tails, self.is_linear))
+        object.__setattr__(self, "n_params", self._count_params())
+
+    def _count_params(self) -> int:
+        return count_params(self.bins, self.tails, self.order == "linear", self.parametrization == "half_ends")
 
     def _derived(self) -> dict[str, Any]:
-        n_params = count_params(self.bins, self.tails, self.is_linear)
+        n_params, n_sizes = self._count_params(), 2 * (self.bins - (self.parametrization == "half_ends"))
         n_shares = self.bins if self.is_linear else 0
-        n_slopes = n_params - 2 * self.bins - n_shares
+        n_slopes = n_params - n_sizes - n_shares
         reachable = self.is_clipped or self.min_derivative < 1  # slope 1 is, for free ends, not always
         slope_one = self._logit_of(1.0) if reachable else 0.0
         # Equal bins with slope 1 at every knot are a straight line.
-        identity = (0.0,) * (2 * self.bins) + (slope_one,) * n_slopes + (0.0,) * n_shares
+        identity = (0.0,) * n_sizes + (slope_one,) * n_slopes + (0.0,) * n_shares
         refusals = (self._refusal(False), self._refusal(True))
         return {"n_params": n_params, "identity": identity, "_refusals": refusals}
 
@@ -197,7 +209,7 @@ class RQS(Map):
             return by_element(self, x, params, event_dims, mask, backend)
         wide = getattr(x, "dtype", None) is torch.float64 or getattr(params, "dtype", None) is torch.float64
         if torch.compiler.is_compiling():  # where only the fields are sure to be there
-            refusal, P = self._refusal(wide), count_params(self.bins, self.tails, self.order == "linear")
+            refusal, P = self._refusal(wide), self._count_params()
         else:
             refusal, P = self._refusals[wide], self.n_params
         if refusal is not None:
@@ -213,21 +225,31 @@ class RQS(Map):
             and x.layout is params.layout is torch.strided
         ):
             refuse_tensors("ops.rqs", x, params, P)
-        if not (self.circle_shift or self.zero_outside):
+        if not (self.circle_shift or self.zero_outside or self.parametrization == "half_ends"):
             return self._op(self, backend, x, params)
-        return self._around(lambda v: self._op(self, backend, v, params), x)
+        return self._around(lambda spline, v, p: self._op(spline, backend, v, p), x, params)
 
-    def _around(self, plain: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map, whose spline on its box is `plain`."""
+    def _around(self, plain: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The map, of which `plain` runs what kernels know: a spline on its box, with a logit for each of its bins."""
         v = shifted(x, self) if self.circle_shift and not self.inverse else x
-        y, ladj = plain(v)
+        if self.parametrization == "half_ends":
+            y, ladj = plain(self._of_logits(), v, logits_of_bins(params, self))
+            y = y.to(torch.promote_types(x.dtype, params.dtype))  # logits are float32 at the least
+        else:
+            y, ladj = plain(self, v, params)
         y = zeroed(y, v, self) if self.zero_outside else y
         return shifted(y, self) if self.circle_shift and self.inverse else y, ladj
 
     # ---- what fused ops ask ----
 
     def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._around(lambda v: reference.fwd(self, v, params), x)
+        return self._around(reference.fwd, x, params)
+
+    def _of_logits(self) -> RQS:
+        """The spline on its box whose bins have what `logits_of_bins` returns."""
+        settings = {name: getattr(self, name) for name in _FIELDS}
+        whole = {"min_bin_width": 0.0, "min_bin_height": 0.0, "logit_scale": 1.0, "parametrization": "softmax"}
+        return RQS.kept(**{**settings, **whole, "circle_shift": False, "zero_outside": False})
 
     def check(self, op: str, wide: bool) -> None:
         """Raises where the box, its bins or their slopes have no numbers in the type that is computed in."""
@@ -236,6 +258,8 @@ class RQS(Map):
             raise ValueError(refusal)
 
     def why_not(self, backend: str) -> str | None:
+        if self.parametrization == "half_ends" and backend != "reference":
+            return 'no kernel for the parametrization "half_ends"'
         if backend in ("cuda", "triton"):
             return NO_LINEAR if self.is_linear else "no kernel for zero_outside" if self.zero_outside else None
         return None
@@ -312,11 +336,11 @@ class RQS(Map):
 
     @property
     def least_width(self) -> float:
-        return 0.0 if self.is_clipped else self.min_bin_width
+        return self.min_bin_width if self.parametrization == "softmax" else 0.0
 
     @property
     def least_height(self) -> float:
-        return 0.0 if self.is_clipped else self.min_bin_height
+        return self.min_bin_height if self.parametrization == "softmax" else 0.0
 
     @property
     def least_slope(self) -> float:
