@@ -154,7 +154,7 @@ MUTATIONS = (
     _rqs(
         "largest minimum",
         _SPEC,
-        "if not 0 <= min_bin_width * bins «<=» 1:",
+        "if not 0 <= least * n «<=» 1:",
         "<",
         "bins that are all of the minimum width are refused",
         "tests/ops/test_rqs_arguments.py tests/ops/test_rqs_edges.py",
