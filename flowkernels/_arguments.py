@@ -54,10 +54,12 @@ def event_dims(where: str, name: str, value: Any) -> int:
 
 
 def flag(where: str, name: str, value: object) -> bool:
-    """True or False: "no", 0.0 and NaN all have a truth value, and seldom the meant one."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{where}: {name} must be True or False, got {value!r:.60}")
-    return value
+    """True or False, or numpy's: "no", 0.0, NaN and tensors all have a truth value, and seldom the meant one."""
+    if isinstance(value, bool):
+        return value
+    if type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy":
+        return bool(value)
+    raise ValueError(f"{where}: {name} must be True or False, got {value!r:.60}")
 
 
 def permutation(where: str, name: str, value: Any, features: int | None = None) -> list[int]:

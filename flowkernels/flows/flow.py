@@ -83,11 +83,10 @@ class Flow(nn.Module):
             raise TypeError(f"flows.Flow: base must be a flowkernels.distributions.Distribution, got {given}")
         if embedding is not None and (isinstance(embedding, type) or not callable(embedding)):
             raise TypeError(f"flows.Flow: embedding must be a module or None, got {embedding!r:.60}")
-        flag("flows.Flow", "context_to_base", context_to_base)
         self.transform = transform
         self.base = base
         self.embedding = embedding
-        self.context_to_base = context_to_base
+        self.context_to_base = flag("flows.Flow", "context_to_base", context_to_base)
 
     @property
     def event_shape(self) -> torch.Size:

@@ -164,8 +164,8 @@ class MADE(nn.Module):
             count("nets.MADE", name, value)
         count("nets.MADE", "context", context, least=0)
         share("nets.MADE", "dropout", dropout)
-        for name, value in (("residual", residual), ("context_activation", context_activation)):
-            flag("nets.MADE", name, value)
+        residual = flag("nets.MADE", "residual", residual)
+        context_activation = flag("nets.MADE", "context_activation", context_activation)
         hidden = widths("nets.MADE", "hidden", hidden, layers=1)
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"nets.MADE: hidden must be equal widths for residual blocks, got {tuple(hidden)}")

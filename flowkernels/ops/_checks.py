@@ -38,15 +38,6 @@ def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"{op}: {name} must be {list(shape)}, got {list(t.shape)}")
 
 
-def check_flag(op: str, name: str, given: object) -> bool:
-    """A setting that is True or False: what is true in some other way is a mistake, as a tensor or a 2 would be."""
-    if isinstance(given, bool):
-        return given
-    if type(given).__name__ in ("bool", "bool_") and type(given).__module__ == "numpy":
-        return bool(given)
-    raise ValueError(f"{op}: {name} must be True or False, got {given!r:.60}")
-
-
 def without_flags(given: Any) -> Any:
     """Several numbers as a cache's key: True equals 1 there, so that True becomes what no check takes for a number."""
     if isinstance(given, (tuple, list)) and any(isinstance(g, bool) for g in given):

@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels._renamed import renamed_property, warn_renamed
 from flowkernels.backends import BackendUnavailableError
-from flowkernels.ops._checks import check_device, check_flag, check_floating
+from flowkernels.ops._checks import check_device, check_floating
 
 _M = TypeVar("_M", bound="Map")
 
@@ -94,7 +95,7 @@ class Map:
             backend: run on this one or raise; default: the fastest that can.
         """
         name = f"ops.{type(self).__name__}"
-        if inverse is not False and check_flag(name, "inverse", inverse):
+        if inverse is not False and flag(name, "inverse", inverse):
             self = self.inverted()
         if event_dims != 1 or mask is not None:
             return by_element(self, x, params, event_dims, mask, backend)

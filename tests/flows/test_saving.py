@@ -316,7 +316,7 @@ def test_what_a_file_cannot_name_is_refused_and_the_weights_still_go(case, path)
 
 @pytest.mark.parametrize("config", [None, 1, "no"])
 def test_config_is_a_switch(config, path) -> None:
-    with pytest.raises(TypeError, match=r"^flows\.NSF\.save: config must be True or False, got"):
+    with pytest.raises(ValueError, match=r"^flows\.NSF\.save: config must be True or False, got"):
         NSF(2, **SMALL).save(path, config=config)
 
 

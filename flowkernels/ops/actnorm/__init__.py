@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels.ops import _channels
-from flowkernels.ops._checks import check_flag
 from flowkernels.ops._routing import Op
 
 from . import native, reference, triton
@@ -73,4 +73,4 @@ def actnorm(
     shape = (x.shape[channel_dim],)
     _channels.check_parameter(_NAME, "log_scale", log_scale, shape, x)
     _channels.check_parameter(_NAME, "shift", shift, shape, x)
-    return op(ActNormSpec(int(channel_dim), check_flag(_NAME, "inverse", inverse)), backend, x, log_scale, shift)  # type: ignore[return-value]
+    return op(ActNormSpec(int(channel_dim), flag(_NAME, "inverse", inverse)), backend, x, log_scale, shift)  # type: ignore[return-value]

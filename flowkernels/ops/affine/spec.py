@@ -11,8 +11,9 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels._renamed import warn_renamed
-from flowkernels.ops._checks import check_device, check_flag, check_floating, expands
+from flowkernels.ops._checks import check_device, check_floating, expands
 from flowkernels.ops.univariate import Map
 
 from . import reference
@@ -66,8 +67,8 @@ def checked(*settings: Any) -> tuple[Any, ...]:
         if not -1e30 <= low < high <= 1e30:
             _fail("log_bounds", "two finite numbers from -1e30 to 1e30, the lower one first", log_bounds)
         log_bounds = low, high
-    inverse = check_flag("ops.affine", "inverse", inverse)
-    return scale, min_scale, clamp, log_bounds, check_flag("ops.affine", "shift_first", shift_first), inverse
+    inverse = flag("ops.affine", "inverse", inverse)
+    return scale, min_scale, clamp, log_bounds, flag("ops.affine", "shift_first", shift_first), inverse
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Affine(Map):
             event_dims, mask, part: see `flowkernels.ops.affine`.
             backend: run on this one or raise; default: the fastest that can.
         """
-        if inverse is not False and (inverse is True or check_flag("ops.affine", "inverse", inverse)):
+        if inverse is not False and (inverse is True or flag("ops.affine", "inverse", inverse)):
             self = self.inverted()
         plain = part is None and type(event_dims) is int and event_dims == 1
         layout = FEATURES if plain else layout_of(x, part, event_dims)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowkernels import backends
+from flowkernels._arguments import flag
 from flowkernels._renamed import warn_renamed
-from flowkernels.ops._checks import check_flag
 from flowkernels.ops._routing import Op
 from flowkernels.ops.affine import Affine
 from flowkernels.ops.net.checks import check_net, check_shape, check_tensor
@@ -115,10 +115,10 @@ def autoregressive_inverse(
 def _with_flag(univariate: Any, old: str, new: str, given: object) -> Any:
     """The map with a flag that was an argument of this op."""
     warn_renamed(f"ops.autoregressive_inverse({old}=)", f"RQS({new}=)")
-    flag = check_flag(_NAME, old, given)
-    if flag and new not in {f.name for f in dataclasses.fields(univariate)}:
+    wanted = flag(_NAME, old, given)
+    if wanted and new not in {f.name for f in dataclasses.fields(univariate)}:
         raise TypeError(f"{_NAME}: univariate must be a spline where {old} is, got {type(univariate).__name__}")
-    return dataclasses.replace(univariate, **{new: True}) if flag else univariate
+    return dataclasses.replace(univariate, **{new: True}) if wanted else univariate
 
 
 def run_inverse(

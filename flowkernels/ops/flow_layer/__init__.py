@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import backends
-from flowkernels.ops._checks import check_flag
+from flowkernels._arguments import flag
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_shape, check_tensor
@@ -100,7 +100,7 @@ def flow_layer(
         raise TypeError(f"{_NAME}: split must be a Split, got {type(split).__name__} {split!r:.60}")
     if x.shape[-1] != split.features:
         raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
-    residual = check_flag(_NAME, "residual", residual)
+    residual = flag(_NAME, "residual", residual)
     check_activation(_NAME, activation)
     check_univariate(_NAME, univariate, x.dtype)
     seen = len(split.inputs)

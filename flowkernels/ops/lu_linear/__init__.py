@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native, backends
+from flowkernels._arguments import flag
 from flowkernels.ops import _channels
-from flowkernels.ops._checks import check_device, check_flag, check_shape
+from flowkernels.ops._checks import check_device, check_shape
 from flowkernels.ops._routing import Op, in_transform
 
 from . import native, reference, triton
@@ -115,7 +116,7 @@ def lu_linear(
         bias = log_s.new_empty(0)
     else:
         _channels.check_parameter(_NAME, "bias", bias, (C,), x)
-    spec = LuSpec(int(channel_dim), check_flag(_NAME, "inverse", inverse))
+    spec = LuSpec(int(channel_dim), flag(_NAME, "inverse", inverse))
     return op(spec, backend, x, lower, upper, log_s, sign_s, permutation, bias)  # type: ignore[return-value]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_flag
+from flowkernels._arguments import flag
 from flowkernels.ops._kept import kept, made_to_stay
 from flowkernels.ops._routing import _dispatch_modes, _transforms_active
 
@@ -83,7 +83,7 @@ class LayerPlan:
 
     def __init__(self, degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> None:
         ins, outs = _ints("LayerPlan: degrees_in", degrees_in), _ints("LayerPlan: degrees_out", degrees_out)
-        strict = check_flag("LayerPlan", "strict", strict)
+        strict = flag("LayerPlan", "strict", strict)
         self.n_in, self.n_out, self.strict = len(ins), len(outs), strict
         cpu: dict[str, Any] = {"device": "cpu"}  # whatever torch.set_default_device says
         self.degrees_in = torch.tensor(ins, dtype=torch.int64, **cpu)
@@ -184,7 +184,7 @@ def layer_plan(degrees_in: Degrees, degrees_out: Degrees, strict: bool = False) 
         >>> layer_plan([1, 2], [1, 1, 2]) is layer_plan((1, 2), (1, 1, 2))
         True
     """
-    strict = check_flag("LayerPlan", "strict", strict)
+    strict = flag("LayerPlan", "strict", strict)
     if not (isinstance(degrees_in, Tensor) and isinstance(degrees_out, Tensor)):
         return _from_values(degrees_in, degrees_out, strict)
     if degrees_in.is_inference() or degrees_out.is_inference():  # those have no version
@@ -236,7 +236,7 @@ class MadePlan:
     """
 
     def __init__(self, degrees: Sequence[Degrees], *, residual: bool = False) -> None:
-        residual = check_flag("MadePlan", "residual", residual)
+        residual = flag("MadePlan", "residual", residual)
         if not isinstance(degrees, Iterable) or (isinstance(degrees, Tensor) and degrees.dim() == 0):
             _fail("MadePlan: degrees", "a list of rows of integers", f"{type(degrees).__name__} {degrees!r:.60}")
         rows = [_ints(f"MadePlan: degrees[{i}]", d) for i, d in enumerate(degrees)]

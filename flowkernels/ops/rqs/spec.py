@@ -11,8 +11,9 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels._renamed import renamed_arguments, renamed_property
-from flowkernels.ops._checks import DTYPES, check_flag
+from flowkernels.ops._checks import DTYPES
 from flowkernels.ops.univariate import Map, by_element, refuse_tensors
 
 from . import reference
@@ -102,7 +103,7 @@ def checked(*settings: Any) -> tuple[Any, ...]:
     elif not 1e-30 <= slope < 1:
         _fail("slope", "between 0 and 1, from 1e-30 on", slope)
     flags = [
-        check_flag("ops.rqs", name, given)
+        flag("ops.rqs", name, given)
         for name, given in (("circle_shift", circle_shift), ("zero_outside", zero_outside), ("inverse", inverse))
     ]
     return (
@@ -203,7 +204,7 @@ class RQS(Map):
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `flowkernels.ops.univariate.Map`, whose call this is."""
-        if inverse is not False and (inverse is True or check_flag("ops.rqs", "inverse", inverse)):
+        if inverse is not False and (inverse is True or flag("ops.rqs", "inverse", inverse)):
             self = self.inverted()
         if event_dims != 1 or mask is not None:
             return by_element(self, x, params, event_dims, mask, backend)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowkernels.ops._checks import check_flag
+from flowkernels._arguments import flag
 from flowkernels.ops.univariate import Map
 
 __all__ = ["SinhArcsinh"]
@@ -62,7 +62,7 @@ class SinhArcsinh(Map):
         name, clamp = type(self).__name__, self.clamp
         if isinstance(clamp, bool) or not isinstance(clamp, (int, float)) or not 1e-30 <= clamp <= 1e30:
             raise ValueError(f"ops.{name}: clamp must be positive, from 1e-30 to 1e30, got {clamp!r}")
-        check_flag(f"ops.{name}", "inverse", self.inverse)
+        flag(f"ops.{name}", "inverse", self.inverse)
 
     def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         out_dtype = torch.promote_types(x.dtype, params.dtype)
