@@ -6,18 +6,24 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import flag
 from flowkernels.ops._checks import check_device, check_floating, check_shape, is_like
 
 # ---- contract ----
 
 
-def check_x(op: str, x: object, channel_dim: object) -> None:
-    """Raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
+class ChannelSpec(NamedTuple):
+    channel_dim: int
+    inverse: bool
+
+
+def spec_of(op: str, x: object, channel_dim: object, inverse: object) -> ChannelSpec:
+    """The settings of a call; raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
     if not isinstance(channel_dim, numbers.Integral) or isinstance(channel_dim, bool) or channel_dim not in (-1, 1):
         raise ValueError(f"{op}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
     check_floating(op, "x", x)
@@ -26,6 +32,7 @@ def check_x(op: str, x: object, channel_dim: object) -> None:
         raise ValueError(f"{op}: x must be [..., C], got a scalar")
     if channel_dim == 1 and x.dim() < 2:
         raise ValueError(f"{op}: x must be [N, C, ...] where channel_dim is 1, got {list(x.shape)}")
+    return ChannelSpec(int(channel_dim), flag(op, "inverse", inverse))
 
 
 def check_parameter(op: str, name: str, t: Any, shape: Sequence[int], x: Tensor) -> None:
@@ -67,6 +74,12 @@ def pixels(x: Tensor, channel_dim: int) -> int:
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     """`t.to(dtype)`, at no cost where it is of that dtype: a call of `to` takes a microsecond."""
     return t if t.dtype is dtype else t.to(dtype)
+
+
+def dense(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter as kernels read it."""
+    t = cast(t, dtype)
+    return t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous()
 
 
 def signed_pixels(x: Tensor, channel_dim: int, inverse: bool) -> int:

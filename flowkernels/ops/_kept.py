@@ -11,6 +11,22 @@ import torch
 T = TypeVar("T")
 
 
+class Handled:
+    """A value that a compiled module checks once, and takes in every call."""
+
+    _handles: dict[Any, Any]
+
+    def handle(self, module: Any) -> Any:
+        """This as the module takes it; made once."""
+        found = self._handles.get(module)
+        if found is None:
+            found = self._handles[module] = self._handle(module)
+        return found
+
+    def _handle(self, module: Any) -> Any:
+        raise NotImplementedError
+
+
 def made_to_stay(make: Callable[..., T], *arguments: Any) -> T:
     """What a function returns, fit for any later call: a tensor of inference mode could not be saved for backward."""
     with torch.inference_mode(False):

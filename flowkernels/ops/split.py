@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.ops._checks import without_flags
+from flowkernels.ops._kept import Handled
 
 At = tuple[Tensor, ...]  # the features that are seen and those that are mapped, as index tensors; and the way back
 
@@ -28,7 +29,7 @@ def as_slice(indices: Sequence[int]) -> slice | None:
     return slice(indices[0], indices[-1] + 1, step)
 
 
-class Split:
+class Split(Handled):
     """Features that are seen, and features that are mapped, of so many. Equal to itself only; see `split_of`.
 
     Where the two are all features there are, `split` parts a tensor and `merge` puts it together in the cheapest way:
@@ -67,12 +68,8 @@ class Split:
         """Whether parting a tensor takes index tensors."""
         return self._blocks is None and self._slices is None
 
-    def handle(self, module: Any) -> Any:
-        """The split as this compiled module takes it."""
-        found = self._handles.get(module)
-        if found is None:
-            found = self._handles[module] = module.Columns(self.features, self.inputs, self.outputs)
-        return found
+    def _handle(self, module: Any) -> Any:
+        return module.Columns(self.features, self.inputs, self.outputs)
 
     def split(self, x: Tensor, dim: int = -1, at: At = ()) -> tuple[Tensor, Tensor]:
         """x along ``dim`` → what is seen and what is mapped; views, but of ``at``: index tensors, where there are no

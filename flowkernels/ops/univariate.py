@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from flowkernels._arguments import flag
 from flowkernels._renamed import renamed_property, warn_renamed
 from flowkernels.backends import BackendUnavailableError
 from flowkernels.ops._checks import check_device, check_floating
+from flowkernels.ops._kept import Handled
 
 _M = TypeVar("_M", bound="Map")
 
@@ -54,7 +56,7 @@ def _kept(cls: Any, **settings: Any) -> Any:
     return cls(**settings)
 
 
-class Map:
+class Map(Handled):
     """Base of maps that are their settings: a frozen dataclass with a field ``inverse``, equal by value.
 
     Fused ops take any object with these members; a map without kernels needs `reference`, ``n_params`` and
@@ -119,13 +121,6 @@ class Map:
         """Why a backend of the fused layers lacks this map, or None where it has it."""
         return None if backend == "reference" else f"no kernel for {type(self).__name__} yet"
 
-    def handle(self, module: Any) -> Any:
-        """The map as this compiled module takes it; made once."""
-        found = self._handles.get(module)
-        if found is None:
-            found = self._handles[module] = self._handle(module)
-        return found
-
     def constants(self, wide: bool) -> dict[str, Any]:
         """The map as a Triton kernel's constants."""
         raise NotImplementedError
@@ -148,7 +143,6 @@ class Map:
         except TypeError:  # a setting without a hash, such as a list
             return cls(**settings)
 
-    _handles: dict[Any, Any]
     _twin: Any
     _is_complete = False
 
@@ -160,12 +154,13 @@ class Map:
     def _settle(self) -> None:
         """Checks the fields, and puts each in its own type."""
 
+    def _set(self, names: Sequence[str], values: Sequence[Any]) -> None:
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
+
     def _derived(self) -> dict[str, Any]:
         """What follows from the fields but for the direction, by name: attributes that cost nothing to read."""
         return {}
-
-    def _handle(self, module: Any) -> Any:
-        raise NotImplementedError
 
     def _complete(self) -> None:
         """Sets what follows from the fields, here and on the map of the other direction, which is made with it."""

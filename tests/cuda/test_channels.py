@@ -8,8 +8,8 @@ from torch import Tensor
 
 from flowkernels import ops
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops.lu_linear import op
-from flowkernels.ops.lu_linear.reference import LuSpec
 from tests.emulator import ORDERS, Emulated
 from tests.ops import test_actnorm, test_lu_linear
 from tests.ops.channels import cast, values_and_gradients
@@ -96,7 +96,7 @@ def test_what_is_no_permutation_gives_nan(bad, inverse, cuda: Emulated) -> None:
     rest[4] = torch.tensor(bad)
 
     def router(*tensors, backend):  # ops.lu_linear looks at a permutation that is on the CPU, as the emulator's are
-        return op(LuSpec(-1, inverse), backend, *tensors)
+        return op(ChannelSpec(-1, inverse), backend, *tensors)
 
     y, _, *grads = values_and_gradients(router, [x, *rest], backend="cuda")
     assert y.isnan().all() and grads[0].isnan().all()

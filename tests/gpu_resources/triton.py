@@ -26,15 +26,14 @@ from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops.actnorm import triton as actnorm
-from flowkernels.ops.actnorm.reference import ActNormSpec
 from flowkernels.ops.affine import triton as affine
 from flowkernels.ops.affine.layout import Layout
 from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
-from flowkernels.ops.lu_linear.reference import LuSpec
 from flowkernels.ops.net import triton as masked_linear
 from flowkernels.ops.net.plan import MadePlan, layer_plan
 from flowkernels.ops.net.spec import NetSpec
@@ -75,7 +74,7 @@ def _affine(fwd: bool, scale: str) -> Callable[[], object]:
 
 
 def _actnorm(fwd: bool) -> Callable[[], object]:
-    x, c, spec = torch.zeros(64, 12, 16, 16), torch.zeros(12), ActNormSpec(1, False)
+    x, c, spec = torch.zeros(64, 12, 16, 16), torch.zeros(12), ChannelSpec(1, False)
     if fwd:
         return lambda: actnorm.fwd(spec, x, c, c)
     return lambda: actnorm.bwd(spec, (x, x[:, 0, 0, 0]), (x, c, c), (True, True, True))
@@ -83,7 +82,7 @@ def _actnorm(fwd: bool) -> Callable[[], object]:
 
 def _lu(fwd: bool, inverse: bool, channels: int) -> Callable[[], object]:
     x, square, vector = torch.zeros(64, channels, 16, 16), torch.zeros(channels, channels), torch.zeros(channels)
-    tensors, spec = (x, square, square, vector, vector, torch.arange(channels), vector), LuSpec(1, inverse)
+    tensors, spec = (x, square, square, vector, vector, torch.arange(channels), vector), ChannelSpec(1, inverse)
     if fwd:
         return lambda: lu_linear.fwd(spec, *tensors)
     return lambda: lu_linear.bwd(spec, (x, x[:, 0, 0, 0]), tensors, [True] * 5 + [False, True])

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowkernels.ops import MadePlan
 from flowkernels.ops._kept import kept
-from flowkernels.ops.autoregressive_inverse import schedule
 from flowkernels.ops.net.plan import LayerPlan, layer_plan
 
 CPU = torch.device("cpu")
@@ -53,7 +52,6 @@ def _layer(features: int) -> LayerPlan:
 
 MADE = {
     "layer plan": _layer,
-    "layer of a sweep": lambda n: schedule.layer_on_device(_plan(n).layers[0], CPU),
     "sweep of Triton": _sweep,
     "stairs of Triton": _stairs,
 }

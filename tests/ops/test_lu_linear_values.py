@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops.lu_linear import reference
 from tests.device import here
 from tests.ops.channels import values_and_gradients
@@ -47,7 +48,7 @@ def test_no_permutation_is_nan_where_nobody_looks(bad, inverse) -> None:
     """As on a GPU, and in what compilers and torch.func see: memory is safe, and nothing that comes out is a number."""
     tensors = example(5)
     tensors[5] = here(torch.tensor(bad))
-    spec = reference.LuSpec(-1, inverse)
+    spec = ChannelSpec(-1, inverse)
     y, _ = reference.fwd(spec, *tensors)
     assert y.isnan().all()
     f = lambda x: ops.lu_linear(x, *tensors[1:], inverse=inverse)[0]  # noqa: E731

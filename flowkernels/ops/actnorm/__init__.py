@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops._routing import Op
 
 from . import native, reference, triton
-from .reference import ActNormSpec
 
 __all__ = ["actnorm"]
 
@@ -18,13 +17,13 @@ _NAME = "ops.actnorm"
 
 op = Op(
     "actnorm",
-    spec_type=ActNormSpec,
+    spec_type=ChannelSpec,
     reference=reference.fwd,
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "log_scale", "shift"),
     n_outputs=2,
     fake=lambda spec, *tensors: _channels.fake(tensors[0], spec.channel_dim, tensors),
-    sample=lambda: (ActNormSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))),
+    sample=lambda: (ChannelSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))),
 )
 
 
@@ -69,8 +68,8 @@ def actnorm(
         >>> ops.actnorm(torch.tensor([[1.0, 2.0]]), torch.zeros(2), torch.tensor([0.5, -1.0]))
         (tensor([[1.5000, 1.0000]]), tensor([0.]))
     """
-    _channels.check_x(_NAME, x, channel_dim)
+    spec = _channels.spec_of(_NAME, x, channel_dim, inverse)
     shape = (x.shape[channel_dim],)
     _channels.check_parameter(_NAME, "log_scale", log_scale, shape, x)
     _channels.check_parameter(_NAME, "shift", shift, shape, x)
-    return op(ActNormSpec(int(channel_dim), flag(_NAME, "inverse", inverse)), backend, x, log_scale, shift)  # type: ignore[return-value]
+    return op(spec, backend, x, log_scale, shift)  # type: ignore[return-value]

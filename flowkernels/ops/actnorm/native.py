@@ -8,16 +8,11 @@ from torch import Tensor
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 
-from .reference import ActNormSpec
 
-
-def why_not(on: Cpu | Cuda, spec: ActNormSpec, *tensors: Tensor) -> str | None:
+def why_not(on: Cpu | Cuda, spec: ChannelSpec, *tensors: Tensor) -> str | None:
     return on.why_not(tensors)
-
-
-def _parameters(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    return [(t if t.dtype is dtype else t.to(dtype)).contiguous().resolve_neg() for t in tensors]
 
 
 def _alike(dim: int, *tensors: Tensor) -> tuple[list[Tensor], bool]:
@@ -44,13 +39,13 @@ def _room_for_sums(x: Tensor, dim: int, by_rows: bool) -> tuple[Tensor, int]:
     return x.new_empty((slices, 2 * C + 1), dtype=torch.float64), slices
 
 
-def fwd(on: Cpu | Cuda, spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(on: Cpu | Cuda, spec: ChannelSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, log_scale, shift))
     dtype = _channels.wide(out)
     y = _channels.like(x, out)
     ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=dtype)
-    log_scale, shift = _parameters(dtype, log_scale, shift)
+    log_scale, shift = (_channels.dense(t, dtype) for t in (log_scale, shift))
     if x.numel() == 0:
         total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
@@ -59,12 +54,12 @@ def fwd(on: Cpu | Cuda, spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: 
     return y if to is y else y.copy_(to), ladj
 
 
-def bwd(on: Cpu | Cuda, spec: ActNormSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
+def bwd(on: Cpu | Cuda, spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, *parameters = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype(tensors)
     dtype = _channels.wide(out)
-    log_scale, shift = _parameters(dtype, *parameters)
+    log_scale, shift = (_channels.dense(t, dtype) for t in parameters)
     grad_y, grad_ladj = grads
     grad_x = _channels.like(x, out) if needs[0] else None
     grad_log_scale = torch.empty_like(log_scale) if needs[1] else None

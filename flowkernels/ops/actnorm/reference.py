@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 
 IS_SLOW = False
 
 
-class ActNormSpec(NamedTuple):
-    channel_dim: int
-    inverse: bool
-
-
-def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(spec: ChannelSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., C] or [N, C, ...] → y and ladj."""
     out = _channels.out_dtype((x, log_scale, shift))
     v, log_scale, shift = (t.to(_channels.wide(out)) for t in (x, log_scale, shift))

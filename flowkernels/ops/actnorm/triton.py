@@ -8,14 +8,13 @@ from torch import Tensor
 
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
-
-from .reference import ActNormSpec
+from flowkernels.ops._channels import ChannelSpec
 
 _ELEMENTS = 8192 if _triton.INTERPRETING else 2048  # of a tile; the interpreter's time goes by tiles
 _PROGRAMS = 1024  # that share a sum: always so many, or fewer where there are fewer tiles, for equal bits
 
 
-def why_not(spec: ActNormSpec, *tensors: Tensor) -> str | None:
+def why_not(spec: ChannelSpec, *tensors: Tensor) -> str | None:
     return _triton.why_not(tensors)
 
 
@@ -24,7 +23,7 @@ def _tile(pixels: int, channels: int) -> dict[str, Any]:
     return {"BP": min(_triton.power_of_2(pixels), _ELEMENTS // BC), "BC": BC}
 
 
-def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(spec: ChannelSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, log_scale, shift))
     wide = _channels.wide(out)
@@ -47,7 +46,7 @@ def fwd(spec: ActNormSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple
     return y if to is y else y.copy_(to), ladj
 
 
-def bwd(spec: ActNormSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
+def bwd(spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, log_scale, shift = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype(tensors)

@@ -118,11 +118,7 @@ class Affine(Map):
     _op: ClassVar[Any]  # set by the package, as the op's backends read this class
 
     def _settle(self) -> None:
-        settings = checked(
-            self.scale, self.min_scale, self.clamp, self.log_bounds, self.shift_first, self.inverse
-        )  # fmt: skip
-        for name, value in zip(_FIELDS, settings, strict=True):
-            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
+        self._set(_FIELDS, checked(*[getattr(self, name) for name in _FIELDS]))
         object.__setattr__(self, "n_params", 1 if self.scale == "additive" else 2)
 
     def _derived(self) -> dict[str, Any]:
@@ -247,17 +243,12 @@ class AffineCall(NamedTuple):
         )  # fmt: skip
 
     @staticmethod
-    def from_packed(
-        scale: str, min_scale: float, inverse: bool, clamp: float, event_dims: int, shift_first: bool, start: int,
-        stop: int, step: int, low: float, high: float,
-    ) -> AffineCall:  # fmt: skip
+    def from_packed(*numbers: Any) -> AffineCall:
         """Unchecked: with dynamic shapes the numbers are symbols, on which a check would be a guard."""
-        f = object.__new__(Affine)
-        vars(f).update(
-            scale=scale, min_scale=min_scale, inverse=inverse, clamp=clamp, shift_first=shift_first,
-            log_bounds=(low, high), n_params=1 if scale == "additive" else 2, _handles={},
-        )  # fmt: skip
-        return AffineCall(f, Layout(event_dims, start, stop, step))
+        given, f = dict(zip(AffineCall.schema, numbers, strict=True)), object.__new__(Affine)
+        layout, bounds = Layout(*(given.pop(name) for name in Layout._fields)), (given.pop("low"), given.pop("high"))
+        vars(f).update(given, log_bounds=bounds, n_params=1 if given["scale"] == "additive" else 2, _handles={})
+        return AffineCall(f, layout)
 
 
 def _pair(params: Sequence[Tensor], spec: Affine) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,9 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowkernels.ops._kept import kept
-from flowkernels.ops.net.plan import LayerPlan, MadePlan
+from flowkernels.ops.net.plan import MadePlan
 
 _UNITS = 32  # kSweepUnits of csrc/autoregressive_inverse/autoregressive_inverse.h
 
@@ -75,11 +74,3 @@ def handle(plan: MadePlan, module: Any, device: torch.device) -> Any:
     found = steps(plan)
     there = torch.tensor(found, dtype=torch.int32, device="cpu").to(device)
     return module.SweepSteps([layer.handle(module, device) for layer in plan.layers], found, there)
-
-
-@kept(maxsize=256)
-def layer_on_device(plan: LayerPlan, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """The orders of a layer's inputs and outputs (None where sorted) and its limits: one copy for all calls."""
-    in_order = None if plan.in_sorted else plan.in_order.to(device)
-    out_order = None if plan.out_sorted else plan.out_order.to(device)
-    return in_order, out_order, plan.limit.to(device)

@@ -18,6 +18,7 @@ from flowkernels.ops._kept import kept
 from flowkernels.ops.net import native
 from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.net.spec import unpack
+from flowkernels.ops.net.triton import stairs
 
 from . import dense, schedule
 from .reference import SweepSpec
@@ -114,7 +115,7 @@ def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) 
     for layer, add in zip(spec.net.masks, adds, strict=True):
         if add is not None:
             rows = add.resolve_neg().expand(*lead, layer.n_out).reshape(-1, layer.n_out)
-            order = schedule.layer_on_device(layer, rows.device)[1]
+            order = stairs(layer, rows.device).out_order
             found.append(rows if order is None else rows.index_select(1, order))
     return torch.cat(found, 1).contiguous() if found else None
 

@@ -6,32 +6,31 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native, backends
-from flowkernels._arguments import flag
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops._checks import check_device, check_shape
 from flowkernels.ops._routing import Op, in_transform
 
 from . import native, reference, triton
-from .reference import LuSpec
 
 __all__ = ["lu_linear"]
 
 _NAME = "ops.lu_linear"
 
 
-def _fake(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     x, *parameters, _, bias = tensors
     return _channels.fake(x, spec.channel_dim, (x, *parameters, bias))
 
 
-def _sample() -> tuple[LuSpec, tuple[Tensor, ...]]:
+def _sample() -> tuple[ChannelSpec, tuple[Tensor, ...]]:
     square, vector = torch.zeros(1, 1), torch.zeros(1)
-    return LuSpec(-1, False), (square, square, square, vector, vector, torch.zeros(1).long(), vector)
+    return ChannelSpec(-1, False), (square, square, square, vector, vector, torch.zeros(1).long(), vector)
 
 
 op = Op(
     "lu_linear",
-    spec_type=LuSpec,
+    spec_type=ChannelSpec,
     reference=reference.fwd,
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
@@ -101,7 +100,7 @@ def lu_linear(
         >>> torch.allclose(back, x, atol=1e-4), ladj[0].item(), neg[0].item()
         (True, -8.0, 8.0)
     """
-    _channels.check_x(_NAME, x, channel_dim)
+    spec = _channels.spec_of(_NAME, x, channel_dim, inverse)
     C = x.shape[channel_dim]
     for name, t, shape in (("lower", lower, (C, C)), ("upper", upper, (C, C)), ("log_s", log_s, (C,)),
                            ("sign_s", sign_s, (C,))):  # fmt: skip
@@ -116,7 +115,6 @@ def lu_linear(
         bias = log_s.new_empty(0)
     else:
         _channels.check_parameter(_NAME, "bias", bias, (C,), x)
-    spec = LuSpec(int(channel_dim), flag(_NAME, "inverse", inverse))
     return op(spec, backend, x, lower, upper, log_s, sign_s, permutation, bias)  # type: ignore[return-value]
 
 

@@ -11,11 +11,12 @@ from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 
-from .reference import LuSpec, log_size
+from .reference import log_size
 
 
-def why_not(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> str | None:
+def why_not(on: Cpu | Cuda, spec: ChannelSpec, *tensors: Tensor) -> str | None:
     reason = on.why_not(tensors)
     if reason is None and isinstance(on, Cuda):
         x, C = tensors[0], tensors[0].shape[spec.channel_dim]
@@ -27,12 +28,7 @@ def why_not(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> str | None:
 
 def _in(dtype: torch.dtype, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The parameters as the kernels read them: lower, upper, log_s, sign_s, permutation, bias."""
-    found = []
-    for i, t in enumerate(tensors):
-        if t.dtype is not dtype and i != 4:
-            t = t.to(dtype)
-        found.append(t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous())
-    return found
+    return [_channels.dense(t, t.dtype if i == 4 else dtype) for i, t in enumerate(tensors)]
 
 
 def _factors(parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
@@ -41,7 +37,7 @@ def _factors(parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     return (*triangles, permutation if permutation.shape[0] else None, bias if bias.shape[0] else None)
 
 
-def fwd(on: Cpu | Cuda, spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(on: Cpu | Cuda, spec: ChannelSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
     out = _channels.out_dtype((x, *parameters[:4], parameters[5]))
     dtype = _channels.wide(out)
@@ -59,7 +55,7 @@ def fwd(on: Cpu | Cuda, spec: LuSpec, x: Tensor, *parameters: Tensor) -> tuple[T
     return y if to is y else y.copy_(to), ladj
 
 
-def fwd_saving(on: Cpu | Cuda, spec: LuSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+def fwd_saving(on: Cpu | Cuda, spec: ChannelSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     """The inverse keeps its output, which whatever comes next keeps anyway: one solve less in backward."""
     outputs = fwd(on, spec, *tensors)
     exact = outputs[0].dtype is _channels.wide(outputs[0].dtype)
@@ -74,7 +70,7 @@ def _work(x: Tensor, C: int, between: bool) -> tuple[list[Tensor], int]:
     return [sums, *(x.new_empty((C, pixels)) for _ in range(2 if between else 0))], slices
 
 
-def bwd(on: Cpu | Cuda, spec: LuSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
+def bwd(on: Cpu | Cuda, spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     x, *parameters = tensors
     dim = spec.channel_dim
     out = _channels.out_dtype((x, *parameters[:4], parameters[5]))

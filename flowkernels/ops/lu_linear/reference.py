@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from flowkernels.ops import _channels
+from flowkernels.ops._channels import ChannelSpec
 
 IS_SLOW = False
-
-
-class LuSpec(NamedTuple):
-    channel_dim: int
-    inverse: bool
 
 
 def log_size(log_s: Tensor, sign_s: Tensor) -> Tensor:
@@ -31,7 +25,7 @@ def safe_permutation(permutation: Tensor, sign_s: Tensor) -> tuple[Tensor, Tenso
 
 
 def fwd(
-    spec: LuSpec,
+    spec: ChannelSpec,
     x: Tensor,
     lower: Tensor,
     upper: Tensor,

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
+from flowkernels.ops._channels import ChannelSpec
 
-from .reference import LuSpec, log_size, safe_permutation
+from .reference import log_size, safe_permutation
 
 _MAX_SOLVE = 128  # channels of a pixel that fit registers from the first step of a solve to the last
 _PROGRAMS = 512  # that share a sum over pixels
 
 
-def why_not(spec: LuSpec, *tensors: Tensor) -> str | None:
+def why_not(spec: ChannelSpec, *tensors: Tensor) -> str | None:
     C = tensors[3].shape[0]
     if spec.inverse and C > _MAX_SOLVE:
         return f"the inverse has kernels for up to {_MAX_SOLVE} channels, got {C}"
@@ -42,7 +43,7 @@ class _Factors(NamedTuple):
 
 def _factors(dtype: torch.dtype, tensors: Sequence[Tensor]) -> _Factors:
     lower, upper, log_s, sign_s, permutation, bias = tensors
-    lower, upper, log_s, sign_s = (t.to(dtype).resolve_neg().contiguous() for t in (lower, upper, log_s, sign_s))
+    lower, upper, log_s, sign_s = (_channels.dense(t, dtype) for t in (lower, upper, log_s, sign_s))
     absent = permutation.shape[0] == 0
     if not absent:
         permutation, sign_s = safe_permutation(permutation, sign_s)
@@ -51,11 +52,8 @@ def _factors(dtype: torch.dtype, tensors: Sequence[Tensor]) -> _Factors:
     U = upper.triu(1)
     U.diagonal().copy_(sign_s * log_s.exp())
     back = None if absent else permutation.argsort()
-    has_bias = bias.shape[0] > 0
-    return _Factors(
-        L, U, log_s, sign_s, None if absent else permutation, back,
-        bias.to(dtype).resolve_neg().contiguous() if has_bias else None,
-    )  # fmt: skip
+    bias = _channels.dense(bias, dtype) if bias.shape[0] > 0 else None
+    return _Factors(L, U, log_s, sign_s, None if absent else permutation, back, bias)
 
 
 class _Walk(NamedTuple):
@@ -137,7 +135,7 @@ def _dtypes(tensors: Sequence[Tensor]) -> tuple[torch.dtype, torch.dtype]:
     return out, _channels.wide(out)
 
 
-def fwd(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+def fwd(spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     x, dim = tensors[0], spec.channel_dim
     out, dtype = _dtypes(tensors)
     y = _channels.like(x, out)
@@ -154,7 +152,7 @@ def fwd(spec: LuSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return y if to.t is y else y.copy_(to.t), ladj
 
 
-def bwd(spec: LuSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
+def bwd(spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, dim = tensors[0], spec.channel_dim
     _, dtype = _dtypes(tensors)
     grad_y, grad_ladj = grads
@@ -191,7 +189,7 @@ Sums = tuple[Tensor, Tensor, Tensor]  # gradients of the bias (before its permut
 
 
 def _bwd_forward(
-    spec: LuSpec, f: _Factors, sizes: Sequence[int], x: _Walk, g: _Walk, grad_x: Tensor | None, need: bool
+    spec: ChannelSpec, f: _Factors, sizes: Sequence[int], x: _Walk, g: _Walk, grad_x: Tensor | None, need: bool
 ) -> Sums:
     """One sum of outer products, that of W: those of its factors follow from it."""
     dtype = f.L.dtype
@@ -207,7 +205,7 @@ def _bwd_forward(
 
 
 def _bwd_inverse(
-    spec: LuSpec, f: _Factors, sizes: Sequence[int], y: _Walk, g: _Walk, grad_y: Tensor | None, need: bool
+    spec: ChannelSpec, f: _Factors, sizes: Sequence[int], y: _Walk, g: _Walk, grad_y: Tensor | None, need: bool
 ) -> Sums:
     """Both sums are taken: x = U^-1 h may be large where h is not, and G U^T would have to cancel it again."""
     dim, dtype = spec.channel_dim, f.L.dtype

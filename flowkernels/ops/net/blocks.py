@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels.ops._kept import made_to_stay
+from flowkernels.ops._kept import Handled, made_to_stay
 from flowkernels.ops._triton import precision
 
 from .plan import LayerPlan, MadePlan
@@ -128,32 +128,17 @@ def outer(g: Tensor, x: Tensor, of: Sequence[Block], out: Tensor) -> Tensor:
 # ---- plans on a device ----
 
 
-class _Handled:
-    """What a compiled module checks once, and takes in every call."""
-
-    _handle: tuple[Any, Any] | None = None
-
-    def handle(self, module: Any) -> Any:
-        """This as the module takes it."""
-        if self._handle is None or self._handle[0] is not module:
-            self._handle = module, self._make(module)
-        return self._handle[1]
-
-    def _make(self, module: Any) -> Any:
-        raise NotImplementedError
-
-
-class Order(_Handled):
+class Order(Handled):
     """A permutation: on the CPU, and `there` on a device. int32."""
 
     def __init__(self, numbers: Tensor, device: torch.device) -> None:
-        self.numbers, self.there = numbers, numbers.to(device)
+        self.numbers, self.there, self._handles = numbers, numbers.to(device), {}
 
-    def _make(self, module: Any) -> Any:
+    def _handle(self, module: Any) -> Any:
         return module.DeviceOrder(self.numbers.tolist(), self.there)
 
 
-class Layout(_Handled):
+class Layout(Handled):
     """How a layer's weight is packed: packed[j, k] = W[row[j], column[k]] where rank[k] < limit[j], else 0.
 
     What changes nothing is None. `width`: of each packed row, how much is in its block. All int32, on the CPU and
@@ -165,9 +150,9 @@ class Layout(_Handled):
         width: Tensor | None, device: torch.device,
     ) -> None:  # fmt: skip
         self.n_out, self.n_in, self.numbers = plan.n_out, plan.n_in, (row, column, rank, limit, width)
-        self.there = tuple(None if t is None else t.to(device) for t in self.numbers)
+        self.there, self._handles = tuple(None if t is None else t.to(device) for t in self.numbers), {}
 
-    def _make(self, module: Any) -> Any:
+    def _handle(self, module: Any) -> Any:
         numbers = [[] if t is None else t.tolist() for t in self.numbers]
         return module.PackLayout(self.n_out, self.n_in, numbers, self.there)
 

@@ -170,13 +170,7 @@ class RQS(Map):
     half_turn = renamed_property("half_turn", "circle_shift")
 
     def _settle(self) -> None:
-        settings = checked(
-            self.bins, self.tails, self.tail_bound, self.box, self.min_bin_width, self.min_bin_height,
-            self.min_derivative, self.logit_scale, self.parametrization, self.slope, self.circle_shift, self.order,
-            self.edge_slope, self.zero_outside, self.inverse,
-        )  # fmt: skip
-        for name, value in zip(_FIELDS, settings, strict=True):
-            object.__setattr__(self, name, value)  # the way to set a field of a frozen dataclass
+        self._set(_FIELDS, checked(*[getattr(self, name) for name in _FIELDS]))
         object.__setattr__(self, "n_params", self._count_params())
 
     def _count_params(self) -> int:
