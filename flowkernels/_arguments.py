@@ -21,18 +21,18 @@ def check_tensor(where: str, name: str, value: object) -> None:
 
 def count(where: str, name: str, value: Any, least: int = 1) -> int:
     """A whole number from ``least`` on, as a Python int; numpy's count, truth values do not."""
-    contract = f"at least {least}" if _whole(value) else f"an integer, at least {least}"
-    if not _whole(value) or int(value) < least:
+    contract = f"at least {least}" if is_whole(value) else f"an integer, at least {least}"
+    if not is_whole(value) or int(value) < least:
         raise ValueError(f"{where}: {name} must be {contract}, got {value!r:.60}")
     return int(value)
 
 
 def widths(where: str, name: str, value: Any, layers: int = 0) -> tuple[int, ...]:
     """The widths of hidden layers, of at least so many ``layers``; a number is the width of one."""
-    given = [value] if _whole(value) else value
+    given = [value] if is_whole(value) else value
     if isinstance(given, Iterable) and not isinstance(given, (str, bytes, Tensor)):
         found = list(given)
-        if len(found) >= layers and all(_whole(w) and w >= 1 for w in found):
+        if len(found) >= layers and all(is_whole(w) and w >= 1 for w in found):
             return tuple(int(w) for w in found)
     some = "widths" if layers == 0 else "at least one width"
     raise ValueError(f"{where}: {name} must be {some} from 1 on, got {value!r:.60}")
@@ -40,7 +40,7 @@ def widths(where: str, name: str, value: Any, layers: int = 0) -> tuple[int, ...
 
 def share(where: str, name: str, value: Any) -> float:
     """A number from 0 to 1."""
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    number = float(value) if is_number(value) else math.nan
     if not 0 <= number <= 1:
         raise ValueError(f"{where}: {name} must be a number from 0 to 1, got {value!r:.60}")
     return number
@@ -48,8 +48,15 @@ def share(where: str, name: str, value: Any) -> float:
 
 def event_dims(where: str, name: str, value: Any) -> int:
     """1 for features, 3 for images."""
-    if not _whole(value) or value not in (1, 3):
+    if not is_whole(value) or value not in (1, 3):
         raise ValueError(f"{where}: {name} must be 1 (features) or 3 (images), got {value!r:.60}")
+    return int(value)
+
+
+def channel_dim(where: str, name: str, value: Any) -> int:
+    """-1 for features, 1 for images."""
+    if not is_whole(value) or value not in (-1, 1):
+        raise ValueError(f"{where}: {name} must be -1 (features) or 1 (images), got {value!r:.60}")
     return int(value)
 
 
@@ -67,7 +74,7 @@ def permutation(where: str, name: str, value: Any, features: int | None = None) 
     given = value.tolist() if isinstance(value, Tensor) else value
     indices = list(given) if isinstance(given, Iterable) else []
     D = len(indices) if features is None else features
-    if D < 1 or not all(_whole(i) for i in indices) or sorted(indices) != list(range(D)):
+    if D < 1 or not all(is_whole(i) for i in indices) or sorted(indices) != list(range(D)):
         last = "D-1" if features is None else D - 1
         shown = given if isinstance(value, Tensor) or not indices else indices
         raise ValueError(f"{where}: {name} must hold each of 0 to {last} once, got {shown!r:.60}")
@@ -78,13 +85,19 @@ def generator(where: str, seed: Any) -> torch.Generator | None:
     """A generator on the CPU, or None for torch's global one."""
     if seed is None or isinstance(seed, torch.Generator):
         return seed
-    if not _whole(seed):
+    if not is_whole(seed):
         raise TypeError(f"{where}: seed must be an integer, a torch.Generator or None, got {seed!r:.60}")
     return torch.Generator().manual_seed(int(seed))
 
 
-def _whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """A whole number of Python or numpy; truth values are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """A real number of Python or numpy; strings and truth values are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _kind(value: object) -> str:

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkernels._arguments import count, flag, generator, widths
+from flowkernels._arguments import flag, widths
 from flowkernels.distributions import Distribution, StandardNormal
 from flowkernels.nets import MADE, Activation
 from flowkernels.nets.degrees import Seed
 from flowkernels.ops.univariate import n_params_of
 from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Transform, Univariate
-from flowkernels.transforms.univariate import check_univariate
 
-from .coupling import Net
+from .coupling import Net, check_layers
 from .flow import Flow
 from .linear import interleaved
 
@@ -37,17 +36,13 @@ def autoregressive_layers(
     seed: Seed = None,
 ) -> list[Transform]:
     """Layers that start near the identity, each with another order of the features."""
-    for name, value, least in (("features", features, 1), ("context", context, 0), ("transforms", transforms, 1)):
-        count(f"flows.{flow}", name, value, least)
-    flag(f"flows.{flow}", "batch_norm", batch_norm)
+    draws = check_layers(flow, features, context, transforms, univariate, batch_norm, seed)
     if net not in ("residual", "mlp") or batch_norm:
         given = f"{net!r}, batch_norm={batch_norm}"
         raise ValueError(f'flows.{flow}: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}')
     sizes = widths(f"flows.{flow}", "hidden", hidden)
-    check_univariate(f"flows.{flow}", univariate)
     if order not in ("reversed", "random"):
         raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
-    draws = generator(f"flows.{flow}", seed)
     # Under layers that turn the features round, one order all along is the natural one and the other by turns.
     orders = ("reversed" if linear == "reverse" else "natural", "reversed")
     layers = []

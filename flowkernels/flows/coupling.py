@@ -22,6 +22,17 @@ from .linear import interleaved
 Net = Callable[[int, int], nn.Module]
 
 
+def check_layers(
+    flow: str, features: int, context: int, transforms: int, univariate: Univariate, batch_norm: bool, seed: Seed
+) -> torch.Generator | None:
+    """Raises unless a flow can have such layers, of features; and what they draw from."""
+    for name, value, least in (("features", features, 1), ("context", context, 0), ("transforms", transforms, 1)):
+        count(f"flows.{flow}", name, value, least)
+    flag(f"flows.{flow}", "batch_norm", batch_norm)
+    check_univariate(f"flows.{flow}", univariate)
+    return generator(f"flows.{flow}", seed)
+
+
 def coupling_layers(
     flow: str,
     features: int,
@@ -38,11 +49,7 @@ def coupling_layers(
     seed: Seed = None,
 ) -> list[Transform]:
     """Layers with alternating masks that start near the identity; layer i transforms the features j with i + j odd."""
-    for name, value, least in (("features", features, 1), ("context", context, 0), ("transforms", transforms, 1)):
-        count(f"flows.{flow}", name, value, least)
-    flag(f"flows.{flow}", "batch_norm", batch_norm)
-    check_univariate(f"flows.{flow}", univariate)
-    draws = generator(f"flows.{flow}", seed)
+    draws = check_layers(flow, features, context, transforms, univariate, batch_norm, seed)
     make = conditioner(flow, net, features, context, hidden, activation, dropout, batch_norm)
     factory = functools.partial(near_identity, make, univariate)
     # An even number of features, turned round, change sides by themselves: under one mask all along.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
+from flowkernels._arguments import channel_dim, flag
 from flowkernels.ops._checks import check_device, check_floating, check_shape, is_like
 
 # ---- contract ----
@@ -22,17 +21,16 @@ class ChannelSpec(NamedTuple):
     inverse: bool
 
 
-def spec_of(op: str, x: object, channel_dim: object, inverse: object) -> ChannelSpec:
+def spec_of(op: str, x: object, dim: object, inverse: object) -> ChannelSpec:
     """The settings of a call; raises unless `x` is a dense floating tensor that has this channel dim, -1 or 1."""
-    if not isinstance(channel_dim, numbers.Integral) or isinstance(channel_dim, bool) or channel_dim not in (-1, 1):
-        raise ValueError(f"{op}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
+    dim = channel_dim(op, "channel_dim", dim)
     check_floating(op, "x", x)
     assert isinstance(x, Tensor)  # for the type checker
-    if channel_dim == -1 and x.dim() == 0:
+    if dim == -1 and x.dim() == 0:
         raise ValueError(f"{op}: x must be [..., C], got a scalar")
-    if channel_dim == 1 and x.dim() < 2:
+    if dim == 1 and x.dim() < 2:
         raise ValueError(f"{op}: x must be [N, C, ...] where channel_dim is 1, got {list(x.shape)}")
-    return ChannelSpec(int(channel_dim), flag(op, "inverse", inverse))
+    return ChannelSpec(dim, flag(op, "inverse", inverse))
 
 
 def check_parameter(op: str, name: str, t: Any, shape: Sequence[int], x: Tensor) -> None:

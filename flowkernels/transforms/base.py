@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkernels._arguments import channel_dim as channel_dim_of
 from flowkernels._arguments import check_tensor
 
 
@@ -84,5 +85,4 @@ def check_layout(name: str, features: object, channel_dim: object) -> None:
     """Raises unless these are a number of channels and where they lie."""
     if not isinstance(features, int) or isinstance(features, bool) or features < 1:
         raise ValueError(f"{name}: features must be a positive integer, got {features!r}")
-    if not isinstance(channel_dim, int) or channel_dim not in (-1, 1) or isinstance(channel_dim, bool):
-        raise ValueError(f"{name}: channel_dim must be -1 (features) or 1 (images), got {channel_dim!r}")
+    channel_dim_of(name, "channel_dim", channel_dim)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from flowkernels._arguments import count
+
 
 class Layout(NamedTuple):
     """How many of the last dims of x are the event, and which part of the event's first dim is mapped.
@@ -51,9 +53,7 @@ FEATURES = Layout()
 def layout_of(x: Tensor, part: slice | None, event_dims: int) -> Layout:
     """The layout of a call, checked."""
     start, stop, step = (0, 0, 1) if part is None else _bounds(x, part, event_dims)
-    if isinstance(event_dims, bool) or not isinstance(event_dims, numbers.Integral) or event_dims < 1:
-        raise ValueError(f"ops.affine: event_dims must be an integer from 1 on, got {event_dims!r}")
-    return Layout(int(event_dims), start, stop, step)
+    return Layout(count("ops.affine", "event_dims", event_dims), start, stop, step)
 
 
 def _bounds(x: Tensor, part: slice, event_dims: int) -> tuple[int, int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
+from flowkernels._arguments import flag, is_number
 from flowkernels._renamed import warn_renamed
 from flowkernels.ops._checks import check_device, check_floating, expands
 from flowkernels.ops.univariate import Map
@@ -29,13 +28,9 @@ def _fail(name: str, contract: str, given: object) -> NoReturn:
     raise ValueError(f"ops.affine: {name} must be {contract}, got {given!r}")
 
 
-def _is_number(given: object) -> bool:
-    return isinstance(given, numbers.Real) and not isinstance(given, bool)
-
-
 def _two_numbers(given: object) -> tuple[float, float]:
     """Two numbers, as floats; NaN where they are not."""
-    if isinstance(given, (tuple, list)) and len(given) == 2 and _is_number(given[0]) and _is_number(given[1]):
+    if isinstance(given, (tuple, list)) and len(given) == 2 and is_number(given[0]) and is_number(given[1]):
         return float(given[0]), float(given[1])
     return math.nan, math.nan
 
@@ -49,7 +44,7 @@ def checked(*settings: Any) -> tuple[Any, ...]:
     if not (isinstance(scale, str) and scale in SCALES):
         _fail("scale", f"one of {', '.join(SCALES)}", scale)
     if min_scale is not None:
-        if not _is_number(min_scale) or not 0 <= min_scale <= 1e30:  # float32 has no square of more
+        if not is_number(min_scale) or not 0 <= min_scale <= 1e30:  # float32 has no square of more
             _fail("min_scale", "a number from 0 to 1e30", min_scale)
         if min_scale > 0 and scale not in FLOORED:
             _fail("min_scale", f"0 where scale is {scale!r}", min_scale)
@@ -57,7 +52,7 @@ def checked(*settings: Any) -> tuple[Any, ...]:
     if clamp is not None:
         if scale not in CLAMPED:
             _fail("clamp", f"None where scale is {scale!r}", clamp)
-        if not (_is_number(clamp) and 1e-30 <= clamp <= 1e30):
+        if not (is_number(clamp) and 1e-30 <= clamp <= 1e30):
             _fail("clamp", "positive, from 1e-30 to 1e30", clamp)
         clamp = float(clamp)
     if log_bounds is not None:

@@ -5,12 +5,12 @@ All three are a `NetSpec` and its tensors: one reference, one kernel a machine.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from flowkernels._arguments import count
 from flowkernels.ops._routing import Op
 
 from . import cuda, fused_torch, native, reference, triton, triton_chain
@@ -185,10 +185,7 @@ def residual_net(
     """
     name = "ops.residual_net"
     check_tensor(name, "x", x)
-    if (
-        type(blocks) is not int and (isinstance(blocks, bool) or not isinstance(blocks, numbers.Integral))
-    ) or blocks < 0:
-        raise ValueError(f"{name}: blocks must be an integer from 0 on, got {blocks!r:.60}")
+    count(name, "blocks", blocks, least=0)
     check_activation(name, activation)
     check_dense(name, x, x.shape[-1], layers, context, residual=True, blocks=blocks)
     net = dense_net(layers, True, activation, x.shape[-1], x.shape[:-1], context)

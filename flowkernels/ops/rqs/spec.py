@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
+from flowkernels._arguments import flag, is_number, is_whole
 from flowkernels._renamed import renamed_arguments, renamed_property
 from flowkernels.ops._checks import DTYPES
 from flowkernels.ops.univariate import Map, by_element, refuse_tensors
@@ -40,13 +39,9 @@ def _number(name: str, given: Any) -> float:
     """A setting as a Python float; numpy's numbers count as numbers, strings do not. NaN and infinity are refused even
     where the parametrization has no use for the setting. By comparisons: with dynamic shapes torch.compile makes a
     setting symbolic, and cannot trace math.isfinite of it."""
-    if isinstance(given, numbers.Real) and not isinstance(given, bool) and -math.inf < given < math.inf:  # type: ignore[operator]
+    if is_number(given) and -math.inf < given < math.inf:
         return float(given)
     _fail(name, "a finite number", given)
-
-
-def _is_whole(given: object) -> bool:
-    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
 
 
 def _box(box: object) -> tuple[float, float, float, float]:
@@ -65,7 +60,7 @@ def checked(*settings: Any) -> tuple[Any, ...]:
         bins, tails, tail_bound, box, min_bin_width, min_bin_height, min_derivative, logit_scale, parametrization,
         slope, circle_shift, order, edge_slope, zero_outside, inverse,
     ) = settings  # fmt: skip
-    if not _is_whole(bins) or not 1 <= bins <= MAX_BINS:
+    if not is_whole(bins) or not 1 <= bins <= MAX_BINS:
         _fail("bins", f"an integer from 1 to {MAX_BINS}", bins)
     if not (isinstance(order, str) and order in ("quadratic", "linear")):
         _fail("order", '"quadratic" or "linear"', order)

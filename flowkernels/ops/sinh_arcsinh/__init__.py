@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
+from flowkernels._arguments import flag, is_number
 from flowkernels.ops.univariate import Map
 
 __all__ = ["SinhArcsinh"]
@@ -60,7 +60,7 @@ class SinhArcsinh(Map):
 
     def _settle(self) -> None:
         name, clamp = type(self).__name__, self.clamp
-        if isinstance(clamp, bool) or not isinstance(clamp, (int, float)) or not 1e-30 <= clamp <= 1e30:
+        if not is_number(clamp) or not 1e-30 <= clamp <= 1e30:
             raise ValueError(f"ops.{name}: clamp must be positive, from 1e-30 to 1e30, got {clamp!r}")
         flag(f"ops.{name}", "inverse", self.inverse)
 

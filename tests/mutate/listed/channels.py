@@ -172,8 +172,8 @@ MUTATIONS = (
     ),
     _lu(
         "channel dim",
-        _CHANNELS,
-        "numbers.Integral)« or isinstance(channel_dim, bool)» or",
+        "flowkernels/_arguments.py",
+        "numbers.Integral)« and not isinstance(value, bool)»",
         "",
         "True is 1",
         "tests/ops/test_settings.py -k channel_dim",
