@@ -1,6 +1,6 @@
 """Fused kernels for normalizing flows in PyTorch."""
 
-from flowkernels import distributions, flows, nets, ops, transforms
+from flowkernels import distributions, flows, nets, ops, training, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
@@ -23,6 +23,7 @@ __all__ = [
     "restore",
     "to_nflows",
     "to_zuko",
+    "training",
     "transforms",
     "use_backend",
 ]
