@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -41,6 +40,14 @@ def seed_of(seed: int, *what: object) -> int:
     return int.from_bytes(digest[:4], "big")  # all that torch's generator on the CPU takes
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Of the CPU and of the flow's device, and of no other one, as `torch.manual_seed` would."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def order_of(seed: int, epoch: int, rows: int, batch_size: int) -> tuple[Tensor, ...]:
     """The rows of every batch; batches differ by one row at most, so that none is of a few rows."""
     draws = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
@@ -50,7 +57,7 @@ def order_of(seed: int, epoch: int, rows: int, batch_size: int) -> tuple[Tensor,
 def train(state: State, model: nn.Module, rows: Rows, settings: Settings, ranks: Ranks) -> float | Place:
     """The mean loss of the next epoch, in nats, or where it is not finite. ``model`` is the flow, wrapped or not."""
     epoch, device = state.epochs, next(state.flow.parameters()).device
-    torch.manual_seed(seed_of(settings.seed, "noise", epoch, ranks.rank))
+    seed_generators(device, seed_of(settings.seed, "noise", epoch, ranks.rank))
     batches = order_of(settings.seed, epoch, len(rows), settings.batch_size)
     parameters = [p for p in state.flow.parameters() if p.requires_grad]
     sums: list[Tensor] = []  # over the rows of a batch
@@ -81,7 +88,7 @@ def train(state: State, model: nn.Module, rows: Rows, settings: Settings, ranks:
 def validate(state: State, rows: Rows, settings: Settings, ranks: Ranks) -> float:
     """The mean loss of rows in evaluation mode, in nats; noise is the same after every epoch."""
     device = next(state.flow.parameters()).device
-    torch.manual_seed(seed_of(settings.seed, "validation noise", ranks.rank))
+    seed_generators(device, seed_of(settings.seed, "validation noise", ranks.rank))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in torch.arange(ranks.rank, len(rows), ranks.size, device="cpu").split(settings.batch_size):
         total -= state.flow.log_prob(*rows.at(batch).to(device)).double().sum()
@@ -102,8 +109,3 @@ class Modes:
 
     def evaluate(self) -> None:
         self.flow.eval()
-
-
-def devices_of(flow: nn.Module) -> Iterator[torch.device]:
-    """Whose random numbers an epoch may draw, beside the CPU's."""
-    yield from {p.device for p in flow.parameters() if p.device.type == "cuda"}

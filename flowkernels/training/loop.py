@@ -15,7 +15,7 @@ from flowkernels.saving.files import Path
 
 from . import checkpoint as files
 from .data import Rows, checked, split
-from .epoch import Modes, Place, Settings, devices_of, seed_of, train, validate
+from .epoch import Modes, Place, Settings, seed_of, train, validate
 from .progress import Report, reporter
 from .ranks import Ranks, ranks
 from .result import Epoch, Fit
@@ -132,7 +132,7 @@ def fit(
     with (
         ranks(device) as group,
         reporter(_WHERE, progress, settings.epochs, group.rank == 0) as report,
-        torch.random.fork_rng(devices=list(devices_of(flow))),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         save = _checkpoints(
             state, checkpoint, resume, group,

@@ -261,3 +261,13 @@ def test_standardised_flow_is_what_fit_returns() -> None:
     assert found.flow is not flow and torch.equal(found.flow.log_prob(x), wrapped.log_prob(x))
     assert all(torch.equal(p, q) for p, q in zip(flow.parameters(), by_hand.parameters(), strict=True))
     assert found.flow.sample(50).mean(0)[0] > 1000  # of x as it was given
+
+
+def test_rows_for_validation_have_no_part_in_the_standardisation() -> None:
+    """Powers of two: their sum says which were counted."""
+    x = 2.0 ** torch.arange(8).view(8, 1)
+    layer = fit(MAF(1, hidden=(4,)), x, epochs=1, validation=0.5, standardise=True, **QUICK).flow.transform.transforms[
+        0
+    ]
+    total = 4 * (-layer.shift / layer.log_scale.exp()).item()
+    assert total == pytest.approx(round(total), abs=1e-3) and bin(round(total)).count("1") == 4

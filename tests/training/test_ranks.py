@@ -39,7 +39,16 @@ TRAINING = """
         run(folder, "two", 1)
         found, said = run(folder, "two")  # goes on, on both
         assert not torch.distributed.is_initialized() and len(said) == (2 if rank == 0 else 0), said
-        torch.save([found.train, found.validation, found.flow.state_dict()], f"{folder}/{rank}.pt")
+        torch.save([found.train, found.validation, found.flow.state_dict(), others(rank)], f"{folder}/{rank}.pt")
+
+    def others(rank):
+        # Each rank has running numbers of its own until those of one are taken; and a parameter that no step uses.
+        torch.manual_seed(rank)
+        flow = NSF(2, transforms=2, bins=4, hidden=(8,), batch_norm=True)
+        flow.unused = torch.nn.Parameter(torch.ones(3))
+        x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+        fit(flow, x, epochs=2, batch_size=9, progress=False)
+        return flow.state_dict()
 
     if __name__ == "__main__":
         folder, port = FOLDER, PORT
@@ -47,7 +56,8 @@ TRAINING = """
         torch.multiprocessing.start_processes(work, (folder, port), nprocs=2, start_method="fork")
         a, b = (torch.load(f"{folder}/{rank}.pt") for rank in (0, 1))
         assert a[:2] == b[:2] and all(torch.equal(a[2][k], b[2][k]) for k in a[2]), (a, b)
-        found, _ = run(folder, "one", 1)
+        assert all(torch.equal(a[3][k], b[3][k]) for k in a[3]), (a[3], b[3])
+        run(folder, "one", 1)
         found, _ = run(folder, "one")
         alone = found.flow.state_dict()
         torch.testing.assert_close(torch.tensor(a[0] + a[1]), torch.tensor(found.train + found.validation))
