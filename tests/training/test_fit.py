@@ -100,18 +100,27 @@ def test_context_follows_its_rows() -> None:
     assert own.validation[0] == pytest.approx(expected, rel=1e-6)
 
 
+def moved(**settings: Any) -> float:
+    """How far a log-scale that always wants to grow comes in four steps of Adam: the sum of the rates."""
+    flow = Flow(DiagonalScale(1), UniformBox([-1e9], [1e9]))  # log_prob is the log-scale, and a constant
+    fit(flow, torch.zeros(4, 1), batch_size=1, epochs=1, validation=None, progress=False, lr=0.1, **settings)
+    return flow.transform.log_scale.item()
+
+
 def test_schedules() -> None:
-    """Adam's first steps have the length of the rate: a scale that always wants to grow shows it."""
-
-    def moved(**settings: Any) -> float:
-        flow = Flow(DiagonalScale(1), UniformBox([-1e9], [1e9]))  # log_prob is the log-scale, and nothing else
-        fit(flow, torch.zeros(4, 1), batch_size=1, epochs=1, validation=None, progress=False, lr=0.1, **settings)
-        return flow.transform.log_scale.item()
-
     assert moved(schedule=None) == pytest.approx(0.4, rel=1e-4)
     rates = [0.05 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
     assert moved() == pytest.approx(sum(rates), rel=1e-4)
     assert moved(schedule=lambda done: 1 - done) == pytest.approx(0.1 * (1 + 0.75 + 0.5 + 0.25), rel=1e-4)
+
+
+def test_clip_and_weight_decay() -> None:
+    assert moved(schedule=None, clip=1e-12) < 1e-3  # below what Adam adds to the root of the square
+    assert moved(schedule=None, clip=None) == pytest.approx(0.4, rel=1e-4)
+    shrunk = 0.0
+    for _ in range(4):
+        shrunk = shrunk * (1 - 0.1 * 0.5) + 0.1
+    assert moved(schedule=None, weight_decay=0.5) == pytest.approx(shrunk, rel=1e-4)
 
 
 def test_modes_and_frozen_parts_stay() -> None:
