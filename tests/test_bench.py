@@ -280,18 +280,18 @@ def test_results_are_small_clean_and_complete(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     raw = tmp_path / "run.json"
     raw.write_text(json.dumps(_run(1.0)))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench:begin -->\nold figures\n<!-- bench:end -->\nafter\n")
-    compare.main([str(raw), "--out", str(tmp_path), "--readme", str(readme)])
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- bench:begin -->\nold figures\n<!-- bench:end -->\nafter\n")
+    compare.main([str(raw), "--out", str(tmp_path), "--page", str(page)])
     folder = tmp_path / "amd-epyc-7-avx2-2-threads"
     assert sorted(p.name for p in folder.iterdir()) == ["plot.png", "results.json", "table.md"]
     text = (folder / "results.json").read_text()
     assert not any(word in text for word in ("a-host-name", "/home", "secret", "data"))
     assert compare.load(folder / "results.json") == compare.load(raw)
     cells = "spline, 8x8 K=8|forward|500 ms|50.0 ms|20.0 ms|25.0×|2.50×|10.0|50%|3.00 → 3.00|5.00 → 5.00"
-    lines = [re.sub(r" *\| *", "|", line).strip("|") for line in readme.read_text().splitlines()]
+    lines = [re.sub(r" *\| *", "|", line).strip("|") for line in page.read_text().splitlines()]
     assert cells in lines
-    assert "old figures" not in readme.read_text() and readme.read_text().endswith("after\n")
+    assert "old figures" not in page.read_text() and page.read_text().endswith("after\n")
     assert "Not timed: is wrong." in (folder / "table.md").read_text()
 
 

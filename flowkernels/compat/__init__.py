@@ -2,7 +2,7 @@
 
 A library registers itself by having a folder here, named like its top-level package in lower case. The folder has a
 `LIBRARY` with `match(module)`, which gives a layer of methods for `engine.patch`, a reason to leave the module alone,
-or None for a module that is none of the library's transforms, and `rows()`, the lines of README's table.
+or None for a module that is none of the library's transforms, and `rows()`, the lines of the site's table.
 `flowkernels.compat.engine.registry.Library` makes one from a table of classes. A table names the classes it knows and
 imports none of them: it is asked only about models that have them, and loads without the library. Its docstring is the
 one place that says what differs by design. `engine` is what serves every library, `reading` what reads their networks,

@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
     layer: type[FastMethods]
     bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
-    what: str = ""  # what runs on the kernels, for README's table
+    what: str = ""  # what runs on the kernels, for the site's table
     refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
 
 
@@ -35,7 +35,7 @@ class Library:
         left_alone: name → why nothing is gained on it.
         base: the class from which all transforms of the library come; one that is in no table has "no fused path".
         containers: name of a transform that only calls others, and so appears in no report → which parts of it are
-            accelerated, for README's table; empty: not in the table.
+            accelerated, for the site's table; empty: not in the table.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ class Library:
         return next((self.targets[name].what for name in names if name in self.targets), "")
 
     def rows(self) -> list[tuple[str, str]]:
-        """(class, what of it is accelerated or why it is not) for README's table."""
+        """(class, what of it is accelerated or why it is not) for the site's table."""
         rows = {name: target.what for name, target in self.targets.items()}
         rows |= {name: text for name, text in self.containers.items() if text}
         rows |= {name: f"left alone: {reason}" for name, reason in self.left_alone.items()}
