@@ -90,7 +90,7 @@ $(DOCUMENTED): $(INSTALLED) requirements/docs.txt requirements/locked-docs.txt
 	@touch $@
 
 docs: $(DOCUMENTED)  ## the site, into build/site/; a warning or a dead link is an error
-	$(BIN)/mkdocs build --strict
+	$(PY) -m mkdocs build --strict
 
 lock:  ## requirements/locked.txt from dev.txt: what continuous integration installs, by hash; needs uv
 	uv pip compile requirements/dev.txt -c requirements/torch.txt --generate-hashes --no-emit-package torch --quiet \
