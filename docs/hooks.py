@@ -1,9 +1,11 @@
-"""What the site's build adds: one page per library, written from the tables that `accelerate` itself reads."""
+"""What the site's build adds: a page per library, from the tables that `accelerate` itself reads, and per notebook."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 from flowkernels import compat
@@ -40,10 +42,23 @@ def library_pages() -> dict[str, str]:
     return pages
 
 
+def notebook_pages() -> dict[str, str]:
+    """Name → Markdown: the text and the code of a notebook, without outputs, as it is kept."""
+    pages = {}
+    for path in sorted((Path(__file__).parent / "notebooks").glob("*.ipynb")):
+        parts = []
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+        pages[path.stem] = "\n\n".join([*parts, f"[The notebook]({path.name}); a test runs it.", ""])
+    return pages
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Called by mkdocs once it has listed the folder."""
     from mkdocs.structure.files import File  # which the test of the pages has no need of
 
-    for name, text in library_pages().items():
-        files.append(File.generated(config, f"libraries/{name}.md", content=text))
+    for folder, pages in (("libraries", library_pages()), ("notebooks", notebook_pages())):
+        for name, text in pages.items():
+            files.append(File.generated(config, f"{folder}/{name}.md", content=text))
     return files

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -66,9 +69,10 @@ def test_every_class_of_a_table_is_on_its_page(hooks):
     assert "InputOutsideDomain" in pages["nflows"]  # what differs by design
 
 
-def test_the_site_lists_every_library(hooks):
+def test_the_site_lists_what_is_made(hooks):
     listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert not [name for name in hooks.library_pages() if f"libraries/{name}.md" not in listed]
+    made = [f"libraries/{n}.md" for n in hooks.library_pages()] + [f"notebooks/{n}.md" for n in hooks.notebook_pages()]
+    assert not [page for page in made if page not in listed]
 
 
 def test_the_api_has_every_public_name():
@@ -92,3 +96,48 @@ def test_docstrings_as_mkdocs_reads_them():
     assert "With `z = x`," in made and "```text\na \\\\\n    b\n```" in made
     assert "    a, b, c: see." in made and "\nExamples:\n" in made
     assert rst.markdown("====  ====\nx     y\n====  ====\n1     2\n====  ====").startswith("```text\n====  ====\nx")
+
+
+# ---- notebooks ----
+
+
+def cells(notebook: Path) -> list[dict]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def code_of(notebook: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in cells(notebook) if cell["cell_type"] == "code"]
+
+
+def test_there_are_notebooks_and_they_hold_no_outputs():
+    assert len(NOTEBOOKS) >= 4
+    for notebook in NOTEBOOKS:
+        ran = [c for c in cells(notebook) if c["cell_type"] == "code" and (c["outputs"] or c["execution_count"])]
+        assert not ran, f"{notebook.name}: clear its outputs"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: n.stem)
+def test_a_notebook_runs(notebook, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    code = code_of(notebook)
+    packages = {name for text in code for name in re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE)}
+    for package in sorted(packages - {"torch", "flowkernels"} - set(sys.stdlib_module_names)):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "__main__"}
+    try:
+        for n, text in enumerate(code, 1):
+            exec(compile(text, f"{notebook.name}, cell {n}", "exec"), names)
+    finally:
+        importlib.import_module("matplotlib.pyplot").close("all")
+        for switch in switches("\n".join(code)):
+            switch.restore()
+
+
+def test_the_notebook_on_sbi_says_what_it_lacks(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sbi"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sbi", None)
+    first = code_of(DOCS / "notebooks" / "posterior_with_sbi.ipynb")[0]
+    with pytest.raises(SystemExit, match="pip install sbi"):
+        exec(first, {"__name__": "__main__"})
