@@ -34,7 +34,7 @@ class FastMethods:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A method of the user's own on the instance must be called: the module is one to leave alone from here on.
-        if name in vars(type(self)).get("_flowkernels_bypassed", ()):
+        if name in type(self).__dict__.get("_flowkernels_bypassed", ()):
             with lock:
                 unswap(self)
         original_class(self).__setattr__(self, name, value)

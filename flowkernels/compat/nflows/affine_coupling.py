@@ -38,7 +38,7 @@ class AffineCoupling(Coupling):
     @staticmethod
     def by_feature(net: Net) -> Net:
         """From shifts and then scale logits to a logit and a shift per feature."""
-        weight, bias = net.layers[-1]
+        weight, bias = net.layers()[-1]
         n = weight.shape[0] // 2
         rows = weight.unflatten(0, (2, n)).flip(0).transpose(0, 1).flatten(0, 1)
         return net.with_last(rows, bias.view(2, n).flip(0).t().flatten())

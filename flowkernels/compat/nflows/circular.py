@@ -53,7 +53,7 @@ def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tens
         # The sweep knows x over its bound: so the network's first layer, or what comes before it, is stretched.
         z = z / bound
         if periodic is None:
-            (weight, bias), *rest = net.layers
+            (weight, bias), *rest = net.layers()
             net = net.with_layers([(weight * bound, bias), *rest])
         else:
             one = torch.ones_like(bound)
@@ -89,7 +89,7 @@ def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tens
 def _with_tails(layer: Any, net: Net) -> Net:
     if not is_listed(layer):
         return net
-    weight, bias = net.layers[-1]
+    weight, bias = net.layers()[-1]
     rows, ends = _rows(tuple(layer.tails), layer.num_bins, weight.device)
     one = math.log(math.expm1(1 - layer.min_derivative))
     weight = weight.index_select(0, rows).masked_fill(ends[:, None], 0)

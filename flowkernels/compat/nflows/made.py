@@ -229,13 +229,13 @@ def _with_context(net: Any, context: Tensor, x: Tensor, read: _Read, plain: Net)
         if not read.residual:
             return None
         gates[2:-1:2] = [torch.sigmoid(block.context_layer(context)) for block in net.blocks]
-        return made_net(plain.layers, read.plan, read.activation, adds, gates)
+        return made_net(plain.layers(), read.plan, read.activation, adds, gates)
     if not _broadcasts(context, x):
         return None
     adds[0] = net.activation(net.context_layer(context))
     if read.residual:
         adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
-    return made_net(plain.layers, read.plan, read.activation, adds)
+    return made_net(plain.layers(), read.plan, read.activation, adds)
 
 
 def _broadcasts(context: Tensor, x: Tensor) -> bool:

@@ -46,7 +46,7 @@ def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
         return None
     preprocessing = net._modules.get("preprocessing")  # of normflows
     x = x if preprocessing is None else preprocessing(x)
-    return run_residual_net(x, found) if x.shape[-1] == found.n_in else None
+    return run_residual_net(x, found) if x.shape[-1] == found.n_in() else None
 
 
 def residual_refusal(net: Any) -> str | None:

@@ -32,13 +32,14 @@ def spline_settings(layer: Any, bins: int) -> dict[str, Any]:
     """The keywords of `ops.rqs`, without the scale of the logits; those of free ends where features have own tails."""
     settings = {"bins": bins, "tails": None if is_listed(layer) else layer.tails, "min_bin_width": layer.min_bin_width,
                 "min_bin_height": layer.min_bin_height, "min_derivative": layer.min_derivative}  # fmt: skip
-    return settings | ({"box": (0.0, 1.0, 0.0, 1.0)} if layer.tails is None else {"tail_bound": layer.tail_bound})
+    # The compiler of torch 2.6 knows no | of dicts.
+    return {**settings, **({"box": (0.0, 1.0, 0.0, 1.0)} if layer.tails is None else {"tail_bound": layer.tail_bound})}
 
 
 def shared_settings(layer: Any, bins: int) -> dict[str, Any]:
     """The same in a box that all features share: x is divided by a bound that is a tensor."""
     bounded = layer.tails is not None and isinstance(layer.tail_bound, Tensor)
-    return spline_settings(layer, bins) | ({"tail_bound": 1.0} if bounded else {})
+    return {**spline_settings(layer, bins), **({"tail_bound": 1.0} if bounded else {})}
 
 
 def spline_of(layer: Any, bins: int, logit_scale: float, inverse: bool = False) -> RQS | None:
@@ -52,7 +53,7 @@ def spline(
     layer: Any, bins: int, x: Tensor, params: Tensor, logit_scale: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """x [B, D], params [B, D, P] → y [B, D], ladj [B]."""
-    settings = shared_settings(layer, bins) | {"logit_scale": logit_scale, "inverse": inverse}
+    settings = {**shared_settings(layer, bins), "logit_scale": logit_scale, "inverse": inverse}
     if not per_feature(layer):
         return rqs(x, params, **settings)
     bound, listed = layer.tail_bound, is_listed(layer)

@@ -68,4 +68,4 @@ def masked_net(net: Any, features: int, x: Tensor, context: Tensor | None) -> Ne
     # Split and not sliced twice: its gradient is one cat.
     of_x, of_context = weight.split_with_sizes((features, context.shape[-1]), dim=1)
     adds = [F.linear(context, of_context), *[None] * (found.net.spec.n - 1)]
-    return fitting(made_net([(of_x, bias), *found.net.layers[1:]], found.plan, found.net.spec.activation, adds))
+    return fitting(made_net([(of_x, bias), *found.net.layers()[1:]], found.plan, found.net.spec.activation, adds))
