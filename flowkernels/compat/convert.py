@@ -153,12 +153,6 @@ def copied(to: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         to.bias.copy_(bias)  # type: ignore[operator]
 
 
-def rows_by_block(n: int, swap: bool) -> Tensor:
-    """Of 2n rows a | b, the order a0, b0, a1, ... (b0, a0, ... with ``swap``)."""
-    pairs = torch.arange(2 * n).view(2, n)
-    return (pairs.flip(0) if swap else pairs).T.flatten()
-
-
 @torch.no_grad()
 def fixed_affine(features: int, scale: Tensor, shift: Tensor) -> ActNorm:
     """``y = scale x + shift`` that is not learned; the scale is positive."""

@@ -22,7 +22,7 @@ class Target(NamedTuple):
     layer: type[FastMethods]
     bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
     what: str = ""  # what runs on the kernels, for README's table
-    refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
+    refusal: Callable[[Any], object] = never  # why a module cannot have the layer, or anything but a string
 
 
 class Library:
@@ -92,6 +92,7 @@ class Library:
 
 def _refusal(target: Target, module: nn.Module) -> str | None:
     try:
-        return target.refusal(module)
+        found = target.refusal(module)
     except Exception as error:  # another version of the library, or a module edited beyond recognition
         return f"its layout is not the one that flowkernels knows ({type(error).__name__}: {error})"
+    return found if isinstance(found, str) else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowkernels.compat.engine.patch import FastMethods, original_class
 from flowkernels.compat.reading.operands import mixed
 
+from . import describe
 from .spline import spline
 
 
@@ -27,7 +28,7 @@ def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     D = params.numel() // P
     x = inputs.reshape(inputs.shape[0], D)
     params = params.view(D, P).expand(inputs.shape[0], D, P)
-    y, ladj = spline(layer, widths.shape[-1], x, params, 1.0, inverse)
+    y, ladj = spline(describe.spline(layer), describe.own_tails(layer), x, params, inverse)
     return y.view(inputs.shape), ladj
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
-from flowkernels.compat.nflows.spline import listed_refusal
+from flowkernels.compat.nflows.describe import listed_refusal
 
 from . import affine
 
