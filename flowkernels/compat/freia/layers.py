@@ -16,7 +16,8 @@ from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.masks import read_order
 from flowkernels.compat.reading.operands import mixed
 
-from .couplings import all_in_one, call_of, refusal_of
+from .couplings import call_of
+from .describe import all_in_one, refusal_of
 
 # Features from which moving them beats a product with a matrix; measured on two cores.
 _LEAST_FEATURES = 32
