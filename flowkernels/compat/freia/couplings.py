@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.halves import Half
 
 from .describe import Describe
@@ -65,10 +65,11 @@ class Coupling(FastMethods):
 
     describe: Describe  # static
 
-    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Any]:
+    @or_theirs
+    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
         call = call_of(self._flowkernels_layer.describe, self, x, c)
         found = None if call is None else call.run(x[0], rev)
-        return original_class(self).forward(self, x, c, rev, jac) if found is None else ((found[0],), found[1])
+        return None if found is None else ((found[0],), found[1])
 
 
 class AdditiveCoupling(Coupling):

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nflows import distributions, flows
+from nflows import transforms as T
+from nflows.nn.nets import ResidualNet as Theirs
 from torch import Tensor, nn
 
-from flowkernels.compat.convert import CannotConvert, class_name, fixed_affine, parts_of
+from flowkernels.compat.convert import CannotConvert, act_norm, as_native, cannot, class_name, fixed_affine, parts_of
 from flowkernels.compat.layer import Layer, has_settings, in_our_order, native_rows
 from flowkernels.distributions import StandardNormal
 from flowkernels.flows import Flow
@@ -44,10 +47,7 @@ def flow_of(model: Any) -> Flow:
 
 
 def _transform(module: Any, features: int) -> Transform:
-    name = class_name(module).removeprefix("nflows.transforms.")
-    if name not in _NATIVE:
-        raise CannotConvert(f"convert: every layer must be one that native flows have, got {type(module).__name__}")
-    return _NATIVE[name](module, features)
+    return as_native("nflows.transforms", _NATIVE, module, features)
 
 
 # ---- networks ----
@@ -57,19 +57,28 @@ def _dropout(net: Any) -> float:
     return next((m.p for m in net.modules() if isinstance(m, nn.Dropout)), 0.0)
 
 
+def _activation_and_norm(net: Any) -> tuple[Any, bool]:
+    """The activation of a residual network on either side, and whether it has batch norm."""
+    block = net.blocks[0] if len(net.blocks) else None
+    return F.relu if block is None else block.activation, getattr(block, "batch_norm_layers", None) is not None
+
+
 def _residual_net(net: Any, n_in: int, rows: Tensor) -> ResidualNet:
     if class_name(net) != "nflows.nn.nets.resnet.ResidualNet":
         raise CannotConvert(f"convert: the network of a coupling must be a ResidualNet, got {type(net).__name__}")
-    state, first = net.state_dict(), net.initial_layer
-    state |= {n: state[n][rows] for n in _LAST}
-    block = net.blocks[0] if len(net.blocks) else None
-    native = ResidualNet(
+    first, (activation, has_norm) = net.initial_layer, _activation_and_norm(net)
+    ours = ResidualNet(
         n_in, net.final_layer.out_features, first.out_features, len(net.blocks), first.in_features - n_in,
-        activation=F.relu if block is None else block.activation, dropout=_dropout(net),
-        batch_norm=bool(block is not None and block.use_batch_norm),
+        activation=activation, dropout=_dropout(net), batch_norm=has_norm,
     )  # fmt: skip
-    native.double().load_state_dict(state)
-    return native
+    ours.double().load_state_dict({**net.state_dict(), **_last_rows(net, rows)})
+    return ours
+
+
+def _last_rows(net: Any, rows: Tensor) -> dict[str, Tensor]:
+    """The last layer of a network with its rows in this order, as a part of its state."""
+    state = net.state_dict()
+    return {name: state[name][rows] for name in _LAST}
 
 
 def _made(net: Any, features: int) -> MADE:
@@ -83,12 +92,12 @@ def _made(net: Any, features: int) -> MADE:
         raise CannotConvert("convert: a residual MADE must have a block, got none")
     context = net.context_layer.in_features if hasattr(net, "context_layer") else 0
     hidden = (net.initial_layer.out_features,) * (blocks + (not residual))
-    native = MADE(
+    ours = MADE(
         features, net.final_layer.out_features // features, hidden, residual=residual, context=context,
         activation=activation, dropout=_dropout(net),
     )  # fmt: skip
-    native.double().load_state_dict(net.state_dict())
-    return native
+    ours.double().load_state_dict(net.state_dict())
+    return ours
 
 
 # ---- layers → native ----
@@ -127,15 +136,6 @@ def _lu(layer: Any, features: int) -> Transform:
     return native
 
 
-@torch.no_grad()
-def _actnorm(layer: Any, features: int) -> Transform:
-    native = ActNorm(features).double()
-    native.log_scale.copy_(layer.log_scale)
-    native.shift.copy_(layer.shift)
-    native.initialised.copy_(layer.initialized)
-    return native
-
-
 _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
     "base.CompositeTransform": lambda m, D: Composite([_transform(t, D) for t in m._transforms]),
     "base.InverseTransform": lambda m, D: Inverse(_transform(m._transform, D)),
@@ -146,7 +146,7 @@ _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
         lambda m, D: Permutation(m._permutation),
     ),
     "lu.LULinear": _lu,
-    "normalization.ActNorm": _actnorm,
+    "normalization.ActNorm": lambda m, D: act_norm(D, m.log_scale, m.shift, m.initialized),
     "coupling.PiecewiseRationalQuadraticCouplingTransform": _described(describe.spline_coupling),
     "coupling.AffineCouplingTransform": _described(describe.affine_coupling),
     "coupling.AdditiveCouplingTransform": _described(describe.additive_coupling),
@@ -161,22 +161,14 @@ _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
 
 
 def theirs_of(flow: Flow) -> Any:
-    from nflows import distributions, flows, transforms
-
     if not isinstance(flow.base, StandardNormal) or flow.context_to_base:
         raise CannotConvert(f"to_nflows: base must be a StandardNormal, got {type(flow.base).__name__}")
     layers = [_their_layer(part) for part in parts_of(flow.transform)]
     base = distributions.StandardNormal([flow.base.features])
-    return flows.Flow(transforms.CompositeTransform(layers), base, flow.embedding)
-
-
-def _refuse(part: Any, why: str) -> CannotConvert:
-    return CannotConvert(f"to_nflows: every layer must be one that nflows has, got {type(part).__name__} {why}")
+    return flows.Flow(T.CompositeTransform(layers), base, flow.embedding)
 
 
 def _their_layer(part: Any) -> Any:
-    from nflows import transforms as T
-
     if type(part) is Inverse:
         return T.InverseTransform(T.CompositeTransform([_their_layer(p) for p in parts_of(part.transform)]))
     if type(part) is Permutation and part.channel_dim == -1:
@@ -191,18 +183,16 @@ def _their_layer(part: Any) -> Any:
         return _their_coupling(part)
     if type(part) is Autoregressive and type(part.conditioner) is MADE:
         return _their_autoregressive(part)
-    raise _refuse(part, "of this kind")
+    raise cannot("to_nflows", part, "of this kind")
 
 
 @torch.no_grad()
 def _their_lu(part: LULinear) -> Any:
-    from nflows.transforms import LULinear as Theirs
-
-    layer = Theirs(part.features).double()
+    layer = T.LULinear(part.features).double()
     diagonal = part.log_s.exp() - layer.eps
     in_order = torch.equal(part.permutation.cpu(), torch.arange(part.features))
     if not in_order or not bool((part.sign_s > 0).all()) or not bool((diagonal > 0).all()):
-        raise _refuse(part, "with a permutation, or with a diagonal that is not above 1e-3")
+        raise cannot("to_nflows", part, "with a permutation, or with a diagonal that is not above 1e-3")
     layer.lower_entries.copy_(part.lower[layer.lower_indices])
     layer.upper_entries.copy_(part.upper[layer.upper_indices])
     layer.unconstrained_upper_diag.copy_(torch.log(torch.expm1(diagonal)))
@@ -220,7 +210,7 @@ def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[
     spline: Any = part.univariate
     linear, unit = {"tails": "linear", "box": None}, {"tails": None, "box": (0.0, 1.0, 0.0, 1.0)}
     if not has_settings(spline, **_SPLINE) or not (has_settings(spline, **linear) or has_settings(spline, **unit)):
-        raise _refuse(part, f"with {spline}")
+        raise cannot("to_nflows", part, f"with {spline}")
     factor = torch.ones(spline.n_params, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale
     factor = factor.repeat(len(state["final_layer.bias"]) // len(factor)).to(state["final_layer.bias"].device)
@@ -236,25 +226,20 @@ _AFFINE_COUPLINGS: dict[str, dict[str, Any]] = {
 
 
 def _their_coupling(part: Any) -> Any:
-    from nflows import transforms as T
-    from nflows.nn.nets import ResidualNet as Theirs
-
     net, univariate = part.conditioner, part.univariate
-    width = net.initial_layer.out_features
     state, settings = net.state_dict(), {}
+    width, (activation, has_norm) = net.initial_layer.out_features, _activation_and_norm(net)
     name = next((n for n, wanted in _AFFINE_COUPLINGS.items() if has_settings(univariate, **wanted)), None)
     if name is None:
         name, settings = "PiecewiseRationalQuadraticCouplingTransform", _their_spline(part, state, 1 / math.sqrt(width))
     else:  # whose network returns shifts and then scales
         rows = torch.arange(net.final_layer.out_features).view(part.split.n_transformed, -1).flip(1).T.flatten()
-        state |= {n: state[n][rows] for n in _LAST}
-    block = net.blocks[0] if len(net.blocks) else None
+        state |= _last_rows(net, rows)
 
     def make(n_in: int, n_out: int) -> Any:
         return Theirs(
-            n_in, n_out, width, net.context_features or None, len(net.blocks),
-            activation=F.relu if block is None else block.activation, dropout_probability=_dropout(net),
-            use_batch_norm=block is not None and block.batch_norm_layers is not None,
+            n_in, n_out, width, net.context_features or None, len(net.blocks), activation=activation,
+            dropout_probability=_dropout(net), use_batch_norm=has_norm,
         )  # fmt: skip
 
     layer: Any = getattr(T, name)(part.split.mask.int().tolist(), make, **settings)
@@ -264,12 +249,10 @@ def _their_coupling(part: Any) -> Any:
 
 def _their_autoregressive(part: Any) -> Any:
     """In nflows the features are in their natural order: in any other they are permuted before, and back after."""
-    from nflows import transforms as T
-
     net = part.conditioner
     widths = {layer.out_features for layer in net._linears()[:-1]}
     if any(len(group) > 1 for group in net.plan.groups) or len(widths) > 1 or not net.context_activation:
-        raise _refuse(part, "with equal degrees, layers of several widths or a context without activation")
+        raise cannot("to_nflows", part, "with equal degrees, layers of several widths or a context without activation")
     state = _in_natural_order(net)
     settings: dict[str, Any] = {
         "features": part.features, "hidden_features": widths.pop(), "context_features": net.context_features or None,

@@ -7,19 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 
 from . import describe
 from .spline import spline
 
 
-def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """inputs [B, *shape], the same spline for every row of the batch."""
     widths, heights, slopes = layer.unnormalized_widths, layer.unnormalized_heights, layer.unnormalized_derivatives
     if mixed(inputs, widths):  # some copies cast, others raise
-        theirs = original_class(layer)
-        return theirs.inverse(layer, inputs) if inverse else theirs.forward(layer, inputs)
+        return None
     params = torch.cat((widths, heights, slopes), dim=-1)
     if inputs.shape[1:] != params.shape[:-1]:
         expected, given = ["B", *params.shape[:-1]], list(inputs.shape)
@@ -35,8 +34,10 @@ def _cdf(layer: Any, inputs: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
 class ElementwiseSpline(FastMethods):
     """The methods of an accelerated PiecewiseRationalQuadraticCDF."""
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @or_theirs
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Any:
         return _cdf(self, inputs, inverse=False)
 
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @or_theirs
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> Any:
         return _cdf(self, inputs, inverse=True)

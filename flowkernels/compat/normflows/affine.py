@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class
+from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
 from flowkernels.compat.layer import Layer
 from flowkernels.compat.reading.halves import Half
 from flowkernels.compat.reading.operands import mixed
@@ -30,13 +30,13 @@ class BothWays(FastMethods):
 
     run: Callable[[Any, Any, bool], Result]  # static
 
-    def forward(self: Any, z: Any) -> tuple[Any, Tensor]:
-        found = self._flowkernels_layer.run(self, z, False)
-        return original_class(self).forward(self, z) if found is None else found
+    @or_theirs
+    def forward(self: Any, z: Any) -> Any:
+        return self._flowkernels_layer.run(self, z, False)
 
-    def inverse(self: Any, z: Any) -> tuple[Any, Tensor]:
-        found = self._flowkernels_layer.run(self, z, True)
-        return original_class(self).inverse(self, z) if found is None else found
+    @or_theirs
+    def inverse(self: Any, z: Any) -> Any:
+        return self._flowkernels_layer.run(self, z, True)
 
 
 # ---- coupling ----

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class
+from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
 
 from . import describe
 from .layers import Conditional, ConditionalSpline
@@ -29,17 +29,19 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
 class AffineCoupling(FastMethods):
     """The methods of an accelerated AffineCoupling; its log-scales are kept summed, as one number a row."""
 
-    def _call(self: Any, x: Tensor) -> Tensor:
+    @or_theirs
+    def _call(self: Any, x: Tensor) -> Any:
         fused = _fused(self, x, False)
         if fused is None:
-            return original_class(self)._call(self, x)
+            return None
         self._cached_log_scale = fused[1].unsqueeze(-1)
         return fused[0]
 
-    def _inverse(self: Any, y: Tensor) -> Tensor:
+    @or_theirs
+    def _inverse(self: Any, y: Tensor) -> Any:
         fused = _fused(self, y, True)
         if fused is None:
-            return original_class(self)._inverse(self, y)
+            return None
         self._cached_log_scale = -fused[1].unsqueeze(-1)
         return fused[0]
 
@@ -64,10 +66,11 @@ def _fused_spline(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]
 class SplineCoupling(FastMethods):
     """The methods of an accelerated SplineCoupling; its upper spline's log-slopes are kept summed, one number a row."""
 
-    def _call(self: Any, x: Tensor) -> Tensor:
+    @or_theirs
+    def _call(self: Any, x: Tensor) -> Any:
         fused = _fused_spline(self, x, False)
         if fused is None:
-            return original_class(self)._call(self, x)
+            return None
         y, slopes = fused[0], fused[1].unsqueeze(-1)
         if not self.identity:
             lower = self.lower_spline(x[..., : self.split_dim])
@@ -76,14 +79,15 @@ class SplineCoupling(FastMethods):
         self._cache_log_detJ = slopes
         return y
 
-    def _inverse(self: Any, y: Tensor) -> Tensor:
+    @or_theirs
+    def _inverse(self: Any, y: Tensor) -> Any:
         z, of_lower = y, None
         if not self.identity:
             lower = self.lower_spline._inv_call(y[..., : self.split_dim])
             z, of_lower = torch.cat([lower, y[..., self.split_dim :]], dim=-1), self.lower_spline._cache_log_detJ
         fused = _fused_spline(self, z, True)
         if fused is None:
-            return original_class(self)._inverse(self, y)
+            return None
         slopes = -fused[1].unsqueeze(-1)
         self._cache_log_detJ = slopes if of_lower is None else torch.cat([slopes, of_lower], dim=-1)
         return fused[0]

@@ -18,7 +18,7 @@ from zuko.nn import MLP as TheirMLP
 from zuko.nn import Linear as TheirLinear
 from zuko.nn import MaskedLinear, MaskedMLP
 
-from flowkernels.compat.convert import CannotConvert, class_name, copied, fixed_affine, parts_of
+from flowkernels.compat.convert import CannotConvert, as_native, cannot, copied, fixed_affine, parts_of
 from flowkernels.compat.layer import has_settings, in_our_order, native_rows
 from flowkernels.compat.reading.dense import parts
 from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal, UniformBox
@@ -57,10 +57,7 @@ def _with(base: Distribution, **values: Tensor) -> Distribution:
 
 
 def _transform(module: Any, features: int) -> Transform:
-    name = class_name(module).removeprefix("zuko.")
-    if name not in _NATIVE:
-        raise CannotConvert(f"convert: every layer must be one that native flows have, got {type(module).__name__}")
-    return _NATIVE[name](module, features)
+    return as_native("zuko", _NATIVE, module, features)
 
 
 def _fixed(transform: Any, features: int) -> Transform:
@@ -168,10 +165,6 @@ def _their_base(base: Any) -> Any:
     return lazy.UnconditionalDistribution(D.DiagNormal, **normal, buffer=True)
 
 
-def _refuse(part: Any, why: str) -> CannotConvert:
-    return CannotConvert(f"to_zuko: every layer must be one that zuko has, got {type(part).__name__} {why}")
-
-
 def _their_layer(part: Any) -> Any:
     if type(part) is Permutation and part.channel_dim == -1:
         return lazy.UnconditionalTransform(transforms.PermutationTransform, order=part.order.clone(), buffer=True)
@@ -181,7 +174,7 @@ def _their_layer(part: Any) -> Any:
         return _their_coupling(part)
     if type(part) is Coupling and type(part.conditioner) is Constant and bool(part.split.mask.all()):
         return _their_elementwise(part)
-    raise _refuse(part, "of this kind")
+    raise cannot("to_zuko", part, "of this kind")
 
 
 _SPLINE = {"parametrization": "soft_clip", "tails": "linear", "box": None, "logit_scale": 1, "order": "quadratic",
@@ -194,12 +187,12 @@ def _their_univariate(part: Any) -> dict[str, Any]:
         slope = math.exp(-univariate.bound)
         return {"univariate": functools.partial(transforms.MonotonicAffineTransform, slope=slope), "shapes": [(), ()]}
     if not has_settings(univariate, **_SPLINE):
-        raise _refuse(part, f"with {univariate}")
+        raise cannot("to_zuko", part, f"with {univariate}")
     K = univariate.bins
     spline = functools.partial(transforms.MonotonicRQSTransform, slope=univariate.slope, bound=univariate.tail_bound)
     if univariate.circle_shift:
         if univariate.tail_bound != math.pi:
-            raise _refuse(part, f"with a circle that is not from -pi to pi, {univariate}")
+            raise cannot("to_zuko", part, f"with a circle that is not from -pi to pi, {univariate}")
         spline = functools.partial(CircularRQSTransform, slope=univariate.slope)
     return {"univariate": spline, "shapes": [(K,), (K,), (K - 1,)]}
 
@@ -212,11 +205,11 @@ def _their_rows(layer: Any, n: int) -> Tensor:
 def _their_autoregressive(part: Any) -> Any:
     net, plan = part.conditioner, part.conditioner.plan
     if part.features == 1:  # zuko makes an elementwise layer of it
-        raise _refuse(part, "of one feature")
+        raise cannot("to_zuko", part, "of one feature")
     if net.context_features and net.context_activation:
-        raise _refuse(part, "whose context goes through an activation of its own")
+        raise cannot("to_zuko", part, "whose context goes through an activation of its own")
     if any(m.training and m.p > 0 for m in net.modules() if isinstance(m, nn.Dropout)):
-        raise _refuse(part, "with dropout")
+        raise cannot("to_zuko", part, "with dropout")
     linears = net._linears()
     order = torch.empty(part.features, dtype=torch.long)
     for level, group in enumerate(plan.groups):
@@ -245,18 +238,16 @@ def _their_coupling(part: Any) -> Any:
     net, mask = part.conditioner, part.split.mask
     name = name_of(net.activation) if len(net.hidden_layers) else "identity"
     if name is None or net.dropout is not None:
-        raise _refuse(part, "with dropout, or with an activation that kernels do not know")
-    linears = [*net.hidden_layers, net.final_layer]
-    settings = {"hidden_features": [m.out_features for m in net.hidden_layers], **_their_univariate(part)}
+        raise cannot("to_zuko", part, "with dropout, or with an activation that kernels do not know")
+    sizes = part.features, net.context_features
+    settings = {"hidden_features": [m.out_features for m in net.hidden_layers], "activation": TABLE[name].module}
+    settings |= _their_univariate(part)
     if bool(mask.all()):
-        activation = TABLE[name].module
-        layer: Any = ElementWiseTransform(part.features, net.context_features, activation=activation, **settings)
+        layer: Any = ElementWiseTransform(*sizes, **settings)
     else:
-        layer = flows.GeneralCouplingTransform(
-            part.features, net.context_features, mask=~mask, activation=TABLE[name].module, **settings
-        )
-    layer = layer.double()
-    _copied([*layer.hyper][::2], linears, _their_rows(layer, part.split.n_transformed))
+        layer = flows.GeneralCouplingTransform(*sizes, mask=~mask, **settings)
+    rows = _their_rows(layer.double(), part.split.n_transformed)
+    _copied([*layer.hyper][::2], [*net.hidden_layers, net.final_layer], rows)
     return layer
 
 
