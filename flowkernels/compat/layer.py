@@ -45,8 +45,9 @@ class Layer(NamedTuple):
             return run_inverse(x, net, univariate, or_none) if inverse else run_autoregressive_layer(x, net, univariate)
         if self.groups:
             univariate, turned = in_our_order(univariate)
-            rows = (by_feature(t, len(self.split.outputs), self.groups, turned) for t in net.layers[-1])
-            net = net.with_last(*rows)
+            weight, bias = net.layers[-1]
+            where = len(self.split.outputs), self.groups, turned
+            net = net.with_last(by_feature(weight, *where), by_feature(bias, *where))
         return run_layer(x, net, univariate.inverted() if inverse else univariate, self.split)
 
 
@@ -59,8 +60,9 @@ def by_feature(rows: Tensor, features: int, groups: Sequence[int], turned: bool 
     >>> by_feature(torch.arange(6), 2, (2, 1))
     tensor([0, 1, 4, 2, 3, 5])
     """
-    if max(groups) == 1 and not turned:
-        return rows.unflatten(0, (len(groups), features)).transpose(0, 1).flatten(0, 1)
+    if max(groups) == 1:
+        parted = rows.view(len(groups), features, *rows.shape[1:])
+        return (parted.flip(0) if turned else parted).transpose(0, 1).flatten(0, 1)
     parts = rows.split([features * n for n in groups])
     parts = [p.unflatten(0, (features, n)) for p, n in zip(parts, groups, strict=True)]
     return torch.cat(parts[::-1] if turned else parts, dim=1).flatten(0, 1)

@@ -20,7 +20,6 @@ from flowkernels.flows import Flow
 from flowkernels.nets import MADE, ResidualNet
 from flowkernels.nets.made import MaskedLinear
 from flowkernels.ops.net.activations import FUNCTIONS
-from flowkernels.ops.net.activations import name_of as activation_name
 from flowkernels.transforms import (
     ActNorm,
     Autoregressive,
@@ -33,6 +32,7 @@ from flowkernels.transforms import (
 )
 
 from . import describe
+from .made import parts_of as made_parts
 
 _EPSILON = 1e-3  # of nflows' affine layers
 _LAST = ("final_layer.weight", "final_layer.bias")
@@ -84,17 +84,17 @@ def _last_rows(net: Any, rows: Tensor) -> dict[str, Tensor]:
 def _made(net: Any, features: int) -> MADE:
     if class_name(net) != "nflows.transforms.made.MADE":
         raise CannotConvert(f"convert: the network of an autoregressive layer must be a MADE, got {type(net).__name__}")
-    activation = activation_name(net.activation)
-    if activation is None or any("batch_norm" in name for name in net.state_dict()):
-        raise CannotConvert("convert: a MADE must have no batch norm and an activation of nets.MADE, got one that has")
-    residual, blocks = net.use_residual_blocks, len(net.blocks)
-    if residual and not blocks:
+    parts = made_parts(net)
+    if isinstance(parts, str):
+        raise CannotConvert(f"convert: a MADE must be as those of nets.MADE are, but {parts}")
+    blocks = len(net.blocks)
+    if parts.residual and not blocks:
         raise CannotConvert("convert: a residual MADE must have a block, got none")
     context = net.context_layer.in_features if hasattr(net, "context_layer") else 0
-    hidden = (net.initial_layer.out_features,) * (blocks + (not residual))
+    hidden = (net.initial_layer.out_features,) * (blocks + (not parts.residual))
     ours = MADE(
-        features, net.final_layer.out_features // features, hidden, residual=residual, context=context,
-        activation=activation, dropout=_dropout(net),
+        features, net.final_layer.out_features // features, hidden, residual=parts.residual, context=context,
+        activation=parts.activation, dropout=_dropout(net),
     )  # fmt: skip
     ours.double().load_state_dict(net.state_dict())
     return ours

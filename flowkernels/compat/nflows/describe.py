@@ -122,7 +122,7 @@ def affine_coupling(layer: Any) -> Layer:
     """Its map is None where the scale is not nflows': its forks let the user give a function instead."""
     given, univariate = getattr(layer, "scale_activation", None), None
     named = getattr(sys.modules.get("glasflow.transforms.utils"), "SCALE_ACTIVATIONS", {})
-    if given is None or given in (type(layer).DEFAULT_SCALE_ACTIVATION, named.get("nflows")):
+    if given in (None, getattr(type(layer), "DEFAULT_SCALE_ACTIVATION", None), named.get("nflows")):
         univariate = Affine.kept(scale="sigmoid", min_scale=_LEAST, shift_first=True)
     return Layer(univariate, layer.transform_net, _split_of(layer), _SHIFT_THEN_SCALE)
 

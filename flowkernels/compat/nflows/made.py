@@ -28,7 +28,7 @@ from .classes import kind
 # ---- the parts of a network ----
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     residual: bool
     linears: list[Any]  # in the order of the op
     skipped: list[Any]  # every module that one op does not call
@@ -37,7 +37,7 @@ class _Parts(NamedTuple):
     merged: bool  # the first two linears have nothing between them, and are one layer of the op
 
 
-def _parts(net: Any) -> _Parts | str:
+def parts_of(net: Any) -> Parts | str:
     """What a MADE is made of, or why it is not made of what one op computes."""
     # Read through the dicts of nn.Module: this runs on every call, and its attributes cost a microsecond each.
     modules = net._modules
@@ -78,7 +78,7 @@ def _parts(net: Any) -> _Parts | str:
         if not of_parameters(layer):
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
     skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
-    return _Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
+    return Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
 
 
 def _is_merged(modules: dict[str, Any]) -> bool:
@@ -126,7 +126,7 @@ def _read_plan(*buffers_and_kind: Any) -> MadePlan | str:
 _plan = CachedRead[MadePlan | str](_read_plan)
 
 
-def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
+def _plan_of(net: Any, parts: Parts) -> MadePlan | str | None:
     """The plan; why the masks have none; or None where their values cannot be read now."""
     buffers = [layer._buffers[name] for layer in parts.linears for name in ("degrees", "mask")]
     return _plan(net, buffers, parts.residual, parts.merged)
@@ -154,7 +154,7 @@ class _Read(NamedTuple):
 
 def _read(walk: Walk, net: Any) -> _Read | None:
     """None where the modules must be called. Hooks of the network itself are the caller's business."""
-    parts = _parts(net)
+    parts = parts_of(net)
     if isinstance(parts, str) or not walk.enter(net, attributes=_OF_NET, is_called=True):
         return None
     walk.enter(net._modules["blocks"])
@@ -232,7 +232,7 @@ def _with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | Non
 def made_refusal(net: Any) -> str | None:
     """Why a MADE would run as before on every call, or None. Hooks and dropout may come and go."""
     try:
-        parts = _parts(net)
+        parts = parts_of(net)
         plan = parts if isinstance(parts, str) else _plan_of(net, parts)
     except Exception as error:  # edited beyond recognition, or another version of nflows
         return f"its layout is not the one that flowkernels knows ({error})"

@@ -25,18 +25,19 @@ from . import describe
 Result = tuple[Any, Tensor] | None
 
 
-class BothWays(FastMethods):
-    """Methods of accelerated layers that `run` both ways, or by normflows' own code where it returns None."""
+def both_ways(run: Callable[[Any, Any, bool], Result]) -> type[FastMethods]:
+    """The methods of accelerated layers that run both ways, or by normflows' own code where `run` returns None."""
 
-    run: Callable[[Any, Any, bool], Result]  # static
+    class BothWays(FastMethods):
+        @or_theirs
+        def forward(self: Any, z: Any) -> Any:
+            return run(self, z, False)
 
-    @or_theirs
-    def forward(self: Any, z: Any) -> Any:
-        return self._flowkernels_layer.run(self, z, False)
+        @or_theirs
+        def inverse(self: Any, z: Any) -> Any:
+            return run(self, z, True)
 
-    @or_theirs
-    def inverse(self: Any, z: Any) -> Any:
-        return self._flowkernels_layer.run(self, z, True)
+    return BothWays
 
 
 # ---- coupling ----
@@ -59,10 +60,7 @@ def _couple(layer: Any, z: Any, inverse: bool) -> Result:
     return [z1, z2], ladj
 
 
-class AffineCoupling(BothWays):
-    """The methods of an accelerated AffineCoupling."""
-
-    run = staticmethod(_couple)
+AffineCoupling = both_ways(_couple)
 
 
 def _may_pay(z: Tensor) -> bool:
@@ -101,10 +99,7 @@ def _block(layer: Any, z: Tensor, inverse: bool) -> Result:
     return _affine(what, z, params, inverse, part)
 
 
-class CouplingBlock(BothWays):
-    """The methods of an accelerated AffineCouplingBlock."""
-
-    run = staticmethod(_block)
+CouplingBlock = both_ways(_block)
 
 
 def _masked(layer: Any, z: Tensor, inverse: bool) -> Result:
@@ -123,10 +118,7 @@ def _masked(layer: Any, z: Tensor, inverse: bool) -> Result:
     return affine(z, (layer.s(seen), layer.t(seen)), mask=mask.maps, event_dims=mask.maps.dim(), inverse=inverse)
 
 
-class MaskedAffine(BothWays):
-    """The methods of an accelerated MaskedAffineFlow."""
-
-    run = staticmethod(_masked)
+MaskedAffine = both_ways(_masked)
 
 
 # ---- one scale per channel ----
@@ -144,10 +136,7 @@ def _norm(layer: Any, z: Tensor, inverse: bool) -> Result:
     return y, -ladj if inverse else ladj
 
 
-class Norm(BothWays):
-    """The methods of an accelerated ActNorm."""
-
-    run = staticmethod(_norm)
+Norm = both_ways(_norm)
 
 
 # ---- 1 × 1 convolution ----
@@ -165,7 +154,4 @@ def _conv(layer: Any, z: Tensor, density: bool) -> Result:
     return y, -ladj if inverse else ladj
 
 
-class Conv1x1(BothWays):
-    """The methods of an accelerated Invertible1x1Conv with LU factors."""
-
-    run = staticmethod(_conv)
+Conv1x1 = both_ways(_conv)  # with LU factors

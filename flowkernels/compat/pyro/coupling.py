@@ -9,7 +9,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
@@ -20,7 +20,8 @@ from .layers import Conditional, ConditionalSpline
 
 def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """y and the log-determinant of the direction; None where Pyro's own way is called for, or is as fast."""
-    least = thresholds.CONDITIONAL_COUPLING_ROWS if hasattr(layer.nn, "func") else thresholds.COUPLING_ROWS
+    has_context = not isinstance(layer.nn, nn.Module)  # a network with a context bound to it
+    least = thresholds.CONDITIONAL_COUPLING_ROWS if has_context else thresholds.COUPLING_ROWS
     if torch.is_grad_enabled() or not thresholds.is_enough(math.prod(x.shape[:-1]), least):
         return None
     return describe.run_coupling(describe.affine_coupling(layer), layer.nn, x, inverse)
