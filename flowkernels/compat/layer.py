@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     net: Any = None  # the module that returns the parameters
     split: Split | None = None  # None too where the features cannot be read now
     groups: Sequence[int] = FEATURE_BY_FEATURE  # or group by group, see `by_feature`
-    own: Any = None  # what differs from feature to feature, and the library's own code adds to the map
+    own: Any = None  # what no map or order says: tails of each feature's own (nflows), factors before rows (`halves`)
 
     def run(self, x: Tensor, net: Net, inverse: bool, or_none: bool = False) -> tuple[Tensor, Tensor] | None:
         """y and ladj as one op, its network described by `net`; None where no kernel runs it.
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
         if self.groups:
             univariate, turned = in_our_order(univariate)
             weight, bias = net.layers[-1]
-            where = len(self.split.outputs), self.groups, turned
+            where = len(weight) // sum(self.groups), self.groups, turned
             net = net.with_last(by_feature(weight, *where), by_feature(bias, *where))
         return run_layer(x, net, univariate.inverted() if inverse else univariate, self.split)
 

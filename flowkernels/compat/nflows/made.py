@@ -78,13 +78,7 @@ def parts_of(net: Any) -> Parts | str:
         if not of_parameters(layer):
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
     skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
-    return Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
-
-
-def _is_merged(modules: dict[str, Any]) -> bool:
-    """Whether the first two layers of a network of these modules have nothing between them."""
-    blocks = modules["blocks"]._modules
-    return "preprocessing" in modules and "0" in blocks and kind(type(blocks["0"])) == "MaskedFeedforwardBlock"
+    return Parts(residual, linears, skipped, dropouts, activation, "preprocessing" in modules and not residual)
 
 
 def _activation_of(module: Any) -> Any:

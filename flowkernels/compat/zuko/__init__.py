@@ -27,7 +27,7 @@ from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.engine.registry import Library, Target
 
 
-def _lazy(cls: str, transform: str, what: str, refusal: str = "describe", bypassed: str = "forward meta") -> Target:
+def _lazy(transform: str, what: str, refusal: str = "describe", bypassed: str = "forward meta") -> Target:
     """A lazy transform, which returns one of `.transforms`. zuko is imported when it is called, and not before."""
 
     def forward(self: Any, c: Tensor | None = None) -> Any:
@@ -40,24 +40,21 @@ def _lazy(cls: str, transform: str, what: str, refusal: str = "describe", bypass
 
         return getattr(describe, refusal)(layer)
 
-    return Target(type(cls, (FastMethods,), {"forward": forward}), frozenset(bypassed.split()), what, why)
+    return Target(type(transform, (FastMethods,), {"forward": forward}), frozenset(bypassed.split()), what, why)
 
 
 LIBRARY = Library(
     "zuko",
     {
         "flows.autoregressive.MaskedAutoregressiveTransform": _lazy(
-            "MaskedAutoregressive",
             "AutoregressiveTransform",
             "spline (circular ones too) or affine map and network as one op; inverse in one sweep",
         ),
         "flows.coupling.GeneralCouplingTransform": _lazy(
-            "GeneralCoupling",
-            "CouplingTransform",
-            "network, map (spline or affine) and feature split run as one op",
+            "CouplingTransform", "network, map (spline or affine) and feature split run as one op"
         ),
         "flows.gaussianization.ElementWiseTransform": _lazy(
-            "ElementWise", "DependentTransform", "spline", "elementwise_refusal", "forward"
+            "DependentTransform", "spline", "elementwise_refusal", "forward"
         ),
     },
     base="lazy.LazyTransform",
