@@ -135,10 +135,6 @@ class _Read(NamedTuple):
     net: Net
     merged: bool  # its first layer is made of two, anew in every call
 
-    @property
-    def plan(self) -> Any:
-        return self.net.spec.plan
-
     def of_call(self, net: Any) -> Net | None:
         if not self.merged:
             return self.net
@@ -187,7 +183,8 @@ def as_net(
     found = _kept(net)
     if found is None or not may_compute(found.net.tensors[0], x, context):
         return None
-    if x.dim() == 0 or x.shape[-1] != found.plan.features:
+    plan: Any = found.net.spec.plan
+    if x.dim() == 0 or x.shape[-1] != plan.features:
         return None
     if found.merged and not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS):
         return None
