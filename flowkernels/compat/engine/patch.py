@@ -66,6 +66,19 @@ class FastMethods:
         return own(self) if own else _duplicate(self, {}, lambda state: state)
 
 
+def or_theirs(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a layer that returns what `run` does; where that is None, what the class's own method of the name."""
+
+    @functools.wraps(run)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        if found is None:
+            return getattr(original_class(self), run.__name__)(self, *args, **kwargs)
+        return found
+
+    return method
+
+
 def _duplicate(module: Any, memo: dict[int, Any], copy_state: Callable[[Any], Any]) -> Any:
     """What the copy module does without `__deepcopy__`; it would go through `__reduce_ex__` and lose the fast class."""
     make, args, *rest = original_class(module).__reduce_ex__(module, 4)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.dense_reading import Dense, read_residual
 from flowkernels.nets.reading import Kept, Walk
@@ -65,6 +65,6 @@ def residual_refusal(net: Any) -> str | None:
 class Residual(FastMethods):
     """The methods of an accelerated ResidualNet."""
 
-    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        outputs = run(self, inputs, context)
-        return original_class(self).forward(self, inputs, context) if outputs is None else outputs
+    @or_theirs
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return run(self, inputs, context)
