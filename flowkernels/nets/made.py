@@ -255,7 +255,7 @@ class MADE(nn.Module):
         adds = [self._first_add(context), *[None] * (net.spec.n - 1)]
         if self.residual:
             adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
-        return made_net(net.layers, self.plan, self.activation, adds)
+        return made_net(net.layers(), self.plan, self.activation, adds)
 
     def _first_add(self, context: Tensor | None) -> Tensor | None:
         if context is None:

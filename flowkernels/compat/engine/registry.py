@@ -11,18 +11,13 @@ from .design import cheap, listed
 from .patch import FastMethods, overridden
 
 
-def never(module: Any) -> str | None:
-    """No reason to leave any module alone."""
-    return None
-
-
 class Target(NamedTuple):
     """How the modules of a class are accelerated."""
 
     layer: type[FastMethods]
     bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
     what: str = ""  # what runs on the kernels, for the site's table
-    refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
+    refusal: Callable[[Any], object] | None = None  # why a module cannot have the layer; what is no string is no reason
 
 
 class Library:
@@ -92,6 +87,7 @@ class Library:
 
 def _refusal(target: Target, module: nn.Module) -> str | None:
     try:
-        return target.refusal(module)
+        found = None if target.refusal is None else target.refusal(module)
     except Exception as error:  # another version of the library, or a module edited beyond recognition
         return f"its layout is not the one that flowkernels knows ({type(error).__name__}: {error})"
+    return found if isinstance(found, str) else None
