@@ -19,6 +19,7 @@ SOURCES := $(shell find csrc tests/cuda_emulator -name "*.[ch]*")
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test lint types interpret sanitized install-check check docs lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
@@ -56,7 +57,7 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@status=0; for step in lint types docs interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
