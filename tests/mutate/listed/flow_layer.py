@@ -4,6 +4,7 @@ from tests.mutate.mutation import Of
 
 _layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
 _flow = Of("flow", "tests/ops/test_flow.py")
+_runs = Of("runs", "tests/transforms/test_runs.py")
 _sweep = Of(
     "sweep",
     "tests/ops/test_autoregressive_inverse.py tests/ops/test_periodic_features.py tests/ops/test_gates.py"
@@ -14,7 +15,7 @@ _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inv
 _CPU, _MAP, _TILE = (
     "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h", "csrc/flow_layer/layer_tile.h",
 )  # fmt: skip
-_FLOW, _FLOW_ARGS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp"
+_FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/runs.py"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
 _PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
@@ -99,6 +100,15 @@ MUTATIONS = (
         "what stood before a gate is not computed again",
         "tests/ops/test_flow.py -k one_by_one",
     ),
+    _runs("what changed", _RUNS, "if found is not None «and still_holds(found[0].modules)»:", "", "nothing is seen"),
+    _runs(
+        "dtypes",
+        _RUNS,
+        "«if t.dtype is not dtype or not t.is_cpu:»",
+        "if False:",
+        "the gate refuses what layers would say",
+    ),
+    _runs("hooks that go", _RUNS, "«is_settled = is_settled and reader is None»", "pass", "a layer is called for ever"),
     # ---- the sweep ----
     _sweep(
         "due",
