@@ -22,7 +22,7 @@ from flowkernels.ops.univariate import Map, check_univariate
 from . import native, reference
 from .reference import FlowLayerSpec
 
-__all__ = ["FlowLayerSpec", "Split", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
+__all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
 
 _NAME = "ops.flow_layer"
 
@@ -142,15 +142,15 @@ def run_autoregressive_layer(
     """
     features = net.n_in()
     if seen is None:
-        return run_layer(x, net, univariate, _every(features))
+        return run_layer(x, net, univariate, every(features))
     check_tensor(_NAME, "seen", seen, x)
     check_shape(_NAME, "seen", seen, x.shape)
-    found = run_layer(torch.cat((seen, x), -1), net, univariate, _every(features, apart=True))
+    found = run_layer(torch.cat((seen, x), -1), net, univariate, every(features, apart=True))
     return None if found is None else (found[0][..., features:], found[1])
 
 
 @functools.lru_cache(maxsize=256)
-def _every(features: int, apart: bool = False) -> Split:
+def every(features: int, apart: bool = False) -> Split:
     """All features, seen and mapped; or those that are mapped behind those that are seen."""
     every = tuple(range(features))
     behind = tuple(range(features, 2 * features))

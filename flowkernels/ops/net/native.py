@@ -73,7 +73,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _spec_handle(spec: NetSpec, module: Any, device: torch.device | None) -> Any:
+def spec_handle(spec: NetSpec, module: Any, device: torch.device | None = None) -> Any:
     """The spec as this compiled module takes it; `device`: where masks are to be, None for the CPU."""
     masks = [plan.handle(module, device) for plan in spec.masks()] or [None] * spec.n
     no = [False] * spec.n
@@ -81,6 +81,13 @@ def _spec_handle(spec: NetSpec, module: Any, device: torch.device | None) -> Any
         masks=masks, residual=spec.residual, activation=CODES[spec.activation], last=CODES[spec.last],
         has_bias=spec.has_bias, adds=spec.adds or no, gates=spec.gates or no,
     )  # fmt: skip
+
+
+def as_read(spec: NetSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> list[Tensor]:
+    """The tensors behind x as the kernels read them: matrices of dense rows."""
+    at = spec.n_weights()
+    given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in tensors[:at]]
+    return given + [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
 
 
 def handle(
@@ -97,10 +104,7 @@ def handle(
 
     ``kept``: per layer what enters it, to be written forward and read backward. ``grads``: room beside each tensor.
     """
-    at = spec.n_weights()
-    given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in tensors[:at]]
-    given += [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
-    return module.Net(_spec_handle(spec, module, device), rows, given, kept, grads)
+    return module.Net(spec_handle(spec, module, device), rows, as_read(spec, tensors, lead), kept, grads)
 
 
 def _kept_layers(spec: NetSpec) -> range:
