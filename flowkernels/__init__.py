@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
+from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
 from flowkernels.saving import load
@@ -20,6 +21,7 @@ __all__ = [
     "accelerate",
     "accelerate_library",
     "accelerated",
+    "benchmark",
     "convert",
     "distributions",
     "flows",

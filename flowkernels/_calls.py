@@ -24,6 +24,8 @@ def log_prob(model: Any, x: Tensor, context: Tensor | None) -> Tensor:
     """
     density, given = _density(model, context)
     if density is not None:
+        if "sbi" in _packages(density):  # whose data has a dim of samples before the rows
+            return density.log_prob(x[None], *given)[0]
         return density.log_prob(x, *given)
     z, ladj = _latent(model, x, context)
     z = z.flatten(1)
@@ -56,9 +58,9 @@ def sample(model: Any, x: Tensor, context: Tensor | None) -> Tensor:
     elif isinstance(density, Flow):
         drawn = density.sample((n,)) if context is None else density.sample((), context)
     elif "sbi" in _packages(density):
-        drawn = density.sample((1,), *given)
+        drawn = density.sample((1,), *given)[0]
     elif "nflows" in _packages(density) and given:  # so many for each row of the context
-        drawn = density.sample(1, *given)
+        drawn = density.sample(1, *given).squeeze(1)
     else:
         drawn = density.sample(n, *given)
     return drawn[0] if isinstance(drawn, tuple) else drawn  # normflows' has the log-densities too
