@@ -1,6 +1,6 @@
 """Turns the JSON of `pytest bench --benchmark-json=...` into tables and a plot, or compares two runs.
 
-python -m bench.report.compare run.json                         tables, plot, small JSON: bench/results/<machine>/
+python -m bench.report.compare run.json                         tables, plots, small JSON: bench/results/<machine>/
 python -m bench.report.compare run.json --page docs/performance.md   and the summary between that page's bench markers
 python -m bench.report.compare --base old.json --head new.json  time of each row, old against new
 """
@@ -230,16 +230,16 @@ def machine_name(machine: dict[str, Any]) -> str:
 
 
 def save(result: Result, folder: Path) -> None:
-    """Writes results.json (no raw rounds, no names of hosts or folders), table.md and plot.png."""
+    """Writes results.json (no raw rounds, no names of hosts or folders), table.md and a plot per suite."""
     from bench.report.plot import draw  # matplotlib is not needed for tables
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result._asdict(), ensure_ascii=False)
     text = re.sub(r'(?<=[\[}])(, |)(?=\{"suite")', lambda m: m[0].strip() + "\n", text)  # one row a line, for diffs
     (folder / "results.json").write_text(text + "\n")
-    text = f"{machine_line(result.machine)}\n\n{summary(result)}\n\n![ratios](plot.png)\n\n{details(result)}\n"
+    plots = "".join(f"![ratios]({name})\n\n" for name in draw(result, folder))
+    text = f"{machine_line(result.machine)}\n\n{summary(result)}\n\n{plots}{details(result)}\n"
     (folder / "table.md").write_text(text)
-    draw(result, folder / "plot.png")
 
 
 def into_page(result: Result, page: Path) -> None:
