@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowkernels import distributions, flows, nets, ops, transforms
+from flowkernels import distributions, flows, nets, ops, training, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
@@ -32,6 +32,7 @@ __all__ = [
     "restore",
     "to_nflows",
     "to_zuko",
+    "training",
     "transforms",
     "use_backend",
 ]
