@@ -1,10 +1,17 @@
 """Fused kernels for normalizing flows in PyTorch."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flowkernels import distributions, flows, nets, ops, training, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
+from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
 from flowkernels.saving import load
+
+if TYPE_CHECKING:
+    from flowkernels import plot
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,12 +21,14 @@ __all__ = [
     "accelerate",
     "accelerate_library",
     "accelerated",
+    "benchmark",
     "convert",
     "distributions",
     "flows",
     "load",
     "nets",
     "ops",
+    "plot",
     "restore",
     "to_nflows",
     "to_zuko",
@@ -27,3 +36,10 @@ __all__ = [
     "transforms",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `plot` when it is first asked for: few who import flowkernels draw."""
+    if name == "plot":
+        return importlib.import_module("flowkernels.plot")
+    raise AttributeError(f"module 'flowkernels' has no attribute {name!r}")
