@@ -13,6 +13,7 @@ from flowkernels import _calls
 
 DRAWS = 4  # of the original, moved by rounding: its errors are a lottery, of which one draw says little
 ULPS = 4
+CORNER_ROUNDS, CORNER_DRAWS = 3, 16
 
 
 class Check(NamedTuple):
@@ -21,6 +22,10 @@ class Check(NamedTuple):
     The truth is the original in float64, at data and weights in their own dtype. The original's error is the largest of
     its own and of a few draws, in which data and weights are moved by an ulp at most, as if they were rounded once
     more. Where the original does not run in float64, the truth is what it gives as it is.
+
+    At a knot of a spline or the corner of a ReLU the gradient jumps, and rounding decides on which side a number lies.
+    A few rows whose gradient is wrong are left out, and counted in a note, if the original's own jumps half as far at
+    least when they are moved by 16 ulp at most.
 
     Attributes:
         quantity: "log_prob", "ladj", "gradient of weights" or "gradient of x" (of the mean of -log_prob).
@@ -50,10 +55,48 @@ class Check(NamedTuple):
         )
 
 
+Modules = Callable[[Any], Sequence[nn.Module]]
+
+
 def check(
-    before: Any, after: Any, modules: Callable[[Any], Sequence[nn.Module]], x: Tensor, context: Tensor | None
+    before: Any, after: Any, modules: Modules, x: Tensor, context: Tensor | None
 ) -> tuple[list[Check], list[str]]:
     """A check per quantity, and sentences on what could not be compared."""
+    n = len(x)
+    for _ in range(CORNER_ROUNDS):
+        checks, notes, errors = _compare(before, after, modules, x, context)
+        allowed = next(c.allowed for c in checks if c.quantity == "gradient of x")
+        wrong = ~(errors <= allowed)
+        if all(c.close for c in checks) or not _on_corners(before, modules, x, context, wrong, errors, n):
+            break
+        x, context = x[~wrong], None if context is None else context[~wrong]
+    if len(x) < n:
+        which = f"{n - len(x)} of {n} rows" if n - len(x) > 1 else f"1 row of {n}"
+        notes.append(f"{which} left out of the comparison: at a corner, where rounding decides the original's gradient")
+    return checks, notes
+
+
+def _on_corners(
+    model: Any, modules: Modules, x: Tensor, context: Tensor | None, wrong: Tensor, errors: Tensor, n: int
+) -> bool:
+    """Whether these rows are few, and the original's gradient jumps at each if it is moved a little."""
+    few = int(wrong.sum())
+    if not 0 < few <= max(3, n // 100) or few == len(x) or not errors.isfinite().all():
+        return False
+    some, given = x[wrong], None if context is None else context[wrong]
+    here = _quantities(model, modules, some, given)[0]["gradient of x"]
+    jump = torch.zeros(few, dtype=torch.float64, device=x.device)
+    for seed in range(CORNER_DRAWS):
+        moved = _moved(some, torch.Generator().manual_seed(seed), ulps=16)
+        there = _quantities(model, modules, moved, given)[0]["gradient of x"]
+        jump = torch.maximum(jump, _row_errors(there, here))
+    return bool((jump * (few / len(x)) >= errors[wrong] / 2).all())  # of a mean over few rows, and over all
+
+
+def _compare(
+    before: Any, after: Any, modules: Modules, x: Tensor, context: Tensor | None
+) -> tuple[list[Check], list[str], Tensor]:
+    """The checks, notes, and of each row the error of the accelerated gradient of x."""
     notes: list[str] = []
     original, missing = _quantities(before, modules, x, context)
     notes += missing
@@ -72,7 +115,12 @@ def check(
     names = [name for name in original if name in truth]
     largest_error = {name: _error(original[name], truth[name]) for name in names}
     for seed in range(DRAWS):
-        moved, _ = _quantities(*_moved(before, modules, x, seed), context)
+        random = torch.Generator().manual_seed(seed)
+        other = copy.deepcopy(before)
+        with torch.no_grad():
+            for weight in (p for module in modules(other) for p in module.parameters() if p.is_floating_point()):
+                weight.copy_(_moved(weight, random))
+        moved, _ = _quantities(other, modules, _moved(x, random), context)
         for name in names:
             largest_error[name] = max(largest_error[name], _error(moved[name], truth[name]))
     checks = []
@@ -85,12 +133,14 @@ def check(
         difference, error = _error(mine, original[name]), _error(mine, exact)
         error = 0.0 if difference == 0 else error  # the same bits are close whatever they are
         checks.append(Check(name, difference, largest, own, error, 2 * own + ULPS * eps * largest))
-    return checks, notes
+    return checks, notes, _row_errors(found["gradient of x"], truth["gradient of x"])
 
 
-def _quantities(
-    model: Any, modules: Callable[[Any], Sequence[nn.Module]], x: Tensor, context: Tensor | None
-) -> tuple[dict[str, Tensor], list[str]]:
+def _row_errors(value: Tensor, target: Tensor) -> Tensor:
+    return (value.double() - target.double()).abs().flatten(1).amax(1)
+
+
+def _quantities(model: Any, modules: Modules, x: Tensor, context: Tensor | None) -> tuple[dict[str, Tensor], list[str]]:
     notes, found = [], {}
     torch.manual_seed(0)  # of what is random in it
     weights = [p for module in modules(model) for p in module.parameters() if p.requires_grad]
@@ -112,21 +162,10 @@ def _quantities(
     return {name: value.detach() for name, value in found.items()}, notes
 
 
-def _moved(
-    model: Any, modules: Callable[[Any], Sequence[nn.Module]], x: Tensor, seed: int
-) -> tuple[Any, Callable[[Any], Sequence[nn.Module]], Tensor]:
-    """A copy of the model, and the data, each number moved by an ulp at most."""
-    random = torch.Generator().manual_seed(seed)
-
-    def move(t: Tensor) -> Tensor:
-        draw = 2 * torch.rand(t.shape, generator=random, dtype=torch.float64) - 1
-        return (t.double() * (1 + torch.finfo(t.dtype).eps * draw.to(t.device))).to(t.dtype)
-
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for weight in (p for module in modules(moved) for p in module.parameters() if p.is_floating_point()):
-            weight.copy_(move(weight))
-    return moved, modules, move(x)
+def _moved(t: Tensor, random: torch.Generator, ulps: int = 1) -> Tensor:
+    """Each number moved by so many ulp at most."""
+    draw = 2 * torch.rand(t.shape, generator=random, dtype=torch.float64) - 1
+    return (t.double() * (1 + ulps * torch.finfo(t.dtype).eps * draw.to(t.device))).to(t.dtype)
 
 
 def _error(value: Tensor, target: Tensor) -> float:
