@@ -1,5 +1,8 @@
 """Fused kernels for normalizing flows in PyTorch."""
 
+import importlib
+from typing import Any
+
 from flowkernels import distributions, flows, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
@@ -26,3 +29,9 @@ __all__ = [
     "transforms",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sbi":  # imported when it is asked for: it needs the package sbi
+        return importlib.import_module("flowkernels.sbi")
+    raise AttributeError(f"module 'flowkernels' has no attribute {name!r}")

@@ -14,6 +14,7 @@ from .logit import Logit
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
+from .standardize import Standardize
 from .univariate import RQS, Affine, SinhArcsinh, Univariate
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Permutation",
     "SinhArcsinh",
     "Squeeze",
+    "Standardize",
     "Transform",
     "Univariate",
     "Unsqueeze",
