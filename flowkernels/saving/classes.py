@@ -221,6 +221,8 @@ def _flow(cls: type[flows.Flow]) -> Part:
 
 # ---- the tables ----
 
+# Not here: `distributions.FromTorch`, as a distribution of torch may be of any class and hold anything. Such a flow
+# saves its weights (config=False), the base's tensors among them.
 MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)

@@ -15,6 +15,7 @@ from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
 from .standardize import Standardize
+from .torch_transform import TorchTransform
 from .univariate import RQS, Affine, SinhArcsinh, Univariate
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SinhArcsinh",
     "Squeeze",
     "Standardize",
+    "TorchTransform",
     "Transform",
     "Univariate",
     "Unsqueeze",
