@@ -32,6 +32,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sbi":  # imported when it is asked for: it needs the package sbi
-        return importlib.import_module("flowkernels.sbi")
+    if name in ("distributed", "sbi"):  # imported when they are asked for: one of them needs the package sbi
+        return importlib.import_module(f"flowkernels.{name}")
     raise AttributeError(f"module 'flowkernels' has no attribute {name!r}")

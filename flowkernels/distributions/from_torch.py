@@ -100,12 +100,12 @@ class FromTorch(Distribution):
         if torch.is_grad_enabled():
             raise ValueError(
                 "distributions.FromTorch: rsample must be of a distribution through whose draws gradients flow, got "
-                f"{self._template!r:.60} (sample, or torch.no_grad(), draws without)"
+                f"{self.distribution!r:.60} (sample, or torch.no_grad(), draws without)"
             )
         return self.distribution.sample(lead)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self._template!r:.100}"
+        return f"{super().extra_repr()}, {self.distribution!r:.100}"
 
     def _take(self, path: str, tensor: Tensor) -> Tensor:
         if tensor.requires_grad:
