@@ -14,13 +14,15 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+DOCUMENTED := $(VENV)/.documented
 SOURCES := $(shell find csrc tests/cuda_emulator -name "*.[ch]*")
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret sanitized install-check check lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
+.PHONY: help build demo test lint types interpret sanitized install-check check docs lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +57,7 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@status=0; for step in lint types docs interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
@@ -77,10 +79,27 @@ install-check: $(INSTALLED)  ## sdist, a wheel from it, an empty environment: sm
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests
 
+# The tables of classes on the site are read from the package, so its tools live beside torch in .venv.
+ifdef LOCKED
+INSTALL_DOCS = $(PIP) --no-deps --require-hashes -r requirements/locked-docs.txt
+else
+INSTALL_DOCS = $(PIP) -r requirements/docs.txt
+endif
+
+$(DOCUMENTED): $(INSTALLED) requirements/docs.txt requirements/locked-docs.txt
+	$(INSTALL_DOCS)
+	@touch $@
+
+docs: $(DOCUMENTED)  ## the site, into build/site/; a warning or a dead link is an error
+	$(PY) -m mkdocs build --strict
+
 lock:  ## requirements/locked.txt from dev.txt: what continuous integration installs, by hash; needs uv
 	uv pip compile requirements/dev.txt -c requirements/torch.txt --generate-hashes --no-emit-package torch --quiet \
 	  --python-version 3.11 --no-annotate --no-header --no-emit-find-links --no-emit-index-url $(UV_ARGS) \
 	  -o requirements/locked.txt
+	uv pip compile requirements/docs.txt -c requirements/locked.txt --generate-hashes --quiet \
+	  --python-version 3.11 --no-annotate --no-header --no-emit-find-links --no-emit-index-url $(UV_ARGS) \
+	  -o requirements/locked-docs.txt
 
 wheels: $(INSTALLED)  ## the wheels that this machine can build, checked, into dist/: CPU, and CUDA where nvcc is
 	$(PY) -m tests.install.wheels

@@ -12,6 +12,8 @@
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/view_caster.h"
+#include "common/watch.h"
+#include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
 #include "net/net_bindings.h"
@@ -32,6 +34,33 @@ static void advise_huge(uintptr_t p, size_t bytes) {
 #endif
 }
 
+// A flow as Python makes it, once for all its calls.
+struct BoundFlow {
+  std::shared_ptr<FlowPlan> plan;
+  std::vector<NetPlan> nets;
+
+  explicit BoundFlow(int64_t features) : plan(std::make_shared<FlowPlan>(features)) {}
+  size_t n_tensors() const {
+    size_t n = 0;
+    for (const auto& net : nets) n += net.n_tensors();
+    return n;
+  }
+};
+
+// `tensors`: those of every layer's network, one layer after another.
+static std::unique_ptr<FlowCall> flow_call(const BoundFlow& flow, int64_t rows, const py::sequence& tensors) {
+  check_length("flow: tensors", tensors, flow.n_tensors());
+  auto call = std::make_unique<FlowCall>(flow.plan, rows);
+  const py::tuple none;
+  size_t at = 0;
+  for (const auto& net : flow.nets) {
+    call->add(read_layers(net, rows, tensors, at, none, none));
+    at += net.n_tensors();
+  }
+  call->close();
+  return call;
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "flowkernels CPU kernels; use flowkernels.ops";
   m.attr("compiler") = FK_COMPILER;
@@ -44,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &isas);
   m.def("use_isa", &use_isa);
   m.def("advise_huge", &advise_huge);
+  m.def("walk_holds", &walk_holds);
 
   py::class_<RqsSpec>(m, "RqsSpec").def(py::init(&rqs_spec));
   m.def("rqs_fwd",
@@ -140,6 +170,39 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     flow_layer_bwd(a, threads);
   });
+  py::class_<BoundFlow>(m, "Flow")
+      .def(py::init<int64_t>())
+      .def("add_layer",
+           [](BoundFlow& f, const NetPlan& net, const UnivariateMap& map, const Columns& columns) {
+             f.plan->add_layer(map, columns);
+             f.nets.push_back(net);
+           })
+      .def("add_order", [](BoundFlow& f, const std::vector<int32_t>& order) { f.plan->add_order(order); });
+  // The tensors stay alive with it: some are copies that nobody else has.
+  py::class_<FlowCall>(m, "FlowCall")
+      .def(py::init(&flow_call), py::keep_alive<1, 4>())
+      .def("kept_size", &FlowCall::kept_size)
+      .def("fwd",
+           [](FlowCall& call, const View& x, const View& y, const View& ladj, const View& kept, int threads) {
+             check_threads(threads);
+             const FlowArgs a = call.fwd(x, y, ladj, kept);
+             py::gil_scoped_release unlocked;
+             flow_fwd(a, threads);
+           })
+      // grads: room beside each tensor, None where it is not wanted.
+      .def("bwd", [](FlowCall& call, const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                     const View& kept, const py::sequence& grads, int threads) {
+        check_threads(threads);
+        check_length("flow: grads", grads, size_t(call.n_tensors()));
+        View v;
+        for (int64_t i = 0; i < call.n_tensors(); ++i) {
+          read(grads[size_t(i)], v);
+          call.take_grad(i, v);
+        }
+        const FlowArgs a = call.bwd(x, grad_y, grad_ladj, grad_x, kept);
+        py::gil_scoped_release unlocked;
+        flow_bwd(a, threads);
+      });
   m.def("sweep_fwd", [](const NetLayers& net, const UnivariateMap& map, const View& z, const View& x, const View& ladj,
                         bool circle_shift, bool zero_outside, const View& periodic_features, int threads) {
     check_threads(threads);

@@ -4,6 +4,7 @@
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "common/isa.h"
 #include "common/kernels.h"
+#include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
 #include "net/net.h"
@@ -57,6 +58,7 @@ FK_OP(actnorm, ActNormArgs)
 FK_OP(lu, LuArgs)
 FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)
+FK_OP(flow, FlowArgs)
 FK_OP(sweep, SweepArgs)
 
 }  // namespace fk

@@ -37,6 +37,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowkernels.flows import Flow, Glow, RealNVP, bits_per_dim
+from flowkernels.training import Epoch, fit
 from flowkernels.transforms import Affine, Dequantize, Logit
 
 BATCH, LEARNING_RATE, ALPHA, TEST_SEED = 64, 1e-3, 0.05, 1 << 40
@@ -110,21 +111,23 @@ def test_bits(flow: Flow, images: Tensor) -> float:
 
 
 def train(model: str, digits: Digits, seed: int, args: argparse.Namespace, progress: Progress) -> Trained:
+    """All epochs: test digits choose nothing."""
     flow, start = new_flow(model, digits, seed, args), time.perf_counter()
-    optimizer = torch.optim.Adam(flow.parameters(), lr=LEARNING_RATE)
     task = progress.add_task(f"{model}, seed {seed}", total=args.epochs, bits="")
     bits: list[float] = []
-    for _ in range(args.epochs):
-        for rows in torch.randperm(len(digits.train)).split(BATCH):
-            loss = -flow.log_prob(digits.train[rows]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(flow.parameters(), 500.0)
-            optimizer.step()
+
+    def test(epoch: Epoch) -> None:
         bits.append(test_bits(flow, digits.test))
         progress.update(task, advance=1, bits=f"{bits[-1]:.3f}")
+
+    found = fit(
+        flow, digits.train, validation=None, epochs=args.epochs, batch_size=BATCH, lr=LEARNING_RATE, schedule=None,
+        clip=500.0, seed=seed, progress=test,
+    )  # fmt: skip
     progress.remove_task(task)
-    return Trained(model, flow.eval(), bits, time.perf_counter() - start)
+    if found.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return Trained(model, flow, bits, time.perf_counter() - start)
 
 
 def train_all(digits: Digits, args: argparse.Namespace, console: Console) -> list[Trained]:

@@ -14,11 +14,11 @@ peers need one pass of every network per feature, so they draw fewer points, and
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import csv
 import importlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from flowkernels import compat, nets
 from flowkernels.flows import MAF, NSF, Flow
+from flowkernels.training import Epoch, fit
 
 BATCH, LEARNING_RATE, LAYERS, BINS, TAIL_BOUND = 256, 1e-3, 2, 8, 5.0  # layers of each network, or residual blocks
 FEWEST_ROWS, REPEATS = 30, 3
@@ -224,29 +225,25 @@ def log_likelihoods(flow: Flow, z: Tensor) -> Tensor:
 
 def train(flow: Flow, data: Split, args: argparse.Namespace, console: Console) -> int:
     """Until `patience` epochs bring the validation rows nothing; the flow keeps its best weights. Returns epochs."""
-    optimizer = torch.optim.Adam(flow.parameters(), lr=LEARNING_RATE)
-    generator = torch.Generator().manual_seed(args.seed)
-    best, best_epoch, kept, epoch = -float("inf"), 0, copy.deepcopy(flow.state_dict()), 0
     columns = (
         TextColumn("  training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn(),
         TextColumn("validation {task.fields[now]} nats, best {task.fields[best]}"),
     )  # fmt: skip
-    with contextlib.suppress(KeyboardInterrupt), Progress(*columns, console=console) as progress:
+    best = -math.inf
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=args.epochs, now="", best="")
-        while epoch < args.epochs and epoch - best_epoch < args.patience:
-            epoch += 1
-            for rows in torch.randperm(len(data.train), generator=generator).split(BATCH):
-                loss = -flow.log_prob(data.train[rows]).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-                optimizer.step()
-            now = log_likelihoods(flow, data.validation).mean().item() - data.log_units
-            if now > best:
-                best, best_epoch, kept = now, epoch, copy.deepcopy(flow.state_dict())
-            progress.update(task, completed=epoch, now=f"{now:.3f}", best=f"{best:.3f}")
-    flow.load_state_dict(kept)
-    return epoch
+
+        def show(epoch: Epoch) -> None:
+            nonlocal best
+            now = -epoch.validation - data.log_units
+            best = max(best, now)
+            progress.update(task, completed=epoch.epoch, now=f"{now:.3f}", best=f"{best:.3f}")
+
+        found = fit(
+            flow, data.train, validation=data.validation, epochs=args.epochs, patience=args.patience, batch_size=BATCH,
+            lr=LEARNING_RATE, schedule=None, seed=args.seed, progress=show,
+        )  # fmt: skip
+    return len(found.train)
 
 
 def normal_density(data: Split) -> Tensor:

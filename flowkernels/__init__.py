@@ -1,13 +1,17 @@
 """Fused kernels for normalizing flows in PyTorch."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowkernels import distributions, flows, nets, ops, transforms
+from flowkernels import distributions, flows, nets, ops, training, transforms
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
+from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
 from flowkernels.saving import load
+
+if TYPE_CHECKING:
+    from flowkernels import plot
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,21 +21,25 @@ __all__ = [
     "accelerate",
     "accelerate_library",
     "accelerated",
+    "benchmark",
     "convert",
     "distributions",
     "flows",
     "load",
     "nets",
     "ops",
+    "plot",
     "restore",
     "to_nflows",
     "to_zuko",
+    "training",
     "transforms",
     "use_backend",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("distributed", "sbi"):  # imported when they are asked for: one of them needs the package sbi
+    """Imports these when they are first asked for: few need them, and two need packages that may not be there."""
+    if name in ("distributed", "plot", "sbi"):
         return importlib.import_module(f"flowkernels.{name}")
     raise AttributeError(f"module 'flowkernels' has no attribute {name!r}")

@@ -46,6 +46,14 @@ def share(where: str, name: str, value: Any) -> float:
     return number
 
 
+def positive(where: str, name: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = float(value) if is_number(value) else math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{where}: {name} must be a finite number above 0, got {value!r:.60}")
+    return number
+
+
 def event_dims(where: str, name: str, value: Any) -> int:
     """1 for features, 3 for images."""
     if not is_whole(value) or value not in (1, 3):

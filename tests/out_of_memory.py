@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.ops.flow import Layer
 from flowkernels.ops.flow_layer import flow_layer, split_of
+from flowkernels.ops.net.net import dense_net
 from flowkernels.transforms import RQS, Affine
 
 ROWS, SPARE = 64, 1 << 20  # enough rows for a tile each to several threads; bytes for outputs
@@ -80,6 +82,12 @@ def layer(width: int) -> Case:
     return lambda: flow_layer(x, of, AFFINE, at, residual=False)[0], x
 
 
+def flow(width: int) -> Case:
+    x, of, at = torch.ones(ROWS, 2), layers((width, 1), (2, width)), split_of(2, (0,), (1,))
+    net = dense_net(of, False, "relu", 1, (ROWS,), None)
+    return lambda: ops.flow(x, [Layer(AFFINE, net, at)] * 2)[0], x
+
+
 def lu_linear(width: int) -> Case:
     n = 8 * int(width**0.5)
     x, eye, log_s = torch.ones(ROWS, n), torch.eye(n), torch.zeros(n)
@@ -96,7 +104,7 @@ def affine(width: int) -> Case:
     return lambda: ops.affine(x, params)[0], x
 
 
-NETS = (autoregressive_inverse, masked_linear, made, layer, residual_net)  # by what they want of one width
+NETS = (autoregressive_inverse, masked_linear, made, layer, flow, residual_net)  # by what they want of one width
 CASES = (lu_linear, *NETS, rqs, affine)
 WANTS_LITTLE = (rqs, affine)  # whatever the width: they have no scratch memory to speak of
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -280,19 +281,45 @@ def test_results_are_small_clean_and_complete(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     raw = tmp_path / "run.json"
     raw.write_text(json.dumps(_run(1.0)))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench:begin -->\nold figures\n<!-- bench:end -->\nafter\n")
-    compare.main([str(raw), "--out", str(tmp_path), "--readme", str(readme)])
+    page = tmp_path / "performance.md"
+    page.write_text("before\n<!-- bench:begin -->\nold figures\n<!-- bench:end -->\nafter\n")
+    compare.main([str(raw), "--out", str(tmp_path), "--page", str(page)])
     folder = tmp_path / "amd-epyc-7-avx2-2-threads"
-    assert sorted(p.name for p in folder.iterdir()) == ["plot.png", "results.json", "table.md"]
+    assert sorted(p.name for p in folder.iterdir()) == ["plot-spline.png", "results.json", "table.md"]
+    assert "![ratios](plot-spline.png)" in (folder / "table.md").read_text()
     text = (folder / "results.json").read_text()
     assert not any(word in text for word in ("a-host-name", "/home", "secret", "data"))
     assert compare.load(folder / "results.json") == compare.load(raw)
     cells = "spline, 8x8 K=8|forward|500 ms|50.0 ms|20.0 ms|25.0×|2.50×|10.0|50%|3.00 → 3.00|5.00 → 5.00"
-    lines = [re.sub(r" *\| *", "|", line).strip("|") for line in readme.read_text().splitlines()]
+    lines = [re.sub(r" *\| *", "|", line).strip("|") for line in page.read_text().splitlines()]
     assert cells in lines
-    assert "old figures" not in readme.read_text() and readme.read_text().endswith("after\n")
+    assert "old figures" not in page.read_text() and page.read_text().endswith("after\n")
     assert "Not timed: is wrong." in (folder / "table.md").read_text()
+
+
+def test_plots_are_a_page_per_suite(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from bench.report.plot import FEWEST_ROWS, draw
+
+    machine_info = compare.load(_written(tmp_path)).machine
+    names = (compare.BASELINE, "zuko compiled", "flowkernels", "plain torch")
+    rows = [
+        {"suite": suite, "case": case, "op": "forward", "row": row, "median_s": 1e-3 * (i + 1)}
+        for suite, cases in (("one layer", "abcde"), ("LU 1x1", "a"), ("few rows", "a"))
+        for case in cases
+        for i, row in enumerate(names[: FEWEST_ROWS - 1 if suite == "few rows" else None])
+    ]
+    (tmp_path / "plot.png").write_text("of an earlier run")
+    assert draw(compare.Result(machine_info, rows, []), tmp_path) == ["plot-one-layer.png", "plot-lu-1x1.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["plot-lu-1x1.png", "plot-one-layer.png"]
+    for name in ("plot-one-layer.png", "plot-lu-1x1.png"):
+        width, height = struct.unpack(">II", (tmp_path / name).read_bytes()[16:24])
+        assert 900 <= width <= 2000 and height <= 1.5 * width
+
+
+def _written(folder: Path) -> Path:
+    (folder / "run.json").write_text(json.dumps(_run(1.0)))
+    return folder / "run.json"
 
 
 def test_two_runs_are_compared_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,15 @@ def pins(file: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-@pytest.mark.parametrize("asked, locked", [("dev.txt", "locked.txt"), ("torch.txt", "locked-torch.txt")])
+@pytest.mark.parametrize(
+    "asked, locked", [("dev.txt", "locked.txt"), ("torch.txt", "locked-torch.txt"), ("docs.txt", "locked-docs.txt")]
+)
 def test_every_pin_is_locked(asked, locked) -> None:
     assert pins(asked)
     assert pins(asked).items() <= pins(locked).items(), f"run `make lock`: {asked} changed"
 
 
-@pytest.mark.parametrize("locked", ["locked.txt", "locked-torch.txt"])
+@pytest.mark.parametrize("locked", ["locked.txt", "locked-torch.txt", "locked-docs.txt"])
 def test_every_locked_pin_has_a_hash(locked) -> None:
     entries = re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", (FOLDER / locked).read_text(), flags=re.MULTILINE))
     assert len(entries) == len(pins(locked))

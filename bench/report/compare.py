@@ -1,7 +1,7 @@
 """Turns the JSON of `pytest bench --benchmark-json=...` into tables and a plot, or compares two runs.
 
-python -m bench.report.compare run.json                         tables, plot, small JSON: bench/results/<machine>/
-python -m bench.report.compare run.json --readme README.md      and the summary between that file's bench markers
+python -m bench.report.compare run.json                         tables, plots, small JSON: bench/results/<machine>/
+python -m bench.report.compare run.json --page docs/performance.md   and the summary between that page's bench markers
 python -m bench.report.compare --base old.json --head new.json  time of each row, old against new
 """
 
@@ -140,10 +140,10 @@ def machine_line(machine: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-# Masked layers and samples come in many sizes; a README has room for a middle one, the worst, and one feature count.
-_NOT_IN_README = re.compile(
-    r"masked layer, (?!\d+x512 to 512|512x64 to 512)|one layer, \w+, D=(?!64,)|actnorm|Glow step, 64x3x"
-    r"|affine coupling, 64x48x|LU 1x1 convolution, 64x96x|drop-in (?!.*(?:spline|NSF), D=63, batch 4096)"
+# Masked layers and samples come in many sizes; a page has room for a middle one, the worst, and one feature count.
+_NOT_ON_PAGE = re.compile(
+    r"masked layer, (?!\d+x512 to 512|512x64 to 512)|one layer, \w+, D=(?!64,)|actnorm"
+    r"|affine coupling, 64x48x|LU 1x1 convolution, 64x96x|drop-in (?!.*, D=63, batch 4096)"
 )
 
 
@@ -152,10 +152,10 @@ def _first(rows: dict[str, Row], names: Iterable[str]) -> Row | None:
 
 
 def summary(result: Result, short: bool = False) -> str:
-    """One line per group, ours against nflows and against the best compiled row; ``short`` as a README wants it."""
+    """One line per group, ours against nflows and against the best compiled row; ``short`` as a page wants it."""
     lines = []
     for (suite, case, op), rows in result.groups().items():
-        if short and _NOT_IN_README.match(f"{suite}, {case}"):
+        if short and _NOT_ON_PAGE.match(f"{suite}, {case}"):
             continue
         ours, base = _first(rows, OURS), _first(rows, BASELINES)
         if ours is None or base is None:
@@ -230,31 +230,31 @@ def machine_name(machine: dict[str, Any]) -> str:
 
 
 def save(result: Result, folder: Path) -> None:
-    """Writes results.json (no raw rounds, no names of hosts or folders), table.md and plot.png."""
+    """Writes results.json (no raw rounds, no names of hosts or folders), table.md and a plot per suite."""
     from bench.report.plot import draw  # matplotlib is not needed for tables
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result._asdict(), ensure_ascii=False)
     text = re.sub(r'(?<=[\[}])(, |)(?=\{"suite")', lambda m: m[0].strip() + "\n", text)  # one row a line, for diffs
     (folder / "results.json").write_text(text + "\n")
-    text = f"{machine_line(result.machine)}\n\n{summary(result)}\n\n![ratios](plot.png)\n\n{details(result)}\n"
+    plots = "".join(f"![ratios]({name})\n\n" for name in draw(result, folder))
+    text = f"{machine_line(result.machine)}\n\n{summary(result)}\n\n{plots}{details(result)}\n"
     (folder / "table.md").write_text(text)
-    draw(result, folder / "plot.png")
 
 
-def into_readme(result: Result, readme: Path) -> None:
-    """Replaces what stands between the markers of a README.
+def into_page(result: Result, page: Path) -> None:
+    """Replaces what stands between the markers of a page.
 
     Raises:
         ValueError: the file lacks the markers.
     """
-    text = readme.read_text()
+    text = page.read_text()
     if not all(marker in text for marker in MARKERS):
-        raise ValueError(f"compare: {readme.name} must hold {MARKERS[0]} and {MARKERS[1]}, got a file without them")
+        raise ValueError(f"compare: {page.name} must hold {MARKERS[0]} and {MARKERS[1]}, got a file without them")
     before, rest = text.split(MARKERS[0], 1)
     after = rest.split(MARKERS[1], 1)[1]
     body = f"{summary(result, short=True)}\n\n{machine_line(result.machine)}; every row is in `bench/results`"
-    readme.write_text(f"{before}{MARKERS[0]}\n{body}\n{MARKERS[1]}{after}")
+    page.write_text(f"{before}{MARKERS[0]}\n{body}\n{MARKERS[1]}{after}")
 
 
 # ---- two runs ----
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", nargs="?", type=Path, help="JSON of pytest-benchmark")
     parser.add_argument("--name", help="folder under bench/results; default: from processor, instruction set, threads")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the folder goes")
-    parser.add_argument("--readme", type=Path, help="file with bench markers to put the summary in")
+    parser.add_argument("--page", type=Path, help="file with bench markers to put the summary in")
     parser.add_argument("--base", type=Path, help="JSON of the older run")
     parser.add_argument("--head", type=Path, help="JSON of the newer run")
     given = parser.parse_args(arguments)
@@ -299,8 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     result = load(given.run)
     save(result, given.out / (given.name or machine_name(result.machine)))
-    if given.readme:
-        into_readme(result, given.readme)
+    if given.page:
+        into_page(result, given.page)
     print(f"{machine_line(result.machine)}\n\n{summary(result)}")
 
 

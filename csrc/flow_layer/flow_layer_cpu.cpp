@@ -1,106 +1,67 @@
 // Flow layers, from x to y and ladj and back: the parameters of the maps never leave the cache.
 #include "../common/kernels.h"
-#include "../net/net_tile.h"
-#include "../univariate/map_cpu.h"
 #include "flow_layer.h"
+#include "layer_tile.h"
 
 namespace fk::FK_ISA {
+
+FK_LAYER_FUNCTIONS_OF(, float);
+FK_LAYER_FUNCTIONS_OF(, double);
+
 namespace {
 
 // What a thread needs for its tiles.
 template <class S, class Map>
 struct LayerTile {
+  TileColumns columns;
   Tile<S> net;
-  S* x;  // [row blocks][features][kRowBlock], in memory's order
-  S* g;  // the same, of gradients
+  S* x;     // [row blocks][features][kRowBlock], in memory's order
+  S* g;     // the same, of gradients
+  S* ladj;  // [row blocks][kRowBlock]; bwd: its gradient
   S* row;
   Map map;
 
   LayerTile(const Net<S>& n, const FlowLayerArgs& a, int64_t blocks, bool backward, Arena& arena)
-      : net(n, blocks, backward, arena),
+      : columns{a.features, a.in_columns, a.columns, a.n_columns},
+        net(n, blocks, backward, arena),
         x(arena.take<S>(size_t(blocks * a.features * kRowBlock<S>))),
         g(backward ? arena.take<S>(size_t(blocks * a.features * kRowBlock<S>)) : nullptr),
+        ladj(arena.take<S>(size_t(blocks * kRowBlock<S>))),
         row(arena.take<S>(size_t(a.features))),
         map(a.map, arena) {}
 };
-
-template <class S>
-void gather_input(const FlowLayerArgs& a, const Packed<S>& p, int64_t blocks, const S* x, S* to) {
-  for (int64_t s = 0; s < blocks; ++s, x += a.features * kRowBlock<S>, to += p.in_width * kRowBlock<S>)
-    for (int64_t k = 0; k < p.n_in; ++k)
-      memcpy(to + (p.in_rank ? p.in_rank[k] : k) * kRowBlock<S>, x + a.in_columns[k] * kRowBlock<S>,
-             kRowBlock<S> * sizeof(S));
-}
 
 template <class S, class Map>
 void load_and_condition(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t,
                         bool again) {
   load_row_blocks(rows, static_cast<const S*>(a.x), a.x_stride, a.features, nullptr, a.features, t.x);
-  gather_input(a, net.layer[0], rows.blocks<S>(), t.x, t.net.a[0]);
+  gather_input(t.columns, net.layer[0], rows.blocks<S>(), t.x, t.net.a[0]);
   forward_tile(net, rows, t.net, net.spec.n, again);
 }
 
 template <class S, class Map>
 void fwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t) {
-  using T = typename Map::T;
   load_and_condition(a, net, rows, t, false);
-  const Packed<S>& last = net.last();
-  const int P = a.map.params();
-  S* ladj = static_cast<S*>(a.ladj) + rows.first;
-  for (int64_t s = 0; s < rows.blocks<S>(); ++s) {
-    S *x = t.x + s * a.features * kRowBlock<S>, *params = t.net.a[net.spec.n] + s * last.out_width * kRowBlock<S>;
-    LadjSum<T> sum;
-    for (int64_t i = 0; i < a.n_columns; ++i) {
-      S* at = x + a.columns[i] * kRowBlock<S>;
-      T out, term;
-      t.map.eval({params, last.out_rank, i * P}, load_pair(at), &out, &term);
-      store_pair(at, out);
-      sum.add(term);
-    }
-    alignas(64) S total[kRowBlock<S>];
-    store_pair(total, sum.total());
-    const int64_t used = rows.rows - s * kRowBlock<S>;
-    memcpy(ladj + s * kRowBlock<S>, total, size_t(used < kRowBlock<S> ? used : kRowBlock<S>) * sizeof(S));
-  }
+  map_features(t.columns, t.map, a.map.params(), net.last(), rows.blocks<S>(), t.net.a[net.spec.n], t.x, t.ladj);
+  memcpy(static_cast<S*>(a.ladj) + rows.first, t.ladj, size_t(rows.rows) * sizeof(S));
   store_row_blocks(rows, t.x, a.features, nullptr, a.features, static_cast<S*>(a.y), t.row);
 }
 
 template <class S, class Map>
 void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
               LayerTile<S, Map>& t) {
-  using T = typename Map::T;
   load_and_condition(a, net, rows, t, true);
-  const Packed<S>&first = net.layer[0], &last = net.last();
-  const int P = a.map.params();
-  const int64_t blocks = rows.blocks<S>(), size = a.features * kRowBlock<S>;
+  const int64_t blocks = rows.blocks<S>();
   if (a.grad_y)
     load_row_blocks(rows, static_cast<const S*>(a.grad_y), a.features, a.features, nullptr, a.features, t.g);
   else
-    memset(t.g, 0, size_t(blocks * size) * sizeof(S));
-  const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
-  for (int64_t s = 0; s < blocks; ++s) {
-    S *x = t.x + s * size, *g = t.g + s * size;
-    S* params = t.net.a[net.spec.n] + s * last.out_width * kRowBlock<S>;
-    S* grads = t.net.g[0] + s * last.out_width * kRowBlock<S>;
-    alignas(64) S gl[kRowBlock<S>] = {};
-    for (int64_t l = 0; grad_ladj && l < kRowBlock<S> && s * kRowBlock<S> + l < rows.rows; ++l)
-      gl[l] = grad_ladj[rows.first + s * kRowBlock<S> + l];
-    const T g_ladj = load_pair(gl);
-    for (int64_t i = 0; i < a.n_columns; ++i) {
-      const int64_t at = a.columns[i] * kRowBlock<S>;
-      const T g_v = t.map.grad({params, last.out_rank, i * P}, {grads, last.out_rank, i * P}, load_pair(x + at),
-                               load_pair(g + at), g_ladj);
-      store_pair(g + at, g_v);
-    }
-  }
+    memset(t.g, 0, size_t(blocks * a.features * kRowBlock<S>) * sizeof(S));
+  load_grad_ladj(rows, a.grad_ladj, t.ladj);
+  map_gradients(t.columns, t.map, a.map.params(), net.last(), blocks, t.net.a[net.spec.n], t.x, t.ladj, t.net.g[0],
+                t.g);
   const S* g_in = backward_tile(net, rows, t.net, sums, a.grad_x != nullptr);
   if (!g_in) return;
-  for (int64_t s = 0; s < blocks; ++s)
-    for (int64_t k = 0; k < first.n_in; ++k) {
-      S* at = t.g + s * size + a.in_columns[k] * kRowBlock<S>;
-      const S* more = g_in + (s * first.in_width + (first.in_rank ? first.in_rank[k] : k)) * kRowBlock<S>;
-      store_pair(at, load_pair(at) + load_pair(more));
-    }
+  add_input_gradient(t.columns, net.layer[0], blocks, g_in, t.g);
   store_row_blocks(rows, t.g, a.features, nullptr, a.features, static_cast<S*>(a.grad_x), t.row);
 }
 

@@ -49,6 +49,11 @@ struct NetSpec {
   bool opens_block(int i) const { return residual && i > 0 && i < n - 1 && i % 2 == 1; }
   bool closes_block(int i) const { return residual && i > 0 && i < n - 1 && i % 2 == 0; }
   int64_t n_out() const { return layers[n - 1].n_out; }
+  int64_t widths() const {  // numbers that a row has between layers
+    int64_t sum = 0;
+    for (int i = 0; i < n; ++i) sum += layers[i].n_in + layers[i].n_out;
+    return sum;
+  }
   int64_t work() const {  // multiply-adds a row, masked ones too
     int64_t sum = 0;
     for (int i = 0; i < n; ++i) sum += layers[i].n_in * layers[i].n_out;

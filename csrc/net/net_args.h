@@ -23,6 +23,8 @@ class NetLayers {
   void add(const LayerViews&, std::shared_ptr<const LayerMask>);
   void close();  // after the last layer
 
+  MaskedLayer& at(int i) { return layers_[size_t(i)]; }  // for what comes with a call: what is kept, gradients
+
   NetSpec spec = {};
   DType type = DType::other;  // of all tensors
   int64_t rows;

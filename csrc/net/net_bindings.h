@@ -42,16 +42,12 @@ inline void check_length(const char* name, const py::sequence& given, size_t len
   if (given.size() != length) refuse(name, std::to_string(length) + " entries", std::to_string(given.size()));
 }
 
-// A call's network. `tensors`: weight (and bias) of each layer, what is added in layers that have it, gates. `kept`:
-// per layer what enters it, or none at all. `grads`: room beside each tensor, or none at all.
-inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, const py::sequence& tensors,
-                                             const py::sequence& kept, const py::sequence& grads) {
+// A call's network, whose tensors are those from `first` on. `kept` and `grads` as below.
+inline std::unique_ptr<NetLayers> read_layers(const NetPlan& plan, int64_t rows, const py::sequence& tensors,
+                                              size_t first, const py::sequence& kept, const py::sequence& grads) {
   const size_t n = plan.masks.size(), per_layer = plan.has_bias ? 2 : 1;
-  check_length("net: tensors", tensors, plan.n_tensors());
-  if (kept.size()) check_length("net: kept", kept, n);
-  if (grads.size()) check_length("net: grads", grads, plan.n_tensors());
   auto net = std::make_unique<NetLayers>(int64_t(n), rows, plan.residual, plan.activation, plan.last);
-  size_t add = n * per_layer, gate = add;
+  size_t add = first + n * per_layer, gate = add;
   for (size_t i = 0; i < n; ++i) gate += size_t(plan.adds[i]);
   LayerViews v;
   const auto take = [&](size_t at, View& of, View& grad) {
@@ -59,8 +55,8 @@ inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, 
     if (grads.size()) read(grads[at], grad);
   };
   for (size_t i = 0; i < n; ++i) {
-    take(i * per_layer, v.weight, v.grad_weight);
-    if (plan.has_bias) take(i * per_layer + 1, v.bias, v.grad_bias);
+    take(first + i * per_layer, v.weight, v.grad_weight);
+    if (plan.has_bias) take(first + i * per_layer + 1, v.bias, v.grad_bias);
     for (View* of_some : {&v.add, &v.grad_add, &v.gate, &v.grad_gate}) of_some->ndim = -1, of_some->data = nullptr;
     if (plan.adds[i]) take(add++, v.add, v.grad_add);
     if (plan.gates[i]) take(gate++, v.gate, v.grad_gate);
@@ -69,6 +65,16 @@ inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, 
   }
   net->close();
   return net;
+}
+
+// A call's network. `tensors`: weight (and bias) of each layer, what is added in layers that have it, gates. `kept`:
+// per layer what enters it, or none at all. `grads`: room beside each tensor, or none at all.
+inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, const py::sequence& tensors,
+                                             const py::sequence& kept, const py::sequence& grads) {
+  check_length("net: tensors", tensors, plan.n_tensors());
+  if (kept.size()) check_length("net: kept", kept, plan.masks.size());
+  if (grads.size()) check_length("net: grads", grads, plan.n_tensors());
+  return read_layers(plan, rows, tensors, 0, kept, grads);
 }
 
 inline py::tuple activation_names() {

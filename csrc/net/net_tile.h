@@ -108,8 +108,10 @@ struct Sums {
   int64_t columns;
 };
 
+// Adds a tile's; the `first` of a thread's tiles writes sums of weights that nobody has set to zero.
 template <class S>
-void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64_t blocks, const Sums<S>& sums) {
+void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64_t blocks, const Sums<S>& sums,
+                      bool first = false) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, R = kRowBlock<S>;
   const int64_t width = p.out_width * R;
@@ -128,8 +130,8 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64
         for (int64_t s = 0; s < blocks; ++s)
           multiply_rows(g + s * width + panel * kPanel * R, from + s * R * R, R, acc);
         for (int m = 0; m < kPanel; ++m, to += sums.columns) {
-          store(to, load<V>(to) + acc[m][0]);
-          store(to + L, load<V>(to + L) + acc[m][1]);
+          store(to, (first ? V{} : load<V>(to)) + acc[m][0]);
+          store(to + L, (first ? V{} : load<V>(to + L)) + acc[m][1]);
         }
       }
   if (sums.bias)  // compensated: a sum of a batch's rows, one after the other, would lose digits with their number
@@ -245,7 +247,8 @@ void clear_past_end(const RowTile& rows, int64_t width, S* g) {
 // Gradients of a tile on which forward_tile has run, from that of the last layer's z in t.g[0]. Weights and biases add
 // to `sums`. Returns the gradient of a[0], or null where it is not needed.
 template <class S>
-S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const Sums<S>* sums, bool need_input) {
+S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const Sums<S>* sums, bool need_input,
+                 bool first = false) {
   const NetSpec& spec = net.spec;
   const int64_t blocks = rows.blocks<S>();
   S *g = t.g[0], *const stream = t.g[2];
@@ -267,7 +270,7 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
     }
     store_term(p.layer->grad_add, g);
     if (sums[i].weight) transpose_row_blocks(rows, t.a[i], p.in_width, p.n_in, t.transposed);
-    weight_gradients(p, g, t.transposed, blocks, sums[i]);
+    weight_gradients(p, g, t.transposed, blocks, sums[i], first);
     if (i == 0 && !need_input) return nullptr;
     // The stream's gradient passes a block by; what the block adds comes on top at its first layer.
     const bool opens = spec.opens_block(i);
@@ -286,10 +289,8 @@ struct Deal {
   int64_t rows, tile_rows, tiles;
   int parts;
 
-  // work: multiply-adds a row.
-  Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads) : rows(rows_) {
-    int64_t widths = 0;
-    for (int i = 0; i < net.n; ++i) widths += net.layers[i].n_in + net.layers[i].n_out;
+  // widths: numbers that a row takes in a tile; work: multiply-adds a row.
+  Deal(int64_t widths, int64_t rows_, int64_t work, int threads) : rows(rows_) {
     constexpr int64_t R = kRowBlock<S>;
     const int64_t all = (rows + R - 1) / R, useful = 1 + rows * work / kGrainWork;
     parts = int(threads < all ? threads : all);
@@ -300,6 +301,7 @@ struct Deal {
     tile_rows = R * (blocks < share ? blocks : share);
     tiles = (rows + tile_rows - 1) / tile_rows;
   }
+  Deal(const NetSpec& net, int64_t rows_, int64_t work, int threads) : Deal(net.widths(), rows_, work, threads) {}
   RowTile tile(int64_t i) const {
     const int64_t first = i * tile_rows;
     return {first, rows - first < tile_rows ? rows - first : tile_rows};
@@ -390,6 +392,7 @@ struct Call {
   Net<S> net;
   Sums<S>* sums = nullptr;  // [parts][n]
 
+  explicit Call(const NetSpec& spec) : net{spec, {}} {}  // of several, laid out by their owner
   Call(const NetSpec& spec, bool backward, int64_t rows, int parts, int threads) : net{spec, {}} {
     const bool few = !backward && rows <= kFewRows;
     Arena counted(nullptr);
@@ -399,12 +402,12 @@ struct Call {
     if (!few) pack(net, backward, threads);
   }
 
-  // This part's sums, set to zero by the thread that will use them.
-  const Sums<S>* clear(int part) const {
+  // This part's sums, set to zero by the thread that will use them; not those of weights, where its first tile does.
+  const Sums<S>* clear(int part, bool weights = true) const {
     Sums<S>* own = sums + part * net.spec.n;
     for (int i = 0; i < net.spec.n; ++i) {
       const int64_t width = net.layer[i].out_width;
-      if (own[i].weight) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
+      if (own[i].weight && weights) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
       if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kRowBlock<S>) * sizeof(S));
     }
     return own;
@@ -416,7 +419,7 @@ struct Call {
         [&](int i, int64_t j) { finish_row(net.layer[i], sums + i, net.spec.n, parts, j); });
   }
 
- private:
+  // Sizes and tables, in the arena; without `fill` only counted.
   void lay(Arena& arena, bool backward, bool few, int parts, bool fill) {
     const int n = net.spec.n;
     for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, backward, few, fill);
@@ -438,9 +441,9 @@ struct Call {
   EXTERN template void forward_layer(const Packed<S>&, const S*, const RowTile&, const Outlet<S>&);                  \
   EXTERN template void backward_layer(const Packed<S>&, const S*, int64_t, Activation, const S*, const S*, const S*, \
                                       S*);                                                                           \
-  EXTERN template void weight_gradients(const Packed<S>&, const S*, const S*, int64_t, const Sums<S>&);              \
+  EXTERN template void weight_gradients(const Packed<S>&, const S*, const S*, int64_t, const Sums<S>&, bool);        \
   EXTERN template void forward_tile(const Net<S>&, const RowTile&, const Tile<S>&, int, bool);                       \
-  EXTERN template S* backward_tile(const Net<S>&, const RowTile&, const Tile<S>&, const Sums<S>*, bool);             \
+  EXTERN template S* backward_tile(const Net<S>&, const RowTile&, const Tile<S>&, const Sums<S>*, bool, bool);       \
   EXTERN template void finish_row(const Packed<S>&, const Sums<S>*, int64_t, int, int64_t);                          \
   EXTERN template FewUnit<S> few_unit(const Packed<S>&, int64_t, int64_t, int64_t, const S*);                        \
   EXTERN template void pack_panel(const Packed<S>&, int64_t);                                                        \

@@ -92,18 +92,21 @@ struct MapType {
   using Map = M;
 };
 
-// Calls f with the types of a layer's numbers and of its map as those of values: f(S(), MapType<..>()).
+// Calls f with the type of a map on numbers of type S as that of a value: f(MapType<..>()).
+template <class S, class F>
+void by_map(const UnivariateMap& m, const F& f) {
+  if (m.is_affine)
+    f(MapType<AffineMap<S>>());
+  else if (m.rqs.clip_size != 0)
+    f(MapType<SplineMap<S, true>>());
+  else
+    f(MapType<SplineMap<S, false>>());
+}
+
+// The same with the type of a layer's numbers: f(S(), MapType<..>()).
 template <class F>
 void by_map(DType type, const UnivariateMap& m, const F& f) {
-  by_scalar(type, [&](auto s) {
-    using S = decltype(s);
-    if (m.is_affine)
-      f(s, MapType<AffineMap<S>>());
-    else if (m.rqs.clip_size != 0)
-      f(s, MapType<SplineMap<S, true>>());
-    else
-      f(s, MapType<SplineMap<S, false>>());
-  });
+  by_scalar(type, [&](auto s) { by_map<decltype(s)>(m, [&](auto map) { f(s, map); }); });
 }
 
 // A compensated sum: a row's ladj may have a thousand terms.

@@ -2,11 +2,12 @@
 
 A library registers itself by having a folder here, named like its top-level package in lower case. The folder has a
 `LIBRARY` with `match(module)`, which gives a layer of methods for `engine.patch`, a reason to leave the module alone,
-or None for a module that is none of the library's transforms, and `rows()`, the lines of README's table.
+or None for a module that is none of the library's transforms, and `rows()`, the lines of the site's table.
 `flowkernels.compat.engine.registry.Library` makes one from a table of classes. A table names the classes it knows and
 imports none of them: it is asked only about models that have them, and loads without the library. Its docstring is the
-one place that says what differs by design. `engine` is what serves every library, `reading` what reads their networks,
-masks and columns.
+one place that says what differs by design. Its `describe` says what a module is, as a `layer.Layer` of map, net and
+split, or why it is none that kernels have: calls, inverses and `convert` start from that. `engine` is what serves every
+library, `reading` what reads their networks, masks and columns.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -125,6 +126,21 @@ def _checked(name: str, flow: object) -> Flow:
 # ---- what both directions and libraries share: everything is made in float64, so that no weight is rounded ----
 
 
+def as_native(root: str, table: Mapping[str, Callable[[Any, int], Transform]], module: Any, features: int) -> Transform:
+    """The native transform of a module, as the table of the classes below a library's root says."""
+    make = table.get(class_name(module).removeprefix(f"{root}."))
+    if make is None:
+        raise cannot("convert", module)
+    return make(module, features)
+
+
+def cannot(call: str, part: Any, why: str = "") -> CannotConvert:
+    """The error of a layer that the other side has not."""
+    contract = {"convert": "native flows have", "to_nflows": "nflows has", "to_zuko": "zuko has"}[call]
+    given = f"{type(part).__name__} {why}".strip()
+    return CannotConvert(f"{call}: every layer must be one that {contract}, got {given}")
+
+
 def placed(module: Any, like: nn.Module) -> Any:
     """In the dtype, on the device and in the mode of another module."""
     tensors = [t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point()]
@@ -153,19 +169,17 @@ def copied(to: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         to.bias.copy_(bias)  # type: ignore[operator]
 
 
-def rows_by_block(n: int, swap: bool) -> Tensor:
-    """Of 2n rows a | b, the order a0, b0, a1, ... (b0, a0, ... with ``swap``)."""
-    pairs = torch.arange(2 * n).view(2, n)
-    return (pairs.flip(0) if swap else pairs).T.flatten()
-
-
 @torch.no_grad()
+def act_norm(features: int, log_scale: Tensor, shift: Tensor, initialised: Any = True) -> ActNorm:
+    layer = ActNorm(features).double()
+    layer.log_scale.copy_(log_scale)
+    layer.shift.copy_(shift)
+    layer.initialised.fill_(bool(initialised))
+    return layer
+
+
 def fixed_affine(features: int, scale: Tensor, shift: Tensor) -> ActNorm:
     """``y = scale x + shift`` that is not learned; the scale is positive."""
     if not bool((scale > 0).all()):
         raise CannotConvert("convert: a fixed scale must be positive, got one that is not")
-    layer = ActNorm(features).double()
-    layer.log_scale.copy_(scale.log())
-    layer.shift.copy_(shift)
-    layer.initialised.fill_(True)
-    return layer.requires_grad_(False)
+    return act_norm(features, scale.log(), shift).requires_grad_(False)

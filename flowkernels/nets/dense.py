@@ -15,7 +15,7 @@ from flowkernels.ops.net import Net, run_residual_net
 
 from .common import Activation, as_function, check_context, check_dtypes, check_sizes, join, start_at
 from .dense_reading import Dense, read_plain, read_residual
-from .reading import Kept
+from .reading import Kept, Walk
 
 
 class Constant(nn.Module):
@@ -130,6 +130,10 @@ class MLP(nn.Module):
         check_context("nets.MLP", context, self.context_features, x.shape[:-1])
         found = None if type(self).forward is not MLP.forward else _read_mlp(self)
         return None if found is None else found.net(x.shape[:-1], context)
+
+    def read(self, walk: Walk, has_context: bool) -> Dense | None:
+        """The network, for a reader that keeps it; see `nets.reading.Kept`."""
+        return _mlp(walk, self) if type(self).forward is MLP.forward else None
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer: Any = self._modules["final_layer"]  # nn.Module's attributes cost a microsecond each
@@ -252,6 +256,10 @@ class ResidualNet(nn.Module):
         found = None if type(self).forward is not ResidualNet.forward else _read_residual(self, context is not None)
         return None if found is None else found.net(x.shape[:-1], context)
 
+    def read(self, walk: Walk, has_context: bool) -> Dense | None:
+        """The network, for a reader that keeps it; see `nets.reading.Kept`."""
+        return read_residual(walk, self, has_context) if type(self).forward is ResidualNet.forward else None
+
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer: Any = self._modules["final_layer"]  # nn.Module's attributes cost a microsecond each
         check_dtypes("nets.ResidualNet", layer, layer._parameters.get("bias"), x, context)
@@ -271,11 +279,11 @@ class ResidualNet(nn.Module):
         start_at(self.final_layer, values)
 
 
-def _mlp(walk: Any, net: MLP) -> Dense | None:
+def _mlp(walk: Walk, net: Any) -> Dense | None:
     if not walk.enter(net, attributes=("activation",)):
         return None
     parts = net._modules
-    linears = [*parts["hidden_layers"]._modules.values(), parts["final_layer"]]  # type: ignore[union-attr]
+    linears = [*parts["hidden_layers"]._modules.values(), parts["final_layer"]]
     if not walk.enter(parts["hidden_layers"]):
         return None
     return read_plain(walk, net, linears, parts.get("dropout"), widest=_WIDEST)

@@ -255,7 +255,11 @@ class MADE(nn.Module):
         adds = [self._first_add(context), *[None] * (net.spec.n - 1)]
         if self.residual:
             adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
-        return made_net(net.layers, self.plan, self.activation, adds)
+        return made_net(net.layers(), self.plan, self.activation, adds)
+
+    def read(self, walk: Walk, has_context: bool) -> Net | None:
+        """The network without what a context adds, for a reader that keeps it; see `nets.reading.Kept`."""
+        return _layers(walk, self, self.plan) if type(self).forward is MADE.forward else None
 
     def _first_add(self, context: Tensor | None) -> Tensor | None:
         if context is None:
@@ -280,7 +284,7 @@ def _reread(net: MADE, _: object) -> None:
 
 def _layers(walk: Walk, net: MADE, plan: MadePlan) -> Net | None:
     """The network without a context; None where the layers must be called."""
-    if not walk.enter(net, attributes=("activation",)):
+    if not walk.enter(net, attributes=("activation", "plan")):
         return None
     parts: Any = net._modules
     found = [linear(walk, parts["initial_layer"], MaskedLinear)]

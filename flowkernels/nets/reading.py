@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from flowkernels import _native
 from flowkernels.ops._checks import in_autocast
 from flowkernels.ops._routing import in_transform
 from flowkernels.ops.net.activations import name_of
@@ -84,13 +85,13 @@ def may_compute(like: Tensor, x: Tensor, *others: Tensor | None) -> bool:
 
 
 class Walk:
-    """What a reader looked at, so that it can be asked later whether all of that is as it was.
+    """What a reader looked at, so that it can be asked later whether all of that is as it was: `still_holds`.
 
     Modules are held by weak references: what a module's reading holds on to must not keep that module alive.
     """
 
     def __init__(self) -> None:
-        self._modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], bool]] = []
+        self.modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], bool]] = []
 
     def enter(
         self,
@@ -113,47 +114,51 @@ class Walk:
             if t is None or t.is_inference():
                 return False
             of_buffers.append((name, t, t._version, t.data_ptr()))
-        self._modules.append((
+        self.modules.append((
             weakref.ref(module), type(module), [(n, d["_parameters"].get(n)) for n in parameters], children,
             [(n, d.get(n)) for n in attributes], of_buffers, is_called,
         ))  # fmt: skip
         return True
 
-    def holds(self) -> bool:
-        """Whether nothing has changed since, and nothing wants to be called."""
-        for reference, cls, parameters, children, attributes, buffers, is_called in self._modules:
-            m = reference()
-            if type(m) is not cls:
-                return False
-            d = m.__dict__
-            if not is_called and (
-                d["_forward_hooks"]
-                or d["_forward_pre_hooks"]
-                or d["_backward_hooks"]
-                or d["_backward_pre_hooks"]
-                or "forward" in d
-            ):
-                return False
-            if parameters:
-                owned = d["_parameters"]
-                for name, value in parameters:
-                    if owned.get(name) is not value:
-                        return False
-            inner = d["_modules"]
-            if len(inner) != len(children):
-                return False
-            for name, child in children:
-                if inner.get(name) is not child():
+
+def _still_holds(modules: list[Any]) -> bool:
+    """Whether what a walk has looked at is as it was; csrc/common/watch.h says the same in C++."""
+    for reference, cls, parameters, children, attributes, buffers, is_called in modules:
+        m = reference()
+        if type(m) is not cls:
+            return False
+        d = m.__dict__
+        if not is_called and (
+            d["_forward_hooks"]
+            or d["_forward_pre_hooks"]
+            or d["_backward_hooks"]
+            or d["_backward_pre_hooks"]
+            or "forward" in d
+        ):
+            return False
+        if parameters:
+            owned = d["_parameters"]
+            for name, value in parameters:
+                if owned.get(name) is not value:
                     return False
-            for name, value in attributes:
-                if d.get(name) is not value:
+        inner = d["_modules"]
+        if len(inner) != len(children):
+            return False
+        for name, child in children:
+            if inner.get(name) is not child():
+                return False
+        for name, value in attributes:
+            if d.get(name) is not value:
+                return False
+        if buffers:
+            owned = d["_buffers"]
+            for name, t, version, pointer in buffers:
+                if owned.get(name) is not t or t._version != version or t.data_ptr() != pointer:
                     return False
-            if buffers:
-                owned = d["_buffers"]
-                for name, t, version, pointer in buffers:
-                    if owned.get(name) is not t or t._version != version or t.data_ptr() != pointer:
-                        return False
-        return True
+    return True
+
+
+still_holds: Callable[[list[Any]], bool] = _still_holds if _native.C is None else _native.C.walk_holds
 
 
 def _nothing() -> None:
@@ -176,7 +181,7 @@ class Kept(Generic[T]):
         if torch.compiler.is_compiling() or hooked_globally():
             return None
         known = self._known.get(module)
-        if known is not None and known[1] == arguments and known[0].holds():
+        if known is not None and known[1] == arguments and still_holds(known[0].modules):
             return known[2]
         walk = Walk()
         said = self._read(walk, module, *arguments)

@@ -3,6 +3,7 @@
 from .actnorm import actnorm
 from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
+from .flow import flow
 from .lu_linear import lu_linear
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .rqs import RQS, rqs
@@ -17,6 +18,7 @@ __all__ = [
     "actnorm",
     "affine",
     "autoregressive_inverse",
+    "flow",
     "layer_plan",
     "lu_linear",
     "made",

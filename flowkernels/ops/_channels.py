@@ -90,8 +90,8 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype)
 
 
-def fake(x: Tensor, channel_dim: int, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """y and ladj without values, for compilers."""
+def outputs(x: Tensor, channel_dim: int, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Room for y and ladj."""
     dtype = out_dtype(tensors)
     return like(x, dtype), x.new_empty(ladj_shape(x, channel_dim), dtype=wide(dtype))
 

@@ -128,7 +128,9 @@ class Map(Handled):
     def inverted(self: _M) -> _M:
         """The map of the other direction; made once, and whose own `inverted` is this one."""
         if not self._is_complete and torch.compiler.is_compiling():
-            return dataclasses.replace(self, inverse=not self.inverse)  # type: ignore[type-var]
+            # As dataclasses.replace(), which the compiler of torch 2.6 does not know.
+            settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+            return type(self)(**{**settings, "inverse": not self.inverse})
         return self._twin
 
     # ---- the value ----

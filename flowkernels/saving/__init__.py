@@ -15,7 +15,7 @@ from flowkernels.flows import Flow
 from .description import CannotBuildError, CannotDescribeError, build, describe
 from .files import Path, apart, read, write
 
-__all__ = ["FORMAT", "CannotBuildError", "CannotDescribeError", "load", "save"]
+__all__ = ["FORMAT", "CannotBuildError", "CannotDescribeError", "check_tensors", "load", "save"]
 
 FORMAT = 1  # of the description; a release that changes what is written counts on, and reads the older ones
 _FORMAT, _CONFIG, _VERSION = "flowkernels.format", "flowkernels.config", "flowkernels.version"
@@ -73,7 +73,7 @@ def load(path: Path, device: torch.device | str | None = None, *, flow: Flow | N
     device = torch.empty(0).device if device is None else torch.device(device)
     tensors, metadata = read("flowkernels.load", path)
     made = _built(path, metadata, max(_LARGEST, sum(t.numel() for t in tensors.values())))
-    _check_tensors(path, tensors, made)
+    check_tensors("flowkernels.load", path, tensors, made)
     made.load_state_dict(tensors, strict=True, assign=True)
     for module in made.modules():
         for name, buffer in module._buffers.items():
@@ -88,7 +88,7 @@ def _load_into(flow: F, path: Path, device: object) -> F:
     if device is not None:
         raise ValueError(f"flowkernels.load: device must be None beside a flow, which stays where it is, got {device}")
     tensors, _ = read("flowkernels.load", path)
-    _check_tensors(path, tensors, flow)
+    check_tensors("flowkernels.load", path, tensors, flow)
     flow.load_state_dict(tensors, strict=True)
     return flow
 
@@ -116,26 +116,25 @@ def _built(path: Path, metadata: dict[str, str], largest: int) -> Flow:
         ) from error
 
 
-def _check_tensors(path: Path, tensors: dict[str, Tensor], flow: Flow) -> None:
+def check_tensors(where: str, path: Path, tensors: dict[str, Tensor], flow: Flow) -> None:
     """Raises unless the tensors are those of the flow: names, shapes and kinds. Before any is copied."""
     expected = flow.state_dict()
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unexpected:
         lists = [f"{what} {_some(names)}" for what, names in (("no", missing), ("also", unexpected)) if names]
         raise ValueError(
-            f"flowkernels.load: the tensors of {os.fspath(path)!r} must be the {len(expected)} of the flow, got "
+            f"{where}: the tensors of {os.fspath(path)!r} must be the {len(expected)} of the flow, got "
             f"{' and '.join(lists)}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
-                f"flowkernels.load: {name} of {os.fspath(path)!r} must be {list(expected[name].shape)}, got "
-                f"{list(tensor.shape)}"
+                f"{where}: {name} of {os.fspath(path)!r} must be {list(expected[name].shape)}, got {list(tensor.shape)}"
             )
         # Weights may come in any precision; masks and orders in their own type.
         wanted, floating = expected[name].dtype, tensor.is_floating_point() and expected[name].is_floating_point()
         if not floating and tensor.dtype is not wanted:
-            raise ValueError(f"flowkernels.load: {name} of {os.fspath(path)!r} must be of {wanted}, got {tensor.dtype}")
+            raise ValueError(f"{where}: {name} of {os.fspath(path)!r} must be of {wanted}, got {tensor.dtype}")
 
 
 def _some(names: Any) -> str:

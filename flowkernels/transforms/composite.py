@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkernels._arguments import check_tensor
 
 from .base import Transform, zero_ladj
+from .runs import Leaf, Run, pieces
 
 
 class Composite(Transform):
@@ -50,19 +52,35 @@ class Composite(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_tensor("transforms.Composite", "x", x)  # without a part nobody else would look
-        total = None
-        for transform in self.transforms:
-            x, ladj = transform(x, context)
-            total = ladj if total is None else total + ladj
-        return x, zero_ladj(x) if total is None else total
+        return self._run(x, context, False)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_tensor("transforms.Composite", "y", y)
+        return self._run(y, context, True)
+
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        found = None
+        if not torch.compiler.is_compiling():
+            found = pieces(self, self._modules["transforms"], inverse, context is not None)  # type: ignore[arg-type]
+        if found is None:
+            listed = reversed(self.transforms) if inverse else self.transforms
+            return self._one_by_one([Leaf(t, inverse) for t in listed], x, context)  # type: ignore[arg-type]
         total = None
-        for transform in reversed(self.transforms):
-            y, ladj = transform.inverse(y, context)  # type: ignore[operator]
+        for piece in found:
+            if isinstance(piece, Run):
+                x, ladj = piece(x, context) or self._one_by_one(piece.leaves, x, context)
+            else:
+                x, ladj = piece.run(x, context)
             total = ladj if total is None else total + ladj
-        return y, zero_ladj(y) if total is None else total
+        return x, zero_ladj(x) if total is None else total
+
+    @staticmethod
+    def _one_by_one(leaves: Sequence[Leaf], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        total = None
+        for leaf in leaves:
+            x, ladj = leaf.run(x, context)
+            total = ladj if total is None else total + ladj
+        return x, zero_ladj(x) if total is None else total
 
     @property
     def rearranges(self) -> bool:  # type: ignore[override]

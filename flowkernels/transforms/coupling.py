@@ -105,7 +105,7 @@ class Coupling(Transform):
         if as_net is None or split is None or not can_fuse(type(univariate)) or torch.compiler.is_compiling():
             return None
         net = as_net(x, context)
-        if net is None or net.n_out != self.split.n_transformed * univariate.n_params:
+        if net is None or net.n_out() != self.split.n_transformed * univariate.n_params:
             return None
         return run_layer(x, net, univariate.inverted() if inverse else univariate, split)
 

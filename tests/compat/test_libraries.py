@@ -60,14 +60,14 @@ def instance(library: str, name: str) -> nn.Module:
 # ---- the tables ----
 
 
-def test_readme_is_up_to_date():
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_all_classes_is_up_to_date():
+    text = (Path(__file__).parents[2] / "docs" / "libraries" / "index.md").read_text(encoding="utf-8")
     found = text.partition(table.BEGIN)[2].partition(table.END)[0].strip()
-    assert found == table.markdown(), "run `python -m flowkernels.compat.engine.table README.md`"
+    assert found == table.markdown(), "run `python -m flowkernels.compat.engine.table docs/libraries/index.md`"
 
 
 def test_the_table_is_written_between_its_markers(tmp_path, capsys):
-    file = tmp_path / "README.md"
+    file = tmp_path / "index.md"
     file.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     assert table.main([str(file)]) == 0
     assert file.read_text() == f"before\n{table.BEGIN}\n{table.markdown()}\n{table.END}\nafter\n"

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from flowkernels import compat
+from flowkernels.compat import layer as compat_layer
 from flowkernels.compat import nflows
 from flowkernels.compat.engine import patch
-from flowkernels.compat.nflows import autoregressive as nflows_autoregressive
 from flowkernels.compat.nflows import made as nflows_made
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers, results
@@ -35,8 +35,8 @@ def ran(monkeypatch):
     """The names of the ops that accelerated layers reached, in order."""
     names = []
     watch(monkeypatch, names, nflows_made, "run_made", "made")
-    watch(monkeypatch, names, nflows_autoregressive, "run_inverse", "autoregressive_inverse")
-    watch(monkeypatch, names, nflows_autoregressive, "run_autoregressive_layer", "flow_layer")
+    watch(monkeypatch, names, compat_layer, "run_inverse", "autoregressive_inverse")
+    watch(monkeypatch, names, compat_layer, "run_autoregressive_layer", "flow_layer")
     return names
 
 

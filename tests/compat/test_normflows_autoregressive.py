@@ -11,8 +11,8 @@ import normflows as nf
 import pytest
 import torch
 
+from flowkernels.compat import layer as compat_layer
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.nflows import autoregressive as nflows_autoregressive
 from flowkernels.compat.nflows import circular as nflows_circular
 from flowkernels.compat.nflows import made as nflows_made
 from tests.compat import normflows_models as models
@@ -30,7 +30,7 @@ def ran(monkeypatch):
     fuse_small_ones(monkeypatch)
     names = []
     watch(monkeypatch, names, nflows_made, "run_made", "made")
-    for module in (nflows_autoregressive, nflows_circular):
+    for module in (compat_layer, nflows_circular):
         watch(monkeypatch, names, module, "run_inverse", "autoregressive_inverse")
         watch(monkeypatch, names, module, "run_autoregressive_layer", "flow_layer")
     return names

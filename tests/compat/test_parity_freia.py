@@ -10,7 +10,7 @@ from torch import nn
 
 from flowkernels import compat
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.freia import couplings as freia_couplings
+from flowkernels.compat.freia import describe as freia_describe
 from flowkernels.compat.freia import layers as freia_layers
 from flowkernels.compat.reading import halves
 from tests.compat.parity import (
@@ -354,14 +354,14 @@ def named_as_freias(factor):
     code = (lambda u: 0.636 * torch.atan(u)).__code__
     constants = tuple(factor if c == 0.636 else c for c in code.co_consts)
     made = types.FunctionType(code.replace(co_consts=constants), {"torch": torch})
-    made.__qualname__ = freia_couplings._LAMBDA
+    made.__qualname__ = freia_describe._LAMBDA
     return made
 
 
 def test_a_clamp_is_known_by_its_values():
-    assert freia_couplings._clamp_name(named_as_freias(0.636)) == "atan"
-    assert freia_couplings._clamp_name(torch.tanh) == "tanh"
-    assert freia_couplings._clamp_name(lambda u: 0.636 * torch.atan(u)) is None  # not FrEIA's own
+    assert freia_describe.clamp_name(named_as_freias(0.636)) == "atan"
+    assert freia_describe.clamp_name(torch.tanh) == "tanh"
+    assert freia_describe.clamp_name(lambda u: 0.636 * torch.atan(u)) is None  # not FrEIA's own
 
 
 LEFT_ALONE = {

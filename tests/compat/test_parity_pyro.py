@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flowkernels import compat
+from flowkernels.compat import layer as compat_layer
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.pyro import coupling as pyro_coupling
 from flowkernels.compat.pyro import layers as pyro_layers
 from tests.compat.nflows_models import assert_numbers
 from tests.compat.parity import (
@@ -157,8 +157,9 @@ def test_shapes_and_caches(name):
 def test_the_ops_are_reached(monkeypatch):
     names = []
 
-    for name in ("run_autoregressive_layer", "run_inverse", "rqs"):
-        watch(monkeypatch, names, pyro_layers, name)
+    for name in ("run_autoregressive_layer", "run_inverse"):
+        watch(monkeypatch, names, compat_layer, name)
+    watch(monkeypatch, names, pyro_layers, "_elementwise")
     cases = (
         ("autoregressive", None),
         ("conditional autoregressive", draw(3)),
@@ -177,8 +178,8 @@ def test_the_ops_are_reached(monkeypatch):
 
 def test_a_spline_coupling_is_one_op_beside_its_lower_spline(monkeypatch):
     names = []
-    watch(monkeypatch, names, pyro_coupling, "run_layer")
-    watch(monkeypatch, names, pyro_layers, "rqs")
+    watch(monkeypatch, names, compat_layer, "run_layer")
+    watch(monkeypatch, names, pyro_layers, "_elementwise", "rqs")
     for case, wanted in (
         ("coupling", ["rqs", "run_layer"]),
         ("linear coupling", ["rqs", "run_layer"]),
@@ -234,7 +235,7 @@ def test_affine_couplings_without_a_graph(name, inverse):
 @pytest.mark.parametrize("context", [None, draw(3), draw(7, 3)], ids=["", "one context", "a context a row"])
 def test_an_affine_coupling_is_one_op_where_it_pays(context, monkeypatch):
     names = []
-    watch(monkeypatch, names, pyro_coupling, "run_layer")
+    watch(monkeypatch, names, compat_layer, "run_layer")
     plain = make("affine coupling" if context is None else "conditional affine coupling")[0]
     coupling, x = accelerated_copy(plain), draw(7, D)
     run(coupling, x, False, context)

@@ -12,13 +12,38 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.ops.flow import Layer, Order
 from flowkernels.ops.flow_layer import flow_layer
+from flowkernels.ops.net.activations import check_activation
+from flowkernels.ops.net.checks import check_dense, check_sequence
+from flowkernels.ops.net.net import dense_net
 
 Path = tuple[Any, ...]
 Arguments = dict[str, Any]
+
+
+def _flow(x: Any, nets: Any, maps: Any, splits: Any, order: Any, activation: Any, backend: Any) -> Any:
+    """`ops.flow` of layers with plain nets, with a reordering after each."""
+    parts = (("nets", nets), ("maps", maps), ("splits", splits))
+    for name, given in parts:
+        check_sequence("ops.flow", name, given, "a list")
+        if len(given) != len(nets):
+            raise ValueError(f"ops.flow: {name} must be {len(nets)}, got {len(given)}")
+    steps: list[Any] = []
+    for net, recipe, split in zip(nets, maps, splits, strict=True):
+        f, s = (made({"it": r})["it"] for r in (recipe, split))
+        check_dense("ops.flow", x, len(getattr(s, "inputs", ())), net, None, residual=False)
+        check_activation("ops.flow", activation)
+        steps.append(Layer(f, dense_net(net, False, activation, 0, (), None), s))
+        if order is not None:
+            steps.append(Order(order))
+    return ops.flow(x, steps, backend=backend)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: f for name in ops.__all__ if not isinstance(f := getattr(ops, name), type) and name != "layer_plan"},
     "flow_layer": flow_layer,
+    "flow": _flow,
 }
 
 

@@ -33,6 +33,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "made": nets.made,
     "residual_net": nets.residual_net,
     "flow_layer": nets.flow_layer,
+    "flow": nets.flow,
     "autoregressive_inverse": nets.autoregressive_inverse,
 }
 VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault

@@ -193,3 +193,21 @@ def flow_layer(draw: Draw) -> Call:
     at_rounded = "bins" in of_map.settings and of_map.settings["inverse"]
     sizes = sizes_of("flow_layer", arguments)
     return Call("flow_layer", arguments, rows if lead else {}, sizes, at_rounded=at_rounded)
+
+
+def flow(draw: Draw) -> Call:
+    """One to three layers, whose maps may be of several kinds, and one reordering between them all."""
+    lead, D = draw.lead(), draw.size(1, 12)
+    found: list[tuple[list[Any], Recipe, Recipe]] = []
+    for _ in range(draw.int(1, 3)):
+        of_map, P = univariate(draw)
+        of_map.settings["inverse"] = draw.chance(0.5)
+        inputs, outputs = (tuple(draw.shuffled(range(D))[: draw.int(1, D)]) for _ in range(2))
+        layers = _dense_net(draw, len(inputs), len(outputs) * P, None, False)
+        found.append((layers, of_map, Recipe(split_of, {"features": D, "inputs": inputs, "outputs": outputs})))
+    nets, maps, splits = (list(part) for part in zip(*found, strict=True))
+    arguments = _cast({"x": in_box(draw, maps[0].settings, *lead, D), "nets": nets}, draw.choice(DTYPES))
+    arguments |= {"maps": maps, "splits": splits, "order": draw.shuffled(range(D)) if draw.chance(0.5) else None}
+    arguments["activation"] = draw.choice(ACTIVATIONS)
+    turned = any("bins" in m.settings and m.settings["inverse"] for m in maps)
+    return Call("flow", arguments, {("x",): 1} if lead else {}, sizes_of("flow", arguments), at_rounded=turned)

@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.elf import Elf
 
 # Whatever git lists under these names is in the sdist.
-IN_SDIST = ("flowkernels", "csrc", "cmake", "tests", "bench", "examples", "requirements", ":(glob)*.md", "*.toml",
-            "*.cff", "CMakeLists.txt", "Makefile", "LICENSE", "setup.py")  # fmt: skip
+IN_SDIST = ("flowkernels", "csrc", "cmake", "tests", "bench", "docs", "examples", "requirements", ":(glob)*.md",
+            "*.toml", "*.cff", "mkdocs.yml", "CMakeLists.txt", "Makefile", "LICENSE", "setup.py")  # fmt: skip
 
 
 def check_wheel(path: Path) -> None:

@@ -16,7 +16,7 @@ from .mutation import ROOT, SWITCH, Mutation, switched
 
 # It fails unmutated where kernels are built with -O1: one draw of rounding too many.
 LEFT_OUT = ("--deselect", "tests/ops/test_rqs.py::test_numbers_with_options[inverse-64-logit-scale]")
-COPIED = ("csrc", "flowkernels", "tests", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md")
+COPIED = ("csrc", "flowkernels", "tests", "docs", "cmake", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md")
 COPIED += ("LICENSE",)  # with the README, what pyproject.toml names
 CHOSEN = "FK_MUTANT"  # the environment variable that throws a switch
 PLAIN = "-DFK_BASELINE_ONLY=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1"  # quickly compiled

@@ -89,7 +89,7 @@ def draw(c: Case, seed: int = 0) -> list[Tensor]:
 
 def call(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | None = None) -> tuple[Tensor, Tensor]:
     x, *rest = tensors
-    context = rest.pop(0) if c.context else None
+    context, rest = (rest[0], rest[1:]) if c.context else (None, rest)  # torch 2.6 traces no pop
     layers = list(zip(rest[::2], rest[1::2], strict=True))
     spec = c.spline.inverted() if inverse else c.spline
     return flow_layer(x, layers, spec, split_of(c.D, c.inputs, c.outputs), context=context, backend=backend)

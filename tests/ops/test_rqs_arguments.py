@@ -83,6 +83,12 @@ def test_bad_settings(settings, name, given) -> None:
     assert message.startswith(f"ops.rqs: {name} must be ") and given in message, message
 
 
+@pytest.mark.parametrize(("settings", "most"), [({}, 1 / 8), ({"parametrization": "half_ends"}, 1 / 7)], ids=str)
+def test_bins_may_all_be_of_the_minimum_size(settings, most) -> None:
+    spline = ops.RQS(8, min_bin_width=most, min_bin_height=most, **settings)
+    assert (spline.min_bin_width, spline.min_bin_height) == (most, most)
+
+
 SPARSE = X.to_sparse()
 BAD_TENSORS = {
     "x-integer": (X.long(), P, "x must be", "torch.int64"),

@@ -1,4 +1,4 @@
-"""VITS' spline function of either name, fused, with its signature."""
+"""VITS' spline function of either name, fused, with its signature; the second is nflows' too."""
 
 from __future__ import annotations
 
@@ -58,14 +58,37 @@ def unconstrained_rational_quadratic_spline(
     min_bin_height: float = 1e-3,
     min_derivative: float = 1e-3,
 ) -> tuple[Tensor, Tensor]:
-    """The same with linear tails by default, which are the only ones; see `piecewise_rational_quadratic_transform`.
+    r"""nflows' function of this name: the spline of `flowkernels.ops.rqs` in [-tail_bound, tail_bound], x outside.
+
+    .. math:: y_i = f(x_i; \text{widths}_i, \text{heights}_i, \text{derivatives}_i), \quad
+        \text{logabsdet}_i = \log |dy_i/dx_i|
+
+    Args:
+        inputs: ``[...]``; float32, float64, bfloat16 or float16.
+        unnormalized_widths, unnormalized_heights: ``[..., K]``.
+        unnormalized_derivatives: ``[..., K-1]``.
+        inverse: evaluate y → x. Never raises: nflows asserts where rounding makes the discriminant negative.
+        tails: ``"linear"``.
+        tail_bound: half the side of the box.
+        min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
+        min_derivative: smallest slope at a knot.
+
+    Returns:
+        outputs ``[...]`` and logabsdet ``[...]`` in nats, per element (float32 for 16-bit inputs).
+
+    Raises:
+        RuntimeError: other tails, as nflows.
+        ValueError: a shape or setting breaks its contract.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
 
     Example:
         >>> import torch
-        >>> from flowkernels.compat.copies import unconstrained_rational_quadratic_spline
-        >>> sizes = [(2,), (2, 4), (2, 4), (2, 3)]
-        >>> unconstrained_rational_quadratic_spline(*(torch.zeros(s) for s in sizes))[0]
-        tensor([0., 0.])
+        >>> from flowkernels.compat.nflows import unconstrained_rational_quadratic_spline
+        >>> x, w, h, d = torch.zeros(5), torch.zeros(5, 4), torch.zeros(5, 4), torch.zeros(5, 3)
+        >>> unconstrained_rational_quadratic_spline(x, w, h, d)[0]
+        tensor([0., 0., 0., 0., 0.])
     """
     if tails != "linear":
         raise RuntimeError(f"{tails} tails are not implemented.")

@@ -48,7 +48,7 @@ class Signature(NamedTuple):
         if len(args) > len(self.positional):
             return None
         values = dict(self.defaults)
-        given = dict(zip(self.positional, args, strict=False))
+        given = dict(zip(self.positional[: len(args)], args, strict=True))  # compilers know no zip of unequal ones
         for name, value in (*given.items(), *kwargs.items()):
             if name in kwargs and name in given:
                 return None

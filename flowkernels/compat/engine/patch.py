@@ -34,7 +34,7 @@ class FastMethods:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A method of the user's own on the instance must be called: the module is one to leave alone from here on.
-        if name in vars(type(self)).get("_flowkernels_bypassed", ()):
+        if name in type(self).__dict__.get("_flowkernels_bypassed", ()):
             with lock:
                 unswap(self)
         original_class(self).__setattr__(self, name, value)
@@ -64,6 +64,19 @@ class FastMethods:
     def __copy__(self) -> Any:
         own: Any = getattr(original_class(self), "__copy__", None)
         return own(self) if own else _duplicate(self, {}, lambda state: state)
+
+
+def or_theirs(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a layer that returns what `run` does; where that is None, what the class's own method of the name."""
+
+    @functools.wraps(run)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = run(self, *args, **kwargs)
+        if found is None:
+            return getattr(original_class(self), run.__name__)(self, *args, **kwargs)
+        return found
+
+    return method
 
 
 def _duplicate(module: Any, memo: dict[int, Any], copy_state: Callable[[Any], Any]) -> Any:

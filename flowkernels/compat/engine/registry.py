@@ -11,18 +11,13 @@ from .design import cheap, listed
 from .patch import FastMethods, overridden
 
 
-def never(module: Any) -> str | None:
-    """No reason to leave any module alone."""
-    return None
-
-
 class Target(NamedTuple):
     """How the modules of a class are accelerated."""
 
     layer: type[FastMethods]
     bypassed: frozenset[str]  # methods that the layer goes around: who overrides one is left alone
-    what: str = ""  # what runs on the kernels, for README's table
-    refusal: Callable[[Any], str | None] = never  # why a module cannot have the layer, or None
+    what: str = ""  # what runs on the kernels, for the site's table
+    refusal: Callable[[Any], object] | None = None  # why a module cannot have the layer; what is no string is no reason
 
 
 class Library:
@@ -35,7 +30,7 @@ class Library:
         left_alone: name → why nothing is gained on it.
         base: the class from which all transforms of the library come; one that is in no table has "no fused path".
         containers: name of a transform that only calls others, and so appears in no report → which parts of it are
-            accelerated, for README's table; empty: not in the table.
+            accelerated, for the site's table; empty: not in the table.
 
     Example:
         >>> import torch
@@ -83,7 +78,7 @@ class Library:
         return next((self.targets[name].what for name in names if name in self.targets), "")
 
     def rows(self) -> list[tuple[str, str]]:
-        """(class, what of it is accelerated or why it is not) for README's table."""
+        """(class, what of it is accelerated or why it is not) for the site's table."""
         rows = {name: target.what for name, target in self.targets.items()}
         rows |= {name: text for name, text in self.containers.items() if text}
         rows |= {name: f"left alone: {reason}" for name, reason in self.left_alone.items()}
@@ -92,6 +87,7 @@ class Library:
 
 def _refusal(target: Target, module: nn.Module) -> str | None:
     try:
-        return target.refusal(module)
+        found = None if target.refusal is None else target.refusal(module)
     except Exception as error:  # another version of the library, or a module edited beyond recognition
         return f"its layout is not the one that flowkernels knows ({type(error).__name__}: {error})"
+    return found if isinstance(found, str) else None

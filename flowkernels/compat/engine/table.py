@@ -1,4 +1,4 @@
-"""`python -m flowkernels.compat.engine.table [README.md]`: what of which library is accelerated, printed or filed."""
+"""`python -m flowkernels.compat.engine.table [PAGE.md]`: what of which library is accelerated, printed or filed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def markdown() -> str:
-    """The table of README.
+    """The table of the site's page of all classes.
 
     Example:
         >>> print(markdown().splitlines()[0])
@@ -33,14 +33,14 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print(markdown())
         return 0
-    readme = Path(arguments[0])
-    text = readme.read_text(encoding="utf-8")
+    page = Path(arguments[0])
+    text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        print(f"compat.table: {readme} must have a line {BEGIN} and then a line {END}", file=sys.stderr)
+        print(f"compat.table: {page} must have a line {BEGIN} and then a line {END}", file=sys.stderr)
         return 1
-    readme.write_text(f"{before}{BEGIN}\n{markdown()}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{markdown()}\n{END}{after}", encoding="utf-8")
     return 0
 
 

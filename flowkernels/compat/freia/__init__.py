@@ -7,11 +7,11 @@ infinities; log-determinants of 16-bit inputs are float32. In its permutations n
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from . import couplings
+from . import describe
+from .couplings import AdditiveCoupling, Coupling
 from .layers import AllInOne, Permute, refusal
 
 _FORWARD, _SIDES = frozenset({"forward"}), frozenset({"forward", "_coupling1", "_coupling2"})
@@ -25,8 +25,11 @@ _BOX = (
 )
 
 
-def _coupling(layer: Any, what: str, bypassed: frozenset[str] = _SIDES) -> Target:
-    return Target(layer, bypassed, what, functools.partial(couplings.refusal_of, layer.find))
+def _coupling(
+    how: describe.Describe, what: str, layer: type[Coupling] = Coupling, bypassed: frozenset[str] = _SIDES
+) -> Target:
+    made = type(layer.__name__, (layer,), {"describe": staticmethod(how)})
+    return Target(made, bypassed, what, functools.partial(describe.refusal_of, how))
 
 
 LIBRARY = Library(
@@ -38,16 +41,14 @@ LIBRARY = Library(
             "features: coupling and network of plain layers as one op; hard permutation, of images or many features",
             refusal,
         ),
-        "coupling_layers.GLOWCouplingBlock": _coupling(couplings.GLOWCoupling, _WHAT),
-        "coupling_layers.RNVPCouplingBlock": _coupling(
-            couplings.RNVPCoupling, "the same as two ops a half, one a network"
-        ),
-        "coupling_layers.AffineCouplingOneSided": _coupling(couplings.OneSidedCoupling, _WHAT, _FORWARD),
+        "coupling_layers.GLOWCouplingBlock": _coupling(describe.glow, _WHAT),
+        "coupling_layers.RNVPCouplingBlock": _coupling(describe.rnvp, "the same as two ops a half, one a network"),
+        "coupling_layers.AffineCouplingOneSided": _coupling(describe.one_sided, _WHAT, bypassed=_FORWARD),
         "coupling_layers.NICECouplingBlock": _coupling(
-            couplings.NICECoupling, "on feature vectors network, sum and feature split run as one op"
+            describe.nice, "on feature vectors network, sum and feature split run as one op", AdditiveCoupling
         ),
         "coupling_layers.ConditionalAffineTransform": _coupling(
-            couplings.ConditionalAffine, "features: map, clamp and network of plain layers as one op", _FORWARD
+            describe.conditional, "features: map, clamp and network of plain layers as one op", bypassed=_FORWARD
         ),
         "fixed_transforms.PermuteRandom": Target(Permute, _FORWARD, "permutation"),
     },

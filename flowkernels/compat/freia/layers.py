@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.masks import read_order
 from flowkernels.compat.reading.operands import mixed
 
-from .couplings import all_in_one, call_of, refusal_of
+from .couplings import call_of
+from .describe import all_in_one, refusal_of
 
 # Features from which moving them beats a product with a matrix; measured on two cores.
 _LEAST_FEATURES = 32
@@ -36,9 +37,9 @@ class Permute(FastMethods):
 class AllInOne(FastMethods):
     """The methods of an accelerated AllInOneBlock."""
 
-    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> tuple[tuple[Tensor], Tensor]:
-        found = _all_in_one(self, x, c, rev)
-        return original_class(self).forward(self, x, c, rev, jac) if found is None else found
+    @or_theirs
+    def forward(self: Any, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
+        return _all_in_one(self, x, c, rev)
 
     def _permute(self: Any, x: Tensor, rev: bool = False) -> tuple[Tensor, Any]:
         scale, jac = 1.0, 0.0

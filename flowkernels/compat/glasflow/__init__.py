@@ -10,7 +10,7 @@ from flowkernels.compat.nflows import LIBRARY as NFLOWS
 
 
 class _Glasflow(Library):
-    """The same classes as nflows', so that README's table has the flows made of them."""
+    """The same classes as nflows', so that the site's table has the flows made of them."""
 
     def rows(self) -> list[tuple[str, str]]:
         return [

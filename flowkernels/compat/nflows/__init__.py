@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from .affine_coupling import AdditiveCoupling, AffineCoupling
 from .autoregressive import AffineAutoregressive, SplineAutoregressive, affine_refusal
-from .coupling import Coupling
+from .coupling import AdditiveCoupling, AffineCoupling, Coupling
+from .describe import spline_refusal
 from .elementwise import ElementwiseSpline
 from .linear import LU, Conv1x1, Norm
 from .made import Made, made_refusal
 from .masked_linear import MaskedLinear, masked_linear_refusal
 from .residual import Residual, residual_refusal
-from .spline import spline_refusal
 
 if TYPE_CHECKING:
     from .functions import patch_functions, rational_quadratic_spline, unconstrained_rational_quadratic_spline

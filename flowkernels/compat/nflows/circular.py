@@ -8,65 +8,73 @@ circular features, is computed first where x is known, and in the sweep, feature
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.layer import Layer
 from flowkernels.nets.reading import is_bare
 from flowkernels.ops._kept import kept
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import run_autoregressive_layer
 from flowkernels.ops.net import Net
-from flowkernels.ops.rqs.spec import RQS
 
 from .made import preprocessing_of
-from .spline import is_listed, shared_settings
+from .spline import logit_of_one
 
 
-def forward(layer: Any, x: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
-    """y and ladj by the network `found`, as one op; None where that has no kernel."""
-    before, bound = preprocessing_of(layer.autoregressive_net), layer.tail_bound
+def run(layer: Layer, x: Tensor, found: Net, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """y and ladj by the network `found`, as one op or in one sweep; None where that has no kernel."""
+    return (_inverse if inverse else _forward)(layer, x, found)
+
+
+def _forward(layer: Layer, x: Tensor, found: Net) -> tuple[Tensor, Tensor] | None:
+    before, own, univariate = preprocessing_of(layer.net), layer.own, layer.map
+    assert univariate is not None
     seen = x if before is None else before(x)
-    given = x / bound if isinstance(bound, Tensor) else x
-    net = _with_tails(layer, found)
-    fused = run_autoregressive_layer(given, net, _map(layer, logit_scale), None if seen is given else seen)
+    given = x / own.bound if own.is_scaled else x
+    fused = run_autoregressive_layer(given, _with_tails(layer, found), univariate, None if seen is given else seen)
     if fused is None:
         return None
     y, ladj = fused
-    y = y * bound if isinstance(bound, Tensor) else y
-    return torch.where(x.abs() > bound, 0, y) if is_listed(layer) else y, ladj
+    y = y * own.bound if own.is_scaled else y
+    return y if own.tails is None else torch.where(x.abs() > own.bound, 0, y), ladj
 
 
-def inverse(layer: Any, z: Tensor, found: Net, logit_scale: float) -> tuple[Tensor, Tensor] | None:
-    """x and ladj in one sweep; None where that has no kernel, or knows not what is before the network."""
-    periodic, bound = None, layer.tail_bound
-    before = preprocessing_of(layer.autoregressive_net)
+def _inverse(layer: Layer, z: Tensor, found: Net) -> tuple[Tensor, Tensor] | None:
+    """None too where it is not known what is before the network."""
+    periodic, own, univariate = None, layer.own, layer.map
+    assert univariate is not None
+    before = preprocessing_of(layer.net)
     if before is not None:
         periodic = _periodic_features(before, z)
         if periodic is None:
             return None
     net = _with_tails(layer, found)
-    if isinstance(bound, Tensor):
+    if own.is_scaled:
         # The sweep knows x over its bound: so the network's first layer, or what comes before it, is stretched.
-        z = z / bound
+        z = z / own.bound
         if periodic is None:
-            (weight, bias), *rest = net.layers
-            net = net.with_layers([(weight * bound, bias), *rest])
+            (weight, bias), *rest = net.layers()
+            net = net.with_layers([(weight * own.bound, bias), *rest])
         else:
-            one = torch.ones_like(bound)
-            periodic = periodic * torch.stack((bound, one, one, bound, one), -1)
-    fused = run_inverse(z, net.with_periodic(periodic), _map(layer, logit_scale, is_listed(layer)), or_none=True)
+            one = torch.ones_like(own.bound)
+            periodic = periodic * torch.stack((own.bound, one, one, own.bound, one), -1)
+    univariate = univariate if own.tails is None else _zero_outside(univariate)
+    fused = run_inverse(z, net.with_periodic(periodic), univariate, or_none=True)
     if fused is None:
         return None
     x, ladj = fused
-    return x * bound if isinstance(bound, Tensor) else x, ladj
+    return x * own.bound if own.is_scaled else x, ladj
 
 
-def _map(layer: Any, logit_scale: float, zero_outside: bool = False) -> RQS:
-    return RQS.kept(**shared_settings(layer, layer.num_bins), logit_scale=logit_scale, zero_outside=zero_outside)
+@functools.lru_cache(maxsize=256)
+def _zero_outside(univariate: Any) -> Any:
+    return dataclasses.replace(univariate, zero_outside=True)
 
 
 # ---- tails, by the last layer ----
@@ -86,14 +94,13 @@ def _rows(tails: tuple[str, ...], bins: int, device: torch.device) -> tuple[Tens
     return torch.tensor(rows, device=device), torch.tensor(ends, device=device)
 
 
-def _with_tails(layer: Any, net: Net) -> Net:
-    if not is_listed(layer):
+def _with_tails(layer: Layer, net: Net) -> Net:
+    if layer.own.tails is None or layer.map is None:
         return net
-    weight, bias = net.layers[-1]
-    rows, ends = _rows(tuple(layer.tails), layer.num_bins, weight.device)
-    one = math.log(math.expm1(1 - layer.min_derivative))
+    weight, bias = net.layers()[-1]
+    rows, ends = _rows(layer.own.tails, layer.map.bins, weight.device)
     weight = weight.index_select(0, rows).masked_fill(ends[:, None], 0)
-    return net.with_last(weight, bias.index_select(0, rows).masked_fill(ends, one))
+    return net.with_last(weight, bias.index_select(0, rows).masked_fill(ends, logit_of_one(layer.map)))
 
 
 # ---- what comes before the network ----

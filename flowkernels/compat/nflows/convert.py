@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from nflows import distributions, flows
+from nflows import transforms as T
+from nflows.nn.nets import ResidualNet as Theirs
+from torch import Tensor, nn
 
-from flowkernels.compat.convert import CannotConvert, class_name, fixed_affine, parts_of, rows_by_block
+from flowkernels.compat.convert import CannotConvert, act_norm, as_native, cannot, class_name, fixed_affine, parts_of
+from flowkernels.compat.layer import Layer, has_settings, in_our_order, native_rows
 from flowkernels.distributions import StandardNormal
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, ResidualNet
 from flowkernels.nets.made import MaskedLinear
 from flowkernels.ops.net.activations import FUNCTIONS
-from flowkernels.ops.net.activations import name_of as activation_name
 from flowkernels.transforms import (
-    RQS,
     ActNorm,
-    Affine,
     Autoregressive,
     Composite,
     Coupling,
@@ -30,9 +31,11 @@ from flowkernels.transforms import (
     Transform,
 )
 
-from .spline import spline_settings
+from . import describe
+from .made import parts_of as made_parts
 
 _EPSILON = 1e-3  # of nflows' affine layers
+_LAST = ("final_layer.weight", "final_layer.bias")
 
 
 def flow_of(model: Any) -> Flow:
@@ -44,10 +47,7 @@ def flow_of(model: Any) -> Flow:
 
 
 def _transform(module: Any, features: int) -> Transform:
-    name = class_name(module).removeprefix("nflows.transforms.")
-    if name not in _NATIVE:
-        raise CannotConvert(f"convert: every layer must be one that native flows have, got {type(module).__name__}")
-    return _NATIVE[name](module, features)
+    return as_native("nflows.transforms", _NATIVE, module, features)
 
 
 # ---- networks ----
@@ -57,70 +57,70 @@ def _dropout(net: Any) -> float:
     return next((m.p for m in net.modules() if isinstance(m, nn.Dropout)), 0.0)
 
 
-def _residual_net(net: Any, n_in: int, rows: torch.Tensor | None = None) -> ResidualNet:
+def _activation_and_norm(net: Any) -> tuple[Any, bool]:
+    """The activation of a residual network on either side, and whether it has batch norm."""
+    block = net.blocks[0] if len(net.blocks) else None
+    return F.relu if block is None else block.activation, getattr(block, "batch_norm_layers", None) is not None
+
+
+def _residual_net(net: Any, n_in: int, rows: Tensor) -> ResidualNet:
     if class_name(net) != "nflows.nn.nets.resnet.ResidualNet":
         raise CannotConvert(f"convert: the network of a coupling must be a ResidualNet, got {type(net).__name__}")
-    state, first = net.state_dict(), net.initial_layer
-    if rows is not None:
-        state |= {n: state[n][rows] for n in ("final_layer.weight", "final_layer.bias")}
-    block = net.blocks[0] if len(net.blocks) else None
-    native = ResidualNet(
+    first, (activation, has_norm) = net.initial_layer, _activation_and_norm(net)
+    ours = ResidualNet(
         n_in, net.final_layer.out_features, first.out_features, len(net.blocks), first.in_features - n_in,
-        activation=F.relu if block is None else block.activation, dropout=_dropout(net),
-        batch_norm=bool(block is not None and block.use_batch_norm),
+        activation=activation, dropout=_dropout(net), batch_norm=has_norm,
     )  # fmt: skip
-    native.double().load_state_dict(state)
-    return native
+    ours.double().load_state_dict({**net.state_dict(), **_last_rows(net, rows)})
+    return ours
+
+
+def _last_rows(net: Any, rows: Tensor) -> dict[str, Tensor]:
+    """The last layer of a network with its rows in this order, as a part of its state."""
+    state = net.state_dict()
+    return {name: state[name][rows] for name in _LAST}
 
 
 def _made(net: Any, features: int) -> MADE:
     if class_name(net) != "nflows.transforms.made.MADE":
         raise CannotConvert(f"convert: the network of an autoregressive layer must be a MADE, got {type(net).__name__}")
-    activation = activation_name(net.activation)
-    if activation is None or any("batch_norm" in name for name in net.state_dict()):
-        raise CannotConvert("convert: a MADE must have no batch norm and an activation of nets.MADE, got one that has")
-    residual, blocks = net.use_residual_blocks, len(net.blocks)
-    if residual and not blocks:
+    parts = made_parts(net)
+    if isinstance(parts, str):
+        raise CannotConvert(f"convert: a MADE must be as those of nets.MADE are, but {parts}")
+    blocks = len(net.blocks)
+    if parts.residual and not blocks:
         raise CannotConvert("convert: a residual MADE must have a block, got none")
     context = net.context_layer.in_features if hasattr(net, "context_layer") else 0
-    hidden = (net.initial_layer.out_features,) * (blocks + (not residual))
-    native = MADE(
-        features, net.final_layer.out_features // features, hidden, residual=residual, context=context,
-        activation=activation, dropout=_dropout(net),
+    hidden = (net.initial_layer.out_features,) * (blocks + (not parts.residual))
+    ours = MADE(
+        features, net.final_layer.out_features // features, hidden, residual=parts.residual, context=context,
+        activation=parts.activation, dropout=_dropout(net),
     )  # fmt: skip
-    native.double().load_state_dict(net.state_dict())
-    return native
+    ours.double().load_state_dict(net.state_dict())
+    return ours
 
 
 # ---- layers → native ----
 
 
-def _rqs(layer: Any, scaled_by: Any) -> RQS:
-    width = getattr(scaled_by, "hidden_features", None)
-    return RQS(**spline_settings(layer, layer.num_bins), logit_scale=1.0 if width is None else 1 / math.sqrt(width))
+def _described(describe: Callable[[Any], Layer]) -> Callable[[Any, int], Transform]:
+    """How to make a native coupling or autoregressive layer of a module that is described so."""
 
+    def native(module: Any, features: int) -> Transform:
+        layer = describe(module)
+        if layer.map is None:
+            raise CannotConvert("convert: an affine coupling must have nflows' 0.14 scale, got a scale_activation")
+        univariate: Any = in_our_order(layer.map)[0]
+        if not hasattr(module, "transform_features"):
+            return Autoregressive(_made(layer.net, features), univariate)
+        if module.unconditional_transform is not None:
+            why = "leave its other features alone, got an unconditional_transform"
+            raise CannotConvert(f"convert: a coupling must {why}")
+        mapped = module.transform_features.tolist()
+        net = _residual_net(layer.net, features - len(mapped), native_rows(layer.map, len(mapped), layer.groups))
+        return Coupling([i in mapped for i in range(features)], net, univariate)
 
-def _mask(layer: Any) -> list[bool]:
-    mapped = set(layer.transform_features.tolist())
-    if layer.unconditional_transform is not None:
-        raise CannotConvert("convert: a coupling must leave its other features alone, got an unconditional_transform")
-    return [i in mapped for i in range(layer.features)]
-
-
-def _coupling(layer: Any, univariate: RQS | Affine) -> Transform:
-    return Coupling(_mask(layer), _residual_net(layer.transform_net, layer.num_identity_features), univariate)
-
-
-def _affine_coupling(layer: Any, features: int) -> Transform:
-    if hasattr(layer, "scale_activation"):
-        raise CannotConvert("convert: an affine coupling must have nflows' 0.14 scale, got a scale_activation")
-    rows = rows_by_block(layer.num_transform_features, swap=True)  # nflows has shifts | scales
-    net = _residual_net(layer.transform_net, layer.num_identity_features, rows)
-    return Coupling(_mask(layer), net, Affine("sigmoid", _EPSILON))
-
-
-def _autoregressive(layer: Any, features: int, univariate: RQS | Affine) -> Transform:
-    return Autoregressive(_made(layer.autoregressive_net, features), univariate)
+    return native
 
 
 @torch.no_grad()
@@ -136,15 +136,6 @@ def _lu(layer: Any, features: int) -> Transform:
     return native
 
 
-@torch.no_grad()
-def _actnorm(layer: Any, features: int) -> Transform:
-    native = ActNorm(features).double()
-    native.log_scale.copy_(layer.log_scale)
-    native.shift.copy_(layer.shift)
-    native.initialised.copy_(layer.initialized)
-    return native
-
-
 _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
     "base.CompositeTransform": lambda m, D: Composite([_transform(t, D) for t in m._transforms]),
     "base.InverseTransform": lambda m, D: Inverse(_transform(m._transform, D)),
@@ -155,15 +146,13 @@ _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
         lambda m, D: Permutation(m._permutation),
     ),
     "lu.LULinear": _lu,
-    "normalization.ActNorm": _actnorm,
-    "coupling.PiecewiseRationalQuadraticCouplingTransform": lambda m, D: _coupling(m, _rqs(m, m.transform_net)),
-    "coupling.AffineCouplingTransform": _affine_coupling,
-    "coupling.AdditiveCouplingTransform": lambda m, D: _coupling(m, Affine("additive")),
-    "autoregressive.MaskedAffineAutoregressiveTransform": lambda m, D: _autoregressive(
-        m, D, Affine("softplus", m._epsilon)
-    ),
-    "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": lambda m, D: _autoregressive(
-        m, D, _rqs(m, m.autoregressive_net)
+    "normalization.ActNorm": lambda m, D: act_norm(D, m.log_scale, m.shift, m.initialized),
+    "coupling.PiecewiseRationalQuadraticCouplingTransform": _described(describe.spline_coupling),
+    "coupling.AffineCouplingTransform": _described(describe.affine_coupling),
+    "coupling.AdditiveCouplingTransform": _described(describe.additive_coupling),
+    "autoregressive.MaskedAffineAutoregressiveTransform": _described(describe.affine_autoregressive),
+    "autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform": _described(
+        describe.spline_autoregressive
     ),
 }
 
@@ -172,22 +161,14 @@ _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
 
 
 def theirs_of(flow: Flow) -> Any:
-    from nflows import distributions, flows, transforms
-
     if not isinstance(flow.base, StandardNormal) or flow.context_to_base:
         raise CannotConvert(f"to_nflows: base must be a StandardNormal, got {type(flow.base).__name__}")
     layers = [_their_layer(part) for part in parts_of(flow.transform)]
     base = distributions.StandardNormal([flow.base.features])
-    return flows.Flow(transforms.CompositeTransform(layers), base, flow.embedding)
-
-
-def _refuse(part: Any, why: str) -> CannotConvert:
-    return CannotConvert(f"to_nflows: every layer must be one that nflows has, got {type(part).__name__} {why}")
+    return flows.Flow(T.CompositeTransform(layers), base, flow.embedding)
 
 
 def _their_layer(part: Any) -> Any:
-    from nflows import transforms as T
-
     if type(part) is Inverse:
         return T.InverseTransform(T.CompositeTransform([_their_layer(p) for p in parts_of(part.transform)]))
     if type(part) is Permutation and part.channel_dim == -1:
@@ -202,18 +183,16 @@ def _their_layer(part: Any) -> Any:
         return _their_coupling(part)
     if type(part) is Autoregressive and type(part.conditioner) is MADE:
         return _their_autoregressive(part)
-    raise _refuse(part, "of this kind")
+    raise cannot("to_nflows", part, "of this kind")
 
 
 @torch.no_grad()
 def _their_lu(part: LULinear) -> Any:
-    from nflows.transforms import LULinear as Theirs
-
-    layer = Theirs(part.features).double()
+    layer = T.LULinear(part.features).double()
     diagonal = part.log_s.exp() - layer.eps
     in_order = torch.equal(part.permutation.cpu(), torch.arange(part.features))
     if not in_order or not bool((part.sign_s > 0).all()) or not bool((diagonal > 0).all()):
-        raise _refuse(part, "with a permutation, or with a diagonal that is not above 1e-3")
+        raise cannot("to_nflows", part, "with a permutation, or with a diagonal that is not above 1e-3")
     layer.lower_entries.copy_(part.lower[layer.lower_indices])
     layer.upper_entries.copy_(part.upper[layer.upper_indices])
     layer.unconstrained_upper_diag.copy_(torch.log(torch.expm1(diagonal)))
@@ -221,78 +200,70 @@ def _their_lu(part: LULinear) -> Any:
     return layer
 
 
+_FIELDS = ("tails", "tail_bound", "min_bin_width", "min_bin_height", "min_derivative")
+_SPLINE = {"parametrization": "softmax", "order": "quadratic", "circle_shift": False, "zero_outside": False,
+           "edge_slope": 1.0}  # fmt: skip
+
+
 def _their_spline(part: Any, state: dict[str, Any], logit_scale: float) -> dict[str, Any]:
     """Their settings; in `state`, the rows of bin sizes are scaled where nflows scales by another factor."""
-    spline: RQS = part.univariate
-    unit = spline.tails is None and spline.box == (0.0, 1.0, 0.0, 1.0)
-    linear = spline.tails == "linear" and spline.box is None
-    if spline.circle_shift or spline.is_linear or spline.parametrization != "softmax" or not (unit or linear):
-        raise _refuse(part, f"with {spline}")
+    spline: Any = part.univariate
+    linear, unit = {"tails": "linear", "box": None}, {"tails": None, "box": (0.0, 1.0, 0.0, 1.0)}
+    if not has_settings(spline, **_SPLINE) or not (has_settings(spline, **linear) or has_settings(spline, **unit)):
+        raise cannot("to_nflows", part, f"with {spline}")
     factor = torch.ones(spline.n_params, dtype=torch.float64)
     factor[: 2 * spline.bins] = spline.logit_scale / logit_scale
     factor = factor.repeat(len(state["final_layer.bias"]) // len(factor)).to(state["final_layer.bias"].device)
-    state["final_layer.weight"] = state["final_layer.weight"] * factor[:, None]
-    state["final_layer.bias"] = state["final_layer.bias"] * factor
-    return {
-        "num_bins": spline.bins, "tails": spline.tails, "tail_bound": spline.tail_bound,
-        "min_bin_width": spline.min_bin_width, "min_bin_height": spline.min_bin_height,
-        "min_derivative": spline.min_derivative,
-    }  # fmt: skip
+    weight, bias = _LAST
+    state |= {weight: state[weight] * factor[:, None], bias: state[bias] * factor}
+    return {"num_bins": spline.bins, **{name: getattr(spline, name) for name in _FIELDS}}
+
+
+_AFFINE_COUPLINGS: dict[str, dict[str, Any]] = {
+    "AffineCouplingTransform": {"scale": "sigmoid", "floor": _EPSILON},
+    "AdditiveCouplingTransform": {"scale": "additive"},
+}
 
 
 def _their_coupling(part: Any) -> Any:
-    from nflows import transforms as T
-    from nflows.nn.nets import ResidualNet as Theirs
-
     net, univariate = part.conditioner, part.univariate
-    width = net.initial_layer.out_features
-    state = net.state_dict()
-    if type(univariate) is RQS:
-        cls: Any = T.PiecewiseRationalQuadraticCouplingTransform
-        settings = _their_spline(part, state, 1 / math.sqrt(width))
-    elif univariate in (Affine("sigmoid", _EPSILON), Affine("sigmoid")):
-        cls, settings = T.AffineCouplingTransform, {}
-        rows = torch.argsort(rows_by_block(part.split.n_transformed, swap=True))
-        state |= {n: state[n][rows] for n in ("final_layer.weight", "final_layer.bias")}
-    elif univariate == Affine("additive"):
-        cls, settings = T.AdditiveCouplingTransform, {}
-    else:
-        raise _refuse(part, f"with {univariate}")
-    block = net.blocks[0] if len(net.blocks) else None
+    state, settings = net.state_dict(), {}
+    width, (activation, has_norm) = net.initial_layer.out_features, _activation_and_norm(net)
+    name = next((n for n, wanted in _AFFINE_COUPLINGS.items() if has_settings(univariate, **wanted)), None)
+    if name is None:
+        name, settings = "PiecewiseRationalQuadraticCouplingTransform", _their_spline(part, state, 1 / math.sqrt(width))
+    else:  # whose network returns shifts and then scales
+        rows = torch.arange(net.final_layer.out_features).view(part.split.n_transformed, -1).flip(1).T.flatten()
+        state |= _last_rows(net, rows)
 
     def make(n_in: int, n_out: int) -> Any:
         return Theirs(
-            n_in, n_out, width, net.context_features or None, len(net.blocks),
-            activation=F.relu if block is None else block.activation, dropout_probability=_dropout(net),
-            use_batch_norm=block is not None and block.batch_norm_layers is not None,
+            n_in, n_out, width, net.context_features or None, len(net.blocks), activation=activation,
+            dropout_probability=_dropout(net), use_batch_norm=has_norm,
         )  # fmt: skip
 
-    layer = cls(part.split.mask.int().tolist(), make, **settings)
+    layer: Any = getattr(T, name)(part.split.mask.int().tolist(), make, **settings)
     layer.transform_net.double().load_state_dict(state)
     return layer
 
 
 def _their_autoregressive(part: Any) -> Any:
     """In nflows the features are in their natural order: in any other they are permuted before, and back after."""
-    from nflows import transforms as T
-
-    net, univariate = part.conditioner, part.univariate
+    net = part.conditioner
     widths = {layer.out_features for layer in net._linears()[:-1]}
     if any(len(group) > 1 for group in net.plan.groups) or len(widths) > 1 or not net.context_activation:
-        raise _refuse(part, "with equal degrees, layers of several widths or a context without activation")
+        raise cannot("to_nflows", part, "with equal degrees, layers of several widths or a context without activation")
     state = _in_natural_order(net)
     settings: dict[str, Any] = {
         "features": part.features, "hidden_features": widths.pop(), "context_features": net.context_features or None,
         "num_blocks": len(net.blocks), "use_residual_blocks": net.residual, "dropout_probability": _dropout(net),
         "activation": FUNCTIONS[net.activation],
     }  # fmt: skip
-    if type(univariate) is RQS:
-        settings |= _their_spline(part, state, 1.0)
-        layer: Any = T.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**settings)
-    elif type(univariate) is Affine and univariate.scale == "softplus" and univariate.floor == _EPSILON:
-        layer = T.MaskedAffineAutoregressiveTransform(**settings)
+    if has_settings(part.univariate, scale="softplus", floor=_EPSILON):
+        layer: Any = T.MaskedAffineAutoregressiveTransform(**settings)
     else:
-        raise _refuse(part, f"with {univariate}")
+        settings |= _their_spline(part, state, 1.0)
+        layer = T.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(**settings)
     layer.autoregressive_net.double().load_state_dict(state)
     order = net.order.long()
     if torch.equal(order, torch.arange(part.features)):

@@ -10,60 +10,8 @@ from typing import Any
 from nflows.transforms.splines import rational_quadratic as _theirs
 from torch import Tensor
 
+from flowkernels.compat.copies import unconstrained_rational_quadratic_spline
 from flowkernels.compat.reading.spline_of_parts import spline_of_parts
-
-
-def unconstrained_rational_quadratic_spline(
-    inputs: Tensor,
-    unnormalized_widths: Tensor,
-    unnormalized_heights: Tensor,
-    unnormalized_derivatives: Tensor,
-    inverse: bool = False,
-    tails: str = "linear",
-    tail_bound: float = 1.0,
-    min_bin_width: float = _theirs.DEFAULT_MIN_BIN_WIDTH,
-    min_bin_height: float = _theirs.DEFAULT_MIN_BIN_HEIGHT,
-    min_derivative: float = _theirs.DEFAULT_MIN_DERIVATIVE,
-) -> tuple[Tensor, Tensor]:
-    r"""nflows' function of this name: the spline of `flowkernels.ops.rqs` in [-tail_bound, tail_bound], x outside.
-
-    .. math:: y_i = f(x_i; \text{widths}_i, \text{heights}_i, \text{derivatives}_i), \quad
-        \text{logabsdet}_i = \log |dy_i/dx_i|
-
-    Args:
-        inputs: ``[...]``; float32, float64, bfloat16 or float16.
-        unnormalized_widths, unnormalized_heights: ``[..., K]``.
-        unnormalized_derivatives: ``[..., K-1]``.
-        inverse: evaluate y → x. Never raises: nflows asserts where rounding makes the discriminant negative.
-        tails: ``"linear"``.
-        tail_bound: half the side of the box.
-        min_bin_width, min_bin_height: smallest bin sizes as a fraction of the box.
-        min_derivative: smallest slope at a knot.
-
-    Returns:
-        outputs ``[...]`` and logabsdet ``[...]`` in nats, per element (float32 for 16-bit inputs).
-
-    Raises:
-        RuntimeError: other tails, as nflows.
-        ValueError: a shape or setting breaks its contract.
-
-    Reference:
-        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows, NeurIPS 2019, arXiv:1906.04032.
-
-    Example:
-        >>> import torch
-        >>> from flowkernels.compat.nflows import unconstrained_rational_quadratic_spline
-        >>> x, w, h, d = torch.zeros(5), torch.zeros(5, 4), torch.zeros(5, 4), torch.zeros(5, 3)
-        >>> unconstrained_rational_quadratic_spline(x, w, h, d)[0]
-        tensor([0., 0., 0., 0., 0.])
-    """
-    if tails != "linear":
-        raise RuntimeError(f"{tails} tails are not implemented.")
-    parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
-    return spline_of_parts(
-        inputs, parts, tails=tails, tail_bound=tail_bound, min_bin_width=min_bin_width, min_bin_height=min_bin_height,
-        min_derivative=min_derivative, inverse=inverse,
-    )  # fmt: skip
 
 
 def rational_quadratic_spline(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.ops import actnorm, lu_linear
 from flowkernels.ops._kept import kept
@@ -43,26 +43,28 @@ def _linear(layer: Any, x: Tensor, inverse: bool, channel_dim: int) -> tuple[Ten
     return lu_linear(x, lower, upper, log_s, ones, bias=layer.bias, channel_dim=channel_dim, inverse=inverse)
 
 
-def _is_theirs(layer: Any, inputs: Tensor) -> bool:
-    """Small, or of a shape that nflows gives one log determinant per entry of the first dim, broadcasts or refuses."""
-    if inputs.dim() != 2 or inputs.shape[1] != layer.features or not inputs.is_floating_point():
-        return True
-    return torch.is_grad_enabled() and thresholds.is_few(inputs.numel(), thresholds.LU)
+def _lu(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """None where x is small, or nflows broadcasts it, refuses it, or gives one ladj per entry of its first dim."""
+    if x.dim() != 2 or x.shape[1] != layer.features or not x.is_floating_point():
+        return None
+    if torch.is_grad_enabled() and thresholds.is_few(x.numel(), thresholds.LU):
+        return None
+    return _linear(layer, x, inverse, -1)
 
 
 class LU(FastMethods):
     """The methods of an accelerated LULinear."""
 
-    def forward_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        theirs = original_class(self).forward_no_cache
-        return theirs(self, inputs) if _is_theirs(self, inputs) else _linear(self, inputs, False, -1)
+    @or_theirs
+    def forward_no_cache(self, inputs: Tensor) -> Any:
+        return _lu(self, inputs, False)
 
-    def inverse_no_cache(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        theirs = original_class(self).inverse_no_cache
-        return theirs(self, inputs) if _is_theirs(self, inputs) else _linear(self, inputs, True, -1)
+    @or_theirs
+    def inverse_no_cache(self, inputs: Tensor) -> Any:
+        return _lu(self, inputs, True)
 
 
-def _leaves_conv(layer: Any, inputs: Tensor) -> bool:
+def _is_theirs(layer: Any, inputs: Tensor) -> bool:
     """No images of floats, or a product with the matrix that is kept."""
     return inputs.dim() != 4 or not inputs.is_floating_point() or (layer.using_cache and not layer.training)
 
@@ -70,34 +72,34 @@ def _leaves_conv(layer: Any, inputs: Tensor) -> bool:
 class Conv1x1(FastMethods):
     """The methods of an accelerated OneByOneConvolution: images stay as they lie."""
 
-    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_conv(self, inputs):
-            return original_class(self).forward(self, inputs, context)
-        return _linear(self, self.permutation(inputs)[0], False, 1)
+    @or_theirs
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return None if _is_theirs(self, inputs) else _linear(self, self.permutation(inputs)[0], False, 1)
 
-    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_conv(self, inputs):
-            return original_class(self).inverse(self, inputs, context)
+    @or_theirs
+    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        if _is_theirs(self, inputs):
+            return None
         outputs, ladj = _linear(self, inputs, True, 1)
         return self.permutation.inverse(outputs)[0], ladj
 
 
-def _leaves_norm(layer: Any, inputs: Tensor) -> bool:
-    """Small, or of a shape or dtype that nflows broadcasts, promotes or refuses."""
-    if inputs.dim() not in (2, 4) or not thresholds.is_enough(inputs.numel(), thresholds.NORM):
-        return True
-    return inputs.shape[1] != layer.shift.shape[0] or mixed(inputs, layer.shift)
+def _norm(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """None where x is small, or of a shape or dtype that nflows broadcasts, promotes or refuses."""
+    if x.dim() not in (2, 4) or not thresholds.is_enough(x.numel(), thresholds.NORM):
+        return None
+    if x.shape[1] != layer.shift.shape[0] or mixed(x, layer.shift):
+        return None
+    return actnorm(x, layer.log_scale, layer.shift, channel_dim=1, inverse=inverse)
 
 
 class Norm(FastMethods):
     """The methods of an accelerated ActNorm."""
 
-    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(self, inputs) or (self.training and not self.initialized):
-            return original_class(self).forward(self, inputs, context)
-        return actnorm(inputs, self.log_scale, self.shift, channel_dim=1)
+    @or_theirs
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return None if self.training and not self.initialized else _norm(self, inputs, False)
 
-    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(self, inputs):
-            return original_class(self).inverse(self, inputs, context)
-        return actnorm(inputs, self.log_scale, self.shift, channel_dim=1, inverse=True)
+    @or_theirs
+    def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return _norm(self, inputs, True)

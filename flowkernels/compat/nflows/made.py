@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.nets.reading import Kept, Walk, is_bare, linear, may_compute, of_parameters
 from flowkernels.ops._checks import expands
@@ -28,7 +28,7 @@ from .classes import kind
 # ---- the parts of a network ----
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     residual: bool
     linears: list[Any]  # in the order of the op
     skipped: list[Any]  # every module that one op does not call
@@ -37,7 +37,7 @@ class _Parts(NamedTuple):
     merged: bool  # the first two linears have nothing between them, and are one layer of the op
 
 
-def _parts(net: Any) -> _Parts | str:
+def parts_of(net: Any) -> Parts | str:
     """What a MADE is made of, or why it is not made of what one op computes."""
     # Read through the dicts of nn.Module: this runs on every call, and its attributes cost a microsecond each.
     modules = net._modules
@@ -78,13 +78,7 @@ def _parts(net: Any) -> _Parts | str:
         if not of_parameters(layer):
             return "a layer has no weight or no bias as a parameter"  # pruned, computed by a hook, taken away
     skipped = [*linears, *(m for m in skipped if isinstance(m, nn.Module))]
-    return _Parts(residual, linears, skipped, dropouts, activation, _is_merged(modules))
-
-
-def _is_merged(modules: dict[str, Any]) -> bool:
-    """Whether the first two layers of a network of these modules have nothing between them."""
-    blocks = modules["blocks"]._modules
-    return "preprocessing" in modules and "0" in blocks and kind(type(blocks["0"])) == "MaskedFeedforwardBlock"
+    return Parts(residual, linears, skipped, dropouts, activation, "preprocessing" in modules and not residual)
 
 
 def _activation_of(module: Any) -> Any:
@@ -126,7 +120,7 @@ def _read_plan(*buffers_and_kind: Any) -> MadePlan | str:
 _plan = CachedRead[MadePlan | str](_read_plan)
 
 
-def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
+def _plan_of(net: Any, parts: Parts) -> MadePlan | str | None:
     """The plan; why the masks have none; or None where their values cannot be read now."""
     buffers = [layer._buffers[name] for layer in parts.linears for name in ("degrees", "mask")]
     return _plan(net, buffers, parts.residual, parts.merged)
@@ -136,25 +130,21 @@ def _plan_of(net: Any, parts: _Parts) -> MadePlan | str | None:
 
 
 class _Read(NamedTuple):
-    """What was read of a network: its plan, layers as they are, and the network of a call without a context."""
+    """What was read of a network: as a call without a context has it, but for what `merged` layers are."""
 
-    plan: MadePlan
-    layers: list[tuple[Tensor, Tensor]]
-    activation: str
-    residual: bool
-    merged: bool
-    net: Net | None  # None where two layers are made one, anew in every call
+    net: Net
+    merged: bool  # its first layer is made of two, anew in every call
 
-    def as_net(self, linears: list[Any]) -> Net | None:
-        if self.net is not None:
+    def of_call(self, net: Any) -> Net | None:
+        if not self.merged:
             return self.net
-        layers = [_merged(*linears[:2]), *self.layers[2:]]
-        return fitting(made_net(layers, self.plan, self.activation))
+        first, second = net._modules["initial_layer"], net._modules["blocks"]._modules["0"]._modules["linear"]
+        return fitting(self.net.with_layers([_merged(first, second), *self.net.layers()[1:]]))
 
 
 def _read(walk: Walk, net: Any) -> _Read | None:
     """None where the modules must be called. Hooks of the network itself are the caller's business."""
-    parts = _parts(net)
+    parts = parts_of(net)
     if isinstance(parts, str) or not walk.enter(net, attributes=_OF_NET, is_called=True):
         return None
     walk.enter(net._modules["blocks"])
@@ -171,10 +161,8 @@ def _read(walk: Walk, net: Any) -> _Read | None:
     plan = _plan_of(net, parts)
     if not isinstance(plan, MadePlan):
         return None
-    plain = None if parts.merged else fitting(made_net(layers, plan, parts.activation))
-    if plain is None and not parts.merged:
-        return None
-    return _Read(plan, layers, parts.activation, parts.residual, parts.merged, plain)
+    found = made_net(layers[parts.merged :], plan, parts.activation)
+    return _Read(found, parts.merged) if parts.merged or fitting(found) is not None else None
 
 
 _OF_NET = ("activation", "use_residual_blocks", "preprocessing")
@@ -193,19 +181,15 @@ def as_net(
     if not preprocessed and preprocessing_of(net) is not None:
         return None
     found = _kept(net)
-    if found is None or not may_compute(found.layers[0][0], x, context):
+    if found is None or not may_compute(found.net.tensors[0], x, context):
         return None
-    if x.dim() == 0 or x.shape[-1] != found.plan.features:
+    plan: Any = found.net.spec.plan
+    if x.dim() == 0 or x.shape[-1] != plan.features:
         return None
     if found.merged and not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS):
         return None
-    result = found.as_net(_linears(net) if found.merged else [])
-    return result if context is None or result is None else _with_context(net, context, x, found, result)
-
-
-def _linears(net: Any) -> list[Any]:
-    """The first two masked layers of a network that has been read."""
-    return [net._modules["initial_layer"], net._modules["blocks"]._modules["0"]._modules["linear"]]
+    result = found.of_call(net)
+    return result if context is None or result is None else _with_context(net, context, x, result)
 
 
 def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
@@ -214,38 +198,32 @@ def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     return weight @ (first.weight * first.mask), torch.addmv(second.bias, weight, first.bias)
 
 
-def _with_context(net: Any, context: Tensor, x: Tensor, read: _Read, plain: Net) -> Net | None:
+def _with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None:
     """The network with what a context adds to layers, and the gates that normflows' copy makes of it; None where the
     library refuses."""
     if "context_layer" not in net._modules:
         return None
-    n = plain.spec.n
-    adds: list[Tensor | None] = [None] * n
+    plan: Any = plain.spec.plan
+    adds: list[Tensor | None] = [None] * plain.spec.n
+    gates: list[Tensor | None] = [None] * plain.spec.n
     if "preprocessing" in net._modules:
-        if context.shape[:-1] != x.shape[:-1] or x.dim() < 2:
+        if context.shape[:-1] != x.shape[:-1] or x.dim() < 2 or not plan.residual:
             return None
-        gates: list[Tensor | None] = [None] * n
         adds[0] = net.context_layer(context)
-        if not read.residual:
-            return None
         gates[2:-1:2] = [torch.sigmoid(block.context_layer(context)) for block in net.blocks]
-        return made_net(plain.layers, read.plan, read.activation, adds, gates)
-    if not _broadcasts(context, x):
-        return None
-    adds[0] = net.activation(net.context_layer(context))
-    if read.residual:
-        adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
-    return made_net(plain.layers, read.plan, read.activation, adds)
-
-
-def _broadcasts(context: Tensor, x: Tensor) -> bool:
-    return context.dim() > 0 and expands(context.shape[:-1], x.shape[:-1])
+    else:
+        if context.dim() == 0 or not expands(context.shape[:-1], x.shape[:-1]):
+            return None
+        adds[0] = net.activation(net.context_layer(context))
+        if plan.residual:
+            adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
+    return made_net(plain.layers(), plan, plain.spec.activation, adds, gates)
 
 
 def made_refusal(net: Any) -> str | None:
     """Why a MADE would run as before on every call, or None. Hooks and dropout may come and go."""
     try:
-        parts = _parts(net)
+        parts = parts_of(net)
         plan = parts if isinstance(parts, str) else _plan_of(net, parts)
     except Exception as error:  # edited beyond recognition, or another version of nflows
         return f"its layout is not the one that flowkernels knows ({error})"
@@ -257,8 +235,9 @@ class Made(FastMethods):
 
     runs_its_parts = True
 
-    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+    @or_theirs
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
         preprocessing = preprocessing_of(self)
         x = inputs if preprocessing is None else preprocessing(inputs)
         found = as_net(self, x, context, preprocessed=preprocessing is not None)
-        return original_class(self).forward(self, inputs, context) if found is None else run_made(x, found)
+        return None if found is None else run_made(x, found)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.masks import read_layer
 from flowkernels.nets.reading import may_read
@@ -36,16 +36,14 @@ def _plan(layer: Any, x: Tensor) -> LayerPlan | None:
 class MaskedLinear(FastMethods):
     """The methods of an accelerated MaskedLinear."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    @or_theirs
+    def forward(self: Any, x: Tensor) -> Any:
         plan = _plan(self, x)
-        if plan is None:
-            return original_class(self).forward(self, x)
-        return masked_linear(x, self.weight, self.bias, plan)
+        return None if plan is None else masked_linear(x, self.weight, self.bias, plan)
 
 
-def masked_linear_refusal(layer: Any) -> str | None:
-    """Why a layer would run as before on every call, or None."""
+def masked_linear_refusal(layer: Any) -> LayerPlan | str | None:
+    """Why a layer would run as before on every call, if that is a string."""
     if layer.weight.numel() < thresholds.MASKED_WEIGHT:
         return f"a product with {layer.weight.numel()} weights is as fast with those that the mask hides"
-    plan = _plan_of(layer, (layer.mask,))
-    return plan if isinstance(plan, str) else None
+    return _plan_of(layer, (layer.mask,))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods, original_class
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.dense_reading import Dense, read_residual
 from flowkernels.nets.reading import Kept, Walk
@@ -46,7 +46,7 @@ def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
         return None
     preprocessing = net._modules.get("preprocessing")  # of normflows
     x = x if preprocessing is None else preprocessing(x)
-    return run_residual_net(x, found) if x.shape[-1] == found.n_in else None
+    return run_residual_net(x, found) if x.shape[-1] == found.n_in() else None
 
 
 def residual_refusal(net: Any) -> str | None:
@@ -65,6 +65,6 @@ def residual_refusal(net: Any) -> str | None:
 class Residual(FastMethods):
     """The methods of an accelerated ResidualNet."""
 
-    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        outputs = run(self, inputs, context)
-        return original_class(self).forward(self, inputs, context) if outputs is None else outputs
+    @or_theirs
+    def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> Any:
+        return run(self, inputs, context)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
-from flowkernels.compat.nflows.spline import listed_refusal
+from flowkernels.compat.nflows.describe import listed_refusal
 
-from . import affine
+from . import affine, describe
 
 _BOTH = frozenset({"forward", "inverse"})
 
@@ -43,7 +43,7 @@ LIBRARY = Library(
         "nets.made.MADE": NFLOWS["transforms.made.MADE"],
         "nets.made.MaskedLinear": NFLOWS["transforms.made.MaskedLinear"],
         "flows.affine.coupling.AffineCoupling": Target(
-            affine.AffineCoupling, _BOTH, "affine map of large inputs", affine.coupling_refusal
+            affine.AffineCoupling, _BOTH, "affine map of large inputs", describe.coupling
         ),
         "flows.affine.coupling.AffineCouplingBlock": Target(
             affine.CouplingBlock,
@@ -52,22 +52,22 @@ LIBRARY = Library(
                 "affine map with the channel split and merge fused in; on feature vectors, with a plain MLP, the whole "
                 "block is one op"
             ),
-            affine.block_refusal,
+            describe.block_refusal,
         ),
         "flows.affine.coupling.MaskedAffineFlow": Target(
             affine.MaskedAffine,
             _BOTH,
             "affine map under its mask; features with networks of plain layers as one op a network",
-            affine.masked_refusal,
+            describe.mask_of,
         ),
         "flows.normalization.ActNorm": Target(
-            affine.Norm, _BOTH, "one pass over large batches, once it is initialised", affine.norm_refusal
+            affine.Norm, _BOTH, "one pass over large batches, once it is initialised", describe.norm_refusal
         ),
         "flows.mixing.Invertible1x1Conv": Target(
             affine.Conv1x1,
             _BOTH | {"_assemble_W"},
             "with use_lu: product or solves on the image as it lies, without a dense inverse",
-            affine.conv_refusal,
+            describe.order_of,
         ),
         "flows.mixing._LULinear": NFLOWS["transforms.lu.LULinear"],
     },

@@ -6,62 +6,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
-from flowkernels.compat.engine.patch import FastMethods, layer_of, original_class
-from flowkernels.compat.engine.reads import CachedRead
-from flowkernels.compat.reading.masks import read_order
+from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
+from flowkernels.compat.layer import Layer
+from flowkernels.compat.reading.halves import Half
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import is_bare
 from flowkernels.ops import actnorm, affine, lu_linear
 
-from .dense import Mask, coupled, mask_of, masked, may_pay
+from . import describe
+
+Result = tuple[Any, Tensor] | None
+
+
+def both_ways(run: Callable[[Any, Any, bool], Result]) -> type[FastMethods]:
+    """The methods of accelerated layers that run both ways, or by normflows' own code where `run` returns None."""
+
+    class BothWays(FastMethods):
+        @or_theirs
+        def forward(self: Any, z: Any) -> Any:
+            return run(self, z, False)
+
+        @or_theirs
+        def inverse(self: Any, z: Any) -> Any:
+            return run(self, z, True)
+
+    return BothWays
+
 
 # ---- coupling ----
 
-_SCALES = {"exp": "exp", "sigmoid": "reciprocal_sigmoid", "sigmoid_inv": "sigmoid"}  # of `ops.affine`
 
-
-def _affine(layer: Any, z: Tensor, params: Tensor, inverse: bool, part: slice | None) -> tuple[Tensor, Tensor]:
-    scale = _SCALES[layer.scale_map]
+def _affine(what: Layer, z: Tensor, params: Tensor, inverse: bool, part: slice | None) -> tuple[Tensor, Tensor]:
+    scale: Any = what.map
     pairs = params.unflatten(1, (-1, 2)).movedim(2, -1)  # shift and scale logit alternate along the channels
-    return affine(z, pairs, scale=scale, shift_first=True, part=part, event_dims=z.dim() - 1, inverse=inverse)
+    return affine(z, pairs, scale=scale.scale, shift_first=True, part=part, event_dims=z.dim() - 1, inverse=inverse)
 
 
-def _couple(layer: Any, z: Any, inverse: bool) -> tuple[list[Tensor], Tensor]:
+def _couple(layer: Any, z: Any, inverse: bool) -> Result:
     z1, z2 = z
-    params = layer.param_map(z1) if thresholds.is_enough(z2.numel(), thresholds.AFFINE) else None
-    if params is None or mixed(z2, params) or params.shape[1] != 2 * z2.shape[1]:
-        theirs = original_class(layer)
-        return (theirs.inverse if inverse else theirs.forward)(layer, z)
-    z2, ladj = _affine(layer, z2, params, inverse, None)
+    if not thresholds.is_enough(z2.numel(), thresholds.AFFINE):
+        return None
+    params, what = layer.param_map(z1), describe.coupling(layer)
+    if isinstance(what, str) or mixed(z2, params) or params.shape[1] != 2 * z2.shape[1]:
+        return None
+    z2, ladj = _affine(what, z2, params, inverse, None)
     return [z1, z2], ladj
 
 
-def coupling_refusal(layer: Any) -> str | None:
-    if not layer.scale:
-        return "without a scale it is one addition"
-    known = layer.scale_map in _SCALES
-    return None if known else f"its scale map is {layer.scale_map!r}, none of {', '.join(_SCALES)}"
+AffineCoupling = both_ways(_couple)
 
 
-class AffineCoupling(FastMethods):
-    """The methods of an accelerated AffineCoupling."""
-
-    def forward(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        return _couple(self, z, False)
-
-    def inverse(self, z: Any) -> tuple[list[Tensor], Tensor]:
-        return _couple(self, z, True)
+def _may_pay(z: Tensor) -> bool:
+    """Whether these are rows enough; the first question, since asking any other takes time from small batches."""
+    return z.dim() == 2 and thresholds.is_enough(z.shape[0], thresholds.COUPLED_ROWS)
 
 
-def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+def _fused(half: Half | None, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """A coupling as an op with its network; None where that is to be called."""
+    if half is None or torch.compiler.is_compiling() or not z.is_cpu:
+        return None
+    return half.run(z, (), inverse) if half.pays(len(z)) else None
+
+
+def _block(layer: Any, z: Tensor, inverse: bool) -> Result:
     """Split, map and merge as one pass that writes the whole output, its network's too; None where they are called."""
-    dense, split_off = may_pay(z), thresholds.is_enough(z.numel(), 2 * thresholds.AFFINE)
+    dense, split_off = _may_pay(z), thresholds.is_enough(z.numel(), 2 * thresholds.AFFINE)
     if not dense and not split_off:
         return None
     split, coupling, merge = layer.flows
@@ -69,141 +85,67 @@ def _block(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
         return None
     if not split.mode == merge.mode in ("channel", "channel_inv") or layer_of(coupling) is not AffineCoupling:
         return None
-    C = z.shape[1]
-    first = (C + 1) // 2
+    what = describe.coupling(coupling)
+    if isinstance(what, str):
+        return None
+    seen, part = describe.sides(split, z.shape[1])
     if dense:
-        sides = (range(first), range(first, C)) if split.mode == "channel" else (range(first, C), range(first))
-        fused = coupled(coupling.param_map, _SCALES[coupling.scale_map], z, *sides, inverse)
+        fused = _fused(describe.half(what, seen, part), z, inverse)
         if fused is not None or not split_off:
             return fused
-    seen, part = (z[:, :first], slice(first, C)) if split.mode == "channel" else (z[:, first:], slice(0, first))
-    params = coupling.param_map(seen)
+    params = coupling.param_map(z[:, seen])
     if mixed(z, params) or params.shape[1] != 2 * (part.stop - part.start):
         return None
-    return _affine(coupling, z, params, inverse, part)
+    return _affine(what, z, params, inverse, part)
 
 
-def block_refusal(layer: Any) -> str | None:
-    names = [type(flow).__name__ for flow in layer.flows]
-    if names != ["Split", "AffineCoupling", "Merge"]:
-        return f"its parts are {', '.join(names)}"
-    split, coupling, _ = layer.flows
-    if split.mode not in ("channel", "channel_inv"):
-        return f"its split is a {split.mode}, not one of channels"
-    reason = None if layer_of(coupling) is AffineCoupling else coupling_refusal(coupling)
-    return None if reason is None else f"its AffineCoupling is left alone: {reason}"
+CouplingBlock = both_ways(_block)
 
 
-class CouplingBlock(FastMethods):
-    """The methods of an accelerated AffineCouplingBlock."""
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        found = _block(self, z, False)
-        return original_class(self).forward(self, z) if found is None else found
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        found = _block(self, z, True)
-        return original_class(self).inverse(self, z) if found is None else found
-
-
-def _masked(layer: Any, mask: Mask, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+def _masked(layer: Any, z: Tensor, inverse: bool) -> Result:
+    dense, large = _may_pay(z), not torch.is_grad_enabled() or thresholds.is_enough(z.numel(), thresholds.MASKED_AFFINE)
+    if not dense and not large:
+        return None
+    if z.dim() != layer.b.dim() or z.shape[1:] != layer.b.shape[1:] or mixed(z, layer.b):
+        return None  # normflows broadcasts or promotes
+    mask = describe.mask_of(layer)
+    if not isinstance(mask, describe.Mask):
+        return None
+    fused = _fused(describe.masked(layer, mask), z, inverse) if dense else None
+    if fused is not None or not large:
+        return fused
     seen = layer.b * z
-    logit, shift = layer.s(seen), layer.t(seen)
-    return affine(z, (logit, shift), mask=mask.maps, event_dims=mask.maps.dim(), inverse=inverse)
+    return affine(z, (layer.s(seen), layer.t(seen)), mask=mask.maps, event_dims=mask.maps.dim(), inverse=inverse)
 
 
-def _fits_mask(layer: Any, z: Tensor) -> bool:
-    """Whether z has an entry for each of the mask's, of its dtype; otherwise normflows broadcasts or promotes."""
-    return z.dim() == layer.b.dim() and z.shape[1:] == layer.b.shape[1:] and not mixed(z, layer.b)
-
-
-def _masked_affine(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    dense, large = may_pay(z), not torch.is_grad_enabled() or thresholds.is_enough(z.numel(), thresholds.MASKED_AFFINE)
-    mask = mask_of(layer) if (dense or large) and _fits_mask(layer, z) else None
-    if isinstance(mask, Mask):
-        fused = masked(layer, mask, z, inverse) if dense else None
-        if fused is not None:
-            return fused
-        if large:
-            return _masked(layer, mask, z, inverse)
-    theirs = original_class(layer)
-    return theirs.inverse(layer, z) if inverse else theirs.forward(layer, z)
-
-
-def masked_refusal(layer: Any) -> str | None:
-    mask = mask_of(layer)
-    return mask if isinstance(mask, str) else None
-
-
-class MaskedAffine(FastMethods):
-    """The methods of an accelerated MaskedAffineFlow."""
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _masked_affine(self, z, False)
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _masked_affine(self, z, True)
+MaskedAffine = both_ways(_masked)
 
 
 # ---- one scale per channel ----
 
 
-def _pixels(z: Tensor) -> int:
-    return math.prod(z.shape[2:])
-
-
-def norm_refusal(layer: Any) -> str | None:
-    s, t = layer.s, layer.t
-    per_channel = s.dim() >= 2 and s.shape == t.shape and s.numel() == s.shape[1]
-    return None if per_channel else f"its scale is {list(s.shape)}, not one number per channel"
-
-
-def _leaves_norm(layer: Any, z: Tensor) -> bool:
-    """Small, or of a shape or dtype that normflows broadcasts, promotes or refuses."""
+def _norm(layer: Any, z: Tensor, inverse: bool) -> Result:
     s = layer.s
     if not thresholds.is_enough(z.numel(), thresholds.NORM) or z.dim() != s.dim():
-        return True
-    return z.shape[1] != s.shape[1] or mixed(z, s)
+        return None
+    if z.shape[1] != s.shape[1] or mixed(z, s) or not layer.data_dep_init_done > 0.0:
+        return None  # normflows broadcasts, promotes or refuses
+    log_scale = s.view(-1)
+    ladj = math.prod(z.shape[2:]) * log_scale.sum()
+    y, _ = actnorm(z, log_scale, layer.t.view(-1), channel_dim=1, inverse=inverse)
+    return y, -ladj if inverse else ladj
 
 
-class Norm(FastMethods):
-    """The methods of an accelerated ActNorm."""
-
-    def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(self, z) or not self.data_dep_init_done > 0.0:
-            return original_class(self).forward(self, z)
-        log_scale = self.s.view(-1)
-        return actnorm(z, log_scale, self.t.view(-1), channel_dim=1)[0], _pixels(z) * log_scale.sum()
-
-    def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        if _leaves_norm(self, z) or not self.data_dep_init_done > 0.0:
-            return original_class(self).inverse(self, z)
-        log_scale = self.s.view(-1)
-        return actnorm(z, log_scale, self.t.view(-1), channel_dim=1, inverse=True)[0], -_pixels(z) * log_scale.sum()
+Norm = both_ways(_norm)
 
 
 # ---- 1 × 1 convolution ----
 
 
-def _read_factors(permutation: Tensor, signs: Tensor) -> Tensor | str:
-    return read_order(permutation) if bool((signs.abs() == 1).all()) else "its signs are not 1 and -1"
-
-
-_order_of = CachedRead[Tensor | str](_read_factors)
-
-
-def conv_refusal(layer: Any) -> str | None:
-    if not layer.use_lu:
-        return "its matrix is dense; with use_lu=True it would be accelerated"
-    order = _order_of(layer, (layer.P, layer.sign_S))
-    return order if isinstance(order, str) else None
-
-
-def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    order = _order_of(layer, (layer.P, layer.sign_S))
+def _conv(layer: Any, z: Tensor, density: bool) -> Result:
+    inverse, order = not density, describe.order_of(layer)
     if isinstance(order, str) or z.dim() != 4 or not z.is_floating_point():
-        theirs = original_class(layer)
-        return theirs.forward(layer, z) if inverse else theirs.inverse(layer, z)
+        return None
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now
     y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
     if inverse and y.requires_grad:  # which the op keeps for backward, and normflows lets one write to
@@ -212,11 +154,4 @@ def _conv(layer: Any, z: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     return y, -ladj if inverse else ladj
 
 
-class Conv1x1(FastMethods):
-    """The methods of an accelerated Invertible1x1Conv with LU factors."""
-
-    def forward(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _conv(self, z, True)
-
-    def inverse(self: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _conv(self, z, False)
+Conv1x1 = both_ways(_conv)  # with LU factors

@@ -9,24 +9,7 @@ from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from .coupling import (
-    AffineCoupling,
-    ConditionalAffineCoupling,
-    SplineCoupling,
-    conditional_coupling_refusal,
-    coupling_refusal,
-)
-from .layers import (
-    AffineAutoregressive,
-    ConditionalAffineAutoregressive,
-    ConditionalSpline,
-    ConditionalSplineAutoregressive,
-    Spline,
-    SplineAutoregressive,
-    affine_refusal,
-    autoregressive_refusal,
-    refusal,
-)
+from . import coupling, describe, layers
 
 _COUPLING = (
     "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
@@ -36,37 +19,39 @@ _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one 
 _AFFINE = "inverse, in one sweep"
 _CONDITION, _CALLS = frozenset({"condition"}), frozenset({"_call", "_inverse", "log_abs_det_jacobian"})
 
+_SPLINES = "splines of both orders"
+
 LIBRARY = Library(
     "pyro",
     {
         "distributions.transforms.spline.Spline": Target(
-            Spline, frozenset({"_call", "_inverse", "spline_op"}), "splines of both orders", refusal
+            layers.Spline, frozenset({"_call", "_inverse", "spline_op"}), _SPLINES, describe.refusal
         ),
         "distributions.transforms.spline.ConditionalSpline": Target(
-            ConditionalSpline, frozenset({"condition", "_params"}), "splines of both orders", refusal
+            layers.ConditionalSpline, _CONDITION | {"_params"}, _SPLINES, describe.refusal
         ),
         "distributions.transforms.spline_autoregressive.SplineAutoregressive": Target(
-            SplineAutoregressive, _CALLS, _AUTOREGRESSIVE, autoregressive_refusal
+            layers.SplineAutoregressive, _CALLS, _AUTOREGRESSIVE, describe.autoregressive_refusal
         ),
         "distributions.transforms.spline_autoregressive.ConditionalSplineAutoregressive": Target(
-            ConditionalSplineAutoregressive, _CONDITION, _AUTOREGRESSIVE, autoregressive_refusal
+            layers.ConditionalSplineAutoregressive, _CONDITION, _AUTOREGRESSIVE, describe.autoregressive_refusal
         ),
         "distributions.transforms.affine_autoregressive.AffineAutoregressive": Target(
-            AffineAutoregressive, frozenset({"_inverse", "log_abs_det_jacobian"}), _AFFINE, affine_refusal
+            layers.AffineAutoregressive, _CALLS - {"_call"}, _AFFINE, describe.affine_refusal
         ),
         "distributions.transforms.affine_autoregressive.ConditionalAffineAutoregressive": Target(
-            ConditionalAffineAutoregressive, _CONDITION, _AFFINE, affine_refusal
+            layers.ConditionalAffineAutoregressive, _CONDITION, _AFFINE, describe.affine_refusal
         ),
         "distributions.transforms.spline_coupling.SplineCoupling": Target(
-            SplineCoupling,
+            coupling.SplineCoupling,
             _CALLS,
             "both splines are fused; the upper one runs as one op with its dense network and the feature split",
         ),
         "distributions.transforms.affine_coupling.AffineCoupling": Target(
-            AffineCoupling, _CALLS, _COUPLING, coupling_refusal
+            coupling.AffineCoupling, _CALLS, _COUPLING, describe.affine_coupling
         ),
         "distributions.transforms.affine_coupling.ConditionalAffineCoupling": Target(
-            ConditionalAffineCoupling, _CONDITION, _COUPLING, conditional_coupling_refusal
+            coupling.ConditionalAffineCoupling, _CONDITION, _COUPLING, describe.conditional_coupling
         ),
     },
     base="distributions.torch_transform.TransformModule",

@@ -7,78 +7,97 @@ that see the same features, one that scales and one that shifts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
+from flowkernels.compat.layer import Layer
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
-from flowkernels.ops.univariate import Map
 
 from .dense import dense, dense_refusal
 
-Layers = list[tuple[Tensor, Tensor]]
 
+class Rows(NamedTuple):
+    """What stands between a network and the op: a layer's `own`.
 
-class Step(Protocol):
-    """A network, an `nn.Sequential`, and what it does to the mapped columns: scale and shift, or one of these."""
+    The network returns one group of rows for each factor, one row a feature. Parameters for which there is no group
+    are 0.
+    """
 
-    @property
-    def net(self) -> Any: ...
-
-    @property
-    def scales(self) -> bool: ...
-
-    def layers(self, layers: Layers, seen: int, mapped: int) -> Layers | None:
-        """The network's layers as the op has them; None where their sizes are not those of the columns."""
-        ...
-
-    def spec(self, inverse: bool) -> Map: ...
+    factors: tuple[float, ...]  # what stands before each group
+    columns: tuple[Tensor, Tensor] | None = None  # of a network of all features: those that enter, those that leave
 
 
 class Half(NamedTuple):
-    """The columns that are seen, those that are mapped, and the steps from x to y."""
+    """The columns that are seen, those that are mapped, and the layers from x to y: one, or one that scales and one
+    that shifts. What either returns comes feature by feature where it has no `Rows`."""
 
     seen: Sequence[int]
     mapped: Sequence[int]
-    steps: tuple[Step, ...]
+    layers: tuple[Layer, ...]
 
     def refusal(self, conditional: bool = False) -> str | None:
         """Why it would run as before on every call, or None."""
         if not self.mapped or not (self.seen or conditional):
             return "one of its halves is empty"
-        return next((r for r in (dense_refusal(step.net) for step in self.steps) if r is not None), None)
+        return next((r for r in (dense_refusal(layer.net) for layer in self.layers) if r is not None), None)
 
     def pays(self, rows: int) -> bool:
         """Whether so many rows take less time as ops, by the columns that the library writes and reads again."""
-        layer = next(iter(self.steps[0].net._modules.values()), None)
+        layer = next(iter(self.layers[0].net._modules.values()), None)
         weight = None if layer is None else layer._parameters.get("weight")
         width = 0 if weight is None or weight.dim() == 0 else len(weight)
-        return rows * (width + 4 * len(self.mapped)) >= thresholds.COUPLED_ELEMENTS * len(self.steps)
+        return rows * (width + 4 * len(self.mapped)) >= thresholds.COUPLED_ELEMENTS * len(self.layers)
 
     def run(self, x: Tensor, conditions: Sequence[int], inverse: bool) -> tuple[Tensor, Tensor] | None:
         """y and ladj of the columns of x, some of which are conditions; None where the library's code is called for."""
         seen, ladj = (*self.seen, *conditions), None
         if not seen or not self.mapped:
             return None
-        given = [(step, self._network(step, x, len(seen))) for step in self.steps]
-        ready = [(step, network) for step, network in given if network is not None]
+        given = [(layer.map, _network(layer, x, len(seen), len(self.mapped))) for layer in self.layers]
+        ready = [(m, network) for m, network in given if m is not None and network is not None]
         if len(ready) < len(given):  # before any is run
             return None
         at = split_of(x.shape[1], seen, tuple(self.mapped))
-        for step, network in reversed(ready) if inverse else ready:
-            found = run_layer(x, network, step.spec(inverse), at)
+        for univariate, network in reversed(ready) if inverse else ready:
+            found = run_layer(x, network, univariate.inverted() if inverse else univariate, at)
             if found is None:
                 return None
             x, term = found
-            ladj = term if step.scales or ladj is None else ladj
+            ladj = term if univariate.n_params > 1 or ladj is None else ladj  # that of a shift is 0
         return None if ladj is None else (x, ladj)
 
-    def _network(self, step: Step, x: Tensor, seen: int) -> Net | None:
-        """A step's network as the op has it, or None."""
-        found = dense(step.net, x, None)
-        layers = None if found is None else step.layers([*found.layers], seen, len(self.mapped))
-        if found is None or layers is None:
+
+def _network(layer: Layer, x: Tensor, seen: int, mapped: int) -> Net | None:
+    """A layer's network as the op has it; None where it must be called, or its sizes are not those of the columns."""
+    found, own = dense(layer.net, x, None), layer.own
+    if found is None or layer.map is None:
+        return None
+    layers, P = [*found.layers], layer.map.n_params
+    n_in, n_out = seen, mapped * (P if own is None else len(own.factors))
+    if own is not None and own.columns is not None:
+        n_in = n_out = seen + mapped
+    if layers[0][0].shape[1] != n_in or layers[-1][0].shape[0] != n_out:  # the library says what is wrong
+        return None
+    if own is not None and own.columns is not None:
+        enter, leave = own.columns
+        if len(layers) < 2:
             return None
-        return dense_net(layers, False, found.activation, seen, x.shape[:-1], None)
+        layers[0] = layers[0][0].index_select(1, enter), layers[0][1]
+        layers[-1] = layers[-1][0].index_select(0, leave), layers[-1][1].index_select(0, leave)
+    if own is not None:
+        layers[-1] = _by_feature(layers[-1][0], own, P), _by_feature(layers[-1][1], own, P)
+    return dense_net(layers, False, found.activation, seen, x.shape[:-1], None)
+
+
+def _by_feature(rows: Tensor, own: Rows, n_params: int) -> Tensor:
+    """The rows of a last layer as the op has them: a feature's parameters, the next feature's."""
+    if n_params == 1:
+        return rows
+    pairs = zip(rows.chunk(len(own.factors)), own.factors, strict=True)
+    groups = [group if factor == 1 else group * factor for group, factor in pairs]
+    groups += [torch.zeros_like(groups[0])] * (n_params - len(groups))
+    return torch.stack(groups, dim=1).flatten(0, 1)

@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowkernels.ops import LayerPlan, MadePlan, layer_plan
+from flowkernels.ops.net import Net
+from flowkernels.ops.net.net import made_net
 
+EVERY = slice(0, None)
 SOFT = "its mask is not of 0 and 1"  # which the ops would multiply weights with
 
 
@@ -21,16 +24,20 @@ def is_hard(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == 1)).all())
 
 
-def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
+def read_plan(masks: Sequence[Tensor], of_x: slice = EVERY) -> MadePlan | str:
     """The plan whose masks these are, or why there is none.
 
     Args:
         masks: one per layer, ``[n_out, n_in]``, nonzero where an output sees an input. The inputs of the first are
             the D features, the outputs of the last the D * P parameters, feature-major.
+        of_x: which inputs are the features; the rest is a context, that all units must see.
     """
     if not all(map(is_hard, masks)):
         return SOFT
     masks = [m.detach().cpu() != 0 for m in masks]
+    if not bool(masks[0][:, _rest(of_x)].all()):
+        return "some units do not see the whole context"
+    masks[0] = masks[0][:, of_x]
     features = masks[0].shape[1]
     params = masks[-1].shape[0] // features
     # A feature that more units see, or else whose parameters see fewer, comes earlier; equal ones are not told apart.
@@ -57,6 +64,26 @@ def read_plan(masks: Sequence[Tensor]) -> MadePlan | str:
         if not torch.equal(mask, layer.mask(mask)):
             return f"the mask of layer {i} is not that of an order of the features"
     return plan
+
+
+def _rest(of_x: slice) -> slice:
+    """The columns that are no features: those before or behind."""
+    return slice(of_x.start) if of_x.stop is None else slice(of_x.stop, None)
+
+
+def with_context(net: Net, context: Tensor, of_x: slice) -> Net:
+    """A masked network of features and a context as one of features, which adds the context's products."""
+    (weight, bias), *layers = net.layers()
+    # The columns of the context are no masked ones: one product per context and not per row.
+    # Split and not sliced twice: its gradient is one cat.
+    n = context.shape[-1]
+    if of_x.stop is None:
+        of_context, weight = weight.split_with_sizes((n, weight.shape[1] - n), dim=1)
+    else:
+        weight, of_context = weight.split_with_sizes((weight.shape[1] - n, n), dim=1)
+    adds = [F.linear(context, of_context), *[None] * len(layers)]
+    assert isinstance(net.spec.plan, MadePlan)
+    return made_net([(weight, bias), *layers], net.spec.plan, net.spec.activation, adds)
 
 
 def read_layer(mask: Tensor) -> LayerPlan | str:

@@ -19,32 +19,42 @@ it takes two. Its inverse is one sweep like the others'.
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
+from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.engine.registry import Library, Target
 
-from .layers import (
-    ElementWise,
-    GeneralCoupling,
-    MaskedAutoregressive,
-    elementwise_refusal,
-    refusal,
-)
 
-_BYPASSED = frozenset({"forward", "meta"})
+def _lazy(transform: str, what: str, refusal: str = "describe", bypassed: str = "forward meta") -> Target:
+    """A lazy transform, which returns one of `.transforms`. zuko is imported when it is called, and not before."""
+
+    def forward(self: Any, c: Tensor | None = None) -> Any:
+        from . import transforms
+
+        return getattr(transforms, transform)(self, c)
+
+    def why(layer: Any) -> object:
+        from . import describe
+
+        return getattr(describe, refusal)(layer)
+
+    return Target(type(transform, (FastMethods,), {"forward": forward}), frozenset(bypassed.split()), what, why)
+
 
 LIBRARY = Library(
     "zuko",
     {
-        "flows.autoregressive.MaskedAutoregressiveTransform": Target(
-            MaskedAutoregressive,
-            _BYPASSED,
+        "flows.autoregressive.MaskedAutoregressiveTransform": _lazy(
+            "AutoregressiveTransform",
             "spline (circular ones too) or affine map and network as one op; inverse in one sweep",
-            refusal,
         ),
-        "flows.coupling.GeneralCouplingTransform": Target(
-            GeneralCoupling, _BYPASSED, "network, map (spline or affine) and feature split run as one op", refusal
+        "flows.coupling.GeneralCouplingTransform": _lazy(
+            "CouplingTransform", "network, map (spline or affine) and feature split run as one op"
         ),
-        "flows.gaussianization.ElementWiseTransform": Target(
-            ElementWise, frozenset({"forward"}), "spline", elementwise_refusal
+        "flows.gaussianization.ElementWiseTransform": _lazy(
+            "DependentTransform", "spline", "elementwise_refusal", "forward"
         ),
     },
     base="lazy.LazyTransform",

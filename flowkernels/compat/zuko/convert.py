@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,17 +18,17 @@ from zuko.nn import MLP as TheirMLP
 from zuko.nn import Linear as TheirLinear
 from zuko.nn import MaskedLinear, MaskedMLP
 
-from flowkernels.compat.convert import CannotConvert, class_name, copied, fixed_affine, parts_of
+from flowkernels.compat.convert import CannotConvert, as_native, cannot, copied, fixed_affine, parts_of
+from flowkernels.compat.layer import has_settings, in_our_order, native_rows
 from flowkernels.compat.reading.dense import parts
 from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal, UniformBox
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
 from flowkernels.ops import MadePlan
 from flowkernels.ops.net.activations import TABLE, name_of
-from flowkernels.transforms import RQS, Affine, Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
+from flowkernels.transforms import Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
 
-from .nets import _plan_of
-from .univariate import univariate_of
+from .describe import describe, plan_of
 
 
 def flow_of(model: Any) -> Flow:
@@ -56,20 +57,7 @@ def _with(base: Distribution, **values: Tensor) -> Distribution:
 
 
 def _transform(module: Any, features: int) -> Transform:
-    name = class_name(module)
-    if name == "zuko.lazy.LazyComposedTransform":
-        return Composite([_transform(t, features) for t in module.transforms])
-    if name == "zuko.lazy.LazyInverse":
-        return Inverse(_transform(module.transform, features))
-    if name == "zuko.lazy.UnconditionalTransform":
-        return _fixed(module(None), features)
-    if name == "zuko.flows.autoregressive.MaskedAutoregressiveTransform":
-        return _autoregressive(module)
-    if name == "zuko.flows.coupling.GeneralCouplingTransform":
-        return _coupling(module)
-    if name == "zuko.flows.gaussianization.ElementWiseTransform":
-        return _elementwise(module, features)
-    raise CannotConvert(f"convert: every layer must be one that native flows have, got {type(module).__name__}")
+    return as_native("zuko", _NATIVE, module, features)
 
 
 def _fixed(transform: Any, features: int) -> Transform:
@@ -80,18 +68,13 @@ def _fixed(transform: Any, features: int) -> Transform:
     raise CannotConvert(f"convert: every layer must be one that native flows have, got {transform}")
 
 
-def _univariate(layer: Any) -> RQS | Affine:
-    found = univariate_of(layer)
+def _described(layer: Any, n: int) -> tuple[Any, Tensor]:
+    """A layer's map of n features as native layers have it, and which rows of its network's last layer they have."""
+    found = describe(layer)
     if isinstance(found, str):
         raise CannotConvert(f"convert: every layer must have a spline or an affine map, but {found}")
-    return dataclasses.replace(found, shift_first=False) if type(found) is Affine else found
-
-
-def _scale_first(univariate: Any, n: int) -> Tensor:
-    """Which rows of zuko's last layer ours has: zuko's affine parameters are shift | scale."""
-    P = univariate.n_params
-    rows = torch.arange(n * P).view(n, P)
-    return (rows.flip(1) if type(univariate) is Affine else rows).flatten()
+    assert found.map is not None
+    return in_our_order(found.map)[0], native_rows(found.map, n)
 
 
 def _parts(net: Any, *classes: type) -> tuple[list[Any], str]:
@@ -101,11 +84,17 @@ def _parts(net: Any, *classes: type) -> tuple[list[Any], str]:
     return found
 
 
-def _autoregressive(layer: Any) -> Transform:
+def _copied(to: Iterable[Any], layers: Iterable[Any], rows: Tensor) -> None:
+    """Copies the weights of linear layers, the last one's rows in this order."""
+    *pairs, (weight, bias) = [(m.weight, m.bias) for m in layers]
+    for layer, pair in zip(to, [*pairs, (weight[rows], bias[rows])], strict=True):
+        copied(layer, *pair)
+
+
+def _autoregressive(layer: Any, features: int) -> Transform:
     linears, activation = _parts(layer.hyper, MaskedMLP, MaskedLinear)
-    univariate = _univariate(layer)
-    features = layer.hyper.out_features // layer.total
-    plan = _plan_of(layer.hyper, [m.mask for m in linears], features)
+    univariate, rows = _described(layer, features)
+    plan = plan_of(layer.hyper, [m.mask for m in linears], features)
     if not isinstance(plan, MadePlan) or layer.passes < len(plan.groups):
         raise CannotConvert(f"convert: the masks of a layer must be those of an order of the features, but {plan}")
     if len(linears) == 1:
@@ -116,39 +105,46 @@ def _autoregressive(layer: Any) -> Transform:
         context_activation=False,
     ).double()  # fmt: skip
     net._store(plan._degrees)
-    for i, (ours, theirs) in enumerate(zip(net._linears(), linears, strict=True)):
-        rows = _scale_first(univariate, features) if i == len(linears) - 1 else slice(None)
-        copied(ours, theirs.weight[rows, : features if i == 0 else None], theirs.bias[rows])
+    of_x = SimpleNamespace(weight=linears[0].weight[:, :features], bias=linears[0].bias)
+    _copied(net._linears(), [of_x, *linears[1:]], rows)
     if context:
         copied(net.context_layer, linears[0].weight[:, features:], None)
     return Autoregressive(net, univariate)
 
 
-def _dense(net: Any, n_in: int, univariate: Any, n: int) -> MLP:
+def _dense(net: Any, n_in: int, rows: Tensor) -> MLP:
     linears, activation = _parts(net, TheirMLP, TheirLinear)
     hidden = [m.out_features for m in linears[:-1]]
     native = MLP(n_in, net.out_features, hidden, net.in_features - n_in, TABLE[activation].module).double()
-    rows = _scale_first(univariate, n)
-    for ours, theirs in zip([*native.hidden_layers, native.final_layer], linears, strict=True):
-        last = ours is native.final_layer
-        copied(ours, theirs.weight[rows] if last else theirs.weight, theirs.bias[rows] if last else theirs.bias)
+    _copied([*native.hidden_layers, native.final_layer], linears, rows)
     return native
 
 
-def _coupling(layer: Any) -> Transform:
-    univariate, kept = _univariate(layer), int(layer.mask.sum())
-    return Coupling(~layer.mask, _dense(layer.hyper, kept, univariate, len(layer.mask) - kept), univariate)
+def _coupling(layer: Any, features: int) -> Transform:
+    kept = int(layer.mask.sum())
+    univariate, rows = _described(layer, features - kept)
+    return Coupling(~layer.mask, _dense(layer.hyper, kept, rows), univariate)
 
 
 @torch.no_grad()
 def _elementwise(layer: Any, features: int) -> Transform:
-    univariate = _univariate(layer)
+    univariate, rows = _described(layer, features)
     if hasattr(layer, "hyper"):
-        return Coupling([1] * features, _dense(layer.hyper, 0, univariate, features), univariate)
+        return Coupling([1] * features, _dense(layer.hyper, 0, rows), univariate)
     phi = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1).flatten()
     net = Constant(0, len(phi)).double()
-    net.start_at(phi[_scale_first(univariate, features)])
+    net.start_at(phi[rows])
     return Coupling([1] * features, net, univariate)
+
+
+_NATIVE: dict[str, Callable[[Any, int], Transform]] = {
+    "lazy.LazyComposedTransform": lambda m, D: Composite([_transform(t, D) for t in m.transforms]),
+    "lazy.LazyInverse": lambda m, D: Inverse(_transform(m.transform, D)),
+    "lazy.UnconditionalTransform": lambda m, D: _fixed(m(None), D),
+    "flows.autoregressive.MaskedAutoregressiveTransform": _autoregressive,
+    "flows.coupling.GeneralCouplingTransform": _coupling,
+    "flows.gaussianization.ElementWiseTransform": _elementwise,
+}
 
 
 # ---- native → zuko ----
@@ -169,10 +165,6 @@ def _their_base(base: Any) -> Any:
     return lazy.UnconditionalDistribution(D.DiagNormal, **normal, buffer=True)
 
 
-def _refuse(part: Any, why: str) -> CannotConvert:
-    return CannotConvert(f"to_zuko: every layer must be one that zuko has, got {type(part).__name__} {why}")
-
-
 def _their_layer(part: Any) -> Any:
     if type(part) is Permutation and part.channel_dim == -1:
         return lazy.UnconditionalTransform(transforms.PermutationTransform, order=part.order.clone(), buffer=True)
@@ -182,38 +174,42 @@ def _their_layer(part: Any) -> Any:
         return _their_coupling(part)
     if type(part) is Coupling and type(part.conditioner) is Constant and bool(part.split.mask.all()):
         return _their_elementwise(part)
-    raise _refuse(part, "of this kind")
+    raise cannot("to_zuko", part, "of this kind")
+
+
+_SPLINE = {"parametrization": "soft_clip", "tails": "linear", "box": None, "logit_scale": 1, "order": "quadratic",
+           "zero_outside": False}  # fmt: skip
 
 
 def _their_univariate(part: Any) -> dict[str, Any]:
     univariate = part.univariate
-    if type(univariate) is Affine and univariate.scale == "soft_clip":
+    if has_settings(univariate, scale="soft_clip"):
         slope = math.exp(-univariate.bound)
         return {"univariate": functools.partial(transforms.MonotonicAffineTransform, slope=slope), "shapes": [(), ()]}
-    if (
-        type(univariate) is not RQS
-        or (univariate.parametrization, univariate.tails, univariate.box) != ("soft_clip", "linear", None)
-        or univariate.logit_scale != 1
-        or univariate.is_linear
-    ):
-        raise _refuse(part, f"with {univariate}")
+    if not has_settings(univariate, **_SPLINE):
+        raise cannot("to_zuko", part, f"with {univariate}")
     K = univariate.bins
     spline = functools.partial(transforms.MonotonicRQSTransform, slope=univariate.slope, bound=univariate.tail_bound)
     if univariate.circle_shift:
         if univariate.tail_bound != math.pi:
-            raise _refuse(part, f"with a circle that is not from -pi to pi, {univariate}")
+            raise cannot("to_zuko", part, f"with a circle that is not from -pi to pi, {univariate}")
         spline = functools.partial(CircularRQSTransform, slope=univariate.slope)
     return {"univariate": spline, "shapes": [(K,), (K,), (K - 1,)]}
+
+
+def _their_rows(layer: Any, n: int) -> Tensor:
+    """Which rows of a native last layer that of a layer of zuko has, of n features."""
+    return torch.argsort(_described(layer, n)[1])
 
 
 def _their_autoregressive(part: Any) -> Any:
     net, plan = part.conditioner, part.conditioner.plan
     if part.features == 1:  # zuko makes an elementwise layer of it
-        raise _refuse(part, "of one feature")
+        raise cannot("to_zuko", part, "of one feature")
     if net.context_features and net.context_activation:
-        raise _refuse(part, "whose context goes through an activation of its own")
+        raise cannot("to_zuko", part, "whose context goes through an activation of its own")
     if any(m.training and m.p > 0 for m in net.modules() if isinstance(m, nn.Dropout)):
-        raise _refuse(part, "with dropout")
+        raise cannot("to_zuko", part, "with dropout")
     linears = net._linears()
     order = torch.empty(part.features, dtype=torch.long)
     for level, group in enumerate(plan.groups):
@@ -224,7 +220,7 @@ def _their_autoregressive(part: Any) -> Any:
         activation=TABLE[net.activation].module, **_their_univariate(part),
     ).double()  # fmt: skip
     layer.order, layer.passes = order, len(plan.groups)
-    rows = torch.argsort(_scale_first(part.univariate, part.features))
+    rows = _their_rows(layer, part.features)
     with torch.no_grad():
         for i, (theirs, ours) in enumerate(zip([*layer.hyper][::2], linears, strict=True)):
             mask, weight, bias = ours.plan.mask(theirs.weight).bool(), ours.weight, ours.bias
@@ -242,29 +238,23 @@ def _their_coupling(part: Any) -> Any:
     net, mask = part.conditioner, part.split.mask
     name = name_of(net.activation) if len(net.hidden_layers) else "identity"
     if name is None or net.dropout is not None:
-        raise _refuse(part, "with dropout, or with an activation that kernels do not know")
-    linears = [*net.hidden_layers, net.final_layer]
-    settings = {"hidden_features": [m.out_features for m in net.hidden_layers], **_their_univariate(part)}
+        raise cannot("to_zuko", part, "with dropout, or with an activation that kernels do not know")
+    sizes = part.features, net.context_features
+    settings = {"hidden_features": [m.out_features for m in net.hidden_layers], "activation": TABLE[name].module}
+    settings |= _their_univariate(part)
     if bool(mask.all()):
-        activation = TABLE[name].module
-        layer: Any = ElementWiseTransform(part.features, net.context_features, activation=activation, **settings)
+        layer: Any = ElementWiseTransform(*sizes, **settings)
     else:
-        layer = flows.GeneralCouplingTransform(
-            part.features, net.context_features, mask=~mask, activation=TABLE[name].module, **settings
-        )
-    layer = layer.double()
-    rows = torch.argsort(_scale_first(part.univariate, part.split.n_transformed))
-    for theirs, ours in zip([*layer.hyper][::2], linears, strict=True):
-        last = ours is net.final_layer
-        copied(theirs, ours.weight[rows] if last else ours.weight, ours.bias[rows] if last else ours.bias)
+        layer = flows.GeneralCouplingTransform(*sizes, mask=~mask, **settings)
+    rows = _their_rows(layer.double(), part.split.n_transformed)
+    _copied([*layer.hyper][::2], [*net.hidden_layers, net.final_layer], rows)
     return layer
 
 
 @torch.no_grad()
 def _their_elementwise(part: Any) -> Any:
     layer: Any = ElementWiseTransform(part.features, 0, **_their_univariate(part)).double()
-    phi = torch.empty_like(part.conditioner.value)
-    phi[_scale_first(part.univariate, part.features)] = part.conditioner.value
+    phi = part.conditioner.value[_their_rows(layer, part.features)]
     sizes = [p[0].numel() for p in layer.phi]
     for theirs, ours in zip(layer.phi, phi.view(part.features, -1).split(sizes, dim=1), strict=True):
         theirs.copy_(ours.reshape(theirs.shape))

@@ -18,17 +18,12 @@ from zuko.flows.gaussianization import ElementWiseTransform
 from zuko.nn import MLP, Linear
 from zuko.utils import broadcast
 
-from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.reading.dense import dense
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops import RQS, Affine
-from flowkernels.ops.autoregressive_inverse import run_inverse
-from flowkernels.ops.flow_layer import run_autoregressive_layer, run_layer
 from flowkernels.ops.net import MadePlan, Net, run_made
-from flowkernels.ops.split import Split, split_of
+from flowkernels.ops.split import Split
 
-from .nets import masked_net
-from .univariate import univariate_of
+from .describe import describe, mask_of, masked_net
 
 
 class Inverse(_InverseTransform):
@@ -53,11 +48,12 @@ def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]
     return x, context
 
 
-def _map_of(layer: Any) -> RQS | Affine:
-    univariate = univariate_of(layer)
-    if isinstance(univariate, str):
-        raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {univariate}")
-    return univariate
+def _described(layer: Any, split: Split | None = None) -> tuple[Any, Any]:
+    """The layer as it is described, and its map."""
+    found = describe(layer, split)
+    if isinstance(found, str):
+        raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {found}")
+    return found, found.map
 
 
 class _Fused(Transform):
@@ -79,15 +75,17 @@ class _Fused(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.run(x, False)[1]
 
+    def theirs(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The same by zuko's own code."""
+        plain: Any = type(self).__bases__[1]
+        if not inverse:
+            return plain.call_and_ladj(self, x)
+        x = plain._inverse(self, x)
+        return x, -plain.call_and_ladj(self, x)[1]
+
     @property
     def inv(self) -> Transform:
         return Inverse(self)
-
-
-def _back(theirs: Any, transform: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse as zuko has it."""
-    x = theirs._inverse(transform, y)
-    return x, -theirs.call_and_ladj(transform, x)[1]
 
 
 def _levels(network: Net) -> int:
@@ -109,20 +107,18 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         x, context = _expanded(x, self.context)
-        univariate, network = _map_of(self.layer), self._network(x, context)
-        fused = None
-        if network is not None and inverse and self.passes >= _levels(network):
-            fused = run_inverse(x, network, univariate)
-        elif network is not None and not inverse and not univariate.circle_shift:  # where it sees another x than that
-            fused = run_autoregressive_layer(x, network, univariate)
+        what, univariate = _described(self.layer)
+        network, fused = self._network(x, context), None
+        # A circular spline sees another x than its network.
+        if network is not None and (self.passes >= _levels(network) if inverse else not univariate.circle_shift):
+            fused = what.run(x, network, inverse)
         if fused is not None:
             return fused
         seen, ladj = torch.zeros_like(x) if inverse else x, x.new_zeros(x.shape[:-1])
         for _ in range(self.passes if inverse else 1):
             params = self._params(seen, context, network)
             if mixed(x, params):
-                theirs = transforms.AutoregressiveTransform
-                return _back(theirs, self, x) if inverse else theirs.call_and_ladj(self, x)
+                return self.theirs(x, inverse)
             seen, ladj = univariate(x, params, inverse)
         return seen, ladj
 
@@ -135,27 +131,19 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
 # ---- coupling ----
 
 
-def _read_mask(mask: Tensor) -> tuple[Tensor, Tensor, Split]:
-    kept, mapped = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
-    return kept, mapped, split_of(len(mask), tuple(kept.tolist()), tuple(mapped.tolist()))
-
-
-_split_of = CachedRead[tuple[Tensor, Tensor, Split]](_read_mask)
-
-
 class CouplingTransform(_Fused, transforms.CouplingTransform):
     """`zuko.transforms.CouplingTransform` of a layer and a context."""
 
     def __init__(self, layer: Any, context: Tensor | None) -> None:
-        split = _split_of(layer, (layer.mask,))
+        mask = mask_of(layer, (layer.mask,))
         meta = functools.partial(layer.meta, context)
-        if split is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
+        if mask is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
             super().__init__(meta, layer.mask)
             self.split_of_features = None
         else:
             Transform.__init__(self)
             self.meta = meta
-            self.idx_a, self.idx_b, self.split_of_features = split
+            self.idx_a, self.idx_b, self.split_of_features = mask
         self.layer, self.context = layer, context
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -163,21 +151,19 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
         if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = _expanded(x, self.context)
-        univariate, net = _map_of(self.layer), self.layer.hyper
-        split = None if univariate.circle_shift else self.split_of_features
-        network = None if split is None else dense(net, x, context, MLP, Linear)
-        if network is not None and split is not None:
-            chosen = univariate.inverted() if inverse else univariate
-            fused = run_layer(x, network.net(x.shape[:-1], context), chosen, split)
-            if fused is not None:
-                return fused
+        what, univariate = _described(self.layer, self.split_of_features)
+        network = None
+        if what.split is not None and not univariate.circle_shift:
+            network = dense(what.net, x, context, MLP, Linear)
+        fused = None if network is None else what.run(x, network.net(x.shape[:-1], context), inverse)
+        if fused is not None:
+            return fused
         kept, mapped = self.split(x)
         params = _params(self.layer, kept, context)
         if torch.compiler.is_compiling():  # which cannot read off the mask how many features it maps
             torch._check(mapped.shape[-1] == params.shape[-2])
         if mixed(mapped, params):
-            theirs = transforms.CouplingTransform
-            return _back(theirs, self, x) if inverse else theirs.call_and_ladj(self, x)
+            return self.theirs(x, inverse)
         mapped, ladj = univariate(mapped, params, inverse)
         return self.merge(kept, mapped, x.shape), ladj
 
@@ -209,4 +195,4 @@ class DependentTransform(_Fused, transforms.DependentTransform):
             return (plain.inv if inverse else plain).call_and_ladj(x)
         lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
         x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
-        return _map_of(layer)(x, params, inverse)
+        return _described(layer)[1](x, params, inverse)

@@ -22,7 +22,7 @@ op = Op(
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "log_scale", "shift"),
     n_outputs=2,
-    fake=lambda spec, *tensors: _channels.fake(tensors[0], spec.channel_dim, tensors),
+    fake=lambda spec, *tensors: _channels.outputs(tensors[0], spec.channel_dim, tensors),
     sample=lambda: (ChannelSpec(-1, False), (torch.zeros(1, 1), torch.zeros(1), torch.zeros(1))),
 )
 

@@ -41,15 +41,12 @@ def _room_for_sums(x: Tensor, dim: int, by_rows: bool) -> tuple[Tensor, int]:
 
 def fwd(on: Cpu | Cuda, spec: ChannelSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
-    out = _channels.out_dtype((x, log_scale, shift))
-    dtype = _channels.wide(out)
-    y = _channels.like(x, out)
-    ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=dtype)
-    log_scale, shift = (_channels.dense(t, dtype) for t in (log_scale, shift))
+    y, ladj = _channels.outputs(x, dim, (x, log_scale, shift))
+    log_scale, shift = (_channels.dense(t, ladj.dtype) for t in (log_scale, shift))
     if x.numel() == 0:
         total = log_scale.sum() * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
-    (x, to), _ = _alike(dim, _channels.cast(x, out), y)
+    (x, to), _ = _alike(dim, _channels.cast(x, y.dtype), y)
     on.module.actnorm_fwd(dim, spec.inverse, x, log_scale, shift, to, ladj, *on.where(x))
     return y if to is y else y.copy_(to), ladj
 

@@ -25,10 +25,8 @@ def _tile(pixels: int, channels: int) -> dict[str, Any]:
 
 def fwd(spec: ChannelSpec, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     dim = spec.channel_dim
-    out = _channels.out_dtype((x, log_scale, shift))
-    wide = _channels.wide(out)
-    y = _channels.like(x, out)
-    ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=wide)
+    y, ladj = _channels.outputs(x, dim, (x, log_scale, shift))
+    wide = ladj.dtype
     count = _channels.signed_pixels(x, dim, spec.inverse)
     if x.numel() == 0:
         return y, ladj.copy_(log_scale.to(wide).sum() * count)

@@ -25,13 +25,12 @@ class Layout(NamedTuple):
     stop: int = 0
     step: int = 1
 
-    @property
     def in_part(self) -> bool:
         return self.stop > 0
 
     def mapped(self, x: Tensor) -> Tensor:
         """The part of x, or of anything shaped like it, that is mapped."""
-        if not self.in_part:
+        if not self.in_part():
             return x
         return x[(..., slice(self.start, self.stop, self.step), *(slice(None),) * (self.event_dims - 1))]
 
@@ -43,7 +42,7 @@ class Layout(NamedTuple):
             return [x.narrow(dim, start, length) for start, length in ends if length > 0]
         last = self.start + (self.stop - 1 - self.start) // self.step * self.step
         if self.step == 2 and self.start < 2 and last + 2 >= n:  # nothing but what alternates with the part
-            return [self._replace(start=1 - self.start, stop=n).mapped(x)]
+            return [Layout(self.event_dims, 1 - self.start, n, self.step).mapped(x)]
         return [x]
 
 

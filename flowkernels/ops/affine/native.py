@@ -34,7 +34,7 @@ def _readable(x: Tensor, *params: Tensor | None) -> tuple[Tensor, Sequence[Tenso
 def _passes(spec: Layout, x: Tensor | None, out: Tensor | None) -> bool:
     """Sees to it that what is not mapped goes from x (None: zeros) to `out`: True where the kernel is to do that, as
     rows are dense; else it is done here."""
-    if out is None or not spec.in_part:
+    if out is None or not spec.in_part():
         return False
     if spec.step == 1 and out.is_contiguous() and (x is None or (x.is_contiguous() and x.dtype is out.dtype)):
         return True

@@ -60,7 +60,7 @@ def fwd(
     """x [..., *event], params [..., *event, P], or logit and shift like x; mask over the event → y and ladj [...]."""
     f, layout = spec
     y, ladj = _map(f, layout.event_dims, layout.mapped(x), params, shift, mask)
-    if layout.in_part:
+    if layout.in_part():
         y = x.to(y.dtype).slice_scatter(y, -layout.event_dims, layout.start, layout.stop, layout.step)
     return y, ladj
 

@@ -150,7 +150,8 @@ class Affine(Map):
         _check(x, params, shift, mask, self, layout)
         if mask is not None and mask.dtype is not torch.bool:
             mask = mask.bool()
-        return self._op(AffineCall(self, layout), backend, x, params, shift, mask)
+        # By the class's name: a compiler that traced the making of self (torch 2.6) cannot tell the value of self._op.
+        return Affine._op(AffineCall(self, layout), backend, x, params, shift, mask)
 
     # ---- what fused ops ask ----
 

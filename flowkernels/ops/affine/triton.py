@@ -123,7 +123,7 @@ def fwd(
     from .triton_kernels import affine_fwd
 
     x = x.resolve_neg()
-    if layout.in_part:
+    if layout.in_part():
         for to, value in zip(layout.others(y), layout.others(x), strict=True):
             to.copy_(value)
     v, out = layout.mapped(x), layout.mapped(y)
@@ -156,7 +156,7 @@ def bwd(spec: AffineCall, grads: Grads, tensors: Sequence[Tensor | None], needs:
 
         grad_y, grad_ladj = (_prepared(g) for g in grads)
         grad_ladj = None if grad_ladj is None else grad_ladj.contiguous()
-        if layout.in_part and grad_x is not None:
+        if layout.in_part() and grad_x is not None:
             for i, to in enumerate(layout.others(grad_x)):
                 to.zero_() if grad_y is None else to.copy_(layout.others(grad_y)[i])
         v = layout.mapped(x.resolve_neg())

@@ -143,7 +143,7 @@ def _spec(z: Tensor, net: Net, univariate: Map) -> SweepSpec:
     if univariate.inverse:
         raise ValueError(f"{_NAME}: univariate must be of the direction x → z, got inverse=True")
     spec = SweepSpec(net.spec, univariate)
-    if spec.plan.params_per_feature != univariate.n_params:
-        expected, given = univariate.n_params, spec.plan.params_per_feature
+    if spec.plan().params_per_feature != univariate.n_params:
+        expected, given = univariate.n_params, spec.plan().params_per_feature
         raise ValueError(f"{_NAME}: plan must have {expected} outputs per feature for this univariate, got {given}")
     return spec

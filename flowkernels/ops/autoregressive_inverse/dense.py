@@ -42,7 +42,7 @@ def layers_of(spec: SweepSpec, tensors: Sequence[Tensor], needs: Sequence[bool])
     """The layers of a call; z is the first of the tensors."""
     (z, parts), (_, need) = unpack(spec.net, tensors), unpack(spec.net, needs)
     lead, found = z.shape[:-1], []
-    for i, mask in enumerate(spec.net.masks):
+    for i, mask in enumerate(spec.net.masks()):
         add = parts.adds[i]
         add = None if add is None else flat(add.expand(*lead, add.shape[-1]))
         weight, bias = rows_dense(parts.weights[i]), rows_dense(parts.biases[i])
@@ -87,7 +87,7 @@ def forward(spec: SweepSpec, layers: Sequence[Layer], x: Tensor, *, join: bool =
         else:
             a = z if i == last else act(z)
             units.values.append(z if keeps_input else a)
-        units.grads.append(_room(layer, z, schedule.computes_all(spec.plan)[i], grads[i]))
+        units.grads.append(_room(layer, z, schedule.computes_all(spec.plan())[i], grads[i]))
     return units
 
 

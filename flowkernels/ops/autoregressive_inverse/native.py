@@ -30,10 +30,10 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
         return reason
     if spec.net.n > _MAX_CUDA_LAYERS:
         return f"the net has more than {_MAX_CUDA_LAYERS} layers"
-    if spec.only_on_cpu:
-        return f"no kernel for {spec.only_on_cpu}"
+    if spec.only_on_cpu():
+        return f"no kernel for {spec.only_on_cpu()}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
-    units, P = sum(layer.n_in for layer in spec.plan.layers), spec.plan.params_per_feature
+    units, P = sum(layer.n_in for layer in spec.plan().layers), spec.plan().params_per_feature
     if not on.module.sweep_fits(units, P, spec.univariate.bins, DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
@@ -45,7 +45,7 @@ def _map(on: Cpu | Cuda, spec: SweepSpec) -> Any:
 
 def _on_gpu(on: Cuda, spec: SweepSpec, net: Any, z: Tensor) -> tuple[Any, Tensor]:
     """What a GPU is told besides: the steps, and room for the weights in order of the degrees."""
-    return schedule.handle(spec.plan, on.module, z.device), z.new_empty(on.module.sweep_packed(net))
+    return schedule.handle(spec.plan(), on.module, z.device), z.new_empty(on.module.sweep_packed(net))
 
 
 def _fwd(on: Cpu | Cuda, spec: SweepSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

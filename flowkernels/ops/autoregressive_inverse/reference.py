@@ -21,12 +21,10 @@ class SweepSpec(NamedTuple):
     net: NetSpec  # whose plan is a MadePlan
     univariate: Map  # of the direction x → z
 
-    @property
     def plan(self) -> MadePlan:
         assert isinstance(self.net.plan, MadePlan)
         return self.net.plan
 
-    @property
     def only_on_cpu(self) -> str | None:
         """What of the network no GPU's kernel knows, or None."""
         return "gates" if self.net.gates else "periodic features" if self.net.periodic else None
@@ -35,7 +33,7 @@ class SweepSpec(NamedTuple):
 def fwd(spec: SweepSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """z, then the network's tensors → x [..., D] and ladj [...]."""
     z, parts = unpack(spec.net, tensors)
-    plan, parts, inverse = spec.plan, masked(spec.net, parts), spec.univariate.inverted()
+    plan, parts, inverse = spec.plan(), masked(spec.net, parts), spec.univariate.inverted()
     x = torch.zeros_like(z)
     ladj = z.new_zeros(z.shape[:-1], dtype=torch.promote_types(z.dtype, torch.float32))
     for group in plan.groups:

@@ -30,8 +30,8 @@ _COLUMNS = 11  # of a step
 
 
 def why_not(spec: SweepSpec, *tensors: Tensor) -> str | None:
-    if spec.only_on_cpu:
-        return f"no kernel for {spec.only_on_cpu}"
+    if spec.only_on_cpu():
+        return f"no kernel for {spec.only_on_cpu()}"
     return spec.univariate.why_not("triton") or why_not_multiplied(tensors) or _triton.why_no_product(tensors)
 
 
@@ -112,7 +112,7 @@ def _shift(spec: SweepSpec) -> dict[str, float]:
 def _in_order(spec: SweepSpec, adds: Sequence[Tensor | None], lead: torch.Size) -> Tensor | None:
     """What is added in layers that have something, [rows, units], by degree."""
     found = []
-    for layer, add in zip(spec.net.masks, adds, strict=True):
+    for layer, add in zip(spec.net.masks(), adds, strict=True):
         if add is not None:
             rows = add.resolve_neg().expand(*lead, layer.n_out).reshape(-1, layer.n_out)
             order = stairs(layer, rows.device).out_order
@@ -148,14 +148,14 @@ def _fwd(spec: SweepSpec, wide: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     if rows > 0:
         from .triton_kernels import sweep
 
-        plan = _sweep(spec.plan, spec.net.adds, z.device)
-        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights])
+        plan = _sweep(spec.plan(), spec.net.adds, z.device)
+        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights()])
         adds, given = _in_order(spec, parts.adds, z.shape[:-1]), native.flat(z)
         R, programs = _tiles(rows)
         _triton.launch(
             sweep, programs,
             given, packed, packed if adds is None else adds, plan.steps, z.new_empty(programs * plan.room * R), x,
-            ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features,
+            ladj, rows, plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan().features,
             0 if adds is None else adds.stride(0), spec.univariate.bins, ADDS=adds is not None,
             **_constants(spec, z, R), **_shift(spec),
             num_warps=2 if z.dtype is torch.float64 else 8,  # with 4 ptxas spills two registers of a spline
@@ -185,8 +185,8 @@ def bwd(spec: SweepSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inp
         from .triton_kernels import sweep_back
 
         x = saved[0] if saved else _fwd(spec, wide)[0]
-        plan = _sweep(spec.plan, spec.net.adds, z.device)
-        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights])
+        plan = _sweep(spec.plan(), spec.net.adds, z.device)
+        packed = _packed(plan, wide[1 : 1 + spec.net.n_weights()])
         R, programs = _tiles(rows)
         with torch.autocast(z.device.type, enabled=False):  # that of whoever calls backward
             layers = dense.layers_of(spec, wide, needs)
@@ -197,9 +197,9 @@ def bwd(spec: SweepSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inp
                 sweep_back, programs,
                 given, *(z if t is None else t for t in (grad_x, grad_ladj, grad_z)), packed, plan.steps,
                 plan.rows, z.new_empty(programs * plan.room * R), values, values if left is None else left, rows,
-                plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan.features, spec.univariate.bins,
-                HAS_X=grad_x is not None, HAS_LADJ=grad_ladj is not None, NEED_Z=grad_z is not None,
-                LEAVE=left is not None, **_constants(spec, z, R),
+                plan.steps.shape[0], plan.room, plan.params, given.stride(0), spec.plan().features,
+                spec.univariate.bins, HAS_X=grad_x is not None, HAS_LADJ=grad_ladj is not None,
+                NEED_Z=grad_z is not None, LEAVE=left is not None, **_constants(spec, z, R),
                 num_warps=8,  # with 1 or 2 ptxas spills registers of a spline of more than 8 bins in float64
             )  # fmt: skip
             found = dense.gradients(layers, units)

@@ -22,7 +22,7 @@ from flowkernels.ops.univariate import Map, check_univariate
 from . import native, reference
 from .reference import FlowLayerSpec
 
-__all__ = ["FlowLayerSpec", "Split", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
+__all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
 
 _NAME = "ops.flow_layer"
 
@@ -121,14 +121,14 @@ def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tenso
         return None
     if x.dim() == 0 or x.shape[-1] != split.features:
         raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
-    if net.n_in != len(split.inputs):
-        raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(split.inputs)}], got [out, {net.n_in}]")
+    if net.n_in() != len(split.inputs):
+        raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(split.inputs)}], got [out, {net.n_in()}]")
     _check_outputs(net, univariate, split)
     return _op.run(_op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
 
 
 def _check_outputs(net: Net, univariate: Map, split: Split) -> None:
-    n_out, expected = net.n_out, len(split.outputs) * univariate.n_params
+    n_out, expected = net.n_out(), len(split.outputs) * univariate.n_params
     if n_out != expected:
         raise ValueError(f"{_NAME}: the last layer must return {expected} parameters, got {n_out}")
 
@@ -140,17 +140,17 @@ def run_autoregressive_layer(
 
     ``seen``: what the network sees in place of x.
     """
-    features = net.n_in
+    features = net.n_in()
     if seen is None:
-        return run_layer(x, net, univariate, _every(features))
+        return run_layer(x, net, univariate, every(features))
     check_tensor(_NAME, "seen", seen, x)
     check_shape(_NAME, "seen", seen, x.shape)
-    found = run_layer(torch.cat((seen, x), -1), net, univariate, _every(features, apart=True))
+    found = run_layer(torch.cat((seen, x), -1), net, univariate, every(features, apart=True))
     return None if found is None else (found[0][..., features:], found[1])
 
 
 @functools.lru_cache(maxsize=256)
-def _every(features: int, apart: bool = False) -> Split:
+def every(features: int, apart: bool = False) -> Split:
     """All features, seen and mapped; or those that are mapped behind those that are seen."""
     every = tuple(range(features))
     behind = tuple(range(features, 2 * features))

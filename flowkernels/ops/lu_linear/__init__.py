@@ -18,11 +18,6 @@ __all__ = ["lu_linear"]
 _NAME = "ops.lu_linear"
 
 
-def _fake(spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    x, *parameters, _, bias = tensors
-    return _channels.fake(x, spec.channel_dim, (x, *parameters, bias))
-
-
 def _sample() -> tuple[ChannelSpec, tuple[Tensor, ...]]:
     square, vector = torch.zeros(1, 1), torch.zeros(1)
     return ChannelSpec(-1, False), (square, square, square, vector, vector, torch.zeros(1).long(), vector)
@@ -35,7 +30,7 @@ op = Op(
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "lower", "upper", "log_s", "sign_s", "permutation", "bias"),
     n_outputs=2,
-    fake=_fake,
+    fake=lambda spec, *tensors: _channels.outputs(tensors[0], spec.channel_dim, reference.numbers(tensors)),
     sample=_sample,
 )
 

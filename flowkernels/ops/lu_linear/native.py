@@ -13,14 +13,14 @@ from flowkernels._native import DTYPES
 from flowkernels.ops import _channels
 from flowkernels.ops._channels import ChannelSpec
 
-from .reference import log_size
+from .reference import log_size, numbers
 
 
 def why_not(on: Cpu | Cuda, spec: ChannelSpec, *tensors: Tensor) -> str | None:
     reason = on.why_not(tensors)
     if reason is None and isinstance(on, Cuda):
         x, C = tensors[0], tensors[0].shape[spec.channel_dim]
-        dtype = _channels.wide(_channels.out_dtype((x, *tensors[1:5], tensors[6])))
+        dtype = _channels.wide(_channels.out_dtype(numbers(tensors)))
         if not on.module.lu_fits(DTYPES[dtype], C, x.device.index or 0):
             return f"a matrix of {C} channels does not fit in the GPU's shared memory"
     return reason
@@ -37,13 +37,11 @@ def _factors(parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     return (*triangles, permutation if permutation.shape[0] else None, bias if bias.shape[0] else None)
 
 
-def fwd(on: Cpu | Cuda, spec: ChannelSpec, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    dim = spec.channel_dim
-    out = _channels.out_dtype((x, *parameters[:4], parameters[5]))
-    dtype = _channels.wide(out)
-    y = _channels.like(x, out)
-    ladj = x.new_empty(_channels.ladj_shape(x, dim), dtype=dtype)
-    given = _in(dtype, parameters)
+def fwd(on: Cpu | Cuda, spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x, dim = tensors[0], spec.channel_dim
+    y, ladj = _channels.outputs(x, dim, numbers(tensors))
+    out, dtype = y.dtype, ladj.dtype
+    given = _in(dtype, tensors[1:])
     if x.numel() == 0:
         total = log_size(given[2], given[3]) * _channels.signed_pixels(x, dim, spec.inverse)
         return y, ladj.copy_(total)
@@ -73,7 +71,7 @@ def _work(x: Tensor, C: int, between: bool) -> tuple[list[Tensor], int]:
 def bwd(on: Cpu | Cuda, spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
     x, *parameters = tensors
     dim = spec.channel_dim
-    out = _channels.out_dtype((x, *parameters[:4], parameters[5]))
+    out = _channels.out_dtype(numbers(tensors))
     dtype = _channels.wide(out)
     given = _in(dtype, parameters)
     grad_y, grad_ladj = grads

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,11 @@ from flowkernels.ops import _channels
 from flowkernels.ops._channels import ChannelSpec
 
 IS_SLOW = False
+
+
+def numbers(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The op's tensors that its dtype follows from: all but the permutation."""
+    return (*tensors[:5], tensors[6])
 
 
 def log_size(log_s: Tensor, sign_s: Tensor) -> Tensor:

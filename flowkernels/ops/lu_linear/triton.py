@@ -12,7 +12,7 @@ from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops import _channels, _triton
 from flowkernels.ops._channels import ChannelSpec
 
-from .reference import log_size, safe_permutation
+from .reference import log_size, numbers, safe_permutation
 
 _MAX_SOLVE = 128  # channels of a pixel that fit registers from the first step of a solve to the last
 _PROGRAMS = 512  # that share a sum over pixels
@@ -129,18 +129,12 @@ def _outer(a: _Walk, b: _Walk, order: Tensor | None, sizes: Sequence[int], dtype
     return outer.double().sum(0), sums.double().sum(0)
 
 
-def _dtypes(tensors: Sequence[Tensor]) -> tuple[torch.dtype, torch.dtype]:
-    """That of y, and that of the arithmetic. The permutation is no number."""
-    out = _channels.out_dtype((*tensors[:5], tensors[6]))
-    return out, _channels.wide(out)
-
-
 def fwd(spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     x, dim = tensors[0], spec.channel_dim
-    out, dtype = _dtypes(tensors)
-    y = _channels.like(x, out)
+    y, ladj = _channels.outputs(x, dim, numbers(tensors))
+    dtype = ladj.dtype
     total = log_size(tensors[3].to(dtype), tensors[4].to(dtype)) * _channels.signed_pixels(x, dim, spec.inverse)
-    ladj = total.expand(_channels.ladj_shape(x, dim)).clone()
+    ladj.copy_(total)
     if x.numel() == 0:
         return y, ladj
     f, sizes = _factors(dtype, tensors[1:]), _channels.sizes(x, dim)
@@ -154,7 +148,7 @@ def fwd(spec: ChannelSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 def bwd(spec: ChannelSpec, grads: Grads, tensors: Inputs, needs: Needs) -> Grads:
     x, dim = tensors[0], spec.channel_dim
-    _, dtype = _dtypes(tensors)
+    dtype = _channels.wide(_channels.out_dtype(numbers(tensors)))
     grad_y, grad_ladj = grads
     grad_x = _channels.like(x, dtype) if needs[0] else None
     C = x.shape[dim]

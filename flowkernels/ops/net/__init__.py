@@ -25,7 +25,7 @@ __all__ = ["LayerPlan", "MadePlan", "Net", "NetSpec", "layer_plan", "made", "mas
 
 
 def _fake(spec: NetSpec, x: Tensor, *rest: Tensor) -> tuple[Tensor]:
-    return (x.new_empty((*x.shape[:-1], spec.masks[-1].n_out)),)
+    return (x.new_empty((*x.shape[:-1], spec.masks()[-1].n_out)),)
 
 
 def _sample(kind: str) -> tuple[NetSpec, tuple[Tensor, ...]]:
@@ -43,7 +43,7 @@ _made = Op(
     spec_type=NetSpec,
     reference=reference.fwd,
     table={"cpu": native, "cuda": cuda, "triton": triton_chain, "reference": reference},
-    first=lambda spec, tensors: fastest(spec.masks, tensors[0]),
+    first=lambda spec, tensors: fastest(spec.masks(), tensors[0]),
     sample=lambda: _sample("made"),
 )
 _residual_net = Op(
@@ -63,7 +63,7 @@ _masked_linear = Op(
     n_outputs=1,
     fake=_fake,
     keeps_outputs=lambda spec: spec.last not in ("identity", *SLOPE_NEEDS_INPUT),
-    first=lambda spec, tensors: fastest(spec.masks, tensors[0]),
+    first=lambda spec, tensors: fastest(spec.masks(), tensors[0]),
     sample=lambda: _sample("masked_linear"),
     schema=("str plan", "str activation", "bool has_bias", "bool has_residual"),
     pack=lambda spec: [spec.plan.text, spec.last, spec.has_bias, bool(spec.adds)],

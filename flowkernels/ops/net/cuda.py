@@ -57,7 +57,7 @@ class _Call:
     def __init__(self, spec: NetSpec, tensors: Sequence[Tensor]) -> None:
         x, parts = unpack(spec, tensors)
         assert spec.plan is not None  # an op whose layers have no masks has no such backend
-        self.plans, self.residual, self.closes_block = spec.masks, spec.residual, spec.closes_block
+        self.plans, self.residual, self.closes_block = spec.masks(), spec.residual, spec.closes_block
         self.lead, self.x, self.n = x.shape[:-1], flat(x), spec.n
         self.rows, self.activation, self.last = self.x.shape[0], spec.activation, spec.last
         self.weights = [flat(w) for w in parts.weights]

@@ -38,7 +38,7 @@ class _Net:
 
     def __init__(self, spec: NetSpec, tensors: Sequence[Tensor]) -> None:
         self.x, parts = unpack(spec, tensors)
-        self.weights, self.n_layers = tensors[1 : 1 + spec.n_weights], spec.n
+        self.weights, self.n_layers = tensors[1 : 1 + spec.n_weights()], spec.n
         self.add, self.gates = parts.adds[0], parts.gates[2:-1:2] if spec.gates else []
 
     def linear(self, i: int, x: Tensor) -> Tensor:

@@ -73,14 +73,21 @@ def flat(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _spec_handle(spec: NetSpec, module: Any, device: torch.device | None) -> Any:
+def spec_handle(spec: NetSpec, module: Any, device: torch.device | None = None) -> Any:
     """The spec as this compiled module takes it; `device`: where masks are to be, None for the CPU."""
-    masks = [plan.handle(module, device) for plan in spec.masks] or [None] * spec.n
+    masks = [plan.handle(module, device) for plan in spec.masks()] or [None] * spec.n
     no = [False] * spec.n
     return module.NetSpec(
         masks=masks, residual=spec.residual, activation=CODES[spec.activation], last=CODES[spec.last],
         has_bias=spec.has_bias, adds=spec.adds or no, gates=spec.gates or no,
     )  # fmt: skip
+
+
+def as_read(spec: NetSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> list[Tensor]:
+    """The tensors behind x as the kernels read them: matrices of dense rows."""
+    at = spec.n_weights()
+    given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in tensors[:at]]
+    return given + [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
 
 
 def handle(
@@ -97,10 +104,7 @@ def handle(
 
     ``kept``: per layer what enters it, to be written forward and read backward. ``grads``: room beside each tensor.
     """
-    at = spec.n_weights
-    given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in tensors[:at]]
-    given += [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
-    return module.Net(_spec_handle(spec, module, device), rows, given, kept, grads)
+    return module.Net(spec_handle(spec, module, device), rows, as_read(spec, tensors, lead), kept, grads)
 
 
 def _kept_layers(spec: NetSpec) -> range:
@@ -139,7 +143,7 @@ def reuse(spec: NetSpec, saved: Sequence[Tensor]) -> list[Tensor | None]:
 
 def allocate_grads(spec: NetSpec, tensors: Sequence[Tensor], needs: Sequence[bool], rows: int) -> list[Tensor | None]:
     """Room for the gradients that are wanted, of what is behind x; zeros where no kernel will run."""
-    at, found = spec.n_weights, []
+    at, found = spec.n_weights(), []
     for i, (t, need) in enumerate(zip(tensors, needs, strict=True)):
         shape = t.shape if i < at else (rows, t.shape[-1])
         found.append(None if not need else t.new_empty(shape) if rows else t.new_zeros(shape))
@@ -167,7 +171,7 @@ def given_back(grads: Sequence[Tensor | None], tensors: Sequence[Tensor], lead: 
 def _fwd(spec: NetSpec, wide: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> Tensor:
     x, *tensors = wide
     rows = flat(x)
-    n_out = tensors[spec.n_weights - (2 if spec.has_bias else 1)].shape[0]
+    n_out = tensors[spec.n_weights() - (2 if spec.has_bias else 1)].shape[0]
     y = x.new_empty((*x.shape[:-1], n_out))
     if rows.shape[0] > 0:
         _native.C.net_fwd(handle(spec, tensors, x.shape[:-1], rows.shape[0], kept), rows, y, _threads())

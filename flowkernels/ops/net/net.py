@@ -22,40 +22,35 @@ class Net(NamedTuple):
     spec: NetSpec
     tensors: tuple[Tensor, ...]
 
-    @property
     def n_in(self) -> int:
         """How many features the first layer sees."""
         return self.tensors[0].shape[1]
 
-    @property
     def n_out(self) -> int:
         """How many numbers the last layer returns."""
-        return self.tensors[self.spec.n_weights - 1].shape[0]
+        return self.tensors[self.spec.n_weights() - 1].shape[0]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensors[0].dtype
-
-    @property
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(weight, bias) of each layer."""
-        at = self.spec.n_weights
+        at = self.spec.n_weights()
         return list(zip(self.tensors[:at:2], self.tensors[1:at:2], strict=True))
 
     def with_last(self, weight: Tensor, bias: Tensor) -> Net:
         """The same network with another last layer."""
-        at = self.spec.n_weights
+        at = self.spec.n_weights()
         return Net(self.spec, (*self.tensors[: at - 2], weight, bias, *self.tensors[at:]))
 
     def with_layers(self, layers: Layers) -> Net:
         """The same network with other weights and biases."""
-        return Net(self.spec, (*_flat(layers), *self.tensors[self.spec.n_weights :]))
+        return Net(self.spec, (*_flat(layers), *self.tensors[self.spec.n_weights() :]))
 
     def with_periodic(self, periodic: Tensor | None) -> Net:
         """The same network, which sees periodic features ``[D, 5]`` of x; see `ops.autoregressive_inverse`."""
         if periodic is None:
             return self
-        return Net(self.spec._replace(periodic=True), (*self.tensors, periodic))
+        s = self.spec
+        spec = NetSpec(s.n, s.plan, s.residual, s.activation, s.last, s.adds, s.gates, s.has_bias, periodic=True)
+        return Net(spec, (*self.tensors, periodic))
 
 
 def _flat(layers: Layers) -> list[Tensor]:
@@ -80,7 +75,7 @@ def made_net(
 def fitting(net: Net) -> Net | None:
     """A masked network, or None where a weight or a bias is not of its mask's size: called, its modules say so."""
     spec, tensors = net.spec, net.tensors
-    for i, mask in enumerate(spec.masks):
+    for i, mask in enumerate(spec.masks()):
         if tensors[2 * i].shape != (mask.n_out, mask.n_in) or tensors[2 * i + 1].shape != (mask.n_out,):
             return None
     return net

@@ -15,7 +15,8 @@ def masked(spec: NetSpec, parts: Parts) -> Parts:
     """The network with W∘M for W."""
     if spec.plan is None:
         return parts
-    return parts._replace(weights=[m.apply(w) for m, w in zip(spec.masks, parts.weights, strict=True)])
+    weights = [m.apply(w) for m, w in zip(spec.masks(), parts.weights, strict=True)]
+    return Parts(weights, parts.biases, parts.adds, parts.gates, parts.periodic)
 
 
 def network(spec: NetSpec, x: Tensor, parts: Parts) -> Tensor:

@@ -12,7 +12,9 @@ class NetSpec(NamedTuple):
     """Linear layers, masked or not, with an activation between them: plain, or residual blocks of two.
 
     Equal and hashed by value (plans by identity: equal degrees have one plan). The tensors of a call are x, then weight
-    (and bias) of each layer, what is added in layers that have it, the gates, and the periodic features.
+    (and bias) of each layer, what is added in layers that have it, the gates, and the periodic features. It has methods
+    and no property, as other tuples that are made inside of a call have: the compiler of torch 2.6 knows no property of
+    a NamedTuple, no `_replace` and no slice.
     """
 
     n: int  # layers
@@ -25,13 +27,11 @@ class NetSpec(NamedTuple):
     has_bias: bool = True
     periodic: bool = False  # the net sees `periodic_features` of x
 
-    @property
     def masks(self) -> tuple[LayerPlan, ...]:
         """One per layer; empty where nothing is masked."""
         plan = self.plan
         return () if plan is None else plan.layers if isinstance(plan, MadePlan) else (plan,)
 
-    @property
     def n_weights(self) -> int:
         """How many of the tensors behind x are weights and biases."""
         return 2 * self.n if self.has_bias else self.n
@@ -50,15 +50,11 @@ class Parts(NamedTuple):
     gates: list[Any]
     periodic: Any
 
-    @property
-    def layers(self) -> list[tuple[Any, Any]]:
-        return list(zip(self.weights, self.biases, strict=True))
-
 
 def unpack(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Any, Parts]:
     """x, and the tensors behind it by their roles."""
     x, *rest = tensors  # of which torch 2.11 traces no pop
-    n, at = spec.n, spec.n_weights
+    n, at = spec.n, spec.n_weights()
     weights = rest[:at:2] if spec.has_bias else rest[:at]
     biases = rest[1:at:2] if spec.has_bias else [None] * n
     terms = iter(rest[at:])

@@ -44,7 +44,7 @@ def fwd(spec: NetSpec, *tensors: Tensor) -> tuple[Tensor]:
 
     def by_degree(t: Tensor, i: int, dim: int) -> Tensor:
         """What has a layer's outputs (dim 0, -1) or inputs (dim 1) along `dim`, in order; y and x are not to be."""
-        stairs = masked_linear.stairs(spec.masks[i], x.device)
+        stairs = masked_linear.stairs(spec.masks()[i], x.device)
         order = stairs.in_order if dim == 1 else stairs.out_order
         return t if i == (0 if dim == 1 else last) or order is None else t.index_select(dim, order)
 

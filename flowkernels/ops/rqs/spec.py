@@ -215,9 +215,10 @@ class RQS(Map):
             and x.layout is params.layout is torch.strided
         ):
             refuse_tensors("ops.rqs", x, params, P)
+        # By the class's name, as in ops/affine/spec.py.
         if not (self.circle_shift or self.zero_outside or self.parametrization == "half_ends"):
-            return self._op(self, backend, x, params)
-        return self._around(lambda spline, v, p: self._op(spline, backend, v, p), x, params)
+            return RQS._op(self, backend, x, params)
+        return self._around(lambda spline, v, p: RQS._op(spline, backend, v, p), x, params)
 
     def _around(self, plain: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """The map, of which `plain` runs what kernels know: a spline on its box, with a logit for each of its bins."""

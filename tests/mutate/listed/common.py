@@ -70,8 +70,8 @@ MUTATIONS = (
     _memory(
         "turned quad",
         "csrc/common/transpose.h",
-        "FK_SHUFFLE(i32, a, b, «2, 6, 3, 7»)",
-        "2, 6, 7, 3",
+        "«FK_SHUFFLE(i32, a, b, 2, 6, 3, 7)»",
+        "FK_SHUFFLE(i32, a, b, 2, 6, 7, 3)",
         "lanes",
     ),
     _memory(

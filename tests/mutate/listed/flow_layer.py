@@ -3,6 +3,8 @@
 from tests.mutate.mutation import Of
 
 _layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
+_flow = Of("flow", "tests/ops/test_flow.py")
+_runs = Of("runs", "tests/transforms/test_runs.py")
 _sweep = Of(
     "sweep",
     "tests/ops/test_autoregressive_inverse.py tests/ops/test_periodic_features.py tests/ops/test_gates.py"
@@ -10,7 +12,10 @@ _sweep = Of(
 )
 _seen = Of("sweep", "tests/ops/test_periodic_features.py -k edges_of_the_box or solves_the_equation")
 _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inverse.py")
-_CPU, _MAP = "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h"
+_CPU, _MAP, _TILE = (
+    "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h", "csrc/flow_layer/layer_tile.h",
+)  # fmt: skip
+_FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/runs.py"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
 _PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
@@ -28,11 +33,11 @@ MUTATIONS = (
     ),
     _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
     _layer(
-        "columns of the map", _CPU, "S* at = x + «a.columns[i]» * kRowBlock<S>;\n      T out", "i", "the first features"
+        "columns of the map", _TILE, "S* at = x + «c.out[i]» * kRowBlock<S>;\n      T out", "i", "the first features"
     ),
     _layer(
         "input order",
-        _CPU,
+        _TILE,
         "to + «(p.in_rank ? p.in_rank[k] : k)» * kRowBlock<S>, x",
         "k",
         "inputs in the caller's order",
@@ -41,27 +46,69 @@ MUTATIONS = (
     _layer(
         "ladj of the last rows",
         _CPU,
-        "size_t(«used < kRowBlock<S> ? used : kRowBlock<S>»)",
-        "kRowBlock<S>",
+        "t.ladj, size_t(«rows.rows») * sizeof(S)",
+        "rows.blocks<S>() * kRowBlock<S>",
         "writes past the end",
     ),
     _layer(
-        "no gradient of y", _CPU, "«memset(t.g, 0, size_t(blocks * size) * sizeof(S));»", "", "what was there before"
+        "no gradient of y",
+        _CPU,
+        "«memset(t.g, 0, size_t(blocks * a.features * kRowBlock<S>) * sizeof(S));»",
+        "",
+        "what was there before",
     ),
     _layer(
         "gradient of the net",
-        _CPU,
+        _TILE,
         "store_pair(at, «load_pair(at) + load_pair(more)»)",
         "load_pair(more)",
         "what came through the map is lost",
     ),
     _layer(
         "gradient of ladj",
-        _CPU,
-        "gl[l] = grad_ladj[«rows.first + s * kRowBlock<S> + l»];",
-        "rows.first + l",
-        "the second strip has the first one's",
+        _TILE,
+        "if (from) memcpy(to, static_cast<const S*>(from) + «rows.first», size_t(rows.rows)",
+        "0",
+        "every tile has the first one's",
     ),
+    # ---- whole flows ----
+    _flow("sum of ladj", _FLOW, "«i == 0» ? sum : group.more", "false", "the first layer's is lost"),
+    _flow(
+        "order of y", _FLOW, "a.features, «a.order», a.features, static_cast<S*>(a.y)", "nullptr", "y in the order of x"
+    ),
+    _flow(
+        "order of the gradient",
+        _FLOW,
+        "a.features, a.features, «a.order», a.features, g);",
+        "nullptr",
+        "the gradient of y in the order of x",
+    ),
+    _flow("input of a layer", _FLOW, "(«i > 0 ? a.steps[i].x : a.x»);", "a.x", "each layer is given the flow's own"),
+    _flow("places", _FLOW_ARGS, "i = «place_[size_t(i)]»;", "i", "layers behind an order see what was there before"),
+    _flow(
+        "order of orders",
+        _FLOW_ARGS,
+        "place_[i] = «before[size_t(order[i])]»;",
+        "order[i]",
+        "an order undoes the one before",
+    ),
+    _flow(
+        "what a gate needs",
+        _FLOW_ARGS,
+        "(«all && !gated») ||",
+        "all",
+        "what stood before a gate is not computed again",
+        "tests/ops/test_flow.py -k one_by_one",
+    ),
+    _runs("what changed", _RUNS, "if found is not None «and still_holds(found[0].modules)»:", "", "nothing is seen"),
+    _runs(
+        "dtypes",
+        _RUNS,
+        "«if t.dtype is not dtype or not t.is_cpu:»",
+        "if False:",
+        "the gate refuses what layers would say",
+    ),
+    _runs("hooks that go", _RUNS, "«is_settled = is_settled and reader is None»", "pass", "a layer is called for ever"),
     # ---- the sweep ----
     _sweep(
         "due",

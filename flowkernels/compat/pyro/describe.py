@@ -1,0 +1,200 @@
+"""What a layer of Pyro is, as map, net and split; and its networks as the ops take them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels.compat.engine.patch import original_class
+from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.layer import Layer, by_feature, or_reason
+from flowkernels.compat.reading.dense import too_wide
+from flowkernels.compat.reading.masks import read_plan, with_context
+from flowkernels.nets.reading import may_read, of_parameters
+from flowkernels.ops import RQS, Affine
+from flowkernels.ops.net import MadePlan, Net
+from flowkernels.ops.net.activations import name_of
+from flowkernels.ops.net.net import dense_net, fitting, made_net
+from flowkernels.ops.split import split_of
+from flowkernels.ops.univariate import Map
+
+_LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
+
+# ---- maps ----
+
+
+def spline(layer: Any) -> RQS:
+    """Of a module with `count_bins`, `bound` and `order`."""
+    bound = float(layer.bound)
+    return RQS.kept(bins=layer.count_bins, tail_bound=bound, edge_slope=1 - _LEAST, order=layer.order)
+
+
+def affine(layer: Any) -> Affine:
+    bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
+    return Affine.kept(scale="clip", log_bounds=bounds, shift_first=True)  # Pyro has means | log-scales
+
+
+def _will_be(layer: Any, **defaults: Any) -> Any:
+    """The settings of what a conditional layer will make, or else the layer, which has them itself."""
+    return types.SimpleNamespace(**{**defaults, **layer.kwargs}) if hasattr(layer, "kwargs") else layer
+
+
+def refusal(layer: Any) -> object:
+    """Why a spline has no kernel, if that is a string."""
+    theirs = importlib.import_module("pyro.distributions.transforms").Spline
+    if hasattr(layer, "unnormalized_widths") and layer._params.__func__ is not theirs._params:
+        return "its parameters are its own"
+    return or_reason(spline, layer)
+
+
+def autoregressive_refusal(layer: Any) -> object:
+    """Why an autoregressive spline has no kernel."""
+    return or_reason(spline, _will_be(getattr(layer, "spline", layer), count_bins=8, bound=3.0, order="linear"))
+
+
+def affine_refusal(layer: Any) -> object:
+    """Why an affine autoregressive layer gains nothing: its map alone is as fast in Pyro."""
+    settings = _will_be(layer, stable=False, log_scale_min_clip=-5.0, log_scale_max_clip=3.0)
+    if settings.stable:
+        return "no kernel for its stable map"
+    why = _masked_refusal(getattr(layer, "arn", None) or layer.nn)
+    return or_reason(affine, settings) if why is None else f"its network is called: {why}"
+
+
+# ---- networks ----
+
+
+def _layers_of(net: Any, x: Tensor, context: Tensor | None = None) -> list[Any] | None:
+    """Weights and biases of a network that is not refused, where calling it now would do nothing but its arithmetic."""
+    if not all(map(of_parameters, net.layers)):
+        return None
+    modules = [net, *net.layers, *([net.f] if isinstance(net.f, nn.Module) else [])]
+    pairs = [(m._parameters["weight"], m._parameters["bias"]) for m in net.layers]
+    return pairs if may_read(modules, x, x, context, *(t for pair in pairs for t in pair)) else None
+
+
+def _bound(net: Any) -> tuple[Any, Any]:
+    """A network and the context that a conditional layer has bound to it."""
+    if isinstance(net, functools.partial) and not net.args and [*net.keywords] == ["context"]:
+        return net.func, net.keywords["context"]
+    return net, None
+
+
+def _of_rows(context: Any, x: Tensor) -> Tensor | None:
+    """A context for the rows of x, or None: Pyro says what is wrong with it."""
+    if not isinstance(context, Tensor) or context.dim() == 0:
+        return None
+    try:
+        return context.expand(*x.shape[:-1], context.shape[-1])
+    except RuntimeError:
+        return None
+
+
+# ---- masked ones ----
+
+
+def _read(*masks_and_sizes: Any) -> MadePlan | str:
+    """The plan of a network whose outputs are made feature by feature."""
+    *masks, context, features, groups = masks_and_sizes
+    return read_plan([*masks[:-1], by_feature(masks[-1], features, groups)], slice(context, None))
+
+
+_plan_of = CachedRead[MadePlan | str](_read)
+
+
+def _masked_refusal(net: Any) -> str | None:
+    """Why a network is none that one op can run, or None."""
+    from pyro.nn.auto_reg_nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, MaskedLinear
+
+    if type(net) not in (AutoRegressiveNN, ConditionalAutoRegressiveNN):
+        return f"a {type(net).__name__}, not Pyro's AutoRegressiveNN"
+    if net.skip_layer is not None:
+        return "it has skip connections"
+    if name_of(net.f) is None or not all(type(m) is MaskedLinear for m in net.layers):
+        return "it has an activation or a layer that the ops do not know"
+    return None
+
+
+def masked_net(net: Any, x: Tensor, univariate: Map) -> Net | None:
+    """A masked network of so many features as x has, for this map, as an op takes it; None where it must be called."""
+    (net, context), groups = _bound(net), (1,) * univariate.n_params
+    if context is not None:
+        context = _of_rows(context, x)
+    if _masked_refusal(net) is not None or (context is None) != (net.context_dim == 0):
+        return None
+    pairs, features = _layers_of(net, x, context), net.input_dim
+    if pairs is None or len(net.layers[-1].mask) != features * len(groups):
+        return None
+    plan = _plan_of(net, [m.mask for m in net.layers], net.context_dim, features, groups)
+    if not isinstance(plan, MadePlan) or x.shape[-1] != features:
+        return None
+    pairs[-1] = tuple(by_feature(t, features, groups) for t in pairs[-1])
+    found = made_net(pairs, plan, name_of(net.f) or "")
+    return fitting(found if context is None else with_context(found, context, slice(net.context_dim, None)))
+
+
+# ---- couplings ----
+
+
+def _coupling(net: Any, known: str, univariate: Map | str, seen: int, mapped: int, groups: tuple[int, ...]) -> Any:
+    if type(net) is not getattr(importlib.import_module("pyro.nn"), known):
+        return f"its network is a {type(net).__name__}, not Pyro's {known}, and its map alone is as fast in Pyro"
+    if name_of(net.f) is None or not all(type(m) is nn.Linear and of_parameters(m) for m in net.layers):
+        return "its network has an activation or a layer that the ops do not know"
+    wide = too_wide([*net.layers])
+    if wide is not None:
+        return wide
+    if [*net.param_dims] != [mapped * n for n in groups]:
+        return f"its network returns parameters of sizes {net.param_dims}"
+    if isinstance(univariate, str) or seen < 1 or mapped < 1:
+        return univariate
+    split = split_of(seen + mapped, tuple(range(seen)), tuple(range(seen, seen + mapped)))
+    return Layer(univariate, net, split, groups)
+
+
+def affine_coupling(layer: Any) -> Layer | str:
+    if layer.dim != -1:
+        return f"its event has {-layer.dim} dims"
+    net, context = _bound(layer.nn)
+    known = "DenseNN" if context is None else "ConditionalDenseNN"
+    mapped = next(iter(getattr(net, "param_dims", ())), 0)
+    return _coupling(net, known, or_reason(affine, layer), layer.split_dim, mapped, (1, 1))
+
+
+def conditional_coupling(layer: Any) -> Layer | str:
+    """What a conditional coupling returns, for any context."""
+    return affine_coupling(original_class(layer).condition(layer, torch.empty(0)))
+
+
+def spline_coupling(layer: Any) -> Layer | str:
+    """Its upper spline, beside what it sees."""
+    upper = layer.upper_spline
+    K = upper.count_bins
+    groups = (K, K, K - 1, *([K] if upper.order == "linear" else []))
+    return _coupling(upper.nn, "DenseNN", spline(upper), layer.split_dim, upper.input_dim, groups)
+
+
+def run_coupling(what: object, nn: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """y and ladj of a coupling as it is described, and its network; None where Pyro's own way is called for."""
+    if not isinstance(what, Layer) or what.split is None or x.dim() == 0 or x.shape[-1] != what.split.features:
+        return None
+    context, given = _bound(nn)[1], 0
+    layers = _layers_of(what.net, x, context)
+    if layers is None:
+        return None
+    if context is not None:  # the network's first columns; the op's last
+        context = _of_rows(context, x)
+        if context is None:
+            return None
+        given = context.shape[-1]
+        layers[0] = layers[0][0].roll(-given, dims=1), layers[0][1]
+    seen, mapped = len(what.split.inputs), len(what.split.outputs)
+    if layers[0][0].shape[1] != seen + given or layers[-1][0].shape[0] != sum(what.groups) * mapped:
+        return None
+    found = dense_net(layers, False, name_of(what.net.f) or "", seen, x.shape[:-1], context)
+    return what.run(x, found, inverse)

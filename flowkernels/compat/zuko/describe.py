@@ -1,0 +1,132 @@
+"""What a lazy transform of zuko is, as map, net and split; its masked network as the ops take it.
+
+This needs zuko, and the table of its classes must not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from zuko.flows.spline import CircularRQSTransform
+from zuko.nn import MaskedLinear, MaskedMLP
+from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+
+from flowkernels.compat.engine.reads import CachedRead
+from flowkernels.compat.layer import Layer
+from flowkernels.compat.reading.dense import read_sequence
+from flowkernels.compat.reading.masks import read_plan, with_context
+from flowkernels.nets.reading import Kept, Walk, may_compute
+from flowkernels.ops import RQS, Affine
+from flowkernels.ops.net import MadePlan, Net
+from flowkernels.ops.net.net import fitting, made_net
+from flowkernels.ops.split import Split, split_of
+from flowkernels.ops.univariate import Map
+
+_SLOPE = 1e-3  # zuko's default, of splines and of affine maps
+
+# ---- maps ----
+
+
+def univariate_of(layer: Any) -> Map | str:
+    """The map of a layer's ``univariate`` and ``shapes``, or why no kernel has it."""
+    function, settings = layer.univariate, {}
+    if isinstance(function, functools.partial):
+        if function.args:
+            return "its univariate binds parameters by position"
+        function, settings = function.func, function.keywords
+    try:
+        known = _read if torch.compiler.is_compiling() else _known
+        return known(function, tuple(settings.items()), tuple(tuple(s) for s in layer.shapes))
+    except (TypeError, ValueError) as error:  # a setting that no kernel has, or that is no number
+        return f"its univariate is not one that flowkernels knows ({error})"
+
+
+def _read(function: Any, items: tuple[tuple[str, Any], ...], shapes: tuple[Sequence[int], ...]) -> Map | str:
+    settings = dict(items)
+    slope = settings.pop("slope", _SLOPE)
+    if function is MonotonicAffineTransform and not settings and shapes == ((), ()):
+        return Affine("soft_clip", clamp=-math.log(slope), shift_first=True)
+    circular = function is CircularRQSTransform
+    if function is not MonotonicRQSTransform and not circular:
+        return f"no kernel for its univariate, {getattr(function, '__name__', type(function).__name__)}"
+    bound = math.pi if circular else settings.pop("bound", 5.0)
+    if settings:
+        return f"its univariate is given {', '.join(settings)}"
+    K = shapes[0][0] if len(shapes) == 3 and len(shapes[0]) == 1 else 0
+    if shapes != ((K,), (K,), (K - 1,)):
+        return f"the parameters of its spline have shapes {shapes}"
+    return RQS(K, tail_bound=bound, parametrization="soft_clip", slope=slope, circle_shift=circular)
+
+
+_known = functools.lru_cache(maxsize=256)(_read)
+
+
+# ---- layers ----
+
+
+class Mask(NamedTuple):
+    """The features that a coupling's mask keeps and maps, as zuko has them and as the ops do."""
+
+    kept: Tensor
+    mapped: Tensor
+    split: Split
+
+
+def _read_mask(mask: Tensor) -> Mask:
+    kept, mapped = mask.nonzero().squeeze(-1), (~mask).nonzero().squeeze(-1)
+    return Mask(kept, mapped, split_of(len(mask), tuple(kept.tolist()), tuple(mapped.tolist())))
+
+
+mask_of = CachedRead[Mask](_read_mask)
+
+
+def describe(layer: Any, split: Split | None = None) -> Layer | str:
+    """A layer with or without a network; of a coupling, with the split of its mask, if that can be read now."""
+    found = univariate_of(layer)
+    return found if isinstance(found, str) else Layer(found, getattr(layer, "hyper", None), split)
+
+
+def elementwise_refusal(layer: Any) -> object:
+    """Why an elementwise layer gains nothing, if that is a string."""
+    found = univariate_of(layer)
+    # Without bins to be searched.
+    return found if isinstance(found, str) or found.bins else "its affine map alone is as fast in zuko"
+
+
+# ---- masked networks ----
+
+
+def _read_masks(*masks_and_features: Any) -> MadePlan | str:
+    *masks, features = masks_and_features
+    return read_plan(masks, slice(features))
+
+
+plan_of = CachedRead[MadePlan | str](_read_masks)
+
+
+def _read_net(walk: Walk, net: Any, features: int) -> Net | None:
+    found = read_sequence(walk, net, MaskedMLP, MaskedLinear, buffers=("mask",))
+    if found is None:
+        return None
+    plan = plan_of(net, [net._modules[name]._buffers["mask"] for name in [*net._modules][::2]], features)
+    return made_net(found[0], plan, found[1]) if isinstance(plan, MadePlan) else None
+
+
+_kept = Kept[Net](_read_net)
+
+
+def masked_net(net: Any, features: int, x: Tensor, context: Tensor | None) -> Net | None:
+    """A masked network as an op takes it, of a call without a context kept; None where the modules must be called."""
+    found = _kept(net, features)
+    if found is None or x.shape[-1] != features:
+        return None
+    weight = found.tensors[0]
+    n_context = 0 if context is None else context.shape[-1]
+    if not may_compute(weight, x, context) or weight.shape[1] != features + n_context:
+        return None
+    return fitting(found if context is None else with_context(found, context, slice(features)))

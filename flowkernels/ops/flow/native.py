@@ -1,0 +1,92 @@
+"""Whole flows on the compiled kernels: one call forward, one backward, and between layers nothing but what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkernels import _native
+from flowkernels._backend import Grads, Inputs, Needs
+from flowkernels.ops.flow_layer import native as layer_native
+from flowkernels.ops.net import native
+
+from .spec import FlowSpec
+
+_threads = torch.get_num_threads
+_KERNELS = (torch.float32, torch.float64)
+# Bytes up to which backward gets every activation of a residual network that saves it a product, and not one in two.
+_KEEP_ALL = 32 << 20
+_FEW_ROWS = 4  # kFewRows of csrc/net/pack.h: what so few rows get forward has other bits than what backward computes
+
+
+def why_not(spec: FlowSpec, *tensors: Tensor) -> str | None:
+    for layer, part in zip(spec.layers, spec.parts(tensors[1:]), strict=True):
+        reason = layer_native.why_not(layer, tensors[0], *part)
+        if reason is not None:
+            return reason
+    if tensors[0].dtype not in _KERNELS:
+        return f"no kernel for {tensors[0].dtype}: layers round to it, one by one"
+    return None
+
+
+def _as_read(spec: FlowSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> Sequence[Tensor]:
+    """The tensors behind x as the kernels read them."""
+    if spec.has_terms:
+        return [t for layer, part in zip(spec.layers, spec.parts(tensors), strict=True)
+                for t in native.as_read(layer.net, part, lead)]  # fmt: skip
+    for t in tensors:
+        if not t.is_contiguous() or t.is_neg():
+            return [native.rows_dense(t) for t in tensors]
+    return tensors
+
+
+def _call(spec: FlowSpec, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, Tensor]:
+    """A call of the kernels, and x as they read it."""
+    rows, module = native.flat(x), _native.C
+    return module.FlowCall(spec.handle(module), rows.shape[0], _as_read(spec, tensors, x.shape[:-1])), rows
+
+
+def fwd(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    y, ladj = x.new_empty(x.shape), x.new_empty(x.shape[:-1])
+    if x.numel() > 0:
+        call, rows = _call(spec, x, tensors)
+        call.fwd(rows, y, ladj, None, _threads())
+    return y, ladj
+
+
+def fwd_saving(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    y, ladj = x.new_empty(x.shape), x.new_empty(x.shape[:-1])
+    if x.numel() == 0:
+        return (y, ladj), [x.new_empty(0)]
+    call, rows = _call(spec, x, tensors)
+    size = call.kept_size(True) if rows.shape[0] > _FEW_ROWS else _KEEP_ALL
+    kept = x.new_empty(size if size * x.element_size() <= _KEEP_ALL else call.kept_size(False))
+    call.fwd(rows, y, ladj, kept, _threads())
+    return (y, ladj), [kept]
+
+
+def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
+    x, *rest = tensors
+    if x.numel() == 0:
+        return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
+    call, rows = _call(spec, x, rest)
+    if saved:
+        kept = saved[0]
+    else:  # of a library op, which keeps nothing
+        kept = x.new_empty(call.kept_size(True))
+        call.fwd(rows, x.new_empty(x.shape), x.new_empty(x.shape[:-1]), kept, _threads())
+    grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
+    grad_x = x.new_empty(x.shape) if needs[0] else None
+    if not spec.has_terms:
+        found = [torch.empty_like(t, memory_format=torch.contiguous_format) if n else None
+                 for t, n in zip(rest, needs[1:], strict=True)]  # fmt: skip
+        call.bwd(rows, grad_y, grad_ladj, grad_x, kept, found, _threads())
+        return [grad_x, *found]
+    lead, found, wanted = x.shape[:-1], [], needs[1:]
+    for layer, part in zip(spec.layers, spec.parts(rest), strict=True):
+        found += native.allocate_grads(layer.net, part, wanted[len(found) : len(found) + len(part)], rows.shape[0])
+    call.bwd(rows, grad_y, grad_ladj, grad_x, kept, found, _threads())
+    return [grad_x, *native.given_back(found, rest, lead)]

@@ -1,0 +1,143 @@
+"""What a flow is, apart from its tensors: layers and reorderings of features, one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from flowkernels.ops._kept import made_to_stay
+from flowkernels.ops._routing import _dispatch_modes
+from flowkernels.ops.affine import Affine
+from flowkernels.ops.flow_layer.reference import FlowLayerSpec
+from flowkernels.ops.net import native
+from flowkernels.ops.net.net import Net
+from flowkernels.ops.net.plan import LayerPlan, MadePlan
+from flowkernels.ops.net.spec import NetSpec
+from flowkernels.ops.rqs import RQS
+from flowkernels.ops.split import Split, split_of
+from flowkernels.ops.univariate import Map
+
+
+class Layer(NamedTuple):
+    """A layer of a flow: a map of some features, whose parameters a net makes from others.
+
+    Attributes:
+        univariate: the map, forward or inverse.
+        net: its spec and tensors; of a masked one the split sees and maps every feature.
+        split: which features the net sees, and which are mapped.
+    """
+
+    univariate: Map
+    net: Net
+    split: Split
+
+
+class Order(NamedTuple):
+    """A reordering: feature i is then what feature ``order[i]`` was. It costs nothing."""
+
+    order: tuple[int, ...]
+
+
+Step = FlowLayerSpec | Order
+_MAPS: dict[str, Any] = {kind.__name__: kind for kind in (RQS, Affine)}  # that a graph's words can name
+
+
+def count_tensors(net: NetSpec) -> int:
+    """How many tensors a network has behind x."""
+    return net.n_weights() + sum(net.adds) + sum(net.gates)
+
+
+class FlowSpec:
+    """Layers, and orders between them, of so many features. Equal to itself only: made once, and kept.
+
+    Attributes:
+        features, steps: how many; what comes one after another, nearest to x first.
+        layers: the steps that are layers.
+        has_terms: whether a network has more tensors than weights and biases.
+    """
+
+    schema: ClassVar[dict[str, type]] = {"text": str}
+
+    def __init__(self, features: int, steps: Sequence[Step]) -> None:
+        self.features, self.steps = features, tuple(steps)
+        self.layers = tuple(s for s in self.steps if isinstance(s, FlowLayerSpec))
+        self.counts = tuple(count_tensors(s.net) for s in self.layers)
+        self.has_terms = any(s.net.n_weights() != n for s, n in zip(self.layers, self.counts, strict=True))
+        self._handles: dict[Any, Any] = {}
+
+    def handle(self, module: Any) -> Any:
+        """The flow as this compiled module takes it; made once."""
+        found = self._handles.get(module)
+        if found is None:
+            found = module.Flow(self.features)
+            for step in self.steps:
+                if isinstance(step, Order):
+                    found.add_order(step.order)
+                else:
+                    net = native.spec_handle(step.net, module)
+                    found.add_layer(net, step.univariate.handle(module), step.split.handle(module))
+            self._handles[module] = found
+        return found
+
+    def parts(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The tensors behind x, layer by layer."""
+        found, at = [], 0
+        for n in self.counts:
+            found.append(tensors[at : at + n])
+            at += n
+        return found
+
+    # ---- as a library op's schema has it ----
+
+    def packed(self) -> tuple[str]:
+        return (self.text,)
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The spec in words, for graphs that hold no Python objects; `from_packed` reads it."""
+        return json.dumps([self.features, [_as_list(step) for step in self.steps]])
+
+    @staticmethod
+    def from_packed(text: str) -> FlowSpec:
+        return _parsed(text) if _dispatch_modes() > 0 else _from_text(text)  # where plans hold fake tensors
+
+
+def _as_list(step: Step) -> list[Any]:
+    if isinstance(step, Order):
+        return list(step.order)
+    split, f, net = step
+    plan = net.plan
+    texts = None if plan is None else [layer.text for layer in net.masks()]
+    rest = [net.n, texts, isinstance(plan, MadePlan), net.residual, net.activation, net.last]
+    flags = [list(net.adds), list(net.gates), net.has_bias]
+    settings = {field.name: getattr(f, field.name) for field in dataclasses.fields(f) if field.init}  # type: ignore[arg-type]
+    return [[type(f).__name__, settings], [*rest, *flags], list(split.inputs), list(split.outputs)]
+
+
+@functools.lru_cache(maxsize=256)
+def _from_text(text: str) -> FlowSpec:
+    return made_to_stay(_parsed, text)
+
+
+def _parsed(text: str) -> FlowSpec:
+    features, listed = json.loads(text)
+    steps: list[Step] = []
+    for given in listed:
+        if isinstance(given[0], int):
+            steps.append(Order(tuple(given)))
+            continue
+        (kind, settings), (n, texts, is_made, residual, act, last, adds, gates, bias), inputs, outputs = given
+        plan: Any = None
+        if texts is not None:
+            sides = [[int(d) for d in side.split(",")] for t in (texts[0], *texts) for side in t.split(" ")[::2]]
+            plan = MadePlan([sides[0], *sides[3::2]], residual=residual) if is_made else LayerPlan.from_text(texts[0])
+        net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias)
+        split = split_of(features, tuple(inputs), tuple(outputs))
+        f = _MAPS[kind].kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        steps.append(FlowLayerSpec(split, f, net))
+    return FlowSpec(features, steps)
