@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `plot` when it is first asked for: few who import flowkernels draw."""
-    if name == "plot":
-        return importlib.import_module("flowkernels.plot")
+    """Imports these when they are first asked for: few need them, and two need packages that may not be there."""
+    if name in ("distributed", "plot", "sbi"):
+        return importlib.import_module(f"flowkernels.{name}")
     raise AttributeError(f"module 'flowkernels' has no attribute {name!r}")

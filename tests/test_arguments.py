@@ -301,6 +301,7 @@ TRANSFORMS: dict[str, transforms.Transform] = {
     "BatchNorm": transforms.BatchNorm(4),
     "LULinear": transforms.LULinear(4),
     "DiagonalScale": transforms.DiagonalScale(4),
+    "Standardize": transforms.Standardize(torch.zeros(4), torch.ones(4)),
     "Logit": transforms.Logit(),
     "Dequantize": transforms.Dequantize(4),
     "Composite": Composite([]),

@@ -6,7 +6,7 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from flowkernels._arguments import check_tensor
 
 Size = int | Sequence[int]
+Base = Union["Distribution", torch.distributions.Distribution]  # what a flow takes
 
 
 def sample_shape(where: str, n: Any) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flowkernels._arguments import flag, widths
-from flowkernels.distributions import Distribution, StandardNormal
+from flowkernels.distributions import Base, StandardNormal
 from flowkernels.nets import MADE, Activation
 from flowkernels.nets.degrees import Seed
 from flowkernels.ops.univariate import n_params_of
@@ -124,7 +124,7 @@ class MAF(Flow):
         order: str = "reversed",
         linear: str | None = None,
         seed: Seed = None,
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
         flow = type(self).__name__

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowkernels._arguments import count, flag, generator, widths
-from flowkernels.distributions import Distribution, StandardLogistic, StandardNormal
+from flowkernels.distributions import Base, StandardLogistic, StandardNormal
 from flowkernels.nets import MLP, Activation, Constant, ResidualNet
 from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import Affine, Composite, Coupling, DiagonalScale, Transform, Univariate
@@ -159,7 +159,7 @@ class CouplingFlow(Flow):
         batch_norm: bool = False,
         linear: str | None = None,
         seed: Seed = None,
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
         layers = coupling_layers(
@@ -215,7 +215,7 @@ class NICE(Flow):
         *,
         activation: Activation = F.relu,
         dropout: float = 0.0,
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
         univariate = Affine("additive")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, flag
-from flowkernels.distributions import Distribution, Size
+from flowkernels.distributions import Base, Distribution, FromTorch, Size
 from flowkernels.transforms import Transform
 
 from .distribution import FlowDistribution, distribution_class
@@ -47,7 +47,8 @@ class Flow(nn.Module):
 
     Args:
         transform: data → latent.
-        base: the density of the latent; `Distribution` says what it must have.
+        base: the density of the latent; `Distribution` says what it must have. Or a `torch.distributions.Distribution`
+            over ``[D]``, which becomes a `flowkernels.distributions.FromTorch`.
         embedding: a module applied to the context once per call, before every layer and the base see it.
         context_to_base: only the base sees the context, e.g. one that gives each class its own distribution.
 
@@ -70,7 +71,7 @@ class Flow(nn.Module):
     def __init__(
         self,
         transform: Transform,
-        base: Distribution,
+        base: Base,
         embedding: nn.Module | None = None,
         *,
         context_to_base: bool = False,
@@ -78,6 +79,8 @@ class Flow(nn.Module):
         super().__init__()
         if not isinstance(transform, Transform):
             raise TypeError(f"flows.Flow: transform must be a Transform, got {type(transform).__name__}")
+        if isinstance(base, torch.distributions.Distribution):
+            base = FromTorch(base)
         if not isinstance(base, Distribution):
             given = f"{type(base).__module__}.{type(base).__name__}"
             raise TypeError(f"flows.Flow: base must be a flowkernels.distributions.Distribution, got {given}")

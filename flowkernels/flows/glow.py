@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowkernels._arguments import count, generator, widths
-from flowkernels.distributions import DiagonalNormal, Distribution, StandardNormal
+from flowkernels.distributions import Base, DiagonalNormal, StandardNormal
 from flowkernels.nets import Activation, ConvNet
 from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import ActNorm, Affine, LUConv1x1, Permutation, Squeeze, Transform, Univariate
@@ -90,7 +90,7 @@ class Glow(Flow):
         seed: Seed = None,
         activation: Activation = F.relu,
         preprocessing: Sequence[Transform] = (),
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
         channels, height, width = check_image("Glow", shape, levels=levels, steps=steps)

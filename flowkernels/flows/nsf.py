@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowkernels._arguments import flag
-from flowkernels.distributions import Distribution, StandardNormal
+from flowkernels.distributions import Base, StandardNormal
 from flowkernels.nets import Activation
 from flowkernels.nets.degrees import Seed
 from flowkernels.transforms import RQS, Composite, Transform, Univariate
@@ -106,7 +106,7 @@ class NSF(Flow):
         univariate: Univariate | None = None,
         autoregressive: bool = False,
         order: str = "reversed",
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
         **settings: Unpack[_Settings],
     ) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flowkernels._arguments import count, flag, widths
-from flowkernels.distributions import Distribution, StandardNormal
+from flowkernels.distributions import Base, StandardNormal
 from flowkernels.nets import Activation, ConvResNet
 from flowkernels.transforms import Affine, BatchNorm, Composite, Squeeze, Transform, Univariate, checkerboard
 from flowkernels.transforms.composite import parts
@@ -76,7 +76,7 @@ class RealNVP(Flow):
         batch_norm: bool = False,
         activation: Activation = F.relu,
         preprocessing: Sequence[Transform] = (),
-        base: Distribution | None = None,
+        base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
         univariate = Affine("tanh") if univariate is None else univariate

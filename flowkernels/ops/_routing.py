@@ -3,6 +3,7 @@
 | caller                                                     | path                                      |
 |------------------------------------------------------------|-------------------------------------------|
 | eager, plain tensors                                       | kernel, under `_Fused` if a grad is needed |
+| torch.onnx.export                                          | the reference: no runtime of ONNX has our ops |
 | torch.compile, export, make_fx, fake or subclass tensors   | `torch.ops.flowkernels.<op>`, same kernel  |
 | torch.func transforms, forward mode, jit.trace             | the reference, which is plain PyTorch      |
 | backward under `create_graph=True`, batched gradients      | the gradient of the reference              |
@@ -18,6 +19,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd import profiler as _profiler
 
 from flowkernels import backends
 from flowkernels._backend import Backend
@@ -123,6 +125,8 @@ class Op:
             pack, unpack = spec_type.packed, spec_type.from_packed  # type: ignore[attr-defined]
         self.schema, self.pack, self.unpack = schema, pack, unpack or spec_type
         self.missing, self.sample = missing or {}, sample
+        self.title = f"flowkernels::{name}"
+        self._fused: Any = type(self.title, (_Fused,), {"__module__": __name__})  # profilers print its name
         backends.register(self, table, first)
         if fake is not None:
             self._define(inputs)
@@ -142,8 +146,8 @@ class Op:
         if module.bwd is None:  # the reference differentiates itself
             return module.fwd(spec, *tensors)
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
-            return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
-        return module.fwd(spec, *tensors)
+            return self._fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
+        return self._named(module, spec, tensors) if _profiler._is_profiler_enabled else module.fwd(spec, *tensors)
 
     def backend(self, name: str) -> Backend:
         """The backend of this name, which is in the table."""
@@ -152,10 +156,17 @@ class Op:
     def run(self, module: Backend, spec: Any, tensors: Tensors) -> Tensors:
         """A call of plain tensors, in no transform, on a kernel that can run them: for who has asked it already."""
         if torch.is_grad_enabled() and True in [t is not None and t.requires_grad for t in tensors]:
-            return _Fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
-        return module.fwd(spec, *tensors)
+            return self._fused.apply(self, module, spec, *tensors)  # type: ignore[return-value]
+        return self._named(module, spec, tensors) if _profiler._is_profiler_enabled else module.fwd(spec, *tensors)
+
+    def _named(self, module: Backend, spec: Any, tensors: Tensors) -> Tensors:
+        """A call without gradients where a profiler runs, which would not see it: no op of torch is in it."""
+        with torch.profiler.record_function(self.title):
+            return module.fwd(spec, *tensors)
 
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
+        if torch.onnx.is_in_onnx_export():
+            return self.reference(spec, *tensors)
         module = backends.pick(self.name, backend, spec, tensors)
         if self._library is None:
             return module.fwd(spec, *tensors) if module.composed else self.reference(spec, *tensors)

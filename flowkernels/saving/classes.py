@@ -143,6 +143,11 @@ def _build_image_coupling(
     return transforms.ImageCoupling(torch.ones(*pixels) if pixels else mask, conditioner, univariate)
 
 
+def _standardize(shape: Sequence[int]) -> transforms.Standardize:
+    with torch.device("cpu"):  # as of a box
+        return transforms.Standardize(torch.zeros(*shape), torch.ones(*shape))
+
+
 def _lu(cls: type, features: str, *names: str) -> Part:
     """A rotation that the file's weights replace is not drawn from the global generator."""
 
@@ -216,6 +221,8 @@ def _flow(cls: type[flows.Flow]) -> Part:
 
 # ---- the tables ----
 
+# Not here: `distributions.FromTorch`, as a distribution of torch may be of any class and hold anything. Such a flow
+# saves its weights (config=False), the base's tensors among them.
 MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
@@ -261,6 +268,9 @@ MODULES: dict[str, Part] = {
         transforms.Permutation,
         lambda m: {"features": m.features, "channel_dim": m.channel_dim},
         lambda features, channel_dim: transforms.Permutation(range(features), channel_dim),
+    ),
+    "transforms.Standardize": Part(
+        transforms.Standardize, lambda m: {"shape": list(m.mean.shape)}, _standardize
     ),
     "transforms.Squeeze": _attributes(transforms.Squeeze),
     "transforms.Unsqueeze": _attributes(transforms.Unsqueeze),

@@ -14,6 +14,8 @@ from .logit import Logit
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
+from .standardize import Standardize
+from .torch_transform import TorchTransform
 from .univariate import RQS, Affine, SinhArcsinh, Univariate
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "Permutation",
     "SinhArcsinh",
     "Squeeze",
+    "Standardize",
+    "TorchTransform",
     "Transform",
     "Univariate",
     "Unsqueeze",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkernels._arguments import channel_dim as channel_dim_of
-from flowkernels._arguments import check_tensor
+from flowkernels._arguments import check_tensor, count
+
+if TYPE_CHECKING:
+    from .torch_transform import TorchTransform
 
 
 class Transform(nn.Module):
@@ -21,6 +25,7 @@ class Transform(nn.Module):
     """
 
     rearranges: bool = False  # y holds the numbers of x, only in other places
+    noisy: bool = False  # forward adds noise: no function of x
 
     @property
     def domain(self) -> constraints.Constraint | None:
@@ -50,6 +55,50 @@ class Transform(nn.Module):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent → data."""
         raise NotImplementedError(f"transforms.{type(self).__name__}: inverse is not defined")
+
+    def as_torch(
+        self, context: Tensor | None = None, *, shape: Sequence[int] | None = None, cache_size: int = 0
+    ) -> TorchTransform:
+        """This transform, under ``context [..., C]``, as a `torch.distributions.Transform`, data → latent.
+
+        A distribution over data, ``TransformedDistribution(base, flow.transform.as_torch().inv)``, has a base in the
+        latent. The transform is held, not copied, and the context is what its layers see: ``flow.embed(context)``
+        where a flow has an embedding. Leading dims of x and of the context broadcast.
+
+        Args:
+            context: of every call.
+            shape: of one x, e.g. ``(C, H, W)``; None: x are vectors ``[D]``.
+            cache_size: 1 keeps the last x and y, as variational inference with a slow direction needs, and as torch's
+                own transforms do: not for calls with the same tensor before and after a change of the weights.
+
+        Raises:
+            TypeError: ``context`` is not a tensor.
+            ValueError: the transform adds noise, as `Dequantize` does; it does not take ``shape``; ``cache_size`` is
+                neither 0 nor 1.
+
+        Example:
+            >>> import torch
+            >>> from torch.distributions import Normal, TransformedDistribution
+            >>> from flowkernels.flows import NSF
+            >>> flow, context = NSF(2, context=3), torch.randn(4, 3)
+            >>> base = Normal(torch.zeros(2), torch.ones(2))
+            >>> p = TransformedDistribution(base, flow.transform.as_torch(context).inv)
+            >>> p.batch_shape, p.event_shape, p.rsample((5,)).shape, p.log_prob(torch.zeros(2)).shape
+            (torch.Size([4]), torch.Size([2]), torch.Size([5, 4, 2]), torch.Size([4]))
+        """
+        from .torch_transform import TorchTransform
+
+        where = f"transforms.{type(self).__name__}.as_torch"
+        noisy = [m for m in self.modules() if isinstance(m, Transform) and m.noisy]
+        if noisy:
+            raise ValueError(f"{where}: the transform must be a bijection, got one with a {type(noisy[0]).__name__}")
+        if context is not None:
+            check_tensor(where, "context", context)
+            if context.dim() == 0:
+                raise ValueError(f"{where}: context must be [..., C], got a scalar")
+        if count(where, "cache_size", cache_size, least=0) > 1:
+            raise ValueError(f"{where}: cache_size must be 0 or 1, got {cache_size}")
+        return TorchTransform(self, context, shape, cache_size)
 
 
 def zero_ladj(x: Tensor, event_dims: int = 1) -> Tensor:

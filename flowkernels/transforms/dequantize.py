@@ -55,6 +55,8 @@ class Dequantize(Transform):
         tensor([  0.,   7., 255.])
     """
 
+    noisy = True
+
     def __init__(self, levels: int = 256, event_dims: int = 1) -> None:
         super().__init__()
         self.levels = count(f"transforms.{type(self).__name__}", "levels", levels, least=2)

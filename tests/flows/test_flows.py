@@ -474,7 +474,8 @@ def test_base_may_be_anything_of_ours() -> None:
         (lambda: NSF(1).sample(4, torch.zeros(3)), ValueError, "context must be None"),
         (lambda: NSF(2, 3).sample(4, torch.zeros(5, 2)), ValueError, r"must broadcast to \[4, 5, 3\], got \[5, 2\]"),
         (lambda: Flow(nn.Identity(), StandardNormal(2)), TypeError, "transform must be a Transform, got Identity"),
-        (lambda: Flow(Permutation([0]), td.Normal(0, 1)), TypeError, r"base must be .*, got torch\..*Normal"),
+        (lambda: Flow(Permutation([0]), nn.Identity()), TypeError, r"base must be .*, got torch\..*Identity"),
+        (lambda: Flow(Permutation([0]), td.Normal(0, 1)), ValueError, r"one over \[D\], .*, got batch_shape \[\] and"),
     ],
 )
 def test_errors(build, error, message) -> None:

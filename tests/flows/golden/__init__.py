@@ -32,6 +32,7 @@ from flowkernels.transforms import (
     Permutation,
     SinhArcsinh,
     Squeeze,
+    Standardize,
     Unsqueeze,
     VariationalDequantize,
     checkerboard,
@@ -59,6 +60,14 @@ def _levels() -> Flow:
     first = VariationalDequantize(noise, levels=4, event_dims=3)
     layers = [first, MultiScale([Composite([Squeeze(), Unsqueeze(), Squeeze()])], (1, 2, 2))]
     return Flow(Composite(layers), StandardNormal(4))
+
+
+def _standardized() -> Flow:
+    flow = MAF(3, **SMALL)
+    return Flow(
+        Composite([Standardize(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.5, 2.0, 3.0])), *flow.transform]),
+        flow.base,
+    )
 
 
 def _embedding() -> nn.Module:
@@ -92,6 +101,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "realnvp-images": lambda: RealNVP((1, 4, 4), transforms=1, hidden=(2,), levels=1, batch_norm=True).eval(),
     "glow": lambda: Glow((1, 4, 4), levels=2, steps=1, hidden=(2, 2), preprocessing=[Dequantize(4, 3)]).eval(),
     "glow-classes": lambda: Glow((1, 4, 4), levels=1, steps=1, hidden=2, classes=2, permutation="shuffle").eval(),
+    "standardized": _standardized,
     "by-hand": _by_hand,
     "levels": _levels,
 }
