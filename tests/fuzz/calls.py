@@ -15,7 +15,7 @@ from flowkernels import ops
 from flowkernels.ops.flow import Layer, Order
 from flowkernels.ops.flow_layer import flow_layer
 from flowkernels.ops.net.activations import check_activation
-from flowkernels.ops.net.checks import check_dense, check_sequence
+from flowkernels.ops.net.checks import check_dense, check_sequence, check_tensor
 from flowkernels.ops.net.net import dense_net
 
 Path = tuple[Any, ...]
@@ -24,6 +24,7 @@ Arguments = dict[str, Any]
 
 def _flow(x: Any, nets: Any, maps: Any, splits: Any, order: Any, activation: Any, backend: Any) -> Any:
     """`ops.flow` of layers with plain nets, with a reordering after each."""
+    check_tensor("ops.flow", "x", x)
     parts = (("nets", nets), ("maps", maps), ("splits", splits))
     for name, given in parts:
         check_sequence("ops.flow", name, given, "a list")
