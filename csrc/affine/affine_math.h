@@ -33,7 +33,7 @@ struct Affine {
   struct At {
     T factor;     // s, or 1 / s for the inverse
     T log_s;      // of s
-    T log_slope;  // d log s / d u, finite where s underflows
+    T log_slope;  // d log s / d u, finite where s underflows; 0 where a floor is all that is left of it
     T slope;      // the same of the s that stops
   };
 
@@ -67,15 +67,16 @@ struct Affine {
         const T s = max_(c, T{}) + log1p_unit(e) + min_scale, slope = select(c >= 0, q, e * q) / s;
         // Below -37 a softplus is e^u, to the last bit of a double.
         const T log_s = min_scale > 0 ? log_(s) : select(u >= -37, log_(s), u);
-        return {inverse ? 1 / s : s, log_s, slope, select(u >= -kBound, slope, T{})};
+        const T stops = select(u >= -kBound, slope, T{});
+        return {inverse ? 1 / s : s, log_s, min_scale > 0 ? stops : slope, stops};
       }
       case AffineScale::sigmoid: {
         const T z = u + S(2), c = max_(z, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);
         const auto up = c >= 0;
         const T above = select(up, q, e * q), below = select(up, e * q, q), s = above + min_scale;
         const T log_s = min_scale > 0 ? log_(s) : min_(z, T{}) - log1p_unit(e);
-        const T slope = min_scale > 0 ? above * below / s : below;
-        return {inverse ? 1 / s : s, log_s, slope, select(z >= -kBound, slope, T{})};
+        const T slope = min_scale > 0 ? above * below / s : below, stops = select(z >= -kBound, slope, T{});
+        return {inverse ? 1 / s : s, log_s, min_scale > 0 ? stops : slope, stops};
       }
       case AffineScale::reciprocal_sigmoid: {
         const T z = u + S(2), c = max_(z, T{} - kBound), e = exp_(-abs_(c)), q = 1 / (1 + e);

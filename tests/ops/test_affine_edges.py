@@ -100,6 +100,14 @@ def test_the_gradient_of_a_sigmoid_that_is_nearly_1(scale, inverse) -> None:
         torch.testing.assert_close(found[..., 0].cpu(), e / (1 + e) ** 2, atol=0, rtol=1e-14)
 
 
+@pytest.mark.parametrize("scale", ["softplus", "sigmoid"])
+def test_the_gradient_of_a_scale_that_is_its_floor(scale) -> None:
+    params = here(torch.tensor([[[-1e4, 0.0]]]))
+    for backend in ("reference", *backends_of("affine")):
+        _, found = gradients(here(torch.ones(1, 1)), params, "ladj", scale=scale, min_scale=0.1, backend=backend)
+        assert found[0, 0, 0] == 0
+
+
 @pytest.mark.parametrize("sixteen", [torch.bfloat16, torch.float16], ids=str)
 def test_ties_are_rounded_to_even(sixteen) -> None:
     """Halfway between two numbers of 16 bits, of sums that are exact in float32."""

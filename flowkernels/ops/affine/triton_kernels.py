@@ -70,6 +70,8 @@ def scale_at(
                 slope = below
                 log_s = tl.minimum(z, 0.0) - log1p_unit(e)
         of_factor = tl.where(z >= -bound, slope, 0.0)
+        if MIN > 0 and SCALE != "reciprocal_sigmoid":  # a floor is all that is left of s
+            slope = of_factor
         factor = 1.0 / s if INVERSE else s
     return factor, log_s, slope, of_factor
 
