@@ -30,6 +30,7 @@ BAD_SETTINGS = {
     "tail_bound=inf": ({"tail_bound": math.inf}, "tail_bound", "inf"),
     "tail_bound=None": ({"tail_bound": None}, "tail_bound", "None"),
     "tail_bound=str": ({"tail_bound": "3"}, "tail_bound", "'3'"),
+    "tail_bound-box=list": ({"box": (0.0, 1.0, 0.0, 1.0), "tail_bound": [1]}, "tail_bound", "[1]"),
     "box-empty": ({"box": (1.0, 1.0, 0.0, 1.0)}, "box", "1.0"),
     "box-backwards": ({"box": (0.0, 1.0, 2.0, 1.0)}, "box", "2.0"),
     "box-nan": ({"box": (0.0, 1.0, math.nan, 1.0)}, "box", "nan"),

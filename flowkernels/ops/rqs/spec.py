@@ -66,8 +66,8 @@ def checked(*settings: Any) -> tuple[Any, ...]:
         _fail("order", '"quadratic" or "linear"', order)
     if not (tails is None or (isinstance(tails, str) and tails in TAILS[1:])):
         _fail("tails", '"linear", "circular" or None', tails)
+    tail_bound = _number("tail_bound", tail_bound)
     if box is None:
-        tail_bound = _number("tail_bound", tail_bound)
         if not 0 < tail_bound < math.inf:
             _fail("tail_bound", "positive and finite", tail_bound)
     else:
