@@ -22,6 +22,7 @@ ULPS_OF_TRUTH = 64  # a float64 kernel has no eager error to be compared with
 TRUTH = 2.0**-40
 GELU = 2.0**-48  # 1 + erf of the reference cancels where the kernel's normal tail does not
 DRAWS = (4, 16, 64, 256)
+OF_VALUE = ("elu", "tanh")
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
@@ -104,7 +105,7 @@ class Rule:
         if error <= 2 * self._errors[i] + few:
             return
         of_gradient = i >= len(self.truth) - len(self.wanted)
-        if of_gradient and self.call.arguments.get("activation") == "elu":
+        if of_gradient and self.call.arguments.get("activation") in OF_VALUE:
             few += torch.finfo(self.wide).eps * self._without_activation(i)
         moves = 64 if self.call.at_rounded and of_gradient else ULPS
         if found.dtype == torch.float64:
@@ -131,8 +132,8 @@ class Rule:
         return of_row.expand(found.shape).numpy().ravel()
 
     def _without_activation(self, i: int) -> float:
-        """The largest value of a gradient where slopes are 1. Kernels keep what elu returns, as torch's in place does:
-        its slope is that plus 1, known to a rounding of 1."""
+        """The largest value of a gradient where slopes are 1. Kernels keep what elu and tanh return, as torch does of
+        tanh, and of elu in place: their slopes, y + 1 and 1 - y y, are known to a rounding of 1."""
         arguments = {**cast(self.call.arguments, torch.float64), "activation": "identity"}
         return _worst(_array(self._run(arguments)[i]), np.zeros(()))
 
