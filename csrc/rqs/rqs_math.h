@@ -146,8 +146,7 @@ struct Quadratic {
     // ladj cancels, and in a bin that is all but gone its rounding would be all that is left.
     const T g_v = quotient(g_out - g_ladj * ladj_slope(b, p), slope_of(p));
     BinGrad<T> g = grad_of(b, p, -g_v, -g_ladj, -g_out * b.w);
-    g.x = g_v;
-    g.x0 = g_out;
+    g.x = g_v;  // x0 keeps the rounding of w's: on the upper edge, which no parameter moves, they cancel to 0
     return g;
   }
 };
