@@ -444,10 +444,8 @@ def in_bin_bwd(
     # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
     r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
     gyh = gy * h * inv_den
-    if INVERSE:  # x moves with its bin, and ladj does not: formed as below, what cancels would leave its rounding
-        g_theta = -given * w
-    else:
-        g_theta = gy * w * slope + gl * ladj_theta
+    # Of the inverse, x moves with its bin, and ladj does not: what cancels would leave its rounding.
+    g_theta = -given * w if INVERSE else gy * w * slope + gl * ladj_theta
     g_x = g_theta / w
     g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
     common = gl * 2.0 * t * inv_den
