@@ -16,6 +16,7 @@ from flowkernels.ops import _triton
 from flowkernels.ops.net import blocks
 from tests import device as place
 from tests import emulator
+from tests.isa import running
 
 _C: Any = importlib.import_module("flowkernels._native").C
 deterministic: Any = torch.utils.deterministic
@@ -149,22 +150,6 @@ def machine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@contextlib.contextmanager
-def _running(isa: str) -> Iterator[None]:
-    if isa == "emulated":
-        with emulator.running():
-            yield
-    elif isa == "default":
-        yield
-    else:
-        before = _C.isa()
-        _C.use_isa(isa)
-        try:
-            yield
-        finally:  # of a test that fails too: the next ones would compare other bits
-            _C.use_isa(before)
-
-
 @pytest.fixture
 def cuda_on_cpu() -> Iterator[emulator.Emulated]:
     """Backend "cuda", where a call names it, runs on CPU tensors: in the emulator."""
@@ -182,7 +167,7 @@ def narrow_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set."""
-    with _running(request.param):
+    with running(request.param):
         yield request.param
 
 
@@ -195,7 +180,7 @@ def all_isas(request: pytest.FixtureRequest) -> Iterator[object]:
 
     def each() -> Generator[str, None, None]:
         for name in names:
-            with _running(name):
+            with running(name):
                 yield name
 
     found = each()

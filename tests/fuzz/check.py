@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowkernels.backends import BackendUnavailableError
+from tests.isa import running
 
 from . import maps, nets
 from .calls import Arguments, Call, Path, Results, at, call, floating, made, mapped, replaced, run
@@ -80,22 +81,14 @@ def poisoned() -> Iterator[None]:
 @contextlib.contextmanager
 def machine(isa: str | None, threads: int) -> Iterator[None]:
     """This instruction set, and so many threads."""
-    if isa == EMULATED:
-        from tests import emulator
-
-        with emulator.running():
+    before = torch.get_num_threads()
+    with running(isa):
+        if isa != EMULATED:
+            torch.set_num_threads(threads)
+        try:
             yield
-        return
-    before = torch.get_num_threads(), None if isa is None else _C.isa()
-    torch.set_num_threads(threads)
-    if isa is not None:
-        _C.use_isa(isa)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        if isa is not None:
-            _C.use_isa(before[1])
+        finally:
+            torch.set_num_threads(before)
 
 
 _isas: list[str | None] = [None] if _C is None else list(_C.isas())
