@@ -53,6 +53,7 @@ FK_PAIR_COMPARE(<=)
 FK_PAIR_COMPARE(>=)
 FK_PAIR_COMPARE(==)
 FK_PAIR_COMPARE(>)
+FK_PAIR_COMPARE(<)
 #undef FK_PAIR_COMPARE
 
 template <class V>
@@ -66,6 +67,10 @@ FK_INLINE Pair<V> operator-(Pair<V> p) {
 template <class M>
 FK_INLINE Pair<M> operator&(Pair<M> p, Pair<M> q) {
   return {p.a & q.a, p.b & q.b};
+}
+template <class M>
+FK_INLINE bool any_(Pair<M> p) {
+  return any_(p.a) | any_(p.b);
 }
 template <class M, class V>
 FK_INLINE Pair<V> select(Pair<M> m, Pair<V> p, Pair<V> q) {

@@ -29,6 +29,7 @@ template <class T>
 FK_INLINE T select(bool on, T a, T b) {
   return on ? a : b;
 }
+FK_INLINE bool any_(bool on) { return on; }
 // A NaN in `a` is kept.
 template <class T>
 FK_INLINE T max_(T a, T b) {

@@ -247,6 +247,22 @@ FK_INLINE V log1p_unit(V e) {
   return log_(u) + (e - (u - 1)) * (2 - u);
 }
 
+// Whether a comparison holds in a lane.
+FK_INLINE bool any_(i32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((__m128)mask) != 0;
+#else
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
+#endif
+}
+FK_INLINE bool any_(i64 mask) {
+  return any_((i32)mask);  // of two halves of a lane each
+}
+
 // The sum over lanes, as a tree.
 template <class V>
 FK_INLINE auto sum_lanes(V v) {

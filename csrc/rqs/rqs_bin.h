@@ -144,7 +144,9 @@ FK_INLINE FoundGrad<T> grad_found(const C& c, const Found<T>& f, bool inverse, T
   const BinGrad<T> g = Curve::grad(bin, inverse, v, last, c.high, g_out, g_ladj);
 
   const T zero = {};
-  const T g_corner[2] = {select(inside, g.x0, zero), select(inside, g.y0, zero)};
+  // The first bin's corner is the box's, which no parameter moves: it would only cancel, and leave its rounding.
+  const auto moves = inside & (f.k > 0);
+  const T g_corner[2] = {select(moves, g.x0, zero), select(moves, g.y0, zero)};
   const T g_size[2] = {select(inside, g.w, zero), select(inside, g.h, zero)};
   FoundGrad<T> r;
   for (int i = 0; i < 2; ++i) {

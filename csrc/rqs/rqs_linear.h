@@ -116,7 +116,7 @@ struct Linear {
     const SplitBin<T> s = bin(b, inverse);
     const Piece<T> p = piece_at(s, theta_of_x(s, v, last, high[inverse]));
     *out = s.y0 + s.h * rise_of(p);
-    *ladj = log_(p.root * p.root);
+    *ladj = 2 * log_(p.root);  // whose square may be no number
   }
 
   template <class T, class M, class S>

@@ -2,7 +2,7 @@
 // written once for a value type T: a SIMD vector on the CPU, float or double in CUDA.
 // Derivations are in flowkernels/ops/rqs/README.md. Included inside each instruction set's
 // namespace, after the header that defines exp_, log_, log1p_unit, sqrt_, abs_, max_, min_, select, splat,
-// reciprocal, quotient.
+// reciprocal, quotient, any_.
 #pragma once
 
 namespace fk::FK_ISA {
@@ -74,6 +74,16 @@ FK_INLINE T slope_of(const Shape<T>& p) {
   return q * (q * p.slope_num);  // in this order: q^2 underflows where a slope is 1e30
 }
 
+// log dy/dx. A bin without a least height may be so flat that its slope is no number, though each factor is one.
+template <class T>
+FK_INLINE T log_slope(const Shape<T>& p) {
+  using S = typename ScalarOf<T>::S;
+  const T slope = slope_of(p), log_of = log_(slope);
+  const auto flat = slope < (sizeof(S) == 8 ? S(0x1p-1022) : S(0x1p-126));
+  if (__builtin_expect(!any_(flat), 1)) return log_of;
+  return select(flat, 2 * (log_(p.s) + log_(p.inv_den)) + log_(p.slope_num), log_of);
+}
+
 // d loss / d (bin, x), from d loss / d (y, ladj) of the forward direction.
 template <class T>
 struct BinGrad {
@@ -129,11 +139,11 @@ struct Quadratic {
     if (inverse) {
       const Shape<T> p = shape_at(b, theta_of_y(b, v, last, high[1]));
       *out = b.x0 + b.w * p.theta;
-      *ladj = -log_(slope_of(p));
+      *ladj = -log_slope(p);
     } else {
       const Shape<T> p = shape_at(b, theta_of_x(b, v, last, high[0]));
       *out = b.y0 + b.h * (p.num * p.inv_den);
-      *ladj = log_(slope_of(p));
+      *ladj = log_slope(p);
     }
   }
 

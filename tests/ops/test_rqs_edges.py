@@ -89,6 +89,54 @@ def test_no_minimum_sizes(isa, inverse, device) -> None:
     assert (y.abs() <= BOUND).all()
 
 
+@pytest.mark.interpreted
+def test_the_log_of_a_slope_that_is_no_number(isa, device) -> None:
+    """A bin all but without height beside slopes of 1e30 is so flat in its middle that float32 has no such number."""
+    params = torch.tensor([[[0.0, 0.0, 0.0, 0.0, -50.0, 0.0, 1e30, 1e30]]])
+    x = torch.zeros(1, 1)
+    settings = {"bins": 3, "min_bin_width": 0.0, "min_bin_height": 0.0}
+    found = run(x.to(device), params.to(device), **settings)
+    right = reference(x, params, **settings)
+    assert right.ladj.abs().item() > 100
+    torch.testing.assert_close(found.ladj.cpu(), right.ladj, rtol=1e-5, atol=0)
+
+
+@pytest.mark.interpreted
+@OF_EVERY_KIND
+@DIRECTIONS
+def test_the_gradient_of_the_first_bin(all_isas, kind, inverse, device) -> None:
+    """Its corner is the box's, which no parameter moves: where it is tall and thin, or the other way round, as much as
+    that corner's share would be its rounding."""
+    bins = 3
+    params = torch.zeros(1, 1, count(bins, kind))
+    params[..., 0], params[..., bins] = (12.0, -6.0) if inverse else (-6.0, 12.0)
+    low = -BOUND
+    if "box" in kind:
+        low = kind["box"][2 if inverse else 0]
+    x = torch.full((1, 1), low + 1e-3)
+    settings = {"bins": bins, "inverse": inverse, **kind}
+    exact = reference(x.double(), params.double(), **settings)
+    for isa in all_isas:
+        found = run(x.to(device), params.to(device), **settings)
+        for i in range(2 * bins):
+            of, right = found.grad_params[0, 0, i].item(), exact.grad_params[0, 0, i].item()
+            assert abs(of - right) <= 1e-2 * abs(right) + 1e-12, f"{isa}: logit {i}: {of:.6g}, must be {right:.6g}"
+
+
+@OF_EVERY_KIND
+@DIRECTIONS
+def test_the_reference_keeps_a_thin_bins_digits(kind, inverse) -> None:
+    """Sizes that were differences of knots had the digits of the box's edges: 12 of 16 in a bin of a thousandth."""
+    bins = 8
+    g = torch.Generator().manual_seed(0)
+    params = 20 * torch.randn(200, 1, count(bins, kind), generator=g, dtype=torch.float64)
+    x = 2 * BOUND * torch.rand(200, 1, generator=g, dtype=torch.float64) - BOUND
+    settings = {"bins": bins, "inverse": inverse, **kind}
+    found, kernels = (run(x, params, backend=b, **settings) for b in ("reference", "cpu"))
+    off = (found.ladj - kernels.ladj).abs()
+    assert off.median() <= 1e-15 * kernels.ladj.abs().max(), f"ladj differs by {off.median():.3g}"
+
+
 @DIRECTIONS
 def test_a_last_bin_without_a_minimum_size(isa, inverse, device) -> None:
     """Its exponential is 0, and on the edge x is in no other bin: a bin without a width would have 0 / 0 there."""

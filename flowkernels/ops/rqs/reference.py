@@ -27,8 +27,9 @@ def _knots(logits: Tensor, low: float, high: float, min_size: float, spec: RQS) 
     inner = low + (high - low) * torch.cumsum(sizes, dim=-1)[..., :-1]
     knots = F.pad(F.pad(inner, (1, 0), value=low), (0, 1), value=high)
     # Bins may vanish where the setting allows it; far below the spacing of x they stop at a size that can divide.
-    least = (high - low) * (1e-12 if knots.dtype == torch.float32 else 1e-24)
-    return knots, (knots[..., 1:] - knots[..., :-1]).clamp_min(least)
+    if knots.dtype == torch.float64:  # the truth that others are held to: differences have the edges' digits alone
+        return knots, ((high - low) * sizes).clamp_min((high - low) * 1e-24)
+    return knots, (knots[..., 1:] - knots[..., :-1]).clamp_min((high - low) * 1e-12)
 
 
 def _clamped(t: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

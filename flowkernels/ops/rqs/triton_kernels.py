@@ -336,8 +336,11 @@ def mapped(
         CLIP, EDGE, INVERSE,
     )  # fmt: skip
     s, _t, _beta, inv_den, num, slope_num = _shape(theta, w, h, d0, d1)
-    q = s * inv_den
-    log_slope = tl.log(q * (q * slope_num))  # in this order: q^2 underflows where a slope is 1e30
+    # In this order: q^2 underflows where a slope is 1e30. A bin flatter than that counts in larger units.
+    flat = s * inv_den < 1e-15
+    q = tl.where(flat, s * 1152921504606846976.0, s) * inv_den  # 2^60
+    log_slope = tl.log(q * (q * slope_num))
+    log_slope = tl.where(flat, log_slope - 83.17766166719343, log_slope)  # 120 ln 2
     if INVERSE:
         out = _clamped(x0 + w * theta, LEFT, RIGHT)
         log_slope = -log_slope
@@ -381,6 +384,7 @@ def _size_coefficients(k, mass, before, r, g_corner, g_size, K: tl.constexpr, FR
     """Softmax backward of g_corner before bin k, g_size in it, 0 after: what times an exponential is the gradient."""
     # The mass after the bin, not before it: in the last bin it is 0, and what cancels is never formed.
     after = tl.where(k == K - 1, 0.0, 1.0 - (before + mass) * r)
+    g_corner = tl.where(k > 0, g_corner, 0.0)  # the first bin's is the box's, which no parameter moves
     excess = g_corner - g_size
     low = g_corner * after + excess * (mass * r)
     scale = r * (SCALE * FREE)
