@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> float:
         shard(flow)
     # The loss goes through forward, which is log_prob: that is what DDP watches.
     model = flow if args.shard else DistributedDataParallel(flow)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     if args.checkpoint is not None and args.checkpoint.exists():
         state = get_model_state_dict(flow)
         dcp.load(state, checkpoint_id=args.checkpoint)
