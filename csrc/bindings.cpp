@@ -37,25 +37,43 @@ static void advise_huge(uintptr_t p, size_t bytes) {
 // A flow as Python makes it, once for all its calls.
 struct BoundFlow {
   std::shared_ptr<FlowPlan> plan;
-  std::vector<NetPlan> nets;
+  std::vector<NetPlan> nets;  // of the steps that have one
 
   explicit BoundFlow(int64_t features) : plan(std::make_shared<FlowPlan>(features)) {}
   size_t n_tensors() const {
-    size_t n = 0;
-    for (const auto& net : nets) n += net.n_tensors();
+    size_t n = 0, net = 0;
+    for (const auto& step : plan->steps()) switch (step.kind) {
+        case StepKind::layer: n += nets[net++].n_tensors(); break;
+        case StepKind::lu: n += 4 + size_t(step.has_shift); break;
+        case StepKind::scale: n += 1 + size_t(step.has_shift); break;
+        case StepKind::elementwise: n += 1; break;
+      }
     return n;
   }
 };
 
-// `tensors`: those of every layer's network, one layer after another.
+// `tensors`: those of every step, one after another.
 static std::unique_ptr<FlowCall> flow_call(const BoundFlow& flow, int64_t rows, const py::sequence& tensors) {
   check_length("flow: tensors", tensors, flow.n_tensors());
   auto call = std::make_unique<FlowCall>(flow.plan, rows);
   const py::tuple none;
-  size_t at = 0;
-  for (const auto& net : flow.nets) {
-    call->add(read_layers(net, rows, tensors, at, none, none));
-    at += net.n_tensors();
+  size_t at = 0, net = 0;
+  View v[5];
+  for (const auto& step : flow.plan->steps()) {
+    if (step.kind == StepKind::layer) {
+      const NetPlan& plan = flow.nets[net++];
+      call->add(read_layers(plan, rows, tensors, at, none, none));
+      at += plan.n_tensors();
+      continue;
+    }
+    const size_t own = step.kind == StepKind::lu ? 4 : 1, n = own + size_t(step.has_shift);
+    for (size_t i = 0; i < n; ++i) read(tensors[at++], v[i]);
+    if (step.kind == StepKind::lu)
+      call->add_lu(v[0], v[1], v[2], v[3], v[4]);
+    else if (step.kind == StepKind::scale)
+      call->add_scale(v[0], v[1]);
+    else
+      call->add_elementwise(v[0]);
   }
   call->close();
   return call;
@@ -177,7 +195,14 @@ PYBIND11_MODULE(_C, m) {
              f.plan->add_layer(map, columns);
              f.nets.push_back(net);
            })
-      .def("add_order", [](BoundFlow& f, const std::vector<int32_t>& order) { f.plan->add_order(order); });
+      .def("add_order", [](BoundFlow& f, const std::vector<int32_t>& order) { f.plan->add_order(order); })
+      .def("add_lu", [](BoundFlow& f, bool inverse, const std::vector<int32_t>& permutation,
+                        bool has_bias) { f.plan->add_lu(inverse, permutation, has_bias); })
+      .def("add_scale", [](BoundFlow& f, bool inverse, bool is_log,
+                           bool has_shift) { f.plan->add_scale(inverse, is_log, has_shift); })
+      .def("add_elementwise", [](BoundFlow& f, const UnivariateMap& map, const std::vector<int32_t>& outputs) {
+        f.plan->add_elementwise(map, outputs);
+      });
   // The tensors stay alive with it: some are copies that nobody else has.
   py::class_<FlowCall>(m, "FlowCall")
       .def(py::init(&flow_call), py::keep_alive<1, 4>())

@@ -4,39 +4,66 @@
 #include <memory>
 
 #include "../flow_layer/flow_layer.h"
+#include "../lu_linear/lu_linear.h"
 
 namespace fk {
 
-// What the layers of a flow are, apart from their tensors; checked once for all calls. Reordering features costs
-// nothing: it only says where the layers behind it find them.
+enum class StepKind { layer, lu, scale, elementwise };
+
+// What the steps of a flow are, apart from their tensors; checked once for all calls. Reordering features costs
+// nothing: it only says where the steps behind it find them.
 class FlowPlan {
  public:
-  struct Layer {
-    UnivariateMap map;
-    std::vector<int32_t> inputs, outputs;  // places of what the net sees and what is mapped
+  struct Step {
+    StepKind kind;
+    UnivariateMap map = {};                          // layer, elementwise
+    bool inverse = false;                            // lu, scale
+    bool is_log = false;                             // scale: its logarithm is given
+    bool has_shift = false;                          // lu, scale
+    std::vector<int32_t> inputs = {}, outputs = {};  // places of what is seen, and of what is mapped
+    std::vector<int64_t> permutation = {};           // lu; none: the identity
   };
 
   explicit FlowPlan(int64_t features);
   void add_layer(const UnivariateMap&, const Columns&);
   void add_order(const std::vector<int32_t>& order);  // feature i is then what feature order[i] was
+  // y = P L (U + diag(sign_s exp(log_s))) x + bias, or its inverse; (P v)[i] = v[permutation[i]].
+  void add_lu(bool inverse, const std::vector<int32_t>& permutation, bool has_bias);
+  // y = x scale + shift, of each feature; or its inverse, (x - shift) / scale.
+  void add_scale(bool inverse, bool is_log, bool has_shift);
+  void add_elementwise(const UnivariateMap&, const std::vector<int32_t>& outputs);  // parameters of its own
 
   const int64_t features;
-  const std::vector<Layer>& layers() const { return layers_; }
+  const std::vector<Step>& steps() const { return steps_; }
   const int32_t* order() const { return moved_ ? place_.data() : nullptr; }
 
  private:
-  std::vector<Layer> layers_;
+  Step& add(Step);
+  std::vector<int32_t> placed(const std::vector<int32_t>&) const;
+
+  std::vector<Step> steps_;
   std::vector<int32_t> place_;  // of each feature, in the order of the flow's input
   bool moved_ = false;
 };
 
-// A layer of a call.
+// A step of a call.
 struct FlowStep {
-  NetSpec net;
-  const UnivariateMap* map;
-  const int32_t *in, *out;
-  int64_t n_out;
-  void* x;  // [rows, features] what enters the layer, written by fwd, read by bwd; null: not kept, or the call's x
+  StepKind kind;
+  NetSpec net = {};  // layer
+  const UnivariateMap* map = nullptr;
+  const int32_t *in = nullptr, *out = nullptr;
+  int64_t n_out = 0;
+  bool inverse = false, is_log = false;
+  LuArgs lu = {};  // lu
+  // scale: [features]; elementwise: scale is its parameters, [n_out, params]
+  const void *scale = nullptr, *shift = nullptr;
+  void *grad_scale = nullptr, *grad_shift = nullptr;
+  void* x =
+      nullptr;  // [rows, features] what enters the step, written by fwd, read by bwd; null: not kept, or the call's
+
+  int64_t params() const { return n_out * map->params(); }
+  int64_t multiply_adds(int64_t features) const;  // of a row, but for those of maps
+  int64_t widths(int64_t features) const;         // numbers that a row has inside of the step
 };
 
 struct FlowArgs {
@@ -54,14 +81,17 @@ struct FlowArgs {
   void* grad_x;  // null: not wanted
 };
 
-// A call: the networks of all layers, and what kernels read of them, checked against the tensors.
+// A call: the tensors of all steps, and what kernels read of them, checked.
 class FlowCall {
  public:
   FlowCall(std::shared_ptr<const FlowPlan>, int64_t rows);
   FlowCall(const FlowCall&) = delete;  // steps point into it
 
-  void add(std::unique_ptr<NetLayers>);  // the next layer's network
-  void close();                          // after the last
+  void add(std::unique_ptr<NetLayers>);  // the next step's network, or, of one without, its tensors
+  void add_lu(const View& lower, const View& upper, const View& log_s, const View& sign_s, const View& bias);
+  void add_scale(const View& scale, const View& shift);
+  void add_elementwise(const View& params);
+  void close();  // after the last
 
   // How many numbers are kept for backward: what enters each layer, and inside of networks what enters the second
   // layer of each block (of plain ones, each layer) or, of `all`, every layer where that saves a product.
@@ -78,6 +108,8 @@ class FlowCall {
     void** to;
     int64_t size;
   };
+  const FlowPlan::Step& next(StepKind, DType) const;
+  void take(const char* name, const View&, std::initializer_list<int64_t> sizes, const void** at, void** grad);
   FlowArgs args(const View& x);
   void take_kept(const View& kept);
   template <class F>

@@ -27,48 +27,102 @@ FlowPlan::FlowPlan(int64_t n) : features(n) {
   for (size_t i = 0; i < place_.size(); ++i) place_[i] = int32_t(i);
 }
 
+FlowPlan::Step& FlowPlan::add(Step step) {
+  check_number("flow: the number of layers", int64_t(steps_.size()) + 1, 1, kMostLayers);
+  steps_.push_back(std::move(step));
+  return steps_.back();
+}
+
+// Where these features stand now.
+std::vector<int32_t> FlowPlan::placed(const std::vector<int32_t>& list) const {
+  std::vector<int32_t> found(list.size());
+  for (size_t i = 0; i < list.size(); ++i) found[i] = place_[size_t(list[i])];
+  return found;
+}
+
 void FlowPlan::add_layer(const UnivariateMap& map, const Columns& columns) {
-  check_number("flow: the number of layers", int64_t(layers_.size()) + 1, 1, kMostLayers);
   if (columns.features != features)
     refuse("flow: features of a layer", std::to_string(features), std::to_string(columns.features));
-  Layer layer = {map, columns.inputs, columns.outputs};
-  for (auto* list : {&layer.inputs, &layer.outputs})
-    for (int32_t& i : *list) i = place_[size_t(i)];
-  layers_.push_back(std::move(layer));
+  Step& step = add({StepKind::layer, map});
+  step.inputs = placed(columns.inputs), step.outputs = placed(columns.outputs);
 }
 
 void FlowPlan::add_order(const std::vector<int32_t>& order) {
   if (order.empty()) refuse("flow: an order", "of all features", "an empty one");
   check_order("flow: an order", order, features);
-  const std::vector<int32_t> before = place_;
+  place_ = placed(order);
   moved_ = false;
-  for (size_t i = 0; i < order.size(); ++i) {
-    place_[i] = before[size_t(order[i])];
-    moved_ |= place_[i] != int32_t(i);
-  }
+  for (size_t i = 0; i < order.size(); ++i) moved_ |= place_[i] != int32_t(i);
+}
+
+void FlowPlan::add_lu(bool inverse, const std::vector<int32_t>& permutation, bool has_bias) {
+  checked_product("flow: features of an LU layer", {features, features, 64});
+  if (!permutation.empty()) check_order("flow: a permutation", permutation, features);
+  Step& step = add({StepKind::lu});
+  step.inverse = inverse, step.has_shift = has_bias;
+  step.inputs = place_;
+  step.permutation.assign(permutation.begin(), permutation.end());
+  // The triangles leave each feature in its place: the permutation, like an order, is who is said to stand there.
+  std::vector<int32_t> order = permutation;
+  for (size_t i = 0; inverse && i < permutation.size(); ++i) order[size_t(permutation[i])] = int32_t(i);
+  if (!order.empty()) add_order(order);
+  step.outputs = place_;
+}
+
+void FlowPlan::add_scale(bool inverse, bool is_log, bool has_shift) {
+  Step& step = add({StepKind::scale});
+  step.inverse = inverse, step.is_log = is_log, step.has_shift = has_shift;
+  step.inputs = step.outputs = place_;
+}
+
+void FlowPlan::add_elementwise(const UnivariateMap& map, const std::vector<int32_t>& outputs) {
+  const Columns columns(features, outputs, outputs);
+  add({StepKind::elementwise, map}).outputs = placed(columns.outputs);
+}
+
+int64_t FlowStep::multiply_adds(int64_t features) const {
+  return kind == StepKind::layer ? net.work() : kind == StepKind::lu ? features * (features + 16) : features;
+}
+
+int64_t FlowStep::widths(int64_t features) const {
+  return kind == StepKind::layer ? net.widths() : kind == StepKind::lu ? 4 * features : 0;
 }
 
 FlowCall::FlowCall(std::shared_ptr<const FlowPlan> plan, int64_t rows) : plan_(std::move(plan)), rows_(rows) {
-  check_number("flow: the number of layers", int64_t(plan_->layers().size()), 1, kMostLayers);
+  check_number("flow: the number of layers", int64_t(plan_->steps().size()), 1, kMostLayers);
   check_number("flow: rows", rows_, 1, INT64_MAX);
-  checked_product("flow: numbers that enter layers", {rows_, plan_->features, int64_t(plan_->layers().size()), 16});
+  checked_product("flow: numbers that enter layers", {rows_, plan_->features, int64_t(plan_->steps().size()), 16});
+  steps_.reserve(plan_->steps().size());  // where gradients go is known by address
+}
+
+// The step whose tensors come next: one of this kind, with tensors of this type.
+const FlowPlan::Step& FlowCall::next(StepKind kind, DType type) const {
+  const size_t i = steps_.size();
+  if (i == plan_->steps().size()) refuse("flow: networks", "one per layer, " + std::to_string(i), "more");
+  const auto& step = plan_->steps()[i];
+  if (step.kind != kind) refuse("flow: layer " + std::to_string(i), "of its own kind", "tensors of another");
+  const std::string name = "flow: layer " + std::to_string(i) + ": weights";
+  if (type != DType::f32 && type != DType::f64) refuse(name, "float32 or float64", name_of(type));
+  if (i > 0 && type != type_) refuse(name, name_of(type_), name_of(type));
+  return step;
 }
 
 void FlowCall::add(std::unique_ptr<NetLayers> net) {
-  const size_t i = nets_.size();
-  if (i == plan_->layers().size()) refuse("flow: networks", "one per layer, " + std::to_string(i), "more");
-  const auto& layer = plan_->layers()[i];
+  const size_t i = steps_.size();
+  const auto& step = next(StepKind::layer, net->type);
   const std::string name = "flow: layer " + std::to_string(i) + ": ";
-  const int64_t seen = int64_t(layer.inputs.size()), mapped = int64_t(layer.outputs.size());
+  const int64_t seen = int64_t(step.inputs.size()), mapped = int64_t(step.outputs.size());
   const int64_t n_in = net->spec.layers[0].n_in, n_out = net->spec.n_out();
   if (net->rows != rows_) refuse(name + "rows", std::to_string(rows_), std::to_string(net->rows));
   if (n_in != seen) refuse(name + "inputs of the net", std::to_string(seen), std::to_string(n_in));
-  if (n_out != mapped * layer.map.params())
-    refuse(name + "outputs of the net", std::to_string(mapped * layer.map.params()), std::to_string(n_out));
-  if (i > 0 && net->type != type_) refuse(name + "weights", name_of(type_), name_of(net->type));
+  if (n_out != mapped * step.map.params())
+    refuse(name + "outputs of the net", std::to_string(mapped * step.map.params()), std::to_string(n_out));
   type_ = net->type;
-  layer.map.check(type_);
-  steps_.push_back({net->spec, &layer.map, layer.inputs.data(), layer.outputs.data(), mapped, nullptr});
+  step.map.check(type_);
+  FlowStep found = {StepKind::layer};
+  found.net = net->spec, found.map = &step.map;
+  found.in = step.inputs.data(), found.out = step.outputs.data(), found.n_out = mapped;
+  steps_.push_back(found);
   for (int i = 0; i < net->spec.n; ++i) {
     MaskedLayer& l = net->at(i);
     grads_.push_back({&l.grad_weight, l.n_out * l.n_in});
@@ -81,35 +135,92 @@ void FlowCall::add(std::unique_ptr<NetLayers> net) {
   nets_.push_back(std::move(net));
 }
 
+// A tensor of the last step, and where its gradient goes.
+void FlowCall::take(const char* name, const View& v, std::initializer_list<int64_t> sizes, const void** at,
+                    void** grad) {
+  const std::string full = "flow: layer " + std::to_string(steps_.size() - 1) + ": " + name;
+  check_contiguous(full.c_str(), v, type_, sizes);
+  *at = v.data;
+  grads_.push_back({grad, v.count()});
+}
+
+void FlowCall::add_lu(const View& lower, const View& upper, const View& log_s, const View& sign_s, const View& bias) {
+  check_given("flow: lower", lower);
+  const auto& step = next(StepKind::lu, lower.type);
+  const int64_t C = plan_->features;
+  type_ = lower.type;
+  steps_.push_back({StepKind::lu});
+  FlowStep& found = steps_.back();
+  found.in = step.inputs.data(), found.out = step.outputs.data(), found.n_out = C;
+  LuArgs& a = found.lu;
+  a.type = type_, a.inverse = step.inverse;
+  a.images = 1, a.pixels = rows_, a.channels = C;
+  a.ladj_count = rows_, a.ladj_pixels = 1;
+  a.permutation = step.permutation.empty() ? nullptr : step.permutation.data();
+  take("lower", lower, {C, C}, &a.lower, &a.grad_lower);
+  take("upper", upper, {C, C}, &a.upper, &a.grad_upper);
+  take("log_s", log_s, {C}, &a.log_s, &a.grad_log_s);
+  take("sign_s", sign_s, {C}, &a.sign_s, &a.grad_sign_s);
+  if (step.has_shift) take("bias", bias, {C}, &a.bias, &a.grad_bias);
+}
+
+void FlowCall::add_scale(const View& scale, const View& shift) {
+  check_given("flow: scale", scale);
+  const auto& step = next(StepKind::scale, scale.type);
+  type_ = scale.type;
+  steps_.push_back({StepKind::scale});
+  FlowStep& found = steps_.back();
+  found.in = step.inputs.data(), found.out = step.outputs.data(), found.n_out = plan_->features;
+  found.inverse = step.inverse, found.is_log = step.is_log;
+  take("scale", scale, {plan_->features}, &found.scale, &found.grad_scale);
+  if (step.has_shift) take("shift", shift, {plan_->features}, &found.shift, &found.grad_shift);
+}
+
+void FlowCall::add_elementwise(const View& params) {
+  check_given("flow: params", params);
+  const auto& step = next(StepKind::elementwise, params.type);
+  const int64_t mapped = int64_t(step.outputs.size());
+  type_ = params.type;
+  step.map.check(type_);
+  steps_.push_back({StepKind::elementwise});
+  FlowStep& found = steps_.back();
+  found.map = &step.map;
+  found.in = found.out = step.outputs.data(), found.n_out = mapped;
+  take("params", params, {mapped, step.map.params()}, &found.scale, &found.grad_scale);
+}
+
 void FlowCall::close() {
-  const size_t n = plan_->layers().size();
-  if (nets_.size() != n) refuse("flow: networks", "one per layer, " + std::to_string(n), std::to_string(nets_.size()));
-  int64_t work = 0;  // each is below 2**63 / 66, as NetLayers::close has checked, with that of its maps
+  const size_t n = plan_->steps().size();
+  if (steps_.size() != n)
+    refuse("flow: networks", "one per layer, " + std::to_string(n), std::to_string(steps_.size()));
+  int64_t work = 0;  // each is below 2**63 / 64, as NetLayers::close and add_lu have checked
   for (const auto& step : steps_)
-    if (__builtin_add_overflow(work, step.net.work(), &work)) work = INT64_MAX;
+    if (__builtin_add_overflow(work, step.multiply_adds(plan_->features), &work)) work = INT64_MAX;
   checked_product("flow: rows times multiply-adds of a row", {rows_, work, 66});
 }
 
-// f(step, layer, number of numbers) of all that is kept, layer -1 being what enters a step; returns their sum.
+// f(step, layer, network, number of numbers) of all that is kept, layer -1 being what enters a step; returns their sum.
 template <class F>
 int64_t FlowCall::each_kept(bool all, const F& f) const {
   int64_t sum = 0;
-  const auto one = [&](size_t i, int layer, int64_t width) {
+  const auto one = [&](size_t i, int layer, size_t net, int64_t width) {
     const int64_t n = checked_product("flow: numbers that are kept", {rows_, width});
-    f(i, layer, n);
+    f(i, layer, net, n);
     if (__builtin_add_overflow(sum, n, &sum)) refuse("flow: numbers that are kept", "below 2**63", "more");
   };
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const NetSpec& net = steps_[i].net;
-    if (i > 0) one(i, -1, plan_->features);
-    for (int layer = 0; layer < net.n; ++layer)
-      if (keeps(net, layer, all)) one(i, layer, net.layers[layer].n_in);
+  for (size_t i = 0, net = 0; i < steps_.size(); ++i) {
+    if (i > 0) one(i, -1, net, plan_->features);
+    if (steps_[i].kind != StepKind::layer) continue;
+    const NetSpec& spec = steps_[i].net;
+    for (int layer = 0; layer < spec.n; ++layer)
+      if (keeps(spec, layer, all)) one(i, layer, net, spec.layers[layer].n_in);
+    ++net;
   }
   return sum;
 }
 
 int64_t FlowCall::kept_size(bool all) const {
-  return each_kept(all, [](size_t, int, int64_t) {});
+  return each_kept(all, [](size_t, int, size_t, int64_t) {});
 }
 
 void FlowCall::take_grad(int64_t i, const View& grad) {
@@ -139,8 +250,8 @@ void FlowCall::take_kept(const View& kept) {
   const bool all = kept.count() != kept_size(false);
   check_dense("flow: kept", kept, type_, kept_size(all));
   char* to = static_cast<char*>(kept.data);
-  each_kept(all, [&](size_t i, int layer, int64_t n) {
-    (layer < 0 ? steps_[i].x : nets_[i]->at(layer).kept) = to;
+  each_kept(all, [&](size_t i, int layer, size_t net, int64_t n) {
+    (layer < 0 ? steps_[i].x : nets_[net]->at(layer).kept) = to;
     to += n * (type_ == DType::f64 ? 8 : 4);
   });
 }
@@ -162,6 +273,7 @@ FlowArgs FlowCall::bwd(const View& x, const View& grad_y, const View& grad_ladj,
   check_given("flow: kept", kept);
   take_kept(kept);
   a.grad_y = grad_y.data, a.grad_ladj = grad_ladj.data, a.grad_x = grad_x.data;
+  for (auto& step : steps_) step.lu.grad_ladj = grad_ladj.data;
   return a;
 }
 

@@ -1,123 +1,154 @@
 // Whole flows, from x to y and ladj and back. A tile of rows stays in the cache from the first layer to the last. A
 // thread with many tiles takes several through a layer before the next, so that a layer's weights are read for all of
 // them at once: per row a tile needs the features alone, which are few.
-#include "flow.h"
-
 #include "../common/by_type.h"
 #include "../common/kernels.h"
-#include "../flow_layer/layer_tile.h"
+#include "lu_step.h"
+#include "map_step.h"
+#include "net_step.h"
+#include "scale_step.h"
 
 namespace fk::FK_ISA {
 namespace {
 
-constexpr int64_t kGroupBytes = 256 << 10;  // features of the tiles that go through a layer together
+constexpr int64_t kGroupBytes = 256 << 10;  // features of the tiles that go through a step together
 constexpr int64_t kMaxGroup = 16;
 
-// Everything of a call that is not one tile's: packed weights of all layers and, for backward, the threads' sums.
+// Everything of a call that is not one tile's: packed weights of all steps and, for backward, the threads' sums.
 template <class S>
 struct FlowWeights {
-  int n;
-  Call<S>* layers;
+  const FlowArgs& a;
+  bool backward;
+  void** steps;  // [n], each of its own kind
 
-  FlowWeights(const FlowArgs& a, bool backward, int parts, int threads) : n(a.n) {
-    const bool few = !backward && a.rows <= kFewRows;
-    const auto lay = [&](Arena& arena, bool fill) {
-      layers = arena.take<Call<S>>(size_t(n));
-      for (int i = 0; i < n; ++i) {
-        Call<S> one(a.steps[i].net);
-        one.lay(arena, backward, few, parts, fill);
-        if (fill) memcpy(static_cast<void*>(layers + i), &one, sizeof one);
+  FlowWeights(const FlowArgs& args, bool is_backward, int parts, int threads) : a(args), backward(is_backward) {
+    const auto lay = [&](Arena& arena) {
+      steps = arena.take<void*>(size_t(a.n));
+      for (int i = 0; i < a.n; ++i) {
+        void* const at = laid_out(a.steps[i], {backward, i > 0 || a.grad_x, parts, threads}, arena);
+        if (!arena.counts()) steps[i] = at;
       }
     };
     Arena counted(nullptr);
-    lay(counted, false);
+    lay(counted);
     Arena shared(workspace(Scratch::shared, counted.used()));
-    lay(shared, true);
-    for (int i = 0; i < n && !few; ++i) pack(layers[i].net, backward, threads);
+    lay(shared);
+    for (int i = 0; i < a.n; ++i)
+      if (a.steps[i].kind == StepKind::layer) static_cast<const NetStep<S>*>(steps[i])->pack();
   }
-  const Net<S>& net(int i) const { return layers[i].net; }
+
+  // f(step i, as what it is).
+  template <class F>
+  void with(int i, const F& f) const {
+    switch (a.steps[i].kind) {
+      case StepKind::layer: return f(*static_cast<const NetStep<S>*>(steps[i]));
+      case StepKind::lu: return f(*static_cast<const LuStep<S>*>(steps[i]));
+      case StepKind::scale: return f(*static_cast<const ScaleStep<S>*>(steps[i]));
+      case StepKind::elementwise: return f(*static_cast<const MapStep<S>*>(steps[i]));
+    }
+  }
+
+  // f(step i, its room for tiles of so many row blocks); where the arena only counts, just what is counted is right.
+  template <class F>
+  void with_room(int i, int64_t blocks, Arena& arena, const F& f) const {
+    const FlowStep& step = a.steps[i];
+    switch (step.kind) {
+      case StepKind::layer: {
+        const auto& net = *static_cast<const NetStep<S>*>(steps[i]);
+        return by_map<S>(*step.map, [&](auto m) {
+          f(net, NetRoom<S, typename decltype(m)::Map>(step, net.call.net, blocks, backward, arena));
+        });
+      }
+      case StepKind::lu: {
+        const auto& lu = *static_cast<const LuStep<S>*>(steps[i]);
+        return f(lu, lu.room(blocks, arena));
+      }
+      case StepKind::scale: return f(*static_cast<const ScaleStep<S>*>(steps[i]), typename ScaleStep<S>::Room());
+      case StepKind::elementwise:
+        return by_map<S>(*step.map, [&](auto m) {
+          f(*static_cast<const MapStep<S>*>(steps[i]), MapRoom<S, typename decltype(m)::Map>(step, backward, arena));
+        });
+    }
+  }
+
+ private:
+  void* laid_out(const FlowStep& step, const Pass& pass, Arena& arena) const {
+    switch (step.kind) {
+      case StepKind::layer: return placed<NetStep<S>>(arena, a, step, pass);
+      case StepKind::lu: return placed<LuStep<S>>(arena, a, step, pass);
+      case StepKind::scale: return placed<ScaleStep<S>>(arena, a, step, pass);
+      case StepKind::elementwise: return placed<MapStep<S>>(arena, a, step, pass);
+    }
+    return nullptr;
+  }
 };
 
-template <class S>
-int64_t widest(const FlowArgs& a) {
+inline int64_t widest(const FlowArgs& a) {
   int64_t most = 0;
-  for (int i = 0; i < a.n; ++i) most = a.steps[i].net.widths() > most ? a.steps[i].net.widths() : most;
+  for (int i = 0; i < a.n; ++i) {
+    const int64_t widths = a.steps[i].widths(a.features);
+    most = widths > most ? widths : most;
+  }
   return most;
 }
 
 inline int64_t work_of(const FlowArgs& a) {
   int64_t work = 0;
   for (int i = 0; i < a.n; ++i)
-    work += a.steps[i].net.work() + a.steps[i].n_out * a.steps[i].map->params() * kParamWork;
+    work += a.steps[i].multiply_adds(a.features) + (a.steps[i].map ? a.steps[i].params() * kParamWork : 0);
   return work;
 }
 
-// What a thread needs for a group of tiles. Buffers of networks and maps lie in `room`, one layer's after another's.
+// What a thread needs for a group of tiles. Buffers of steps lie in `room`, one step's after another's.
 template <class S>
 struct Group {
   int64_t size, blocks;  // of x and g a tile; row blocks of a tile
   S* x;                  // [tiles][row blocks][features][kRowBlock], in the order of the flow's x; bwd: of one tile
   S* g;                  // of all tiles, the gradients
-  S* ladj;               // [tiles][row blocks][kRowBlock], summed over layers; bwd: its gradient
-  S *more, *row;         // of one layer; where rows past the end go
+  S* ladj;               // [tiles][row blocks][kRowBlock], summed over steps; bwd: its gradient
+  S *more, *row;         // of one step; where rows past the end go
   char* room;
 
-  Group(const FlowArgs& a, const FlowWeights<S>& w, int64_t tiles, int64_t tile_blocks, bool backward, Arena& arena)
-      : size(tile_blocks * a.features * kRowBlock<S>), blocks(tile_blocks) {
-    x = arena.take<S>(size_t((backward ? 1 : tiles) * size));
-    g = backward ? arena.take<S>(size_t(tiles * size)) : nullptr;
+  Group(const FlowWeights<S>& w, int64_t tiles, int64_t tile_blocks, Arena& arena)
+      : size(tile_blocks * w.a.features * kRowBlock<S>), blocks(tile_blocks) {
+    x = arena.take<S>(size_t((w.backward ? 1 : tiles) * size));
+    g = w.backward ? arena.take<S>(size_t(tiles * size)) : nullptr;
     ladj = arena.take<S>(size_t(tiles * blocks * kRowBlock<S>));
     more = arena.take<S>(size_t(blocks * kRowBlock<S>));
-    row = arena.take<S>(size_t(a.features));
+    row = arena.take<S>(size_t(w.a.features));
     size_t most = 0;
-    for (int i = 0; i < a.n; ++i) {
+    for (int i = 0; i < w.a.n; ++i) {
       Arena counted(nullptr);
-      const Tile<S> tile(w.net(i), blocks, backward, counted);
-      by_map<S>(*a.steps[i].map, [&](auto m) { typename decltype(m)::Map(*a.steps[i].map, counted); });
+      w.with_room(i, blocks, counted, [](const auto&, const auto&) {});
       most = counted.used() > most ? counted.used() : most;
     }
     room = arena.take<char>(most);
   }
-
-  // Calls f(layer's network, its buffers, its columns, its map).
-  template <class F>
-  void in_layer(const FlowArgs& a, const FlowWeights<S>& w, int i, bool backward, const F& f) const {
-    const FlowStep& step = a.steps[i];
-    Arena own(room);
-    const Tile<S> tile(w.net(i), blocks, backward, own);
-    const TileColumns columns = {a.features, step.in, step.out, step.n_out};
-    by_map<S>(*step.map, [&](auto m) {
-      const typename decltype(m)::Map map(*step.map, own);
-      f(w.net(i), tile, columns, map);
-    });
-  }
 };
 
 template <class S>
-void fwd_group(const FlowArgs& a, const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const Group<S>& group) {
+void fwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const Group<S>& group) {
   constexpr int R = kRowBlock<S>;
+  const FlowArgs& a = w.a;
   const int64_t rows = group.blocks * R;
   for (int64_t t = 0; t < n; ++t)
     load_row_blocks(tiles[t], static_cast<const S*>(a.x), a.x_stride, a.features, nullptr, a.features,
                     group.x + t * group.size);
-  for (int i = 0; i < a.n; ++i)
-    group.in_layer(
-        a, w, i, false, [&](const Net<S>& net, const Tile<S>& tile, const TileColumns& columns, const auto& map) {
-          for (int64_t t = 0; t < n; ++t) {
-            S *const x = group.x + t * group.size, *const sum = group.ladj + t * rows;
-            const int64_t blocks = tiles[t].template blocks<S>();
-            if (a.steps[i].x)
-              store_row_blocks(tiles[t], x, a.features, nullptr, a.features, static_cast<S*>(a.steps[i].x), group.row);
-            gather_input(columns, net.layer[0], blocks, x, tile.a[0]);
-            forward_tile(net, tiles[t], tile, net.spec.n);
-            map_features(columns, map, a.steps[i].map->params(), net.last(), blocks, tile.a[net.spec.n], x,
-                         i == 0 ? sum : group.more);
-            for (int64_t l = 0; i > 0 && l < blocks * R; l += kLanes<S>) {
-              using V = typename Simd<S>::V;
-              store(sum + l, load<V>(sum + l) + load<V>(group.more + l));
-            }
-          }
-        });
+  for (int i = 0; i < a.n; ++i) {
+    Arena own(group.room);
+    w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
+      for (int64_t t = 0; t < n; ++t) {
+        S *const x = group.x + t * group.size, *const sum = group.ladj + t * rows;
+        if (a.steps[i].x)
+          store_row_blocks(tiles[t], x, a.features, nullptr, a.features, static_cast<S*>(a.steps[i].x), group.row);
+        step.fwd(room, tiles[t], x, i == 0 ? sum : group.more);
+        for (int64_t l = 0; i > 0 && l < tiles[t].template blocks<S>() * R; l += kLanes<S>) {
+          using V = typename Simd<S>::V;
+          store(sum + l, load<V>(sum + l) + load<V>(group.more + l));
+        }
+      }
+    });
+  }
   for (int64_t t = 0; t < n; ++t) {
     store_row_blocks(tiles[t], group.x + t * group.size, a.features, a.order, a.features, static_cast<S*>(a.y),
                      group.row);
@@ -126,8 +157,8 @@ void fwd_group(const FlowArgs& a, const FlowWeights<S>& w, const RowTile* tiles,
 }
 
 template <class S>
-void bwd_group(const FlowArgs& a, const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const Sums<S>* const* sums,
-               bool first, const Group<S>& group) {
+void bwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, int part, bool first, const Group<S>& group) {
+  const FlowArgs& a = w.a;
   const int64_t rows = group.blocks * kRowBlock<S>;
   for (int64_t t = 0; t < n; ++t) {
     S* const g = group.g + t * group.size;
@@ -137,23 +168,17 @@ void bwd_group(const FlowArgs& a, const FlowWeights<S>& w, const RowTile* tiles,
       memset(g, 0, size_t(group.size) * sizeof(S));
     load_grad_ladj(tiles[t], a.grad_ladj, group.ladj + t * rows);
   }
-  for (int i = a.n - 1; i >= 0; --i)
-    group.in_layer(a, w, i, true,
-                   [&](const Net<S>& net, const Tile<S>& tile, const TileColumns& columns, const auto& map) {
-                     const S* const from = static_cast<const S*>(i > 0 ? a.steps[i].x : a.x);
-                     const int64_t stride = i > 0 ? a.features : a.x_stride;
-                     for (int64_t t = 0; t < n; ++t) {
-                       S *const x = group.x, *const g = group.g + t * group.size;
-                       const int64_t blocks = tiles[t].template blocks<S>();
-                       load_row_blocks(tiles[t], from, stride, a.features, nullptr, a.features, x);
-                       gather_input(columns, net.layer[0], blocks, x, tile.a[0]);
-                       forward_tile(net, tiles[t], tile, net.spec.n, true);
-                       map_gradients(columns, map, a.steps[i].map->params(), net.last(), blocks, tile.a[net.spec.n], x,
-                                     group.ladj + t * rows, tile.g[0], g);
-                       const S* g_in = backward_tile(net, tiles[t], tile, sums[i], i > 0 || a.grad_x, first && t == 0);
-                       if (g_in) add_input_gradient(columns, net.layer[0], blocks, g_in, g);
-                     }
-                   });
+  for (int i = a.n - 1; i >= 0; --i) {
+    Arena own(group.room);
+    const S* const from = static_cast<const S*>(i > 0 ? a.steps[i].x : a.x);
+    const int64_t stride = i > 0 ? a.features : a.x_stride;
+    w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
+      for (int64_t t = 0; t < n; ++t) {
+        load_row_blocks(tiles[t], from, stride, a.features, nullptr, a.features, group.x);
+        step.bwd(room, tiles[t], part, first && t == 0, group.x, group.ladj + t * rows, group.g + t * group.size);
+      }
+    });
+  }
   for (int64_t t = 0; a.grad_x && t < n; ++t)
     store_row_blocks(tiles[t], group.g + t * group.size, a.features, nullptr, a.features, static_cast<S*>(a.grad_x),
                      group.row);
@@ -171,46 +196,40 @@ int64_t group_size(const FlowArgs& a, const Deal<S>& deal, int64_t shares) {
 
 template <class S>
 void fwd(const FlowArgs& a, int threads) {
-  const Deal<S> deal(widest<S>(a), a.rows, work_of(a), threads);
+  const Deal<S> deal(widest(a), a.rows, work_of(a), threads);
   const FlowWeights<S> weights(a, false, deal.parts, threads);
   // Threads take groups as they finish: a few each, where there are several.
   const int64_t most = group_size(a, deal, deal.parts > 1 ? 4 * deal.parts : 1);
   deal.share([&](const auto& next) {
-    const auto group = in_scratch(
-        Scratch::tile, [&](Arena& arena) { return Group<S>(a, weights, most, deal.blocks(), false, arena); });
+    const auto group =
+        in_scratch(Scratch::tile, [&](Arena& arena) { return Group<S>(weights, most, deal.blocks(), arena); });
     RowTile tiles[kMaxGroup];
     for (int64_t n = 0;; n = 0) {
       while (n < most && next(tiles + n)) ++n;
       if (n == 0) return;
-      fwd_group(a, weights, tiles, n, group);
+      fwd_group(weights, tiles, n, group);
     }
   });
 }
 
 template <class S>
 void bwd(const FlowArgs& a, int threads) {
-  const Deal<S> deal(widest<S>(a), a.rows, work_of(a), threads);
+  const Deal<S> deal(widest(a), a.rows, work_of(a), threads);
   const FlowWeights<S> weights(a, true, deal.parts, threads);
   const int64_t most = group_size(a, deal, deal.parts);
   deal.run([&](int part, int64_t b, int64_t e) {
-    struct Part {
-      Group<S> group;
-      const Sums<S>** sums;
-    };
-    const auto own = in_scratch(Scratch::tile, [&](Arena& arena) {
-      const Sums<S>** const sums = arena.take<const Sums<S>*>(size_t(a.n));
-      return Part{Group<S>(a, weights, most, deal.blocks(), true, arena), sums};
-    });
-    for (int i = 0; i < a.n; ++i) own.sums[i] = weights.layers[i].clear(part, b == e);
+    const auto group =
+        in_scratch(Scratch::tile, [&](Arena& arena) { return Group<S>(weights, most, deal.blocks(), arena); });
+    for (int i = 0; i < a.n; ++i) weights.with(i, [&](const auto& step) { step.clear(part, b == e); });
     RowTile tiles[kMaxGroup];
     for (const int64_t begin = b; b < e;) {
       const bool first = b == begin;
       int64_t n = 0;
       for (; n < most && b < e; ++n, ++b) tiles[n] = deal.tile(b);
-      bwd_group(a, weights, tiles, n, own.sums, first, own.group);
+      bwd_group(weights, tiles, n, part, first, group);
     }
   });
-  for (int i = 0; i < a.n; ++i) weights.layers[i].finish(deal.parts, threads);
+  for (int i = 0; i < a.n; ++i) weights.with(i, [&](const auto& step) { step.finish(); });
 }
 
 void fwd_any(const FlowArgs& a, int threads) {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
-from flowkernels.ops.flow import Layer, Order
+from flowkernels.ops.flow import LU, Elementwise, Layer, Order, Scale
 from flowkernels.ops.flow_layer import flow_layer
 from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_sequence, check_tensor
@@ -22,16 +22,21 @@ Path = tuple[Any, ...]
 Arguments = dict[str, Any]
 
 
-def _flow(x: Any, nets: Any, maps: Any, splits: Any, order: Any, activation: Any, backend: Any) -> Any:
-    """`ops.flow` of layers with plain nets, with a reordering after each."""
+OWN: dict[str, Any] = {"LU": LU, "Scale": Scale, "Elementwise": Elementwise}
+
+
+def _flow(x: Any, nets: Any, own: Any, maps: Any, splits: Any, order: Any, activation: Any, backend: Any) -> Any:
+    """`ops.flow` of layers with plain nets, before each a step of its `own` or none, after each a reordering."""
     check_tensor("ops.flow", "x", x)
-    parts = (("nets", nets), ("maps", maps), ("splits", splits))
+    parts = (("nets", nets), ("own", own), ("maps", maps), ("splits", splits))
     for name, given in parts:
         check_sequence("ops.flow", name, given, "a list")
         if len(given) != len(nets):
             raise ValueError(f"ops.flow: {name} must be {len(nets)}, got {len(given)}")
     steps: list[Any] = []
-    for net, recipe, split in zip(nets, maps, splits, strict=True):
+    for net, before, recipe, split in zip(nets, own, maps, splits, strict=True):
+        if before is not None:
+            steps.append(_own_step(before))
         f, s = (made({"it": r})["it"] for r in (recipe, split))
         check_dense("ops.flow", x, len(getattr(s, "inputs", ())), net, None, residual=False)
         check_activation("ops.flow", activation)
@@ -39,6 +44,12 @@ def _flow(x: Any, nets: Any, maps: Any, splits: Any, order: Any, activation: Any
         if order is not None:
             steps.append(Order(order))
     return ops.flow(x, steps, backend=backend)
+
+
+def _own_step(given: Any) -> Any:
+    if not isinstance(given, dict) or not isinstance(given.get("kind"), str) or given["kind"] not in OWN:
+        raise TypeError(f"ops.flow: own must be a step, got {given!r:.60}")
+    return OWN[given["kind"]](**{name: value for name, value in made(given).items() if name != "kind"})
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -90,7 +90,8 @@ def in_box(draw: Draw, settings: dict[str, Any], *shape: int) -> Tensor:
 def sizes_of(op: str, arguments: dict[str, Any]) -> dict[Path, float]:
     """How large x counts beside the box of its map; asked again of a call with a fault, which may be another box."""
     if op == "flow":  # beside the largest of all
-        return {("x",): max(max(map(abs, box(f.settings))) for f in arguments["maps"])}
+        of_own = [step["univariate"] for step in arguments["own"] if step is not None and "univariate" in step]
+        return {("x",): max(max(map(abs, box(f.settings))) for f in (*arguments["maps"], *of_own))}
     if op not in MAPPED:
         return {}
     settings = arguments if op == "rqs" else arguments["univariate"].settings

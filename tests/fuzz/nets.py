@@ -39,6 +39,8 @@ def _cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     def of(tree: Any) -> Any:
         if isinstance(tree, Tensor):
             return tree.to(dtype)
+        if type(tree) is dict:
+            return {name: of(value) for name, value in tree.items()}
         return type(tree)(of(t) for t in tree) if type(tree) in (list, tuple) else tree
 
     return {name: of(value) for name, value in arguments.items()}
@@ -195,8 +197,31 @@ def flow_layer(draw: Draw) -> Call:
     return Call("flow_layer", arguments, rows if lead else {}, sizes, at_rounded=at_rounded)
 
 
+def _own_step(draw: Draw, D: int) -> dict[str, Any]:
+    """A step of a flow that has tensors and no net."""
+    kind = draw.choice(("LU", "Scale", "Elementwise"))
+    if kind == "LU":
+        return {
+            "kind": kind, "lower": draw.values(D, D, scale=1 / D), "upper": draw.values(D, D, scale=1 / D),
+            "log_s": draw.values(D, scale=0.3), "sign_s": draw.among((-1.0, 1.0), (D,)),
+            "permutation": draw.shuffled(range(D)) if draw.chance(0.6) else None,
+            "bias": draw.values(D) if draw.chance(0.6) else None, "inverse": draw.chance(0.5),
+        }  # fmt: skip
+    if kind == "Scale":
+        is_log = draw.chance(0.5)
+        scale = draw.values(D, scale=0.3) if is_log else draw.among((-2.0, -0.7, 0.9, 1.6), (D,))
+        shift = draw.values(D) if draw.chance(0.6) else None
+        return {"kind": kind, "scale": scale, "shift": shift, "inverse": draw.chance(0.5), "is_log": is_log}
+    of_map, P = univariate(draw)
+    of_map.settings["inverse"] = draw.chance(0.5)
+    outputs = draw.shuffled(range(D))[: draw.int(1, D)] if draw.chance(0.5) else None
+    params = draw.values(D if outputs is None else len(outputs), P, scale=0.5)
+    return {"kind": kind, "univariate": of_map, "params": params, "outputs": outputs}
+
+
 def flow(draw: Draw) -> Call:
-    """One to three layers, whose maps may be of several kinds, and one reordering between them all."""
+    """One to three layers, whose maps may be of several kinds, one reordering between them all, and in front of some a
+    step without a net."""
     lead, D = draw.lead(), draw.size(1, 12)
     found: list[tuple[list[Any], Recipe, Recipe]] = []
     for _ in range(draw.int(1, 3)):
@@ -206,8 +231,11 @@ def flow(draw: Draw) -> Call:
         layers = _dense_net(draw, len(inputs), len(outputs) * P, None, False)
         found.append((layers, of_map, Recipe(split_of, {"features": D, "inputs": inputs, "outputs": outputs})))
     nets, maps, splits = (list(part) for part in zip(*found, strict=True))
-    arguments = _cast({"x": in_box(draw, maps[0].settings, *lead, D), "nets": nets}, draw.choice(DTYPES))
+    own = [_own_step(draw, D) if draw.chance(0.5) else None for _ in nets]
+    given = {"x": in_box(draw, maps[0].settings, *lead, D), "nets": nets, "own": own}
+    arguments = _cast(given, draw.choice(DTYPES))
     arguments |= {"maps": maps, "splits": splits, "order": draw.shuffled(range(D)) if draw.chance(0.5) else None}
     arguments["activation"] = draw.choice(ACTIVATIONS)
-    turned = any("bins" in m.settings and m.settings["inverse"] for m in maps)
+    of_own = [step["univariate"] for step in own if step is not None and step["kind"] == "Elementwise"]
+    turned = any("bins" in m.settings and m.settings["inverse"] for m in (*maps, *of_own))
     return Call("flow", arguments, {("x",): 1} if lead else {}, sizes_of("flow", arguments), at_rounded=turned)

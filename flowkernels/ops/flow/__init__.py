@@ -10,17 +10,17 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
-from flowkernels.ops.net.checks import check_broadcasts, check_shape, check_tensor
-from flowkernels.ops.net.net import Net, dense_net
-from flowkernels.ops.net.spec import unpack
+from flowkernels.ops.net.checks import check_tensor
+from flowkernels.ops.net.net import dense_net
 from flowkernels.ops.rqs import RQS
-from flowkernels.ops.split import Split, split_of
-from flowkernels.ops.univariate import check_univariate
+from flowkernels.ops.split import split_of
 
 from . import native, reference
+from .checks import checked
 from .spec import FlowSpec, Layer, Order, Step
+from .steps import LU, Elementwise, Scale
 
-__all__ = ["FlowSpec", "Layer", "Order", "flow", "op", "spec_of"]
+__all__ = ["LU", "Elementwise", "FlowSpec", "Layer", "Order", "Scale", "flow", "op", "spec_of"]
 
 _NAME = "ops.flow"
 
@@ -50,20 +50,24 @@ op = Op(
 )
 
 
-def flow(x: Tensor, layers: Sequence[Layer | Order], *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def flow(
+    x: Tensor, layers: Sequence[Layer | Order | LU | Scale | Elementwise], *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Layers of a flow, one after another on the same rows, in one call and one node of autograd.
 
     .. math:: x_0 = x, \qquad x_i, \mathrm{ladj}_i = f_i(x_{i-1}), \qquad y = x_n, \qquad
         \mathrm{ladj} = \sum_i \mathrm{ladj}_i
 
-    with every :math:`f_i` a layer as `ops.flow_layer` has them, or a reordering of the features. Kept for backward are
+    with every :math:`f_i` a layer as `ops.flow_layer` has them, a reordering of the features, a linear map by its LU
+    factors, a scale and shift of every feature, or a map of features by parameters of their own. Kept for backward are
     what enters each layer and hidden activations; parameters of maps never reach memory. The inverse of couplings is
-    the list from its end, of maps ``univariate.inverted()`` and inverse orders.
+    the list from its end, of maps ``univariate.inverted()``, inverse orders and the others with ``inverse=True``.
 
     Args:
         x: ``[..., D]``; float32 or float64 for the kernel, the reference takes 16 bits too.
-        layers: each a `Layer` (map, net, split), or an `Order`, at least one of them a layer. A net is what
-            ``flowkernels.ops.net.net.dense_net`` and ``made_net`` return, of the dtype of ``x``.
+        layers: each a `Layer` (map, net, split), an `Order`, an `LU`, a `Scale` or an `Elementwise`, all of
+            ``flowkernels.ops.flow``, at least one of them a layer. A net is what ``flowkernels.ops.net.net.dense_net``
+            and ``made_net`` return, of the dtype of ``x``.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -93,8 +97,8 @@ def flow(x: Tensor, layers: Sequence[Layer | Order], *, backend: str | None = No
     """
     check_tensor(_NAME, "x", x)
     given = list(layers) if isinstance(layers, Sequence) else [layers]
-    steps = [_checked(i, step, x) for i, step in enumerate(given)]
-    tensors = [t for step in given if isinstance(step, Layer) for t in step.net.tensors]
+    parts = [checked(i, step, x) for i, step in enumerate(given)]
+    steps, tensors = [step for step, _ in parts], [t for _, part in parts for t in part]
     if not any(isinstance(step, FlowLayerSpec) for step in steps):
         raise ValueError(f"{_NAME}: layers must have at least one Layer, got {len(given)} other steps")
     spec = spec_of(x.shape[-1], tuple(steps))
@@ -113,52 +117,3 @@ def spec_of(features: int, steps: tuple[Step, ...]) -> FlowSpec:
     if torch.compiler.is_compiling():  # which could not trace a cache
         return FlowSpec(features, steps)
     return _kept(features, steps)
-
-
-def _checked(i: int, step: Layer | Order, x: Tensor) -> Step:
-    """The spec of a step; raises where it does not fit x, or its tensors each other."""
-    name, features = f"layers[{i}]", x.shape[-1]
-    if isinstance(step, Order):
-        order = step.order
-        numbers = isinstance(order, (list, tuple)) and all(type(i) is int for i in order)
-        if not numbers or sorted(order) != list(range(features)):
-            raise ValueError(f"{_NAME}: {name} must be an order of {features} features, got {order!r:.60}")
-        return Order(tuple(order))
-    if not isinstance(step, Layer):
-        raise TypeError(f"{_NAME}: {name} must be a Layer or an Order, got {type(step).__name__}")
-    univariate, net, split = step
-    if not isinstance(net, Net):
-        raise TypeError(f"{_NAME}: {name} net must be a Net, got {type(net).__name__}")
-    if not isinstance(split, Split):
-        raise TypeError(f"{_NAME}: {name} split must be a Split, got {type(split).__name__}")
-    check_univariate(_NAME, univariate, x.dtype)
-    if split.features != features:
-        raise ValueError(f"{_NAME}: {name} split must be of {features} features, as x, got {split.features}")
-    _check_net(name, net, len(split.inputs), len(split.outputs) * univariate.n_params, x)
-    return FlowLayerSpec(split, univariate, net.spec)
-
-
-def _check_net(name: str, net: Net, n_in: int, n_out: int, x: Tensor) -> None:
-    spec = net.spec
-    if spec.periodic:
-        raise ValueError(f"{_NAME}: {name} net must see x itself, got one of periodic features")
-    _, parts = unpack(spec, (x, *net.tensors))
-    before = n_in
-    for j, (weight, bias) in enumerate(zip(parts.weights, parts.biases, strict=True)):
-        where = f"{name} net layer {j}"
-        check_tensor(_NAME, f"{where} weight", weight, x)
-        out = n_out if j == spec.n - 1 else parts.weights[0].shape[0] if spec.closes_block(j) else None
-        shape = list(weight.shape)
-        if len(shape) != 2 or shape[1] != before or out not in (None, shape[0]):
-            raise ValueError(f"{_NAME}: {where} weight must be [{out or 'out'}, {before}], got {shape}")
-        mask = spec.masks()[j] if spec.plan is not None else None
-        if mask is not None and (mask.n_out, mask.n_in) != tuple(shape):
-            raise ValueError(f"{_NAME}: {where} weight must be [{mask.n_out}, {mask.n_in}], got {shape}")
-        before = shape[0]
-        if bias is not None:
-            check_tensor(_NAME, f"{where} bias", bias, x)
-            check_shape(_NAME, f"{where} bias", bias, (before,))
-        for what, term in (("term", parts.adds[j]), ("gate", parts.gates[j])):
-            if term is not None:
-                check_tensor(_NAME, f"{where} {what}", term, x)
-                check_broadcasts(_NAME, f"{where} {what}", term, (*x.shape[:-1], before))

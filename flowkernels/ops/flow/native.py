@@ -11,9 +11,11 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops.flow_layer import native as layer_native
+from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
 
 from .spec import FlowSpec
+from .steps import ElementwiseSpec, OwnSpec
 
 _threads = torch.get_num_threads
 _KERNELS = (torch.float32, torch.float64)
@@ -23,8 +25,8 @@ _FEW_ROWS = 4  # kFewRows of csrc/net/pack.h: what so few rows get forward has o
 
 
 def why_not(spec: FlowSpec, *tensors: Tensor) -> str | None:
-    for layer, part in zip(spec.layers, spec.parts(tensors[1:]), strict=True):
-        reason = layer_native.why_not(layer, tensors[0], *part)
+    for step, part in zip(spec.full, spec.parts(tensors[1:]), strict=True):
+        reason = _why_not(step, tensors[0], *part)
         if reason is not None:
             return reason
     if tensors[0].dtype not in _KERNELS:
@@ -32,15 +34,28 @@ def why_not(spec: FlowSpec, *tensors: Tensor) -> str | None:
     return None
 
 
+def _why_not(step: FlowLayerSpec | OwnSpec, *tensors: Tensor) -> str | None:
+    if isinstance(step, FlowLayerSpec):
+        return layer_native.why_not(step, *tensors)
+    return (layer_native.why_not_map(step.univariate) if isinstance(step, ElementwiseSpec) else None) or (
+        native.why_not_run(tensors)
+    )
+
+
 def _as_read(spec: FlowSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> Sequence[Tensor]:
     """The tensors behind x as the kernels read them."""
-    if spec.has_terms:
-        return [t for layer, part in zip(spec.layers, spec.parts(tensors), strict=True)
-                for t in native.as_read(layer.net, part, lead)]  # fmt: skip
+    dense = True
     for t in tensors:
-        if not t.is_contiguous() or t.is_neg():
-            return [native.rows_dense(t) for t in tensors]
-    return tensors
+        dense = dense and t.is_contiguous() and not t.is_neg()
+    if dense and not spec.has_terms:
+        return tensors
+    found: list[Tensor] = []
+    for step, part in zip(spec.full, spec.parts(tensors), strict=True):
+        if isinstance(step, FlowLayerSpec):
+            found += native.as_read(step.net, part, lead)
+        else:
+            found += [t.resolve_neg().contiguous() for t in part]
+    return found
 
 
 def _call(spec: FlowSpec, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Any, Tensor]:
@@ -86,7 +101,11 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
         call.bwd(rows, grad_y, grad_ladj, grad_x, kept, found, _threads())
         return [grad_x, *found]
     lead, found, wanted = x.shape[:-1], [], needs[1:]
-    for layer, part in zip(spec.layers, spec.parts(rest), strict=True):
-        found += native.allocate_grads(layer.net, part, wanted[len(found) : len(found) + len(part)], rows.shape[0])
+    for step, part in zip(spec.full, spec.parts(rest), strict=True):
+        needed = wanted[len(found) : len(found) + len(part)]
+        if isinstance(step, FlowLayerSpec):
+            found += native.allocate_grads(step.net, part, needed, rows.shape[0])
+        else:
+            found += [t.new_empty(t.shape) if n else None for t, n in zip(part, needed, strict=True)]
     call.bwd(rows, grad_y, grad_ladj, grad_x, kept, found, _threads())
     return [grad_x, *native.given_back(found, rest, lead)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowkernels.ops.flow_layer import reference
+from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 
+from . import steps
 from .spec import FlowSpec, Order
 
 
@@ -15,7 +17,8 @@ def fwd(spec: FlowSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(step, Order):
             x = x[..., list(step.order)]
             continue
-        x, ladj = reference.fwd(step, x, *next(parts))
+        define = reference.fwd if isinstance(step, FlowLayerSpec) else steps.fwd
+        x, ladj = define(step, x, *next(parts))  # type: ignore[arg-type]
         total = ladj if total is None else total + ladj
     assert total is not None  # a flow has a layer
     return x, total

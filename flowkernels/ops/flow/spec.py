@@ -22,6 +22,8 @@ from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map
 
+from .steps import ElementwiseSpec, LUSpec, OwnSpec, ScaleSpec
+
 
 class Layer(NamedTuple):
     """A layer of a flow: a map of some features, whose parameters a net makes from others.
@@ -43,12 +45,15 @@ class Order(NamedTuple):
     order: tuple[int, ...]
 
 
-Step = FlowLayerSpec | Order
+Step = FlowLayerSpec | Order | OwnSpec
 _MAPS: dict[str, Any] = {kind.__name__: kind for kind in (RQS, Affine)}  # that a graph's words can name
 
 
-def count_tensors(net: NetSpec) -> int:
-    """How many tensors a network has behind x."""
+def count_tensors(step: FlowLayerSpec | OwnSpec) -> int:
+    """How many tensors a step has behind x."""
+    if not isinstance(step, FlowLayerSpec):
+        return step.count()
+    net = step.net
     return net.n_weights() + sum(net.adds) + sum(net.gates)
 
 
@@ -58,6 +63,7 @@ class FlowSpec:
     Attributes:
         features, steps: how many; what comes one after another, nearest to x first.
         layers: the steps that are layers.
+        full: those that have tensors: all but the orders.
         has_terms: whether a network has more tensors than weights and biases.
     """
 
@@ -66,8 +72,9 @@ class FlowSpec:
     def __init__(self, features: int, steps: Sequence[Step]) -> None:
         self.features, self.steps = features, tuple(steps)
         self.layers = tuple(s for s in self.steps if isinstance(s, FlowLayerSpec))
-        self.counts = tuple(count_tensors(s.net) for s in self.layers)
-        self.has_terms = any(s.net.n_weights() != n for s, n in zip(self.layers, self.counts, strict=True))
+        self.full = tuple(s for s in self.steps if not isinstance(s, Order))
+        self.counts = tuple(count_tensors(s) for s in self.full)
+        self.has_terms = any(any(s.net.adds) or any(s.net.gates) for s in self.layers)
         self._handles: dict[Any, Any] = {}
 
     def handle(self, module: Any) -> Any:
@@ -78,6 +85,8 @@ class FlowSpec:
             for step in self.steps:
                 if isinstance(step, Order):
                     found.add_order(step.order)
+                elif not isinstance(step, FlowLayerSpec):
+                    step.add_to(found, module)
                 else:
                     net = native.spec_handle(step.net, module)
                     found.add_layer(net, step.univariate.handle(module), step.split.handle(module))
@@ -85,7 +94,7 @@ class FlowSpec:
         return found
 
     def parts(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """The tensors behind x, layer by layer."""
+        """The tensors behind x, one step that has any after another."""
         found, at = [], 0
         for n in self.counts:
             found.append(tensors[at : at + n])
@@ -110,13 +119,24 @@ class FlowSpec:
 def _as_list(step: Step) -> list[Any]:
     if isinstance(step, Order):
         return list(step.order)
+    if isinstance(step, (LUSpec, ScaleSpec)):
+        return [type(step).__name__, *step]
+    if isinstance(step, ElementwiseSpec):
+        return [type(step).__name__, _settings(step.univariate), step.outputs]
     split, f, net = step
     plan = net.plan
     texts = None if plan is None else [layer.text for layer in net.masks()]
     rest = [net.n, texts, isinstance(plan, MadePlan), net.residual, net.activation, net.last]
     flags = [list(net.adds), list(net.gates), net.has_bias]
-    settings = {field.name: getattr(f, field.name) for field in dataclasses.fields(f) if field.init}  # type: ignore[arg-type]
-    return [[type(f).__name__, settings], [*rest, *flags], list(split.inputs), list(split.outputs)]
+    return [_settings(f), [*rest, *flags], list(split.inputs), list(split.outputs)]
+
+
+def _settings(f: Map) -> list[Any]:
+    return [type(f).__name__, {field.name: getattr(f, field.name) for field in dataclasses.fields(f) if field.init}]  # type: ignore[arg-type]
+
+
+def _map_of(kind: str, settings: dict[str, Any]) -> Map:
+    return _MAPS[kind].kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 
 @functools.lru_cache(maxsize=256)
@@ -131,13 +151,23 @@ def _parsed(text: str) -> FlowSpec:
         if isinstance(given[0], int):
             steps.append(Order(tuple(given)))
             continue
-        (kind, settings), (n, texts, is_made, residual, act, last, adds, gates, bias), inputs, outputs = given
+        if isinstance(given[0], str):
+            steps.append(_own(*given))
+            continue
+        f, (n, texts, is_made, residual, act, last, adds, gates, bias), inputs, outputs = given
         plan: Any = None
         if texts is not None:
             sides = [[int(d) for d in side.split(",")] for t in (texts[0], *texts) for side in t.split(" ")[::2]]
             plan = MadePlan([sides[0], *sides[3::2]], residual=residual) if is_made else LayerPlan.from_text(texts[0])
         net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias)
         split = split_of(features, tuple(inputs), tuple(outputs))
-        f = _MAPS[kind].kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-        steps.append(FlowLayerSpec(split, f, net))
+        steps.append(FlowLayerSpec(split, _map_of(*f), net))
     return FlowSpec(features, steps)
+
+
+def _own(kind: str, first: Any, second: Any, *third: Any) -> OwnSpec:
+    if kind == "LUSpec":
+        return LUSpec(first, tuple(second), *third)
+    if kind == "ScaleSpec":
+        return ScaleSpec(first, second, *third)
+    return ElementwiseSpec(_map_of(*first), tuple(second))

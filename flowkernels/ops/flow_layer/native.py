@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops.net import native
+from flowkernels.ops.univariate import Map
 
 from .reference import FlowLayerSpec
 
@@ -18,10 +19,14 @@ _threads = torch.get_num_threads
 
 
 def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
-    f = spec.univariate
+    return why_not_map(spec.univariate) or native.why_not_run(tensors)
+
+
+def why_not_map(f: Map) -> str | None:
+    """Why a fused layer's kernels lack this map, or None."""
     if f.circle_shift or f.zero_outside:
         return f"no kernel for {'circle_shift' if f.circle_shift else 'zero_outside'}"
-    return f.why_not("cpu") or native.why_not_run(tensors)
+    return f.why_not("cpu")
 
 
 def _arguments(spec: FlowLayerSpec, net: Any, rows: Tensor) -> tuple[Any, ...]:
