@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkernels import ops
 from flowkernels._arguments import check_tensor, widths
 
 from .base import Transform
@@ -44,11 +45,17 @@ class DiagonalScale(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check(x)
-        return x * torch.exp(self.log_scale), self._ladj(x)
+        return self._of_features(x, False) or (x * torch.exp(self.log_scale), self._ladj(x))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check(y)
-        return y * torch.exp(-self.log_scale), -self._ladj(y)
+        return self._of_features(y, True) or (y * torch.exp(-self.log_scale), -self._ladj(y))
+
+    def _of_features(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        """By the op that flows of features run whole, so that a layer alone has the same bits."""
+        if self.log_scale.dim() != 1 or not x.is_floating_point():
+            return None
+        return ops.actnorm(x, self.log_scale, torch.zeros_like(self.log_scale), inverse=inverse)
 
     def _ladj(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.log_scale.dtype), torch.float32)

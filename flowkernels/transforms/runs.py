@@ -29,6 +29,8 @@ from flowkernels.ops.univariate import Map, can_fuse, check_univariate
 from .autoregressive import Autoregressive
 from .base import Transform
 from .coupling import Coupling
+from .own_steps import AS_IT_IS, OwnPart
+from .own_steps import READERS as OWN_READERS
 from .permutation import Permutation
 from .split import FeatureSplit
 
@@ -52,23 +54,32 @@ class _Part(NamedTuple):
 class Run:
     """Neighbouring layers as one op: called as a transform is, it returns None where they must be called now."""
 
-    def __init__(self, leaves: list[Leaf], parts: Sequence[_Part | Order], features: int) -> None:
-        self.leaves, self.parts, self.features = leaves, parts, features
+    def __init__(self, leaves: list[Leaf], parts: Sequence[_AnyPart]) -> None:
+        self.leaves, self.parts, self.features = leaves, parts, _features(parts[0])
         self._layers = [p for p in parts if isinstance(p, _Part)]
         self._checked: set[torch.dtype] = set()
         self._spec: Any = None
         self._tensors: tuple[Tensor, ...] = ()
         nets = [p.net for p in self._layers if p.net is not None]
         if len(nets) == len(self._layers):  # without a context
-            self._spec = self._spec_of(nets)
-            self._tensors = tuple(t for net in nets for t in net.tensors)
+            self._spec, self._tensors = self._described(nets)
 
-    def _spec_of(self, nets: Sequence[Net]) -> Any:
+    def _described(self, nets: Sequence[Net]) -> tuple[Any, tuple[Tensor, ...]]:
+        """The spec of these networks, and all tensors in its order."""
         rest = iter(nets)
-        steps: list[Step] = [
-            p if isinstance(p, Order) else FlowLayerSpec(p.split, p.univariate, next(rest).spec) for p in self.parts
-        ]
-        return spec_of(self.features, tuple(steps))
+        steps: list[Step] = []
+        tensors: list[Tensor] = []
+        for p in self.parts:
+            if isinstance(p, Order):
+                steps.append(p)
+            elif isinstance(p, OwnPart):
+                steps.append(p.spec)
+                tensors += p.tensors
+            else:
+                net = next(rest)
+                steps.append(FlowLayerSpec(p.split, p.univariate, net.spec))
+                tensors += net.tensors
+        return spec_of(self.features, tuple(steps)), tuple(tensors)
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         if backends.default() not in ("auto", "cpu") or x.dim() == 0 or x.shape[-1] != self.features:
@@ -99,7 +110,23 @@ class Run:
             if net is None or net.n_in() != len(layer.split.inputs) or net.n_out() != n_out:
                 return None
             nets.append(net)
-        return self._spec_of(nets), tuple(t for net in nets for t in net.tensors)
+        return self._described(nets)
+
+
+_AnyPart = _Part | OwnPart | Order
+
+
+def _features(part: _AnyPart) -> int:
+    if isinstance(part, Order):
+        return len(part.order)
+    return part.features() if isinstance(part, OwnPart) else part.split.features
+
+
+def _dtype(part: _AnyPart) -> torch.dtype | None:
+    """Of the tensors that a part has now: a network that sees a context is made in each call."""
+    if isinstance(part, OwnPart):
+        return part.tensors[0].dtype
+    return None if isinstance(part, Order) or part.net is None else part.net.tensors[0].dtype
 
 
 class Leaf(NamedTuple):
@@ -141,12 +168,12 @@ def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: boo
     """The pieces, and whether they stay as they are while the walk holds: a hook that goes would be seen by none."""
     found: list[Piece] = []
     leaves: list[Leaf] = []
-    parts: list[_Part | Order] = []
+    parts: list[_AnyPart] = []
     is_settled = True
 
     def close() -> None:
         if any(isinstance(p, _Part) for p in parts):
-            found.append(Run(list(leaves), list(parts), leaves[0].transform.features))  # type: ignore[arg-type]
+            found.append(Run(list(leaves), list(parts)))
         else:
             found.extend(leaves)
         leaves.clear()
@@ -156,13 +183,14 @@ def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: boo
         leaf = _unwrapped(walk, transform, inverse)
         reader = _READERS.get(type(leaf.transform))
         part = None if reader is None else reader(walk, leaf.transform, leaf.inverse, has_context)
-        if part is None:
-            is_settled = is_settled and reader is None
+        if part is None or part == AS_IT_IS:
+            is_settled = is_settled and (reader is None or part == AS_IT_IS)
             close()
             found.append(Leaf(transform, inverse))
             continue
-        weights = sum(p.weights for p in (*parts, part) if isinstance(p, _Part))
-        if parts and (leaf.transform.features != leaves[0].transform.features or weights > _MOST_WEIGHTS):  # type: ignore[union-attr]
+        weights = sum(p.weights for p in (*parts, part) if not isinstance(p, Order))
+        dtypes = {_dtype(p) for p in (*parts, part)} - {None}
+        if parts and (_features(part) != _features(parts[0]) or len(dtypes) > 1 or weights > _MOST_WEIGHTS):
             close()
         leaves.append(leaf)
         parts.append(part)
@@ -216,8 +244,8 @@ def _autoregressive(walk: Walk, layer: Autoregressive, inverse: bool, has_contex
     return _part(walk, layer.__dict__.get("univariate"), made, every(layer.features), has_context)
 
 
-_READERS: dict[type, Callable[..., _Part | Order | None]] = {
-    Permutation: _permutation, Coupling: _coupling, Autoregressive: _autoregressive,
+_READERS: dict[type, Callable[..., Any]] = {
+    Permutation: _permutation, Coupling: _coupling, Autoregressive: _autoregressive, **OWN_READERS,
 }  # fmt: skip
 
 
