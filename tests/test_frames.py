@@ -82,6 +82,32 @@ def _six_layers(flow: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: model.log_prob(x)
 
 
+def _six_nflows_layers(kind: str) -> Callable[[], Any]:
+    pytest.importorskip("nflows")
+    import nflows.transforms as nf
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.nn.nets import ResidualNet
+
+    spline = {"num_bins": BINS, "tails": "linear", "tail_bound": 3.0}
+    halves, context = [i % 2 for i in range(D)], None
+    layers: dict[str, Callable[[], Any]] = {
+        "Real NVP": lambda: nf.AffineCouplingTransform(halves, lambda i, o: ResidualNet(i, o, HIDDEN)),
+        "NSF": lambda: nf.PiecewiseRationalQuadraticCouplingTransform(
+            halves, lambda i, o: ResidualNet(i, o, HIDDEN), **spline
+        ),
+        "MAF": lambda: nf.MaskedAffineAutoregressiveTransform(D, HIDDEN),
+        "MAF with a context": lambda: nf.MaskedAffineAutoregressiveTransform(D, HIDDEN, context_features=2),
+    }
+    parts = [t for _ in range(6) for t in (nf.ReversePermutation(D), layers[kind]())]
+    model: Any = Flow(nf.CompositeTransform(parts), StandardNormal([D]))
+    assert compat.accelerate(model).notes == ("6 layers in one call (at _transform)",)
+    x = _x()
+    if "context" in kind:
+        context = x[:, :2].cos()
+    return lambda: model.log_prob(x, context)
+
+
 def _rqs() -> Callable[[], Any]:
     x, params = _x(), torch.zeros(B, D, 3 * BINS - 1)
     return lambda: ops.rqs(x, params, bins=BINS)
@@ -95,6 +121,13 @@ CALLS = {
     "six layers of Real NVP, log_prob": (functools.partial(_six_layers, flows.RealNVP), 30),
     "six layers of an NSF, log_prob": (functools.partial(_six_layers, flows.NSF), 30),
     "six layers of a MAF, log_prob": (functools.partial(_six_layers, flows.MAF), 30),
+    "six accelerated layers of nflows, Real NVP": (functools.partial(_six_nflows_layers, "Real NVP"), 170),
+    "six accelerated layers of nflows, NSF": (functools.partial(_six_nflows_layers, "NSF"), 23),
+    "six accelerated layers of nflows, MAF": (functools.partial(_six_nflows_layers, "MAF"), 23),
+    "six accelerated layers of nflows, MAF with a context": (
+        functools.partial(_six_nflows_layers, "MAF with a context"),
+        286,
+    ),
     "ops.rqs": (_rqs, 12),  # 12
 }
 

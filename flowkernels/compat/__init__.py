@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .engine import patch
+from .engine import patch, runs
 from .engine.design import ByDesign, cheap
 from .engine.models import Model, modules_of, parts_of
 from .engine.reads import forget
@@ -85,15 +85,20 @@ def _named_modules(model: Model, rows: list[Row]) -> Iterator[tuple[str, nn.Modu
 def _accelerate(model: Model) -> tuple[Report, list[nn.Module]]:
     rows, notes, gained, swapped = [], [], {}, []
     parts: set[nn.Module] = set()  # of modules that run them
+    containers: list[tuple[str, nn.Module]] = []
     with patch.lock:
         for path, module in _named_modules(model, rows):
             reason = _swap(module, swapped)
             layer = patch.layer_of(module)
+            if layer is not None and layer.is_container:
+                containers.append((path, module))
+                continue
             if layer is not None and layer.runs_its_parts:
                 parts.update(p for p in module.modules() if p is not module)
             if reason is not None and module not in parts:
                 rows.append(Row(path, type(module).__name__, reason, getattr(layer, "_flowkernels_found", "")))
                 gained[path] = _gain(module)
+        notes += runs.settle(containers, swapped)
     if not rows:
         supported = ", ".join(sorted(_LIBRARIES))
         notes.append(f"nothing in {type(model).__name__} is of a supported library ({supported}), so it is unchanged")
@@ -168,6 +173,7 @@ def restore(model: Model) -> None:
         for module in (inner for part in modules for inner in part.modules()):
             patch.unswap(module)
             forget(module)
+        runs.forget()
 
 
 @contextlib.contextmanager

@@ -43,12 +43,18 @@ class Layer(NamedTuple):
             return None
         if self.split is None:
             return run_inverse(x, net, univariate, or_none) if inverse else run_autoregressive_layer(x, net, univariate)
-        if self.groups:
-            univariate, turned = in_our_order(univariate)
-            weight, bias = net.layers()[-1]
-            where = len(weight) // sum(self.groups), self.groups, turned
-            net = net.with_last(by_feature(weight, *where), by_feature(bias, *where))
+        univariate, net = self.by_feature(net)
         return run_layer(x, net, univariate.inverted() if inverse else univariate, self.split)
+
+    def by_feature(self, net: Net) -> tuple[Any, Net]:
+        """The map with its parameters in the order of native layers, and the network with such a last layer."""
+        if not self.groups:
+            return self.map, net
+        assert self.map is not None
+        univariate, turned = in_our_order(self.map)
+        weight, bias = net.layers()[-1]
+        where = len(weight) // sum(self.groups), self.groups, turned
+        return univariate, net.with_last(by_feature(weight, *where), by_feature(bias, *where))
 
 
 def by_feature(rows: Tensor, features: int, groups: Sequence[int], turned: bool = False) -> Tensor:

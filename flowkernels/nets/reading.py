@@ -8,6 +8,7 @@ call took a third of the time of a small one.
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -92,6 +93,7 @@ class Walk:
 
     def __init__(self) -> None:
         self.modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], bool]] = []
+        self.hooked: list[Callable[[], nn.Module | None]] = []
 
     def enter(
         self,
@@ -119,6 +121,38 @@ class Walk:
             [(n, d.get(n)) for n in attributes], of_buffers, is_called,
         ))  # fmt: skip
         return True
+
+    def refuse(self, module: nn.Module) -> None:
+        """Says that a module is to be called, with all in it: what of that changes may let it be read.
+
+        Some changes are missed (what else a function closes over, buffers): it is then called where it need not be.
+        """
+        for m in module.modules():
+            d = m.__dict__
+            if not d.keys() >= _OF_MODULES:
+                continue  # a script
+            if hooked(m):
+                self.hooked.append(weakref.ref(m))
+            settings = [name for name, value in d.items() if name not in _OF_MODULES and _is_setting(value)]
+            self.enter(m, parameters=[*d["_parameters"]], attributes=settings, is_called=True)
+
+    def still_refused(self) -> bool:
+        """Whether the hooks for whose sake modules are called are still there."""
+        for reference in self.hooked:
+            m = reference()
+            if m is None or not hooked(m):
+                return False
+        return True
+
+
+_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a module's attribute may be kept: what it leads to must not keep that module alive."""
+    if isinstance(value, (bool, int, float, str, type(None), types.BuiltinFunctionType)):
+        return True
+    return isinstance(value, types.FunctionType) and value.__closure__ is None
 
 
 def _still_holds(modules: list[Any]) -> bool:

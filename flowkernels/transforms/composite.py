@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from flowkernels._arguments import check_tensor
 
 from .base import Transform, zero_ladj
-from .runs import Leaf, Run, pieces
+from .runs import NATIVE, Leaf, Run, pieces, run_pieces
 
 
 class Composite(Transform):
@@ -61,25 +61,16 @@ class Composite(Transform):
     def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         found = None
         if not torch.compiler.is_compiling():
-            found = pieces(self, self._modules["transforms"], inverse, context is not None)  # type: ignore[arg-type]
+            found = pieces(self, self._modules["transforms"], inverse, context is not None, NATIVE)  # type: ignore[arg-type]
         if found is None:
             listed = reversed(self.transforms) if inverse else self.transforms
-            return self._one_by_one([Leaf(t, inverse) for t in listed], x, context)  # type: ignore[arg-type]
-        total = None
-        for piece in found:
-            if isinstance(piece, Run):
-                x, ladj = piece(x, context) or self._one_by_one(piece.leaves, x, context)
-            else:
-                x, ladj = piece.run(x, context)
-            total = ladj if total is None else total + ladj
-        return x, zero_ladj(x) if total is None else total
-
-    @staticmethod
-    def _one_by_one(leaves: Sequence[Leaf], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = None
-        for leaf in leaves:
-            x, ladj = leaf.run(x, context)
-            total = ladj if total is None else total + ladj
+            found = [Leaf(t, inverse) for t in listed]
+        elif len(found) == 1 and isinstance(found[0], Run):
+            done = found[0](x, context)
+            if done is not None:
+                return done
+            found = found[0].leaves
+        x, total = run_pieces(found, x, context)
         return x, zero_ladj(x) if total is None else total
 
     @property

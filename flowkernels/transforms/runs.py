@@ -1,14 +1,16 @@
-"""Which neighbouring layers of a `Composite` run as one op, read off their modules once and kept until they change.
+"""Which neighbouring layers of a container run as one op, read off their modules once and kept until they change.
 
 Describing a layer takes Python ten times as long as a small batch takes the kernel. What was read is kept with all
 that it was read from (`nets.reading.Walk`); a warm call asks whether that is as it was, and hands the parameters over.
+
+A container of ours is a `Composite`; those of other libraries (`compat`) bring readers of their own, a `Kind`.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +24,12 @@ from flowkernels.ops.flow import Order, op, spec_of
 from flowkernels.ops.flow.spec import Step
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
-from flowkernels.ops.net.net import Net
+from flowkernels.ops.net.net import Layers, Net
+from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Map, can_fuse, check_univariate
 
 from .autoregressive import Autoregressive
-from .base import Transform
 from .coupling import Coupling
 from .own_steps import AS_IT_IS, OwnPart
 from .own_steps import READERS as OWN_READERS
@@ -41,8 +43,12 @@ _MAX_LAYERS = 64  # of a network: kMaxLayers of csrc/net/net.h
 _MOST_WEIGHTS = 1 << 22
 
 
-class _Part(NamedTuple):
-    """A layer as it was read: a map, a conditioner, its network where there is no context, and the split."""
+class Part(NamedTuple):
+    """A layer as it was read: a map, a network, the split, and how many weights.
+
+    Where the tensors of the network are other ones in every call, as those of a context are, there is no `net`, and
+    ``as_net(x, context)`` of the conditioner makes it: None where the modules must be called.
+    """
 
     univariate: Map
     conditioner: Any
@@ -54,39 +60,46 @@ class _Part(NamedTuple):
 class Run:
     """Neighbouring layers as one op: called as a transform is, it returns None where they must be called now."""
 
-    def __init__(self, leaves: list[Leaf], parts: Sequence[_AnyPart]) -> None:
+    def __init__(self, leaves: list[Leaf], parts: Sequence[AnyPart]) -> None:
         self.leaves, self.parts, self.features = leaves, parts, _features(parts[0])
-        self._layers = [p for p in parts if isinstance(p, _Part)]
+        self._layers = [p for p in parts if isinstance(p, Part)]
+        self._has_own = any(isinstance(p, OwnPart) for p in parts)
         self._checked: set[torch.dtype] = set()
         self._spec: Any = None
         self._tensors: tuple[Tensor, ...] = ()
+        self._last: tuple[list[NetSpec], Any] = ([], None)
         nets = [p.net for p in self._layers if p.net is not None]
         if len(nets) == len(self._layers):  # without a context
-            self._spec, self._tensors = self._described(nets)
+            self._spec, self._tensors = self._spec_of([net.spec for net in nets]), self._tensors_of(nets)
 
-    def _described(self, nets: Sequence[Net]) -> tuple[Any, tuple[Tensor, ...]]:
-        """The spec of these networks, and all tensors in its order."""
+    def __len__(self) -> int:
+        """How many layers it has, apart from reorderings."""
+        return len(self._layers)
+
+    def _spec_of(self, nets: Sequence[NetSpec]) -> Any:
         rest = iter(nets)
-        steps: list[Step] = []
-        tensors: list[Tensor] = []
+        steps: list[Step] = [
+            p if isinstance(p, Order) else p.spec if isinstance(p, OwnPart)
+            else FlowLayerSpec(p.split, p.univariate, next(rest)) for p in self.parts
+        ]  # fmt: skip
+        return spec_of(self.features, tuple(steps))
+
+    def _tensors_of(self, nets: Sequence[Net]) -> tuple[Tensor, ...]:
+        """Those of all parts, in their order."""
+        if not self._has_own:
+            return tuple([t for net in nets for t in net.tensors])
+        rest, found = iter(nets), []
         for p in self.parts:
-            if isinstance(p, Order):
-                steps.append(p)
-            elif isinstance(p, OwnPart):
-                steps.append(p.spec)
-                tensors += p.tensors
-            else:
-                net = next(rest)
-                steps.append(FlowLayerSpec(p.split, p.univariate, net.spec))
-                tensors += net.tensors
-        return spec_of(self.features, tuple(steps)), tuple(tensors)
+            if not isinstance(p, Order):
+                found += p.tensors if isinstance(p, OwnPart) else next(rest).tensors
+        return tuple(found)
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         if backends.default() not in ("auto", "cpu") or x.dim() == 0 or x.shape[-1] != self.features:
             return None
         spec, tensors = self._spec, self._tensors
         if spec is None:
-            described = self._with_context(x, context)
+            described = self._of_call(x, context)
             if described is None:
                 return None
             spec, tensors = described
@@ -102,27 +115,31 @@ class Run:
             self._checked.add(dtype)
         return op.run(op.backend("cpu"), spec, (x, *tensors))  # type: ignore[return-value]
 
-    def _with_context(self, x: Tensor, context: Tensor | None) -> tuple[Any, tuple[Tensor, ...]] | None:
+    def _of_call(self, x: Tensor, context: Tensor | None) -> tuple[Any, tuple[Tensor, ...]] | None:
         nets = []
         for layer in self._layers:
-            net = layer.conditioner.as_net(x, context)
+            net = layer.net or layer.conditioner.as_net(x, context)
             n_out = len(layer.split.outputs) * layer.univariate.n_params
             if net is None or net.n_in() != len(layer.split.inputs) or net.n_out() != n_out:
                 return None
             nets.append(net)
-        return self._described(nets)
+        specs, spec = [net.spec for net in nets], self._last[1]
+        if self._last[0] != specs:  # a comparison takes less time than the words of a flow, which `spec_of` looks up
+            spec = self._spec_of(specs)
+            self._last = specs, spec
+        return spec, self._tensors_of(nets)
 
 
-_AnyPart = _Part | OwnPart | Order
+AnyPart = Part | OwnPart | Order
 
 
-def _features(part: _AnyPart) -> int:
+def _features(part: AnyPart) -> int:
     if isinstance(part, Order):
         return len(part.order)
     return part.features() if isinstance(part, OwnPart) else part.split.features
 
 
-def _dtype(part: _AnyPart) -> torch.dtype | None:
+def _dtype(part: AnyPart) -> torch.dtype | None:
     """Of the tensors that a part has now: a network that sees a context is made in each call."""
     if isinstance(part, OwnPart):
         return part.tensors[0].dtype
@@ -132,7 +149,7 @@ def _dtype(part: _AnyPart) -> torch.dtype | None:
 class Leaf(NamedTuple):
     """A transform to be called in one of its directions."""
 
-    transform: Transform
+    transform: Any
     inverse: bool
 
     def run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -140,11 +157,40 @@ class Leaf(NamedTuple):
 
 
 Piece = Run | Leaf
+
+
+def run_pieces(found: Sequence[Piece], x: Tensor, context: Tensor | None, total: Tensor | None = None) -> Any:
+    """What pieces make of x, and the sum of their log-determinants behind `total`; None of no pieces and no total."""
+    for piece in found:
+        done = piece(x, context) if isinstance(piece, Run) else None
+        if done is not None:
+            x, ladj = done
+            total = ladj if total is None else total + ladj
+            continue
+        for leaf in piece.leaves if isinstance(piece, Run) else (piece,):
+            x, ladj = leaf.run(x, context)
+            total = ladj if total is None else total + ladj
+    return x, total
+
+
+Said = Part | OwnPart | Order | Literal["called"] | None
 _kept: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, bool], tuple[Walk, list[Piece]]]]
 _kept = weakref.WeakKeyDictionary()
 
 
-def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: bool) -> list[Piece] | None:
+class Kind(NamedTuple):
+    """How the transforms of a container are read.
+
+    ``leaves(walk, transform, inverse, is_first)``: what a transform that holds others runs, one after another, or
+    itself. ``is_first``: there is no other before it.
+    ``read(walk, transform, inverse, has_context)``: a layer or an order; None where it must be called now.
+    """
+
+    leaves: Callable[[Walk, Any, bool, bool], Sequence[Leaf]]
+    read: Callable[[Walk, Any, bool, bool], Said]
+
+
+def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: bool, kind: Kind) -> list[Piece] | None:
     """What `owner`, which applies the modules of `transforms` one after another, runs now; None: these, one by one."""
     if C is None or torch.compiler.is_compiling() or hooked_globally():
         return None
@@ -152,41 +198,45 @@ def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: 
     if known is None:
         known = _kept[owner] = {}
     found = known.get((inverse, has_context))
-    if found is not None and still_holds(found[0].modules):
-        return found[1]
+    if found is not None:
+        walk, said = found
+        if still_holds(walk.modules) and (not walk.hooked or walk.still_refused()):
+            return said
     walk = Walk()
     walk.enter(owner, is_called=True)
     walk.enter(transforms, is_called=True)
     listed = list(transforms._modules.values())
-    said, is_settled = _read(walk, listed[::-1] if inverse else listed, inverse, has_context)
-    if is_settled:
-        known[inverse, has_context] = (walk, said)
+    said = _read(walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
+    known[inverse, has_context] = (walk, said)
     return said
 
 
-def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool) -> tuple[list[Piece], bool]:
-    """The pieces, and whether they stay as they are while the walk holds: a hook that goes would be seen by none."""
+def forget() -> None:
+    """Lets every container be read again."""
+    _kept.clear()
+
+
+def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool, kind: Kind) -> list[Piece]:
     found: list[Piece] = []
     leaves: list[Leaf] = []
-    parts: list[_AnyPart] = []
-    is_settled = True
+    parts: list[AnyPart] = []
 
     def close() -> None:
-        if any(isinstance(p, _Part) for p in parts):
+        if any(isinstance(p, Part) for p in parts):
             found.append(Run(list(leaves), list(parts)))
         else:
             found.extend(leaves)
         leaves.clear()
         parts.clear()
 
-    for transform in transforms:
-        leaf = _unwrapped(walk, transform, inverse)
-        reader = _READERS.get(type(leaf.transform))
-        part = None if reader is None else reader(walk, leaf.transform, leaf.inverse, has_context)
+    listed = [kind.leaves(walk, transform, inverse, i == 0) for i, transform in enumerate(transforms)]
+    for leaf in (leaf for inner in listed for leaf in inner):
+        part = kind.read(walk, leaf.transform, leaf.inverse, has_context)
         if part is None or part == AS_IT_IS:
-            is_settled = is_settled and (reader is None or part == AS_IT_IS)
+            if part is None:
+                walk.refuse(leaf.transform)
             close()
-            found.append(Leaf(transform, inverse))
+            found.append(leaf)
             continue
         weights = sum(p.weights for p in (*parts, part) if not isinstance(p, Order))
         dtypes = {_dtype(p) for p in (*parts, part)} - {None}
@@ -195,18 +245,7 @@ def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: boo
         leaves.append(leaf)
         parts.append(part)
     close()
-    return found, is_settled
-
-
-def _unwrapped(walk: Walk, transform: Any, inverse: bool) -> Leaf:
-    """What an `Inverse` turns round, in the other direction."""
-    from .composite import Inverse  # which imports this
-
-    if type(transform) is Inverse:
-        inner = transform._modules.get("transform")
-        if type(inner) in _READERS and walk.enter(transform):
-            return Leaf(inner, not inverse)  # type: ignore[arg-type]
-    return Leaf(transform, inverse)
+    return found
 
 
 # ---- one layer ----
@@ -224,7 +263,7 @@ def _permutation(walk: Walk, layer: Permutation, inverse: bool, has_context: boo
     return Order(found) if sorted(found) == list(range(layer.features)) else None
 
 
-def _coupling(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> _Part | None:
+def _coupling(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> Part | None:
     parts: Any = layer._modules
     split = parts.get("split")
     if type(split) is not FeatureSplit or split.value is None:
@@ -237,39 +276,59 @@ def _coupling(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> 
     return _part(walk, turned, parts.get("conditioner"), split.value, has_context)
 
 
-def _autoregressive(walk: Walk, layer: Autoregressive, inverse: bool, has_context: bool) -> _Part | None:
+def _autoregressive(walk: Walk, layer: Autoregressive, inverse: bool, has_context: bool) -> Part | None:
     made = layer._modules.get("conditioner")
     if inverse or type(made) is not MADE or not walk.enter(layer, attributes=("univariate", "features")):
         return None
     return _part(walk, layer.__dict__.get("univariate"), made, every(layer.features), has_context)
 
 
-_READERS: dict[type, Callable[..., Any]] = {
+_READERS: dict[type, Callable[..., Said]] = {
     Permutation: _permutation, Coupling: _coupling, Autoregressive: _autoregressive, **OWN_READERS,
 }  # fmt: skip
 
 
-def _part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool) -> _Part | None:
+def _unwrapped(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> list[Leaf]:
+    """What an `Inverse` turns round, in the other direction."""
+    from .composite import Inverse  # which imports this
+
+    if type(transform) is Inverse:
+        inner = transform._modules.get("transform")
+        if type(inner) in _READERS and walk.enter(transform):
+            return [Leaf(inner, not inverse)]
+    return [Leaf(transform, inverse)]
+
+
+def _native(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
+    reader = _READERS.get(type(layer))
+    return None if reader is None else reader(walk, layer, inverse, has_context)
+
+
+NATIVE = Kind(_unwrapped, _native)
+
+
+def _part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool) -> Part | None:
     read = getattr(type(conditioner), "read", None)
-    if read is None or not can_fuse(type(univariate)):
-        return None
-    if univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None:
-        return None
-    if (conditioner.context_features > 0) != has_context:
+    if read is None or not can_fuse(type(univariate)) or (conditioner.context_features > 0) != has_context:
         return None
     found = read(conditioner, walk, has_context)
     if found is None:
         return None
-    layers = found.layers() if isinstance(found, Net) else found.layers
+    if has_context:
+        return part_of(univariate, conditioner, found.layers() if isinstance(found, Net) else found.layers, None, split)
+    net = found if isinstance(found, Net) else found.net((), None)
+    return part_of(univariate, conditioner, net.layers(), net, split)
+
+
+def part_of(univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split) -> Part | None:
+    """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it."""
+    if univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None:
+        return None
     if len(layers) > _MAX_LAYERS:
         return None
     tensors = [t for layer in layers for t in layer]
     if any(type(t) not in _PLAIN for t in tensors):
         return None
-    weights = sum(t.numel() for t in tensors)
-    if has_context:
-        return _Part(univariate, conditioner, None, split, weights)
-    net = found if isinstance(found, Net) else found.net((), None)
-    if net.n_in() != len(split.inputs) or net.n_out() != len(split.outputs) * univariate.n_params:
+    if net is not None and (net.n_in() != len(split.inputs) or net.n_out() != len(split.outputs) * univariate.n_params):
         return None
-    return _Part(univariate, conditioner, net, split, weights)
+    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors))

@@ -128,7 +128,17 @@ def _nflows(root: str) -> dict[str, Case]:
     )
     made, masked, resnet = "transforms.made.MADE", "transforms.made.MaskedLinear", "nn.nets.resnet.ResidualNet"
     image = (D, 2, 3)
+
+    def composite(context: int | None = None) -> nn.Module:
+        of_base, reverse = of("transforms.base.CompositeTransform"), of("transforms.permutations.ReversePermutation")
+        block = of_base([of("transforms.permutations.RandomPermutation")(D), of(affine)(alternating, dense(context))])
+        back = of("transforms.base.InverseTransform")(of(rqs)(irregular, dense(context), **spline))
+        return of_base([block, reverse(D), back, of(maf)(D, H, context)])
+
+    composed = "transforms.base.CompositeTransform"
     return {
+        composed: Case(composite, _both_ways),
+        f"{composed}: context": Case(lambda: composite(C), _both_ways_of_context),
         rqs: Case(lambda: of(rqs)(alternating, dense(), **spline), _both_ways),
         f"{rqs}: irregular": Case(lambda: of(rqs)(irregular, dense(C), **spline), _both_ways_of_context),
         f"{rqs}: image": Case(lambda: of(rqs)(irregular, conv, **spline), _both_ways, image),

@@ -37,7 +37,7 @@ def trained(method: str, model: str, tmp_path, monkeypatch):
 
 
 def fast(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if patch.is_fast(module)]
+    return [name for name, module in model.named_modules() if patch.is_fast_layer(module)]
 
 
 @pytest.mark.parametrize("method", ["NPE", "NLE"])

@@ -30,6 +30,8 @@ class FastMethods:
 
     _flowkernels_layer: Any  # of a fast class
 
+    is_container = False  # whether its modules are layers themselves, of which it runs neighbours as one op
+    pieces: Any = None  # of a container: (module, inverse, has_context) -> what `transforms.runs` says that it runs
     runs_its_parts = False  # whether its modules are accelerated for the calls it cannot fuse, and appear in no report
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -103,6 +105,12 @@ def original_class(module: Any) -> Any:
 def is_fast(module: Any) -> bool:
     """True for an instance of a class that `swap` made."""
     return _swapped(module) is not None
+
+
+def is_fast_layer(module: Any) -> bool:
+    """The same, and no container of others."""
+    layer = layer_of(module)
+    return layer is not None and not layer.is_container
 
 
 def layer_of(module: Any) -> type[FastMethods] | None:

@@ -30,7 +30,7 @@ class Library:
         left_alone: name → why nothing is gained on it.
         base: the class from which all transforms of the library come; one that is in no table has "no fused path".
         containers: name of a transform that only calls others, and so appears in no report → which parts of it are
-            accelerated, for the site's table; empty: not in the table.
+            accelerated, for the site's table (empty: not in the table); or how it runs neighbours among them as one op.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ class Library:
         *,
         base: str,
         left_alone: Mapping[str, str] | None = None,
-        containers: Mapping[str, str] | None = None,
+        containers: Mapping[str, str | Target] | None = None,
     ) -> None:
         self.root, self.base = root, base
         self.targets, self.left_alone, self.containers = dict(targets), dict(left_alone or {}), dict(containers or {})
@@ -67,10 +67,17 @@ class Library:
             if name in self.left_alone:
                 return listed(name.rpartition(".")[2], self.left_alone[name])
             if name in self.containers:
-                return None
+                container = self.containers[name]
+                if isinstance(container, str) or overridden(module, cls, container.bypassed):
+                    return None
+                return container
             if name and name == self.base:
                 return cheap(module) or "no fused path for this class"
         return None
+
+    def made(self) -> list[str]:
+        """The names of all classes that `match` has layers for."""
+        return [*self.targets, *(name for name, given in self.containers.items() if isinstance(given, Target))]
 
     def gain(self, module: nn.Module) -> str:
         """What of an accelerated module runs on the kernels; empty for a class of no table."""
@@ -80,7 +87,8 @@ class Library:
     def rows(self) -> list[tuple[str, str]]:
         """(class, what of it is accelerated or why it is not) for the site's table."""
         rows = {name: target.what for name, target in self.targets.items()}
-        rows |= {name: text for name, text in self.containers.items() if text}
+        found = {name: text if isinstance(text, str) else text.what for name, text in self.containers.items()}
+        rows |= {name: text for name, text in found.items() if text}
         rows |= {name: f"left alone: {reason}" for name, reason in self.left_alone.items()}
         return [(name.rpartition(".")[2], text) for name, text in rows.items()]
 

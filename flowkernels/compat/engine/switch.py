@@ -169,7 +169,7 @@ def _classes_of(library: str) -> list[type]:
         root, names = library, list(_WHOLE_MODELS[library])
     else:
         table: Any = importlib.import_module(f"{compat.__name__}.{library}").LIBRARY
-        root, names = table.root, list(table.targets)
+        root, names = table.root, table.made()
     _check_installed(root.partition(".")[0])
     classes = [cls for cls in (_find(f"{root}.{name}") for name in names) if cls is not None]
     if not classes:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from flowkernels.compat.engine.registry import Library, Target
 
 from .autoregressive import AffineAutoregressive, SplineAutoregressive, affine_refusal
+from .composite import Composite
 from .coupling import AdditiveCoupling, AffineCoupling, Coupling
 from .describe import spline_refusal
 from .elementwise import ElementwiseSpline
@@ -100,7 +101,11 @@ LIBRARY = Library(
     TARGETS,
     base="transforms.base.Transform",
     containers={
-        "transforms.base.CompositeTransform": "its parts",
+        "transforms.base.CompositeTransform": Target(
+            Composite,
+            _BOTH | {"_cascade"},
+            "its parts; neighbouring couplings, autoregressive layers and permutations of features in one call",
+        ),
         "transforms.base.InverseTransform": "its part",
         "transforms.base.MultiscaleCompositeTransform": "its parts",
     },

@@ -129,7 +129,7 @@ def _plan_of(net: Any, parts: Parts) -> MadePlan | str | None:
 # ---- the network as one op ----
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """What was read of a network: as a call without a context has it, but for what `merged` layers are."""
 
     net: Net
@@ -142,7 +142,7 @@ class _Read(NamedTuple):
         return fitting(self.net.with_layers([_merged(first, second), *self.net.layers()[1:]]))
 
 
-def _read(walk: Walk, net: Any) -> _Read | None:
+def read(walk: Walk, net: Any) -> Read | None:
     """None where the modules must be called. Hooks of the network itself are the caller's business."""
     parts = parts_of(net)
     if isinstance(parts, str) or not walk.enter(net, attributes=_OF_NET, is_called=True):
@@ -162,12 +162,12 @@ def _read(walk: Walk, net: Any) -> _Read | None:
     if not isinstance(plan, MadePlan):
         return None
     found = made_net(layers[parts.merged :], plan, parts.activation)
-    return _Read(found, parts.merged) if parts.merged or fitting(found) is not None else None
+    return Read(found, parts.merged) if parts.merged or fitting(found) is not None else None
 
 
 _OF_NET = ("activation", "use_residual_blocks", "preprocessing")
 _OF_PARTS = ("activation", "training", "p", "inplace", "negative_slope", "alpha", "approximate", "batch_norm")
-_kept = Kept[_Read](_read)
+_kept = Kept[Read](read)
 
 
 def as_net(
@@ -189,7 +189,7 @@ def as_net(
     if found.merged and not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS):
         return None
     result = found.of_call(net)
-    return result if context is None or result is None else _with_context(net, context, x, result)
+    return result if context is None or result is None else with_context(net, context, x, result)
 
 
 def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     return weight @ (first.weight * first.mask), torch.addmv(second.bias, weight, first.bias)
 
 
-def _with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None:
+def with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None:
     """The network with what a context adds to layers, and the gates that normflows' copy makes of it; None where the
     library refuses."""
     if "context_layer" not in net._modules:

@@ -17,7 +17,7 @@ from flowkernels.ops.net.activations import name_of
 from .classes import kind
 
 
-def _read(walk: Walk, net: Any, has_context: bool) -> Dense | None:
+def read(walk: Walk, net: Any, has_context: bool) -> Dense | None:
     """None where the network, or a block that was put in, must be called."""
     for block in net._modules["blocks"]._modules.values():
         if kind(type(block)) != "ResidualBlock":
@@ -25,7 +25,7 @@ def _read(walk: Walk, net: Any, has_context: bool) -> Dense | None:
     return read_residual(walk, net, has_context)
 
 
-_kept = Kept[Dense](_read)
+_kept = Kept[Dense](read)
 
 
 def as_net(net: Any, x: Tensor, context: Tensor | None) -> Net | None:
