@@ -55,6 +55,7 @@ class Part(NamedTuple):
     net: Net | None
     split: Split
     weights: int
+    sizes: tuple[int, int]  # what the network takes and returns
 
 
 class Run:
@@ -119,8 +120,10 @@ class Run:
         nets = []
         for layer in self._layers:
             net = layer.net or layer.conditioner.as_net(x, context)
-            n_out = len(layer.split.outputs) * layer.univariate.n_params
-            if net is None or net.n_in() != len(layer.split.inputs) or net.n_out() != n_out:
+            if net is None:
+                return None
+            weight, bias = net.tensors[0], net.tensors[2 * net.spec.n - 1]
+            if (weight.shape[1], bias.shape[0]) != layer.sizes:
                 return None
             nets.append(net)
         specs, spec = [net.spec for net in nets], self._last[1]
@@ -329,6 +332,7 @@ def part_of(univariate: Any, conditioner: Any, layers: Layers, net: Net | None, 
     tensors = [t for layer in layers for t in layer]
     if any(type(t) not in _PLAIN for t in tensors):
         return None
-    if net is not None and (net.n_in() != len(split.inputs) or net.n_out() != len(split.outputs) * univariate.n_params):
+    sizes = len(split.inputs), len(split.outputs) * univariate.n_params
+    if net is not None and (net.n_in(), net.n_out()) != sizes:
         return None
-    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors))
+    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes)

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
 from flowkernels.compat.engine.runs import may_run
-from flowkernels.compat.layer import Layer, in_our_order
+from flowkernels.compat.layer import Layer, in_our_order, native_rows
 from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow import Order
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
+from flowkernels.ops.net.net import made_net
+from flowkernels.ops.net.spec import NetSpec
 from flowkernels.transforms.runs import AS_IT_IS, Kind, Leaf, Part, Piece, Run, Said, part_of, pieces, run_pieces
 
 from . import made, residual
@@ -76,12 +78,21 @@ class _Dense:
     """A dense network of a coupling, as a run asks for it in every call."""
 
     def __init__(self, layer: Layer, found: Dense) -> None:
-        self.layer, self.found = layer, found
+        self.found = found
+        assert layer.map is not None and layer.split is not None
+        # One op each, where `by_feature` has several: in every call, and for its gradient.
+        features = len(layer.split.outputs)
+        self.rows = native_rows(layer.map, features, layer.groups).cpu() if layer.groups else None
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
         if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
             return None  # nflows joins them row by row
-        return self.layer.by_feature(self.found.net(x.shape[:-1], context))[1]
+        net = self.found.net(x.shape[:-1], context)
+        if self.rows is None:
+            return net
+        at = 2 * net.spec.n
+        last = [t.index_select(0, self.rows) for t in net.tensors[at - 2 : at]]
+        return Net(net.spec, (*net.tensors[: at - 2], *last, *net.tensors[at:]))
 
 
 class _Masked:
@@ -89,12 +100,21 @@ class _Masked:
 
     def __init__(self, net: Any, found: made.Read) -> None:
         self.net, self.found = net, found
+        self.spec: NetSpec | None = None
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
         if self.found.merged and thresholds.is_few(x.shape[0], thresholds.MERGED_ROWS):
             return None
-        result = self.found.of_call(self.net)
-        return result if context is None or result is None else made.with_context(self.net, context, x, result)
+        plain = self.found.of_call(self.net)
+        if context is None or plain is None:
+            return plain
+        found = made.terms_of(self.net, context, x, plain)
+        if found is None:
+            return None
+        if self.spec is None:  # which terms there are is told by the modules, not by the call
+            plan: Any = plain.spec.plan
+            self.spec = made_net(plain.layers(), plan, plain.spec.activation, *found).spec
+        return Net(self.spec, (*plain.tensors, *[t for terms in found for t in terms if t is not None]))
 
 
 def _permutation(walk: Walk, layer: Any, inverse: bool) -> Order | None:

@@ -189,7 +189,7 @@ def as_net(
     if found.merged and not inverse and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.MERGED_ROWS):
         return None
     result = found.of_call(net)
-    return result if context is None or result is None else with_context(net, context, x, result)
+    return result if context is None or result is None else _with_context(net, context, x, result)
 
 
 def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
@@ -198,9 +198,17 @@ def _merged(first: Any, second: Any) -> tuple[Tensor, Tensor]:
     return weight @ (first.weight * first.mask), torch.addmv(second.bias, weight, first.bias)
 
 
-def with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None:
-    """The network with what a context adds to layers, and the gates that normflows' copy makes of it; None where the
-    library refuses."""
+def _with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None:
+    """The network with what a context adds; None where the library refuses."""
+    plan: Any = plain.spec.plan
+    found = terms_of(net, context, x, plain)
+    return None if found is None else made_net(plain.layers(), plan, plain.spec.activation, *found)
+
+
+def terms_of(
+    net: Any, context: Tensor, x: Tensor, plain: Net
+) -> tuple[list[Tensor | None], list[Tensor | None]] | None:
+    """What a context adds to layers, and the gates that normflows' copy makes of it; None where the library refuses."""
     if "context_layer" not in net._modules:
         return None
     plan: Any = plain.spec.plan
@@ -217,7 +225,7 @@ def with_context(net: Any, context: Tensor, x: Tensor, plain: Net) -> Net | None
         adds[0] = net.activation(net.context_layer(context))
         if plan.residual:
             adds[1:-1:2] = [block.context_layer(context) for block in net.blocks]
-    return made_net(plain.layers(), plan, plain.spec.activation, adds, gates)
+    return adds, gates
 
 
 def made_refusal(net: Any) -> str | None:
