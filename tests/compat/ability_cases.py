@@ -251,7 +251,16 @@ def _zuko_cases(root: str) -> dict[str, Case]:
     wide = {"hidden_features": (600,)}
     ar, coupling = "flows.autoregressive.MaskedAutoregressiveTransform", "flows.coupling.GeneralCouplingTransform"
     element, small = "flows.gaussianization.ElementWiseTransform", {"hidden_features": (H, H)}
+    composed = "lazy.LazyComposedTransform"
+
+    def of_both(context: int = 0) -> nn.Module:
+        parts = [of(ar)(D, context, **small), of(coupling)(D, context, **small, **shapes)]
+        return of(composed)(*parts, of(ar)(D, context, order=[3, 1, 0, 2], **small, **shapes))
+
     return {
+        composed: Case(of_both, _zuko),
+        f"{composed}: context": Case(lambda: of_both(C), _zuko_of_context),
+        f"{composed}: couplings": Case(lambda: of(composed)(*[of(coupling)(D, **small) for _ in range(2)]), _zuko),
         ar: Case(lambda: of(ar)(D, **small), _zuko),
         f"{ar}: spline, context": Case(lambda: of(ar)(D, C, **small, **shapes), _zuko_of_context),
         f"{ar}: circular": Case(lambda: of(ar)(D, **small, **circle), _zuko),

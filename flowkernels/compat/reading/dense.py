@@ -63,14 +63,15 @@ def read_sequence(
     return None if None in layers else (layers, found[1])
 
 
-def _read(walk: Walk, net: Any, net_class: type, linear_class: type) -> Dense | None:
+def read(walk: Walk, net: Any, net_class: type = nn.Sequential, linear_class: type = nn.Linear) -> Dense | None:
+    """The network, for a reader that keeps it; None where it must be called, or better is."""
     found = read_sequence(walk, net, net_class, linear_class)
     if found is None or any(len(bias) > WIDEST for _, bias in found[0][:-1]):
         return None
     return Dense(found[0], False, found[1])
 
 
-_dense = Kept[Dense](_read)
+_dense = Kept[Dense](read)
 
 
 def dense(

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods
+from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.engine.registry import Library, Target
 
 
@@ -43,6 +43,24 @@ def _lazy(transform: str, what: str, refusal: str = "describe", bypassed: str = 
     return Target(type(transform, (FastMethods,), {"forward": forward}), frozenset(bypassed.split()), what, why)
 
 
+class Composed(FastMethods):
+    """The methods of an accelerated LazyComposedTransform."""
+
+    is_container = True
+
+    @or_theirs
+    def forward(self: Any, c: Tensor | None = None) -> Any:
+        from . import composed
+
+        return composed.composed(self, c)
+
+    @staticmethod
+    def pieces(container: Any, inverse: bool, has_context: bool) -> Any:
+        from . import composed
+
+        return composed.pieces_of(container, inverse, has_context)
+
+
 LIBRARY = Library(
     "zuko",
     {
@@ -58,5 +76,10 @@ LIBRARY = Library(
         ),
     },
     base="lazy.LazyTransform",
-    containers={"lazy.LazyComposedTransform": "", "lazy.LazyInverse": ""},
+    containers={
+        "lazy.LazyComposedTransform": Target(
+            Composed, frozenset({"forward"}), "neighbouring autoregressive layers and couplings in one call"
+        ),
+        "lazy.LazyInverse": "",
+    },
 )

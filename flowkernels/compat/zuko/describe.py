@@ -109,7 +109,8 @@ def _read_masks(*masks_and_features: Any) -> MadePlan | str:
 plan_of = CachedRead[MadePlan | str](_read_masks)
 
 
-def _read_net(walk: Walk, net: Any, features: int) -> Net | None:
+def read_net(walk: Walk, net: Any, features: int) -> Net | None:
+    """A masked network and all that its context adds to, for a reader that keeps it; None where it must be called."""
     found = read_sequence(walk, net, MaskedMLP, MaskedLinear, buffers=("mask",))
     if found is None:
         return None
@@ -117,16 +118,20 @@ def _read_net(walk: Walk, net: Any, features: int) -> Net | None:
     return made_net(found[0], plan, found[1]) if isinstance(plan, MadePlan) else None
 
 
-_kept = Kept[Net](_read_net)
+_kept = Kept[Net](read_net)
 
 
 def masked_net(net: Any, features: int, x: Tensor, context: Tensor | None) -> Net | None:
     """A masked network as an op takes it, of a call without a context kept; None where the modules must be called."""
     found = _kept(net, features)
-    if found is None or x.shape[-1] != features:
+    if found is None or x.shape[-1] != features or not may_compute(found.tensors[0], x, context):
         return None
-    weight = found.tensors[0]
+    return of_call(found, features, context)
+
+
+def of_call(found: Net, features: int, context: Tensor | None) -> Net | None:
+    """What was read of a masked network as a call with this context has it; None where it has another context."""
     n_context = 0 if context is None else context.shape[-1]
-    if not may_compute(weight, x, context) or weight.shape[1] != features + n_context:
+    if found.tensors[0].shape[1] != features + n_context:
         return None
     return fitting(found if context is None else with_context(found, context, slice(features)))

@@ -41,7 +41,7 @@ def _params(layer: Any, x: Tensor, context: Tensor | None) -> Tensor:
     return params.unflatten(-1, (params.shape[-1] // layer.total, layer.total))
 
 
-def _expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if context is None or x.shape[:-1] == context.shape[:-1]:
         return x, context
     x, context = broadcast(x, context, ignore=1)
@@ -106,7 +106,7 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         return masked_net(self.layer.hyper, features, x, context)
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        x, context = _expanded(x, self.context)
+        x, context = expanded(x, self.context)
         what, univariate = _described(self.layer)
         network, fused = self._network(x, context), None
         # A circular spline sees another x than its network.
@@ -150,7 +150,7 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
         features = self.layer.mask.shape[0]
         if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
-        x, context = _expanded(x, self.context)
+        x, context = expanded(x, self.context)
         what, univariate = _described(self.layer, self.split_of_features)
         network = None
         if what.split is not None and not univariate.circle_shift:
