@@ -9,7 +9,7 @@ A container of ours is a `Composite`; those of other libraries (`compat`) bring 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -162,21 +162,28 @@ class Leaf(NamedTuple):
 Piece = Run | Leaf
 
 
-def run_pieces(found: Sequence[Piece], x: Tensor, context: Tensor | None, total: Tensor | None = None) -> Any:
-    """What pieces make of x, and the sum of their log-determinants behind `total`; None of no pieces and no total."""
+def each(found: Sequence[Piece], x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """What pieces make of x, one after another, and the log-determinant of each."""
     for piece in found:
         done = piece(x, context) if isinstance(piece, Run) else None
         if done is not None:
-            x, ladj = done
-            total = ladj if total is None else total + ladj
+            x = done[0]
+            yield done
             continue
         for leaf in piece.leaves if isinstance(piece, Run) else (piece,):
-            x, ladj = leaf.run(x, context)
-            total = ladj if total is None else total + ladj
+            done = leaf.run(x, context)
+            x = done[0]
+            yield done
+
+
+def run_pieces(found: Sequence[Piece], x: Tensor, context: Tensor | None, total: Tensor | None = None) -> Any:
+    """What pieces make of x, and the sum of their log-determinants behind `total`; None of no pieces and no total."""
+    for x, ladj in each(found, x, context):  # noqa: B007, B020
+        total = ladj if total is None else total + ladj
     return x, total
 
 
-Said = Part | OwnPart | Order | Literal["called"] | None
+Said = Part | OwnPart | Order | list[Part] | Literal["called"] | None
 _kept: weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, bool], tuple[Walk, list[Piece]]]]
 _kept = weakref.WeakKeyDictionary()
 
@@ -186,7 +193,8 @@ class Kind(NamedTuple):
 
     ``leaves(walk, transform, inverse, is_first)``: what a transform that holds others runs, one after another, or
     itself. ``is_first``: there is no other before it.
-    ``read(walk, transform, inverse, has_context)``: a layer or an order; None where it must be called now.
+    ``read(walk, transform, inverse, has_context)``: a layer, the layers that it is made of, or an order; None where it
+    must be called now.
     """
 
     leaves: Callable[[Walk, Any, bool, bool], Sequence[Leaf]]
@@ -234,19 +242,20 @@ def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: boo
 
     listed = [kind.leaves(walk, transform, inverse, i == 0) for i, transform in enumerate(transforms)]
     for leaf in (leaf for inner in listed for leaf in inner):
-        part = kind.read(walk, leaf.transform, leaf.inverse, has_context)
-        if part is None or part == AS_IT_IS:
-            if part is None:
+        said = kind.read(walk, leaf.transform, leaf.inverse, has_context)
+        if said is None or said == AS_IT_IS:
+            if said is None:
                 walk.refuse(leaf.transform)
             close()
             found.append(leaf)
             continue
-        weights = sum(p.weights for p in (*parts, part) if not isinstance(p, Order))
-        dtypes = {_dtype(p) for p in (*parts, part)} - {None}
-        if parts and (_features(part) != _features(parts[0]) or len(dtypes) > 1 or weights > _MOST_WEIGHTS):
+        more = said if isinstance(said, list) else [said]
+        weights = sum(p.weights for p in (*parts, *more) if not isinstance(p, Order))
+        dtypes = {_dtype(p) for p in (*parts, *more)} - {None}
+        if parts and (_features(more[0]) != _features(parts[0]) or len(dtypes) > 1 or weights > _MOST_WEIGHTS):
             close()
         leaves.append(leaf)
-        parts.append(part)
+        parts += more
     close()
     return found
 

@@ -203,7 +203,18 @@ def _normflows(root: str) -> dict[str, Case]:
     conv1x1, lu = "flows.mixing.Invertible1x1Conv", "flows.mixing._LULinear"
     image = (D, 2, 3)
     mask = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    flow = "core.NormalizingFlow"
+
+    def whole() -> nn.Module:
+        blocks = [of(block)(mlp(2, D), split_mode=mode) for mode in ("channel", "channel_inv")]
+        inner = [of(masked_affine)(mask, mlp(D, D), mlp(D, D)), of("flows.mixing.Permute")(D)]
+        return of(flow)(of("distributions.base.DiagGaussian")(D), [*blocks, *inner, wrapped("Autoregressive")()])
+
+    def density(flow: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+        return flow.log_prob(x), flow.inverse(x)
+
     return {
+        flow: Case(whole, density, directions=("forward",)),
         coupling: Case(lambda: of(coupling)(mask, dense, **spline), _both_ways),
         f"{coupling}: wrapped": Case(wrapped("Coupled"), _both_ways),
         f"{coupling}: circular": Case(wrapped("CircularCoupled", ind_circ=[1, 2]), _both_ways),

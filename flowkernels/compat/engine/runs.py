@@ -5,17 +5,19 @@ What is read, kept and run is as for native flows (`transforms.runs`); a library
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowkernels.transforms.runs import Run, forget
+from flowkernels.nets.reading import Walk
+from flowkernels.transforms.runs import Kind, Leaf, Run, Said, forget
 
 from . import patch
 
-__all__ = ["forget", "may_run", "settle"]
+__all__ = ["forget", "kind", "may_run", "settle"]
 _KERNELS = (torch.float32, torch.float64)
 
 
@@ -24,6 +26,19 @@ def may_run(x: Any) -> bool:
     if torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return False
     return x.dim() == 2 and x.dtype in _KERNELS
+
+
+def kind(leaves: Callable[..., Sequence[Leaf]], read: Callable[..., Said]) -> Kind:
+    """A library's `Kind`; modules that were edited beyond what its reader knows are called, and say what is wrong."""
+
+    @functools.wraps(read)
+    def tried(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
+        try:
+            return read(walk, layer, inverse, has_context)
+        except Exception:
+            return None
+
+    return Kind(leaves, tried)
 
 
 def settle(containers: Sequence[tuple[str, nn.Module]], swapped: list[nn.Module]) -> list[str]:

@@ -17,6 +17,7 @@ COUPLING_ROWS = 256  # rows of a coupling with its dense network in Pyro, withou
 CONDITIONAL_COUPLING_ROWS = 2048  # the same with a context, which Pyro's network has in its first columns
 COUPLED_ROWS = 1024  # rows of an affine coupling with its dense network in FrEIA and normflows; at 512 it took as long
 COUPLED_ELEMENTS = 170_000  # its rows times (width of the network + 4 mapped columns); twice as many with two networks
+COLUMNS_ROWS = 64  # rows of a run of layers with a graph, whose networks' columns are selected in every call
 MERGED_ROWS = 128  # rows of a masked network whose first two layers are made one; its inverse always pays
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone

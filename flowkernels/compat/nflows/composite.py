@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
-from flowkernels.compat.engine.runs import may_run
+from flowkernels.compat.engine.runs import kind, may_run
 from flowkernels.compat.layer import Layer, in_our_order, native_rows
 from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
@@ -23,11 +23,10 @@ from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
 from flowkernels.ops.net.net import made_net
 from flowkernels.ops.net.spec import NetSpec
-from flowkernels.transforms.runs import AS_IT_IS, Kind, Leaf, Part, Piece, Run, Said, part_of, pieces, run_pieces
+from flowkernels.transforms.runs import AS_IT_IS, Leaf, Part, Piece, Run, Said, part_of, pieces, run_pieces
 
-from . import made, residual
+from . import classes, made, residual
 from .autoregressive import AffineAutoregressive, SplineAutoregressive
-from .classes import kind
 from .coupling import AdditiveCoupling, AffineCoupling, Coupling
 
 _PERMUTATIONS = frozenset(
@@ -139,16 +138,13 @@ def _described(walk: Walk, layer: Any, name: str, buffers: Sequence[str] = ()) -
         return None
     if not walk.enter(layer, attributes=_SETTINGS, buffers=buffers) or not walk.enter(net, attributes=_WIDTHS):
         return None
-    try:
-        what = layer._flowkernels_layer.describe(layer)
-    except Exception:  # called, the layer says what is wrong with its settings
-        return None
+    what = layer._flowkernels_layer.describe(layer)
     return None if what.own is not None else what
 
 
 def _coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part | None:
     what = _described(walk, layer, "transform_net", ("identity_features", "transform_features"))
-    if what is None or what.map is None or what.split is None or kind(type(what.net)) != "ResidualNet":
+    if what is None or what.map is None or what.split is None or classes.kind(type(what.net)) != "ResidualNet":
         return None
     if what.net._modules.get("preprocessing") is not None:
         return None
@@ -162,6 +158,9 @@ def _coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part 
 
 def _autoregressive(walk: Walk, layer: Any, has_context: bool) -> Part | None:
     what = _described(walk, layer, "autoregressive_net")
+    before = None if what is None else what.net._modules.get("preprocessing")
+    if before is not None and not walk.enter(before):
+        return None
     if (
         what is None
         or what.map is None
@@ -189,7 +188,7 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     return _permutation(walk, layer, inverse) if _name(layer) in _PERMUTATIONS else None
 
 
-KIND = Kind(leaves, read)
+KIND = kind(leaves, read)
 
 
 # ---- the container ----

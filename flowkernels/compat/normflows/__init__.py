@@ -16,7 +16,7 @@ from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
 from flowkernels.compat.nflows.describe import listed_refusal
 
-from . import affine, describe
+from . import affine, describe, flow
 
 _BOTH = frozenset({"forward", "inverse"})
 
@@ -73,6 +73,19 @@ LIBRARY = Library(
     },
     base="flows.base.Flow",
     containers={
+        "core.NormalizingFlow": Target(
+            flow.NormalizingFlow,
+            _BOTH
+            | {
+                "forward_and_log_det",
+                "inverse_and_log_det",
+                "forward_kld",
+                "reverse_kld",
+                "sample",
+                "log_prob",
+            },
+            "its layers; neighbouring couplings, autoregressive layers and permutations of features in one call",
+        ),
         "flows.neural_spline.wrapper.CoupledRationalQuadraticSpline": "its PiecewiseRationalQuadraticCoupling",
         "flows.neural_spline.wrapper.CircularCoupledRationalQuadraticSpline": "the same, circular",
         "flows.neural_spline.wrapper.AutoregressiveRationalQuadraticSpline": (

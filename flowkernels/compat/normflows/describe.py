@@ -19,7 +19,7 @@ from flowkernels.ops import Affine
 _SCALES = {"exp": "exp", "sigmoid": "reciprocal_sigmoid", "sigmoid_inv": "sigmoid"}  # of `ops.affine`
 
 
-def _layers_of(net: Any) -> Any:
+def layers_of(net: Any) -> Any:
     """What normflows' MLP calls, where calling it does nothing more; otherwise a network that no op knows."""
     cls = type(net)
     if (cls.__module__, cls.__name__) == ("normflows.nets.mlp", "MLP") and is_bare(net):
@@ -58,7 +58,7 @@ def sides(split: Any, channels: int) -> tuple[slice, slice]:
 def half(layer: Layer, seen: slice, mapped: slice) -> Half:
     """A described coupling of features."""
     columns = range(seen.start, seen.stop), range(mapped.start, mapped.stop)
-    return Half(*columns, (layer._replace(net=_layers_of(layer.net)),))
+    return Half(*columns, (layer._replace(net=layers_of(layer.net)),))
 
 
 class Mask(NamedTuple):
@@ -90,7 +90,7 @@ def mask_of(layer: Any) -> Mask | str | None:
 def masked(layer: Any, mask: Mask) -> Half | None:
     """A MaskedAffineFlow of features with a network each for scale and shift, if any; None of anything else."""
     layers = tuple(
-        Layer(Affine.kept(scale=scale), _layers_of(net), own=Rows((1.0,), mask.columns))
+        Layer(Affine.kept(scale=scale), layers_of(net), own=Rows((1.0,), mask.columns))
         for net, scale in ((layer.s, "exp"), (layer.t, "additive"))
         if isinstance(net, nn.Module)
     )

@@ -6,6 +6,7 @@ that see the same features, one that scales and one that shifts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.layer import Layer
+from flowkernels.nets.dense_reading import Dense
+from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
+from flowkernels.transforms.runs import Part, part_of
 
-from .dense import dense, dense_refusal
+from .dense import dense, dense_refusal, read
 
 
 class Rows(NamedTuple):
@@ -71,10 +75,50 @@ class Half(NamedTuple):
         return None if ladj is None else (x, ladj)
 
 
+def parts_of(walk: Walk, half: Half, features: int, inverse: bool) -> list[Part] | None:
+    """The layers of a half for a run of layers that keeps them; None where the library's code is called for."""
+    if not half.seen or not half.mapped or max(*half.seen, *half.mapped) >= features:
+        return None
+    at, found = split_of(features, tuple(half.seen), tuple(half.mapped)), []
+    for layer in reversed(half.layers) if inverse else half.layers:
+        net = read(walk, layer.net)
+        if net is None or layer.map is None:
+            return None
+        univariate = layer.map.inverted() if inverse else layer.map
+        given = _Dense(layer, net, len(half.seen), len(half.mapped))
+        fixed = None if layer.own is not None else _fitted(layer, net, (), *given.sizes)
+        if fixed is None and layer.own is None:
+            return None
+        part = part_of(univariate, given, net.layers, fixed, at)
+        if part is None:
+            return None
+        found.append(part)
+    return found
+
+
 def _network(layer: Layer, x: Tensor, seen: int, mapped: int) -> Net | None:
     """A layer's network as the op has it; None where it must be called, or its sizes are not those of the columns."""
-    found, own = dense(layer.net, x, None), layer.own
-    if found is None or layer.map is None:
+    found = dense(layer.net, x, None)
+    return None if found is None else _fitted(layer, found, x.shape[:-1], seen, mapped)
+
+
+class _Dense:
+    """A layer's network, as a run of layers asks for it in every call."""
+
+    def __init__(self, layer: Layer, found: Dense, seen: int, mapped: int) -> None:
+        self.layer, self.found, self.sizes = layer, found, (seen, mapped)
+
+    def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
+        own = self.layer.own
+        selects = own is not None and own.columns is not None and torch.is_grad_enabled()
+        if selects and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.COLUMNS_ROWS):
+            return None
+        return _fitted(self.layer, self.found, x.shape[:-1], *self.sizes)
+
+
+def _fitted(layer: Layer, found: Dense, lead: Sequence[int], seen: int, mapped: int) -> Net | None:
+    own = layer.own
+    if layer.map is None:
         return None
     layers, P = [*found.layers], layer.map.n_params
     n_in, n_out = seen, mapped * (P if own is None else len(own.factors))
@@ -90,7 +134,7 @@ def _network(layer: Layer, x: Tensor, seen: int, mapped: int) -> Net | None:
         layers[-1] = layers[-1][0].index_select(0, leave), layers[-1][1].index_select(0, leave)
     if own is not None:
         layers[-1] = _by_feature(layers[-1][0], own, P), _by_feature(layers[-1][1], own, P)
-    return dense_net(layers, False, found.activation, seen, x.shape[:-1], None)
+    return dense_net(layers, False, found.activation, seen, lead, None)
 
 
 def _by_feature(rows: Tensor, own: Rows, n_params: int) -> Tensor:

@@ -19,12 +19,13 @@ from zuko.lazy import LazyInverse
 from zuko.nn import MLP, Linear
 
 from flowkernels.compat.engine.patch import layer_of
+from flowkernels.compat.engine.runs import kind
 from flowkernels.compat.reading import dense
 from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
-from flowkernels.transforms.runs import AS_IT_IS, Kind, Leaf, Part, Piece, Run, Said, part_of, pieces
+from flowkernels.transforms.runs import AS_IT_IS, Leaf, Part, Piece, Run, Said, part_of, pieces
 
 from . import LIBRARY, describe
 from .transforms import AutoregressiveTransform, CouplingTransform, expanded
@@ -106,7 +107,7 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     return _coupling(walk, layer, inverse, has_context) if methods is _COUPLING else None
 
 
-KIND = Kind(leaves, read)
+KIND = kind(leaves, read)
 
 # ---- the container ----
 
@@ -162,8 +163,8 @@ class Parts:
             if leaf is None:
                 self._made[i] = self.listed[i](self.context)
             else:
-                kind: Any = CouplingTransform if hasattr(leaf.transform, "mask") else AutoregressiveTransform
-                found = kind(leaf.transform, self.context)
+                made: Any = CouplingTransform if hasattr(leaf.transform, "mask") else AutoregressiveTransform
+                found = made(leaf.transform, self.context)
                 self._made[i] = found.inv if leaf.inverse else found
         return self._made[i]
 
