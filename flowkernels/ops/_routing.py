@@ -164,6 +164,10 @@ class Op:
         with torch.profiler.record_function(self.title):
             return module.fwd(spec, *tensors)
 
+    def library(self, tensors: Sequence[Any], *packed: Any) -> Tensors:
+        """The library op of settings as a schema has them, for a graph; on the default backend."""
+        return self._library(*self._as_list(tensors), *packed, backends.default())
+
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
         if torch.onnx.is_in_onnx_export():
             return self.reference(spec, *tensors)

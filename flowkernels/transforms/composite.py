@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.distributions import constraints
 
 from flowkernels._arguments import check_tensor
 
+from . import compiled
 from .base import Transform, zero_ladj
 from .runs import NATIVE, Leaf, Run, pieces, run_pieces
 
@@ -40,6 +42,11 @@ class Composite(Transform):
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
         self.transforms = nn.ModuleList(parts("Composite", transforms))
+        self._ticket = compiled.new_ticket()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._ticket = compiled.new_ticket()  # of a copy or a pickle: another one's
 
     def __len__(self) -> int:
         return len(self.transforms)
@@ -62,6 +69,10 @@ class Composite(Transform):
         found = None
         if not torch.compiler.is_compiling():
             found = pieces(self, self._modules["transforms"], inverse, context is not None, NATIVE)  # type: ignore[arg-type]
+        elif torch.compiler.is_dynamo_compiling():
+            entries = self._plan(self._ticket, inverse, context is not None)
+            if len(entries) > 0:
+                return compiled.run(self.transforms, entries, x, context)
         if found is None:
             listed = reversed(self.transforms) if inverse else self.transforms
             found = [Leaf(t, inverse) for t in listed]
@@ -72,6 +83,13 @@ class Composite(Transform):
             found = found[0].leaves
         x, total = run_pieces(found, x, context)
         return x, zero_ladj(x) if total is None else total
+
+    def _plan(self, ticket: str, inverse: bool, has_context: bool) -> tuple[compiled.Entry, ...]:
+        return compiled.plan(self, ticket, inverse, has_context)
+
+    # A compiler calls it where it makes a graph, and puts the result there. `torch.compiler.assume_constant_result`
+    # says the same, and imports all of a compiler to say it.
+    _plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @property
     def rearranges(self) -> bool:  # type: ignore[override]

@@ -73,6 +73,11 @@ class Run:
         if len(nets) == len(self._layers):  # without a context
             self._spec, self._tensors = self._spec_of([net.spec for net in nets]), self._tensors_of(nets)
 
+    @property
+    def described(self) -> tuple[Any, tuple[Tensor, ...]] | None:
+        """Its spec and tensors, which without a context are the same in every call."""
+        return None if self._spec is None else (self._spec, self._tensors)
+
     def __len__(self) -> int:
         """How many layers it has, apart from reorderings."""
         return len(self._layers)
@@ -213,13 +218,19 @@ def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: 
         walk, said = found
         if still_holds(walk.modules) and (not walk.hooked or walk.still_refused()):
             return said
+    known[inverse, has_context] = walk, said = read_pieces(owner, transforms, inverse, has_context, kind)
+    return said
+
+
+def read_pieces(
+    owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: bool, kind: Kind
+) -> tuple[Walk, list[Piece]]:
+    """What there is to run, read anew, and what was looked at."""
     walk = Walk()
     walk.enter(owner, is_called=True)
     walk.enter(transforms, is_called=True)
     listed = list(transforms._modules.values())
-    said = _read(walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
-    known[inverse, has_context] = (walk, said)
-    return said
+    return walk, _read(walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
 
 
 def forget() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -46,6 +46,8 @@ class Order(NamedTuple):
 
 
 Step = FlowLayerSpec | Order | OwnSpec
+# Flows that a graph holds by a name: what they are now; see `flowkernels.transforms.compiled`.
+named: dict[str, Callable[[], FlowSpec]] = {}
 _MAPS: dict[str, Any] = {kind.__name__: kind for kind in (RQS, Affine)}  # that a graph's words can name
 
 
@@ -113,6 +115,8 @@ class FlowSpec:
 
     @staticmethod
     def from_packed(text: str) -> FlowSpec:
+        if text in named:
+            return named[text]()
         return _parsed(text) if _dispatch_modes() > 0 else _from_text(text)  # where plans hold fake tensors
 
 

@@ -1,0 +1,301 @@
+"""Runs of layers under torch.compile: one node of a graph, the bits of eager calls, and what became of the modules."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowkernels import _native, backends, flows
+from flowkernels.nets import MLP
+from flowkernels.ops.flow.spec import named
+from flowkernels.transforms import RQS, ActNorm, Affine, BatchNorm, Composite, Coupling, Permutation
+from tests.transforms.test_runs import drawn, filled
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
+    ),
+]
+D, B = 5, 37
+SIX: dict[str, Any] = {"transforms": 6, "hidden": (12, 12)}
+MODELS: dict[str, Callable[[], Any]] = {
+    "NSF": lambda: flows.NSF(D, **SIX),
+    "NSF, LU layers": lambda: flows.NSF(D, **SIX, linear="lu", seed=0),
+    "NSF, random orders": lambda: flows.NSF(D, **SIX, linear="permutation", seed=0),
+    "Real NVP": lambda: flows.RealNVP(D, **SIX),
+    "MAF": lambda: flows.MAF(D, **SIX),
+    "NICE": lambda: flows.NICE(D, **SIX),
+}
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> None:
+    torch._dynamo.reset()
+
+
+def compiled(f: Any, seen: list[str] | None = None) -> Any:
+    """Compiled whole, by way of autograd's graphs; `seen`: the nodes of what was traced."""
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        from torch._dynamo.backends.debugging import aot_eager
+
+        if seen is not None:
+            seen.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return aot_eager(graph, inputs)
+
+    return torch.compile(f, backend=backend, fullgraph=True)
+
+
+def runs_in(seen: list[str]) -> int:
+    return sum("flowkernels.flow.default" in name for name in seen)
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    for i, (s, t) in enumerate(zip(a, b, strict=True)):
+        assert torch.equal(s, t), f"result {i}"
+
+
+def step(flow: Any, call: Any, x: Tensor) -> list[Tensor]:
+    flow.zero_grad()
+    log_p = call(x)
+    log_p.mean().backward()
+    return [log_p.detach(), *(p.grad.clone() for p in flow.parameters())]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_is_one_node_with_the_bits_of_eager(name) -> None:
+    flow, seen = filled(MODELS[name]()), []
+    found = step(flow, compiled(flow, seen), drawn(B, D))
+    assert runs_in(seen) == 1 and not any("flowkernels.rqs" in s or "affine" in s for s in seen)
+    assert_same(found, step(flow, flow, drawn(B, D)))
+
+
+@pytest.mark.parametrize("name", ["NSF", "NSF, LU layers", "NICE"])
+def test_samples(name) -> None:
+    flow, seen = filled(MODELS[name]()), []
+    z = drawn(B, D)
+    with torch.no_grad():
+        assert_same([*compiled(flow.transform.inverse, seen)(z)], [*flow.transform.inverse(z)])
+    assert runs_in(seen) == 1
+
+
+@pytest.mark.parametrize("rows", [(1,), (0,), (), (3, 7)])
+def test_rows(rows) -> None:
+    layer = filled(MODELS["NSF, LU layers"]()).transform
+    given = [drawn(*rows, D)]
+    assert_same([*compiled(layer)(*given)], [*layer(*given)])
+
+
+def test_of_changing_sizes() -> None:
+    flow = filled(MODELS["MAF"]())
+    call = torch.compile(flow, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n in (5, 9, 64):
+        assert torch.equal(call(drawn(n, D)), flow(drawn(n, D)))
+
+
+def test_float64_and_what_no_kernel_takes() -> None:
+    flow, seen = filled(MODELS["Real NVP"]()).double(), []
+    x = drawn(B, D).double()
+    assert torch.equal(compiled(flow, seen)(x), flow(x)) and runs_in(seen) == 1
+    seen.clear()
+    half, x = copy.deepcopy(flow).bfloat16(), x.bfloat16()
+    torch.testing.assert_close(compiled(half, seen)(x), half(x), rtol=0.1, atol=0.5)
+    assert runs_in(seen) == 0
+
+
+def test_a_context_runs_layer_by_layer() -> None:
+    flow, seen = filled(flows.NSF(D, 2, **SIX)), []
+    x, c = drawn(B, D), drawn(B, 2, seed=3)
+    torch.testing.assert_close(compiled(flow, seen)(x, c), flow(x, c), rtol=1e-4, atol=1e-4)
+    assert runs_in(seen) == 0
+
+
+def _coupling(mask: list[int], univariate: Any = None, dropout: float = 0.0) -> Coupling:
+    return Coupling(mask, lambda a, b: MLP(a, b, hidden=(12,), dropout=dropout), univariate or Affine("tanh"))
+
+
+def composite(**more: Any) -> Composite:
+    torch.manual_seed(0)
+    return filled(
+        Composite([_coupling([0, 1, 0, 1, 1], **more), Permutation.random(D, seed=1), _coupling([1, 0, 1, 0, 0])])
+    )
+
+
+def test_what_is_no_step_splits_the_run() -> None:
+    parts: list[Any] = [*composite()]
+    layer, seen = Composite([*parts[:2], BatchNorm(D).eval(), *parts[2:]]), []
+    mine = [*compiled(layer, seen)(drawn(B, D))]
+    torch.testing.assert_close(mine, [*layer(drawn(B, D))], rtol=1e-5, atol=1e-5)
+    assert runs_in(seen) == 2
+
+
+def test_actnorm() -> None:
+    """Its first batch in training is its module's; then it is in the run."""
+    parts: list[Any] = [*composite()]
+    layer, seen = Composite([*parts[:2], ActNorm(D), *parts[2:]]), []
+    twin = copy.deepcopy(layer)
+    call, x = compiled(layer, seen), drawn(B, D)
+    torch.testing.assert_close([*call(x)], [*twin(x)], rtol=1e-5, atol=1e-5)
+    assert runs_in(seen) == 2 and layer.transforms[2].initialised
+    seen.clear()
+    torch.testing.assert_close([*call(x)], [*twin(x)], rtol=1e-5, atol=1e-5)
+    assert runs_in(seen) == 1
+
+
+# ---- what became of the modules ----
+
+
+def _write(layer: Any) -> None:
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(1.5)
+
+
+def _replace_parameter(layer: Any) -> None:
+    net = layer.transforms[0].conditioner
+    net.hidden_layers[0].weight = nn.Parameter(2 * net.hidden_layers[0].weight.detach())
+
+
+def _write_order(layer: Any) -> None:
+    order = torch.tensor([1, 0, 2, 4, 3])
+    layer.transforms[1].order.copy_(order)
+    layer.transforms[1].inverse_order.copy_(order)
+
+
+def _load(layer: Any) -> None:
+    other = filled(composite(), seed=7)
+    other.transforms[1] = Permutation.random(D, seed=9)
+    layer.load_state_dict(other.state_dict())
+
+
+def _other_map(layer: Any) -> None:
+    layer.transforms[0].univariate = Affine("exp")
+
+
+def _other_activation(layer: Any) -> None:
+    layer.transforms[0].conditioner.activation = torch.tanh
+
+
+def _to_double(layer: Any) -> None:
+    layer.double()
+
+
+CHANGES = {f.__name__.strip("_"): f for f in (_write, _replace_parameter, _write_order, _load, _other_map,
+                                              _other_activation, _to_double)}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change) -> None:
+    layer, x = composite(), drawn(B, D)
+    call = compiled(layer)
+    before = [*call(x)]
+    CHANGES[change](layer)
+    x = x.to(next(layer.parameters()).dtype)
+    after = [*call(x)]
+    assert_same(after, [*layer(x)])
+    assert not torch.equal(after[0], before[0])
+
+
+def test_dropout_comes_and_goes() -> None:
+    layer, x, seen = composite(dropout=0.5), drawn(B, D), []
+    call = compiled(layer, seen)
+    for train, n in ((False, 1), (True, 0), (False, 1)):
+        layer.train(train)
+        y, _ = call(x)
+        assert torch.equal(y, layer(x)[0]) is not train
+        assert torch.equal(y, call(x)[0]) is not train
+        assert n == 0 or runs_in(seen) >= 1
+
+
+def test_runs_of_other_lengths_take_turns() -> None:
+    """Of the graph for training and that for evaluation: a run begins in one place in both, and ends in two."""
+    torch.manual_seed(0)
+    layer: Any = filled(Composite([_coupling([0, 1, 0, 1, 1]), _coupling([1, 0, 1, 0, 0], dropout=0.5)]))
+    call, x = compiled(layer), drawn(B, D)
+    for train in (False, True, False, True, False):
+        layer.train(train)
+        y, _ = call(x)
+        assert torch.equal(y, layer(x)[0]) is not train
+
+
+def test_hooks_of_all_modules_are_not_called() -> None:
+    """As a compiler has it; they are no reason to stop."""
+    layer, x = composite(), drawn(B, D)
+    call, expected = compiled(layer), layer(x)[0]
+    call(x)
+    seen: list[str] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: seen.append(type(m).__name__))
+    try:
+        assert torch.equal(call(x)[0], expected)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("change", ["hook", "layer"])
+def test_other_layers_than_were_compiled_are_refused_or_run(change) -> None:
+    layer, x = composite(), drawn(B, D)
+    call = compiled(layer)
+    before = call(x)[0]
+    if change == "hook":
+        layer.transforms[0].register_forward_hook(lambda m, i, o: (2 * o[0], o[1]))
+    else:
+        layer.transforms[2] = filled(_coupling([0, 0, 1, 1, 1], RQS(bins=4)), seed=3)
+    try:
+        after = call(x)[0]
+    except RuntimeError as error:
+        assert "must have the layers with which it was compiled, got others" in str(error)
+        torch._dynamo.reset()
+        after = compiled(layer)(x)[0]
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, layer(x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_flows_of_one_class_do_not_take_each_other() -> None:
+    """A compiler uses a graph again for another module of the same structure."""
+    layers: list[Any] = [composite(univariate=RQS(bins=4, tail_bound=b)) for b in (1.0, 3.0)]
+    layers.append(copy.deepcopy(layers[0]))
+    layers[2].transforms[1] = Permutation.random(D, seed=8)
+    for layer in layers:
+        assert_same([*compiled(layer)(drawn(B, D))], [*layer(drawn(B, D))])
+
+
+def test_a_name_goes_with_its_flow() -> None:
+    layer = composite()
+    before = set(named)
+    compiled(layer)(drawn(B, D))
+    mine = set(named) - before
+    assert len(mine) == 1
+    torch._dynamo.reset()
+    del layer
+    gc.collect()
+    assert not mine & set(named)
+
+
+# ---- other tracers ----
+
+
+def test_an_exported_program_holds_no_name() -> None:
+    flow = MODELS["NSF, LU layers"]().eval()
+    for strict in (False, True):
+        program = torch.export.export(flow, (drawn(B, D),), strict=strict)
+        assert runs_in([str(n.target) for n in program.graph.nodes]) == 0
+        torch.testing.assert_close(program.module()(drawn(B, D)), flow(drawn(B, D)), rtol=1e-4, atol=1e-4)
+
+
+def test_vmap_inside() -> None:
+    layer, seen = composite().double(), []
+    x = drawn(B, D).double()
+
+    def f(row: Tensor) -> tuple[Tensor, Tensor]:
+        return layer(row)
+
+    found = compiled(torch.func.vmap(f), seen)(x)
+    torch.testing.assert_close(found, layer(x), rtol=1e-9, atol=1e-9)
+    assert runs_in(seen) == 0
