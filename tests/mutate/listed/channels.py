@@ -6,6 +6,7 @@ _actnorm = Of("actnorm", "tests/ops/test_actnorm.py -k not emulated")
 _lu = Of("lu_linear", "tests/ops/test_lu_linear.py -k not emulated")
 _ACTNORM, _LADJ = "csrc/actnorm/actnorm_cpu.cpp", "csrc/common/channel_ladj.h"
 _CPU, _MAP, _OUTER = "csrc/lu_linear/lu_linear_cpu.cpp", "csrc/lu_linear/map.h", "csrc/lu_linear/outer.h"
+_BACKWARD = "csrc/lu_linear/backward.h"
 _TRIANGLE, _PIXELS = "csrc/lu_linear/triangle.h", "csrc/lu_linear/pixels.h"
 _CHANNELS = "flowkernels/ops/_channels.py"
 
@@ -114,31 +115,35 @@ MUTATIONS = (
         "a block on the diagonal is left out",
     ),
     # ---- lu_linear: forward and backward ----
-    _lu("bias of the inverse", _CPU, "add_bias(s.f.bias, C, «S(-1)», b.z)", "S(1)", "sign"),
-    _lu("bias of the inverse, again", _CPU, "add_bias(B.f.bias, C, «S(-1)», h)", "S(1)", "sign"),
+    _lu("bias of the inverse", _MAP, "add_bias(f.bias, f.C, «S(-1)», z)", "S(1)", "sign"),
+    _lu("bias of the inverse, again", _BACKWARD, "add_bias(B.f.bias, C, «S(-1)», h)", "S(1)", "sign"),
     _lu(
-        "rows past a solve", _CPU, "«clear_rows(g_h, C, t.rows);»  // after", "", "after a NaN a solve leaves NaN there"
+        "rows past a solve",
+        _BACKWARD,
+        "«clear_rows(g_h, C, t.rows);»  // after",
+        "",
+        "after a NaN a solve leaves NaN there",
     ),
-    _lu("diagonal of grad lower", _CPU, "to = «j >= i» ? S(0)", "j > i", "the diagonal has a gradient"),
-    _lu("diagonal of grad upper", _CPU, "to = «j <= i» ? S(0)", "j < i", "the diagonal has a gradient"),
+    _lu("diagonal of grad lower", _BACKWARD, "to = «j >= i» ? S(0)", "j > i", "the diagonal has a gradient"),
+    _lu("diagonal of grad upper", _BACKWARD, "to = «j <= i» ? S(0)", "j < i", "the diagonal has a gradient"),
     _lu(
         "grad sign",
-        _CPU,
+        _BACKWARD,
         "= diagonal * «size» + (a.grad_ladj",
         "-size",
         "sign",
     ),
-    _lu("grad of ladj", _CPU, "B.f.diagonal[i] + «S(of_ladj)»;", "S(0)", "ladj has no gradient"),
-    _lu("parts", _CPU, "for (int p = 0; «p < parts»; ++p) total", "p < 1", "what other threads summed is lost"),
+    _lu("grad of ladj", _BACKWARD, "B.f.diagonal[i] + «S(of_ladj)»;", "S(0)", "ladj has no gradient"),
+    _lu("parts", _BACKWARD, "for (int p = 0; «p < parts»; ++p) total", "p < 1", "what other threads summed is lost"),
     _lu(
         "bias in double",
-        _CPU,
+        _BACKWARD,
         "«lanes[l] += double(g[s * stride + c * R + l]);»",
         "lanes[l] = double(S(lanes[l]) + g[s * stride + c * R + l]);",
         "the gradient of the bias is summed in float",
     ),
     _lu(
-        "parts of the bias", _CPU, "for (int p = 0; «p < deal.parts»; ++p) sum", "p < 1", "other threads' sums are lost"
+        "parts of the bias", _BACKWARD, "for (int p = 0; «p < parts»; ++p) sum", "p < 1", "other threads' sums are lost"
     ),
     # ---- lu_linear: pixels ----
     _lu(

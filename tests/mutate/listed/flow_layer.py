@@ -4,6 +4,9 @@ from tests.mutate.mutation import Of
 
 _layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
 _flow = Of("flow", "tests/ops/test_flow.py")
+_step = Of("flow step", "tests/ops/test_flow_steps.py")
+_own = Of("own steps", "tests/transforms/test_own_steps.py")
+_compiled = Of("compiled", "tests/transforms/test_compiled.py")
 _runs = Of("runs", "tests/transforms/test_runs.py")
 _sweep = Of(
     "sweep",
@@ -84,14 +87,14 @@ MUTATIONS = (
         "the gradient of y in the order of x",
     ),
     _flow("input of a layer", _FLOW, "(«i > 0 ? a.steps[i].x : a.x»);", "a.x", "each layer is given the flow's own"),
-    _flow("places", _FLOW_ARGS, "i = «place_[size_t(i)]»;", "i", "layers behind an order see what was there before"),
     _flow(
-        "order of orders",
+        "places",
         _FLOW_ARGS,
-        "place_[i] = «before[size_t(order[i])]»;",
-        "order[i]",
-        "an order undoes the one before",
+        "found[i] = «place_[size_t(list[i])]»;",
+        "list[i]",
+        "layers behind an order see what was there before",
     ),
+    _flow("order of orders", _FLOW_ARGS, "place_ = «placed(order)»;", "order", "an order undoes the one before"),
     _flow(
         "what a gate needs",
         _FLOW_ARGS,
@@ -108,7 +111,57 @@ MUTATIONS = (
         "if False:",
         "the gate refuses what layers would say",
     ),
-    _runs("hooks that go", _RUNS, "«is_settled = is_settled and reader is None»", "pass", "a layer is called for ever"),
+    _runs(
+        "hooks that go",
+        _RUNS,
+        "is_settled = «is_settled and (reader is None or part == AS_IT_IS)»",
+        "is_settled",
+        "a layer is called for ever",
+    ),
+    # ---- steps without a net ----
+    _step("rows past the end", "csrc/flow/lu_step.h", "«clear_past_end(rows, features, g);»", "", "they add to sums"),
+    _step(
+        "permutation of an inverse",
+        _FLOW_ARGS,
+        "«order[size_t(permutation[i])] = int32_t(i)»;",
+        "(void)i",
+        "features of an inverse stand elsewhere",
+    ),
+    _step(
+        "gradient of a shift",
+        "csrc/flow/scale_step.h",
+        "divides ? «-g / s» : -s * g",
+        "g / s",
+        "sign",
+    ),
+    _step(
+        "what enters a scale",
+        "csrc/flow/scale_step.h",
+        "load_pair(x + at) - «minus»",
+        "T{}",
+        "the shift is not taken off",
+    ),
+    _step(
+        "sums of parameters",
+        "csrc/flow/map_step.h",
+        "for (int part = 0; «part < pass.parts»; ++part) total",
+        "part < 1",
+        "what other threads summed is lost",
+    ),
+    _own(
+        "training",
+        "flowkernels/transforms/own_steps.py",
+        "(«layer.training and» not layer.initialised.item())",
+        "",
+        "an actnorm that evaluation uses as it is",
+    ),
+    _compiled(
+        "names of runs",
+        "flowkernels/transforms/compiled.py",
+        "{at}:«{at + len(leaves)}»",
+        "",
+        "graphs for training and evaluation take each other's runs",
+    ),
     # ---- the sweep ----
     _sweep(
         "due",

@@ -58,7 +58,7 @@ MUTATIONS = (
         _edges,
     ),
     _rqs("grad w", _MATH, "g.w = «-(g_s * p.s + g_theta * p.theta) * iw»;", "-(g_s * p.s) * iw", "a term is dropped"),
-    _rqs("ladj of the inverse", _MATH, "*ladj = «-log_(slope_of(p))»;", "log_(slope_of(p))", "sign"),
+    _rqs("ladj of the inverse", _MATH, "*ladj = «-log_slope(p)»;", "log_slope(p)", "sign"),
     _rqs(
         "logistic",
         _MATH,
