@@ -7,6 +7,7 @@ another way and is held against itself in float64.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from bench import calls
 from bench.closeness import Distance, assert_close
 from bench.suite import FORWARD, SAMPLE, STEP, Ready, Row, Suite, Tensors, named, points
 from flowkernels import use_backend
+from flowkernels.nets import ConvNet
 from flowkernels.transforms import ActNorm, Affine, Composite, ImageCoupling, LUConv1x1
 
 HIDDEN = 128
@@ -76,7 +78,8 @@ def _nflows(channels: int) -> Step:
 
 def _ours(channels: int) -> Step:
     kept = _n_identity(channels)
-    coupling = ImageCoupling([0] * kept + [1] * (channels - kept), Conditioner, Affine("sigmoid", 1e-3))
+    net = functools.partial(ConvNet, hidden=(HIDDEN, HIDDEN))
+    coupling = ImageCoupling([0] * kept + [1] * (channels - kept), net, Affine("sigmoid", 1e-3))
     module = Composite([ActNorm(channels, channel_dim=1), LUConv1x1(channels, bias=True), coupling])
     return Step(module, module.forward, module.inverse)
 
@@ -95,10 +98,10 @@ def _with_weights_of_nflows(step: Step, channels: int, x: Tensor) -> Step:
     names = ("lower", "upper", "log_s", "sign_s", "permutation")
     for name, value in zip(names, (lower, upper, *diagonal), strict=True):
         getattr(mixing, name).copy_(value)
-    conditioner = ours[2].conditioner
-    conditioner.load_state_dict(theirs._transforms[2].transform_net.state_dict())
-    last = conditioner.layers[-1]
-    for parameter in (last.weight, last.bias):  # shift | scale logit → scale logit | shift
+    conditioner, of = ours[2].conditioner, theirs._transforms[2].transform_net.layers
+    for layer, weights in zip((*conditioner.hidden_layers, conditioner.final_layer), of[::2], strict=True):
+        layer.load_state_dict(weights.state_dict())
+    for parameter in conditioner.final_layer.parameters():  # shift | scale logit → scale logit | shift
         parameter.copy_(parameter.roll(parameter.shape[0] // 2, 0))
     return step
 
@@ -172,10 +175,11 @@ def loss(step: Step, x: Tensor) -> Tensor:
 
 
 def gradients(step: Step, x: Tensor) -> Tensor:
-    """Of the loss, with respect to all parameters of the conditioner, and to x."""
+    """Of the loss, with respect to the hidden layers of the conditioner, and to x."""
     leaf = x.detach().requires_grad_()
-    conditioner = next(m for m in step.module.modules() if isinstance(m, Conditioner))
-    grads = torch.autograd.grad(loss(step, leaf), (leaf, *list(conditioner.parameters())[:-2]))
+    conditioner = next(m for m in step.module.modules() if isinstance(m, (Conditioner, ConvNet)))
+    hidden = [m for m in conditioner.modules() if isinstance(m, nn.Conv2d)][:-1]
+    grads = torch.autograd.grad(loss(step, leaf), (leaf, *[p for m in hidden for p in m.parameters()]))
     return torch.cat([g.flatten() for g in grads])
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels._arguments import count, event_dims, flag, widths
+from flowkernels.ops.conv_net import run_conv_net
+from flowkernels.ops.conv_net.fused_torch import overwrite
 
 from .common import Activation, as_function, channels_last, check_context, check_dtypes, start_at
+from .conv_reading import activation_of, enter_conv, in_pieces
+from .reading import Kept, Walk, may_compute
+
+Function = Callable[[Tensor], Tensor]
 
 
 class _Images(nn.Module):
@@ -33,8 +41,8 @@ class _Images(nn.Module):
         elif context:
             self.context_layer = nn.Conv2d(context, width, 3, padding=1, bias=False)
 
-    def _first(self, layer: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None) -> Tensor:
-        """``layer`` of ``x [..., C, H, W]``, with the context's part, as ``[N, width, H, W]``."""
+    def _images(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x as ``[N, C, H, W]``, and what each image has of the context: numbers for the first layer, or images."""
         name = type(self).__name__
         check_dtypes(f"nets.{name}", self.final_layer, self.final_layer._parameters.get("bias"), x, context)  # type: ignore[union-attr]
         if x.dim() < 3 or x.shape[-3] != self.in_channels:
@@ -45,13 +53,30 @@ class _Images(nn.Module):
         elif context.shape != (*lead, self.context_features, *x.shape[-2:]):
             expected, given = [*lead, self.context_features, *x.shape[-2:]], list(context.shape)
             raise ValueError(f"nets.{name}: context must be {expected}, got {given}")
-        h = layer(channels_last(x.reshape(-1, *x.shape[-3:])))
+        images = x.reshape(-1, *x.shape[-3:])
         if context is None or self.context_layer is None:
-            return h
+            return images, None
         if self.context_dims == 3:
-            return h + self.context_layer(channels_last(context.reshape(-1, *context.shape[-3:])))
+            return images, context.reshape(-1, *context.shape[-3:])
         by_image = self.context_layer(context)  # one row per context, however many images share it
-        return h + by_image.expand(*lead, by_image.shape[-1]).reshape(-1, by_image.shape[-1], 1, 1)
+        return images, by_image.expand(*lead, by_image.shape[-1]).reshape(-1, by_image.shape[-1], 1, 1)
+
+    def _first(self, layer: Callable[[Tensor], Tensor], images: Tensor, context: Tensor | None, own: bool) -> Tensor:
+        """``layer`` of images with the context's part; ``own``: nobody else has what the layer returns."""
+        h = layer(channels_last(images))
+        if context is None:
+            return h
+        more = self.context_layer(channels_last(context)) if self.context_dims == 3 else context  # type: ignore[misc]
+        return h.add_(more) if own else h + more
+
+    def _width(self) -> int:
+        """Channels of what the last layer reads."""
+        return self.final_layer.weight.shape[1]  # type: ignore[union-attr,index]
+
+    def _known(self, x: Tensor, context: Tensor | None) -> str | None:
+        """The activation where modules do nothing now but their arithmetic, on a CPU; None where they are called."""
+        found = _plain(self) if x.is_cpu else None
+        return found[1] if found is not None and may_compute(found[0], x, context) else None
 
 
 class ConvNet(_Images):
@@ -117,17 +142,33 @@ class ConvNet(_Images):
             nn.init.zeros_(self.context_layer.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        first, *others = [*self.hidden_layers, self._scaled]
-        h = self._first(first, x, context)
-        for layer in others:
-            h = layer(self.activation(h))
-        return h.contiguous().view(*x.shape[:-3], *h.shape[1:])
+        images, given = self._images(x, context)
+        act = self._known(x, context)
+        if act is not None and given is None:
+            hidden: Any = [(m.weight, m.bias) for m in self.hidden_layers]
+            y = run_conv_net(images, [*hidden, self._scaled()], act)
+        elif act is not None:
+            run = functools.partial(self._run, functools.partial(overwrite, act))
+            y = in_pieces(run, self._width(), images, given)
+        else:
+            y = self._run(None, images, given).contiguous()
+        return y.view(*x.shape[:-3], *y.shape[1:])
 
-    def _scaled(self, h: Tensor) -> Tensor:
-        """The last layer: its scale goes into the weights, which are fewer than the pixels."""
+    def _run(self, in_place: Function | None, images: Tensor, context: Tensor | None) -> Tensor:
+        """``in_place``: the activation of what nobody else has, where that is known."""
+        first, *others = [*self.hidden_layers, self._final]
+        h, act = self._first(first, images, context, in_place is not None), in_place or self.activation
+        for layer in others:
+            h = layer(act(h))
+        return h
+
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """The last layer's weight and bias: its scale goes into them, who are fewer than the pixels."""
         scale = torch.exp(3 * self.log_scale)
-        layer = self.final_layer
-        return F.conv2d(h, layer.weight * scale.view(-1, 1, 1, 1), layer.bias * scale, padding=1)  # type: ignore
+        return self.final_layer.weight * scale.view(-1, 1, 1, 1), self.final_layer.bias * scale  # type: ignore
+
+    def _final(self, h: Tensor) -> Tensor:
+        return F.conv2d(h, *self._scaled(), padding=1)
 
     @torch.no_grad()
     def start_at(self, values: Tensor) -> None:
@@ -142,12 +183,13 @@ class _ConvBlock(nn.Module):
         self.batch_norm_layers = nn.ModuleList([nn.BatchNorm2d(width) for _ in range(2)]) if batch_norm else None
         self.conv_layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(2)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = x
+    def forward(self, x: Tensor, in_place: Function | None = None) -> Tensor:
+        h, own = x, False
         for i, layer in enumerate(self.conv_layers):
-            h = h if self.batch_norm_layers is None else self.batch_norm_layers[i](h)
-            h = layer(self.activation(h))
-        return x + h
+            if self.batch_norm_layers is not None:
+                h, own = self.batch_norm_layers[i](h), True
+            h, own = layer((in_place if own and in_place else self.activation)(h)), True
+        return h.add_(x) if in_place else x + h
 
 
 class ConvResNet(_Images):
@@ -204,14 +246,53 @@ class ConvResNet(_Images):
         self.final_layer = nn.Conv2d(hidden, out_channels, 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        h = self._first(self.initial_layer, x, context)
+        images, given = self._images(x, context)
+        act = self._known(x, context)
+        normed = self.training and any(block.batch_norm_layers is not None for block in self.blocks)
+        if act is None or normed:  # then images depend on each other
+            y = self._run(functools.partial(overwrite, act) if act else None, images, given).contiguous()
+        else:
+            run = functools.partial(self._run, functools.partial(overwrite, act))
+            y = in_pieces(run, self._width(), images, given)
+        return y.view(*x.shape[:-3], *y.shape[1:])
+
+    def _run(self, in_place: Function | None, images: Tensor, context: Tensor | None) -> Tensor:
+        h = self._first(self.initial_layer, images, context, in_place is not None)
         total = self.skip_layers[0](h)
         for block, skip in zip(self.blocks, list(self.skip_layers)[1:], strict=True):
-            h = block(h)
-            total = total + skip(h)
-        h = self.final_layer(self.activation(total))
-        return h.contiguous().view(*x.shape[:-3], *h.shape[1:])
+            h = block(h) if in_place is None else block(h, in_place)
+            total = total.add_(skip(h)) if in_place else total + skip(h)
+        return self.final_layer((in_place or self.activation)(total))
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [out_channels]`` at every pixel."""
         start_at(self.final_layer, values)
+
+
+# ---- what may be done without calling modules ----
+
+_PLAIN = (nn.ModuleList, _ConvBlock, nn.Linear, nn.BatchNorm2d)
+
+
+def _read(walk: Walk, net: Any) -> tuple[Tensor, str] | None:
+    """A weight and the activation of a network all of whose modules do nothing but their arithmetic."""
+    activations = [m.activation for m in net.modules() if isinstance(m, (_Images, _ConvBlock))]
+    names = {activation_of(walk, a) for a in activations}
+    if type(net) not in (ConvNet, ConvResNet) or None in names or len(names) != 1:
+        return None
+    for m in net.modules():
+        if any(m is a for a in activations):
+            continue
+        if type(m) is nn.Conv2d:
+            if not enter_conv(walk, m):
+                return None
+        elif not (m is net or type(m) in _PLAIN) or not walk.enter(
+            m, parameters=("weight",), attributes=("activation",), is_called=m is net
+        ):
+            return None
+    if type(net) is ConvNet and any(m._parameters.get("bias") is None for m in (*net.hidden_layers, net.final_layer)):
+        return None
+    return net.final_layer.weight, names.pop()  # type: ignore[return-value]
+
+
+_plain = Kept[tuple[Tensor, str]](_read)

@@ -3,6 +3,7 @@
 from .actnorm import actnorm
 from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
+from .conv_net import conv_net
 from .flow import flow
 from .lu_linear import lu_linear
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
@@ -18,6 +19,7 @@ __all__ = [
     "actnorm",
     "affine",
     "autoregressive_inverse",
+    "conv_net",
     "flow",
     "layer_plan",
     "lu_linear",

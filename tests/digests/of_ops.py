@@ -243,6 +243,26 @@ def residual_net() -> Iterator[Case]:
         yield Case(name, functools.partial(_residual_net, dtype, blocks, context))
 
 
+def _conv_net(dtype: str, backend: str, activation: str, sides: tuple[int, ...]) -> Results:
+    channels = (*(2, H, 7)[: len(sides)], 3)
+    sizes = [(b, a, k, k) for k, (a, b) in zip(sides, itertools.pairwise(channels), strict=True)]
+    leaves = {"x": leaf("x", 3, 2, 6, 7, dtype=DTYPES[dtype])}
+    for i, size in enumerate(sizes):
+        scale = (size[1] * size[2] ** 2) ** -0.5
+        leaves[f"weight {i}"] = leaf(f"weight {i}", *size, scale=scale, dtype=DTYPES[dtype])
+        leaves[f"bias {i}"] = leaf(f"bias {i}", size[0], dtype=DTYPES[dtype])
+    layers = [(leaves[f"weight {i}"], leaves[f"bias {i}"]) for i in range(len(sizes))]
+    y = ops.conv_net(leaves["x"], layers, activation=activation, backend=backend)
+    return with_gradients({"y": y}, leaves)
+
+
+def conv_net() -> Iterator[Case]:
+    """Pixels as rows: torch's own convolutions are no business of ours."""
+    for activation, sides, dtype in _ways(("relu", "gelu"), ((3, 1, 3), (1, 3)), WIDE):
+        name = f"conv_net {activation} {'x'.join(map(str, sides))} {dtype}"
+        yield Case(name, functools.partial(_conv_net, dtype, "cpu", activation, sides))
+
+
 # ---- network and map ----
 
 MAPS: dict[str, Any] = {
@@ -373,6 +393,6 @@ def channels() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     for some in (
-        rqs, affine, masked_linear, made, residual_net, flow_layer, autoregressive_inverse, channels,
+        rqs, affine, masked_linear, made, residual_net, conv_net, flow_layer, autoregressive_inverse, channels,
     ):  # fmt: skip
         yield from some()

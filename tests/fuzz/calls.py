@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.backends import BackendUnavailableError
 from flowkernels.ops.flow import LU, Elementwise, Layer, Order, Scale
 from flowkernels.ops.flow_layer import flow_layer
 from flowkernels.ops.net.activations import check_activation
@@ -52,10 +53,21 @@ def _own_step(given: Any) -> Any:
     return OWN[given["kind"]](**{name: value for name, value in made(given).items() if name != "kind"})
 
 
+def _conv_net(backend: Any, **arguments: Any) -> Any:
+    """`ops.conv_net`, by pixels as rows wherever that can be: small images would never take that way by themselves."""
+    if backend is not None:
+        return ops.conv_net(**arguments, backend=backend)
+    try:
+        return ops.conv_net(**arguments, backend="cpu")
+    except BackendUnavailableError:
+        return ops.conv_net(**arguments)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: f for name in ops.__all__ if not isinstance(f := getattr(ops, name), type) and name != "layer_plan"},
     "flow_layer": flow_layer,
     "flow": _flow,
+    "conv_net": _conv_net,
 }
 
 

@@ -33,6 +33,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "masked_linear": nets.masked_linear,
     "made": nets.made,
     "residual_net": nets.residual_net,
+    "conv_net": nets.conv_net,
     "flow_layer": nets.flow_layer,
     "flow": nets.flow,
     "autoregressive_inverse": nets.autoregressive_inverse,
@@ -147,7 +148,7 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
     valid = dataclasses.replace(valid, arguments=made(valid.arguments))
     paths = floating(valid.arguments)
     with machine(None, 1):
-        n_outputs = 1 if valid.op in ("made", "masked_linear", "residual_net") else 2
+        n_outputs = 1 if valid.op in ("made", "masked_linear", "residual_net", "conv_net") else 2
         of = draw.choice(([0, 1], [0, 1], [0], [1])) if n_outputs == 2 else [0]
         rule = Rule(valid, paths, of)
     n = 0
@@ -175,8 +176,7 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
                 _assert_same_bits(found, once(), wanted, f"called twice; {how}")
             if draw.chance(0.25) and valid.rows:
                 n += _check_poisoned_row(valid, wanted, of, draw, how)
-        # The product of a context is torch's, whose bits depend on the number of threads.
-        if draw.chance(0.1) and valid.arguments.get("context") is None:
+        if draw.chance(0.1) and not _is_torchs(valid):
             other = draw.choice([t for t in (1, 2, 3) if t != threads])
             with machine(isa, other):
                 n += 1
@@ -187,6 +187,14 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
                 first, second = (Results(r.outputs, [r.grads[i] for i in by_row]) for r in (found, again))
                 _assert_same_bits(first, second, some, f"{other} threads; {how}")
     return n
+
+
+def _is_torchs(valid: Call) -> bool:
+    """Whether products of the call are torch's, whose bits depend on the number of threads."""
+    if valid.op == "conv_net":  # where convolutions are not of the kind that runs on pixels as rows
+        layers = valid.arguments["layers"]
+        return len(layers) < 2 or any(weight.shape[-1] > 1 for weight, _ in layers[1:-1])
+    return valid.arguments.get("context") is not None
 
 
 def _check_poisoned_row(valid: Call, wanted: list[Path], of: list[int], draw: Draw, how: str) -> int:

@@ -174,6 +174,22 @@ def residual_net(draw: Draw) -> Call:
     return Call("residual_net", arguments, rows if lead else {}, exact=exact)
 
 
+def conv_net(draw: Draw) -> Call:
+    lead, channels = draw.lead(), [draw.size(1, 20) for _ in range(draw.choice((2, 3, 3, 4)))]
+    sides = [draw.choice((1, 1, 3, 3, 5)) for _ in channels[1:]]
+    if draw.chance(0.6):
+        sides[1:-1] = [1] * len(sides[1:-1])  # as pixels in rows have it
+    layers = []
+    for k, (a, b) in zip(sides, itertools.pairwise(channels), strict=True):
+        weight, bias = _layer(draw, a * k * k, b)
+        layers.append((weight.view(b, a, k, k), bias))
+    image = (channels[0], draw.choice((1, 2, 3, 5, 8)), draw.choice((1, 2, 3, 5, 8)))
+    arguments = _cast({"x": draw.values(*lead, *image), "layers": layers}, draw.choice(DTYPES))
+    arguments["activation"] = draw.choice(ACTIVATIONS)
+    exact = draw.kind == "halves" and arguments["activation"] in EXACT and len(layers) < 3
+    return Call("conv_net", arguments, {("x",): 3} if lead else {}, exact=exact)
+
+
 def flow_layer(draw: Draw) -> Call:
     lead, rows = draw.lead(), {("x",): 1}
     D, (of_map, P) = draw.size(1, 12), univariate(draw)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.nets import ConvNet, ConvResNet
+from flowkernels.ops.conv_net import fused_torch
+from flowkernels.ops.conv_net.fused_torch import pieces
 from tests.transforms.test_transforms import randomise
 
 C = 3
@@ -173,3 +175,121 @@ X = torch.zeros(6, 2, 4, 4)
 def test_errors(build, message) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# ---- what is not called, and what is ----
+
+
+def captured(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What each convolution returned, as a hook keeps it, against a call on a copy of its input afterwards."""
+    seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    for name, m in net.named_modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(lambda m, args, out, name=name: seen.update({name: (m, args[0].clone(), out)}))
+    net(x)
+    return {name: (out, m.forward(given)) for name, (m, given, out) in seen.items()}
+
+
+@EVERY
+@pytest.mark.parametrize("graph", [False, True])
+def test_hooks_see_what_layers_return_and_keep_it(kind, graph) -> None:
+    """Nothing is written over where somebody may be looking."""
+    net = loose(kind(2, 5))
+    x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
+    before = net(x)
+    with torch.set_grad_enabled(graph):
+        found = captured(net, x)
+        last = "final_layer" if isinstance(net, ConvNet) else ""
+        assert found.keys() == {n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and n != last}
+        for out, wanted in found.values():
+            torch.testing.assert_close(out, wanted)
+        torch.testing.assert_close(net(x), before)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("change", ["class", "stride", "kernel", "no bias", "activation", "scale of a subclass"])
+def test_modules_that_were_put_in_are_called(change) -> None:
+    net = loose(ConvNet(2, 5, hidden=(8, 7)))
+    x = torch.randn(3, 2, 6, 4, dtype=torch.float64)
+    net(x)  # what is known of it is known from before
+    if change in ("class", "stride", "kernel", "no bias"):
+        cls = Doubled if change == "class" else nn.Conv2d
+        kernel = {"kernel": 3, "stride": 3}.get(change, 1)
+        new = cls(8, 7, kernel, padding=1 if change == "kernel" else 0, bias=change != "no bias").double()
+        net.hidden_layers[1] = new
+    elif change == "activation":
+        net.activation = torch.sin
+    else:
+        net.__class__ = type("Other", (ConvNet,), {"_final": lambda self, h: 3 * ConvNet._final(self, h)})
+    h = net.activation(F.conv2d(x, net.hidden_layers[0].weight, net.hidden_layers[0].bias, padding=1))
+    h = net.activation(net.hidden_layers[1](h))
+    weight, bias = net.final_layer.weight, net.final_layer.bias
+    wanted = F.conv2d(h, weight, bias, padding=1) * torch.exp(3 * net.log_scale).view(-1, 1, 1)
+    torch.testing.assert_close(net(x), 3 * wanted if change.startswith("scale") else wanted)
+
+
+@EVERY
+def test_plain_modules_give_the_same(kind, monkeypatch) -> None:
+    """Values and gradients of what runs without calling modules against the modules, with contexts too."""
+    for dims in (1, 3):
+        net = kind(2, 5, context=C, context_dims=dims).eval()
+        randomise(net)
+        x = torch.randn(6, 2, 5, 4, requires_grad=True)
+        context = torch.randn(6, C, *((5, 4) if dims == 3 else ()), requires_grad=True)
+        found = []
+        for known in (True, False):
+            if not known:
+                monkeypatch.setattr("flowkernels.nets.conv._plain", lambda net: None)
+            y = net(x, context)
+            found.append((y, *torch.autograd.grad(y.square().sum(), [x, context, *net.parameters()])))
+            with torch.no_grad():
+                found[-1] += (net(x, context),)
+        monkeypatch.undo()
+        for mine, right in zip(*found, strict=True):
+            atol = 8 * torch.finfo().eps * max(right.abs().max().item(), 1)
+            torch.testing.assert_close(mine, right, rtol=0, atol=atol)
+
+
+@EVERY
+def test_batches_in_pieces(kind, monkeypatch) -> None:
+    net = loose(kind(2, 5, context=C))
+    x, context = torch.randn(7, 2, 5, 4, dtype=torch.float64), torch.randn(7, C, dtype=torch.float64)
+    with torch.no_grad():
+        whole = net(x, context)
+        training = copy.deepcopy(net).train()(x, context)
+        monkeypatch.setattr(fused_torch, "_WHOLE", 0)
+        monkeypatch.setattr(fused_torch, "_PIECE", 3 * 8 * 8 * 20)
+        assert pieces(7, 8 * 8 * 20) == 3
+        torch.testing.assert_close(net(x, context), whole)
+        torch.testing.assert_close(net.train()(x, context), training)  # batch norm is of the whole batch
+
+
+def test_in_place_activations_of_the_user_do_what_they_did() -> None:
+    """In a residual network one that works in place changes the stream, as it does without us."""
+    net = loose(ConvResNet(2, 5, hidden=8, blocks=2, activation=functools.partial(nn.ReLU, inplace=True)()))
+    x = torch.randn(3, 2, 5, 4, dtype=torch.float64)
+    h = net.initial_layer(x)
+    total = net.skip_layers[0](h)
+    for block, skip in zip(net.blocks, net.skip_layers[1:], strict=True):
+        first, second = block.conv_layers
+        h = F.relu(h) + second(F.relu(first(F.relu(h))))
+        total = total + skip(h)
+    torch.testing.assert_close(net(x), net.final_layer(F.relu(total)))
+
+
+@EVERY
+def test_double_backward_transforms_and_autocast(kind) -> None:
+    net = loose(kind(2, 3))
+    net.activation = torch.tanh
+    for block in getattr(net, "blocks", ()):
+        block.activation = torch.tanh
+    x = torch.randn(2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(net, x)
+    torch.autograd.gradgradcheck(net, x)
+    torch.testing.assert_close(torch.func.vmap(net)(x.detach()[:, None])[:, 0], net(x.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.float()(x.float()).dtype is torch.bfloat16
