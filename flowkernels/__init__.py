@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flowkernels import distributions, flows, nets, ops, training, transforms
+from flowkernels._memory import keep_memory
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "distributions",
     "flows",
+    "keep_memory",
     "load",
     "nets",
     "ops",
