@@ -44,7 +44,8 @@ def _libraries(module: nn.Module) -> list[str]:
 
 def _match(module: nn.Module) -> Target | str | None:
     """How a module is accelerated, a reason to leave it alone, or None: of no supported library."""
-    for name in (*_libraries(module), "copies"):  # whose function is copied into packages of any name
+    # A function that is copied into packages of any name, and networks that are of none.
+    for name in (*_libraries(module), "copies", "convolutions"):
         found = importlib.import_module(f"{__name__}.{name}").LIBRARY.match(module)
         if found is not None:
             return found
@@ -53,7 +54,8 @@ def _match(module: nn.Module) -> Target | str | None:
 
 def _gain(module: nn.Module) -> str:
     """What of an accelerated module runs on the kernels, as its library's table says."""
-    tables = (importlib.import_module(f"{__name__}.{name}").LIBRARY for name in _libraries(module))
+    names = (*_libraries(module), "convolutions")
+    tables = (importlib.import_module(f"{__name__}.{name}").LIBRARY for name in names)
     return next(filter(None, (table.gain(module) for table in tables if isinstance(table, Library))), "")
 
 

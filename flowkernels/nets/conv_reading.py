@@ -13,7 +13,7 @@ from flowkernels.ops.conv_net import run_conv_net
 from flowkernels.ops.conv_net.fused_torch import pieces
 from flowkernels.ops.net.activations import TABLE, name_of
 
-from .reading import Kept, Walk, hooked, may_compute
+from .reading import Kept, Walk, may_compute
 
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "transposed")
 _OF_ACTIVATION = ("inplace", "negative_slope", "alpha", "approximate")
@@ -24,6 +24,10 @@ class Convs(NamedTuple):
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     activation: str
+
+    def width(self) -> int:
+        """Channels of what the last convolution reads."""
+        return self.layers[-1][0].shape[1]
 
     def run(self, x: Tensor) -> Tensor | None:
         """The output for images ``[N, C, H, W]``; None where the modules are to be called."""
@@ -68,11 +72,17 @@ def _out_of_place(m: Any) -> nn.Module:
 _NAMES = {a.module: name for name, a in TABLE.items()}
 
 
-def _flat(walk: Walk, module: nn.Module) -> Iterable[nn.Module] | None:
+def is_sequential(module: nn.Module) -> bool:
+    """Whether a module is a Sequential and no class of a user's own; an accelerated one is."""
+    cls = type(module)
+    return cls is nn.Sequential or (hasattr(cls, "_flowkernels_layer") and cls.__bases__ == (nn.Sequential,))
+
+
+def _flat(walk: Walk, module: nn.Module, is_called: bool = False) -> Iterable[nn.Module] | None:
     """The modules of a Sequential, and of those inside; None where one of them is to be called."""
-    if type(module) is not nn.Sequential:
+    if not is_sequential(module):
         return [module]
-    if not walk.enter(module):
+    if not walk.enter(module, is_called=is_called):
         return None
     parts: list[nn.Module] = []
     for child in module._modules.values():
@@ -84,7 +94,7 @@ def _flat(walk: Walk, module: nn.Module) -> Iterable[nn.Module] | None:
 
 
 def _sequential(walk: Walk, module: nn.Module) -> Convs | None:
-    parts = list(_flat(walk, module) or ())
+    parts = list(_flat(walk, module, is_called=True) or ())
     if len(parts) % 2 == 0:
         return None
     return stack(walk, parts[::2], parts[1::2])
@@ -103,13 +113,6 @@ def stack(walk: Walk, convs: Sequence[Any], activations: Sequence[Any]) -> Convs
 
 
 read_sequential = Kept[Convs](_sequential)
-
-
-def run_sequential(module: Any, x: Tensor) -> Tensor:
-    """What a network returns: of a Sequential of convolutions as one op, else by calling it."""
-    found = read_sequential(module) if type(module) is nn.Sequential and not hooked(module) else None
-    y = None if found is None else found.run(x)
-    return module(x) if y is None else y
 
 
 def in_pieces(run: Callable[..., Tensor], width: int, images: Tensor, *others: Tensor | None) -> Tensor:

@@ -161,6 +161,7 @@ def _nflows(root: str) -> dict[str, Case]:
         ),
         resnet: Case(lambda: dense()(D, 3), _net, directions=("forward",)),
         f"{resnet}: context": Case(lambda: dense(C)(D, 3), _net_of_context, directions=("forward",)),
+        "nn.nets.resnet.ConvResidualNet": Case(lambda: conv(D, 3), _net, image, directions=("forward",)),
         "transforms.conv.OneByOneConvolution": Case(
             lambda: of("transforms.conv.OneByOneConvolution")(D, identity_init=False), _both_ways, image
         ),
@@ -240,6 +241,10 @@ def _normflows(root: str) -> dict[str, Case]:
             _net, (WIDE,), directions=("forward",),
         ),
         resnet: Case(lambda: dense(D, 3), _net, directions=("forward",)),
+        "nets.cnn.ConvNet2d": Case(
+            lambda: of("nets.cnn.ConvNet2d")([D, H, H, 3], [3, 1, 3], init_zeros=False),
+            _net, image, directions=("forward",),
+        ),
         norm: Case(lambda: _initialised(of(norm)((D,)), D), _both_ways),
         f"{norm}: image": Case(lambda: _initialised(of(norm)((D, 1, 1)), *image), _both_ways, image),
         conv1x1: Case(lambda: of(conv1x1)(D, use_lu=True), _both_ways, image),

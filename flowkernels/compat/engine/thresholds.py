@@ -19,6 +19,7 @@ COUPLED_ROWS = 1024  # rows of an affine coupling with its dense network in FrEI
 COUPLED_ELEMENTS = 170_000  # its rows times (width of the network + 4 mapped columns); twice as many with two networks
 COLUMNS_ROWS = 64  # rows of a run of layers with a graph, whose networks' columns are selected in every call
 MERGED_ROWS = 128  # rows of a masked network whose first two layers are made one; its inverse always pays
+CONVOLUTIONS = 1 << 19  # elements of a hidden layer of a network of convolutions; half as many with a graph
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
 MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one

@@ -1,5 +1,8 @@
 """FrEIA's classes; what remains of them calls networks that are the user's own, in any case.
 
+Of images the networks are accelerated, where they are an `nn.Sequential` of convolutions, and couplings are FrEIA's own
+code; `accelerate_library`, which sees blocks alone, leaves both as they are.
+
 What differs by design in its couplings: exponentials of clamps beyond 87 (708 in float64) saturate, and do not become
 infinities; log-determinants of 16-bit inputs are float32. In its permutations nothing differs but the time.
 """

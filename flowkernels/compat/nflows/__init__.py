@@ -26,6 +26,7 @@ from flowkernels.compat.engine.registry import Library, Target
 
 from .autoregressive import AffineAutoregressive, SplineAutoregressive, affine_refusal
 from .composite import Composite
+from .conv import ConvResidual, conv_refusal
 from .coupling import AdditiveCoupling, AffineCoupling, Coupling
 from .describe import spline_refusal
 from .elementwise import ElementwiseSpline
@@ -86,6 +87,9 @@ TARGETS = {
     ),
     "nn.nets.resnet.ResidualNet": Target(
         Residual, _FORWARD, "network without batch norm runs as one op", residual_refusal
+    ),
+    "nn.nets.resnet.ConvResidualNet": Target(
+        ConvResidual, _FORWARD, "channels last, in place, large batches in pieces", conv_refusal
     ),
     "transforms.conv.OneByOneConvolution": Target(
         Conv1x1, _LU_LINEAR | _BOTH | {"_lu_forward_inverse"}, "product or solves on the image as it lies"

@@ -12,11 +12,12 @@ in its affine layers and 1 × 1 convolutions:
 
 from __future__ import annotations
 
+from flowkernels.compat.convolutions import WHAT
 from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
 from flowkernels.compat.nflows.describe import listed_refusal
 
-from . import affine, describe, flow
+from . import affine, conv, describe, flow
 
 _BOTH = frozenset({"forward", "inverse"})
 
@@ -40,6 +41,7 @@ LIBRARY = Library(
             "transforms.autoregressive.MaskedAffineAutoregressiveTransform"
         ],
         "nets.resnet.ResidualNet": NFLOWS["nn.nets.resnet.ResidualNet"],
+        "nets.cnn.ConvNet2d": Target(conv.ConvNet, frozenset({"forward"}), WHAT, conv.conv_refusal),
         "nets.made.MADE": NFLOWS["transforms.made.MADE"],
         "nets.made.MaskedLinear": NFLOWS["transforms.made.MaskedLinear"],
         "flows.affine.coupling.AffineCoupling": Target(
