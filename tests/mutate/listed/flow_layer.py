@@ -103,7 +103,7 @@ MUTATIONS = (
         "what stood before a gate is not computed again",
         "tests/ops/test_flow.py -k one_by_one",
     ),
-    _runs("what changed", _RUNS, "if found is not None «and still_holds(found[0].modules)»:", "", "nothing is seen"),
+    _runs("what changed", _RUNS, "if «still_holds(walk.modules)» and (", "True", "nothing is seen"),
     _runs(
         "dtypes",
         _RUNS,
@@ -114,8 +114,8 @@ MUTATIONS = (
     _runs(
         "hooks that go",
         _RUNS,
-        "is_settled = «is_settled and (reader is None or part == AS_IT_IS)»",
-        "is_settled",
+        "(not walk.hooked or «walk.still_refused()»)",
+        "True",
         "a layer is called for ever",
     ),
     # ---- steps without a net ----
@@ -124,8 +124,9 @@ MUTATIONS = (
         "permutation of an inverse",
         _FLOW_ARGS,
         "«order[size_t(permutation[i])] = int32_t(i)»;",
-        "(void)i",
+        "order[i] = permutation[i]",
         "features of an inverse stand elsewhere",
+        equivalent="any order will do: the step takes all features out of a tile before it puts them back",
     ),
     _step(
         "gradient of a shift",
