@@ -108,6 +108,24 @@ def _six_nflows_layers(kind: str) -> Callable[[], Any]:
     return lambda: model.log_prob(x, context)
 
 
+def _six_zuko_layers() -> Callable[[], Any]:
+    zuko = pytest.importorskip("zuko")
+    model = zuko.flows.MAF(D, transforms=6, hidden_features=(HIDDEN, HIDDEN))
+    assert compat.accelerate(model).notes == ("6 layers in one call (at transform)",)
+    x = _x()
+    return lambda: model().log_prob(x)
+
+
+def _six_normflows_layers() -> Callable[[], Any]:
+    nf = pytest.importorskip("normflows")
+    layers = [nf.flows.AffineCouplingBlock(nf.nets.MLP([D // 2, HIDDEN, HIDDEN, D])) for _ in range(6)]
+    layers = [part for layer in layers for part in (layer, nf.flows.Permute(D, "swap"))]
+    model: Any = nf.NormalizingFlow(nf.distributions.DiagGaussian(D, trainable=False), layers)
+    assert compat.accelerate(model).notes == ("6 layers in one call (at the model)",)
+    x = _x()
+    return lambda: model.log_prob(x)
+
+
 def _rqs() -> Callable[[], Any]:
     x, params = _x(), torch.zeros(B, D, 3 * BINS - 1)
     return lambda: ops.rqs(x, params, bins=BINS)
@@ -128,6 +146,8 @@ CALLS = {
         functools.partial(_six_nflows_layers, "MAF with a context"),
         118,
     ),
+    "six accelerated layers of zuko, MAF": (_six_zuko_layers, 42),
+    "six accelerated layers of normflows, Real NVP": (_six_normflows_layers, 29),
     "ops.rqs": (_rqs, 12),  # 12
 }
 
