@@ -19,7 +19,8 @@ from flowkernels import backends
 from flowkernels._native import C
 from flowkernels.nets import MADE
 from flowkernels.nets.reading import Walk, hooked_globally, may_compute, still_holds
-from flowkernels.ops._routing import _PLAIN
+from flowkernels.ops._kept import made_to_stay
+from flowkernels.ops._routing import _PLAIN, in_transform
 from flowkernels.ops.flow import Order, op, spec_of
 from flowkernels.ops.flow.spec import Step
 from flowkernels.ops.flow_layer import every
@@ -218,7 +219,9 @@ def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: 
         walk, said = found
         if still_holds(walk.modules) and (not walk.hooked or walk.still_refused()):
             return said
-    known[inverse, has_context] = walk, said = read_pieces(owner, transforms, inverse, has_context, kind)
+    walk, said = read_pieces(owner, transforms, inverse, has_context, kind)
+    if not in_transform(()):  # where some buffers cannot be read that can be elsewhere
+        known[inverse, has_context] = walk, said
     return said
 
 
@@ -230,7 +233,7 @@ def read_pieces(
     walk.enter(owner, is_called=True)
     walk.enter(transforms, is_called=True)
     listed = list(transforms._modules.values())
-    return walk, _read(walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
+    return walk, made_to_stay(_read, walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
 
 
 def forget() -> None:

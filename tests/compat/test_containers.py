@@ -529,6 +529,16 @@ def test_where_the_op_cannot_run(ran) -> None:
     assert len(ran) == 1
 
 
+def test_what_is_read_inside_of_a_transform_is_not_kept(ran) -> None:
+    """Where buffers cannot be read that can be read later."""
+    model, x = fast(mixed()), drawn(B, D)
+    runs.forget()
+    torch.func.vmap(model)(x.view(4, -1, D))
+    assert not ran
+    model(x)
+    assert ran == [5]
+
+
 def test_under_a_compiler() -> None:
     model, x = fast(couplings()).double(), drawn(B, D).double()
     expected = model(x)
@@ -540,8 +550,9 @@ def test_under_a_compiler() -> None:
 def test_inference_first_then_training(ran) -> None:
     with torch.inference_mode():
         expected = fast(mixed())(drawn(B, D))
-    model = fast(mixed())
+    model = mixed()
     with torch.inference_mode():
+        fast(model)  # which reads it
         torch.testing.assert_close(model(drawn(B, D)), expected, rtol=1e-4, atol=1e-4)
     assert_as_one_by_one(model, drawn(B, D))
     assert ran[-2:] == [5, 5]
