@@ -102,6 +102,14 @@ FK_INLINE float log1p_unit(float e) {
   return e * e * q + e;
 }
 FK_INLINE double log1p_unit(double a) { return log1p(a); }
+template <class T>
+FK_INLINE T log_short(T a) {
+  return log_(a);
+}
+template <class T>
+FK_INLINE T log1p_short(T e) {
+  return log1p_unit(e);
+}
 FK_INLINE float tanh_(float a) { return tanhf(a); }
 FK_INLINE double tanh_(double a) { return tanh(a); }
 FK_INLINE float atan_(float a) { return atanf(a); }

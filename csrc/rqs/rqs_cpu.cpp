@@ -1,15 +1,13 @@
-// SIMD loops of the rational splines: one lane per element (row, feature). A block of
-// elements is transposed from memory's [element][param] into [param][lane], and everything from
-// the raw logits to y, ladj or the gradients happens there, in L1. Blocks go in pairs: the way to
-// the bin is wide (K independent exponentials), what follows is one long chain, so two at a time.
+// SIMD loops of the rational splines: one lane per element (row, feature). Blocks of elements are transposed from
+// memory's [element][param] into [param][lane], and everything from the raw logits to y, ladj or the gradients happens
+// there.
 #include <type_traits>
 
 #include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "../common/parallel.h"
-#include "../common/transpose.h"
 #include "rqs.h"
-#include "rqs_lanes.h"
+#include "rqs_blocks.h"
 
 namespace fk::FK_ISA {
 
@@ -25,78 +23,42 @@ constexpr int kGroup = 512;
 // Elements worth a thread of their own (about 10 us of work at K = 8).
 constexpr int kGrain = 1024;
 
-// ---- moving a block ----
+// ---- params ----
 
-// Lanes of 16-bit params, widened; unused by the other types.
-template <class S, class TP>
-struct Wide {
-  S values[sizeof(TP) == sizeof(S) ? 1 : kLanes<S> * kMaxParams];
+// A row of params for each lane of two blocks: where `rows` says or, if it is null, `stride` apart from `base` on.
+template <class TP>
+struct LaneRows {
+  TP* const* rows;
+  TP* base;
+  int64_t stride;
 
-  FK_INLINE S* row(int l, int P, const TP* direct) {
-    return sizeof(TP) == sizeof(S) ? reinterpret_cast<S*>(const_cast<TP*>(direct)) : values + l * P;
-  }
+  FK_INLINE TP* row(int l) const { return rows ? rows[l] : base + l * stride; }
 };
 
-// Out of line: one for all types and parametrisations.
-template <class S>
-__attribute__((noinline)) void load_rows(const ParamLayout& layout, const S* const* rows, Block<S>& b) {
-  using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, Q = kQuad<S>;
-  const int P = layout.params;
-  if (P < Q) {  // one bin: too few params for a block
-    for (int p = 0; p < P; ++p)
-      for (int l = 0; l < L; ++l) b.raw[layout.row(p)][l] = rows[l][p];
-  } else {
-    for (int p = 0; p < P; p += Q) {
-      const int s = p <= P - Q ? p : P - Q;  // the last block overlaps instead of reading past the end
-      V v[Q];
-      gather_block(rows, s, v);
-      for (int j = 0; j < Q; ++j) b.raw[layout.row(s + j)] = v[j];
-    }
-  }
-}
-
-template <class S>
-__attribute__((noinline)) void store_rows(const ParamLayout& layout, const Block<S>& b, S* const* rows) {
-  using V = typename Simd<S>::V;
-  constexpr int L = kLanes<S>, Q = kQuad<S>;
-  const int P = layout.params;
-  if (P < Q) {
-    for (int p = 0; p < P; ++p)
-      for (int l = 0; l < L; ++l) rows[l][p] = b.grad[layout.row(p)][l];
-  } else {
-    for (int p = 0; p < P; p += Q) {
-      const int s = p <= P - Q ? p : P - Q;
-      V v[Q];
-      for (int j = 0; j < Q; ++j) v[j] = b.grad[layout.row(s + j)];
-      scatter_block(rows, s, v);
-    }
-  }
-}
-
+// Such rows as the kernels want them: where they lie, or copies of what is of 16 bits, unevenly spaced or the same row.
 template <class S, class TP>
-FK_INLINE void load_block(const ParamLayout& layout, const TP* const* in, Block<S>& b) {
-  Wide<S, TP> wide;
-  const S* rows[kLanes<S>];
-  for (int l = 0; l < kLanes<S>; ++l) {
-    S* row = wide.row(l, layout.params, in[l]);
-    if constexpr (sizeof(TP) != sizeof(S))
-      for (int p = 0; p < layout.params; ++p) row[p] = to_float(in[l][p]);
-    rows[l] = row;
-  }
-  load_rows<S>(layout, rows, b);
-}
+struct RowsInPlace {
+  S copies[2 * kLanes<S> * kMaxParams];
 
-template <class S, class TP>
-FK_INLINE void store_block(const ParamLayout& layout, const Block<S>& b, TP* const* out) {
-  Wide<S, TP> wide;
-  S* rows[kLanes<S>];
-  for (int l = 0; l < kLanes<S>; ++l) rows[l] = wide.row(l, layout.params, out[l]);
-  store_rows<S>(layout, b, rows);
-  if constexpr (sizeof(TP) != sizeof(S))
-    for (int l = 0; l < kLanes<S>; ++l)
-      for (int p = 0; p < layout.params; ++p) from_float(rows[l][p], out[l][p]);
-}
+  static FK_INLINE bool copied(const LaneRows<TP>& r) { return sizeof(TP) != sizeof(S) || r.rows || r.stride == 0; }
+
+  FK_INLINE ParamLanes<S> at(int params, const LaneRows<TP>& r) {
+    if (copied(r)) return {copies, params};
+    return {reinterpret_cast<S*>(r.base), r.stride};
+  }
+  FK_INLINE ParamLanes<S> load(int params, const LaneRows<TP>& from) {
+    if (copied(from))
+      for (int l = 0; l < 2 * kLanes<S>; ++l)
+        for (int p = 0; p < params; ++p) copies[l * params + p] = to_float(from.row(l)[p]);
+    return at(params, from);
+  }
+  // Of the first n lanes, what was put into `at`.
+  FK_INLINE void store(int params, const LaneRows<TP>& to, int n) const {
+    if (copied(to))
+      for (int l = 0; l < n; ++l)
+        for (int p = 0; p < params; ++p) from_float(copies[l * params + p], to.row(l)[p]);
+  }
+};
 
 // ---- walking the tensors ----
 
@@ -119,26 +81,30 @@ FK_INLINE void store_elements(T* p, Pair<typename Simd<S>::V> v, int n) {
   }
 }
 
-// Calls body(first element, lanes in use, values of x, params pointers) over the rows [r0, r1),
-// for 2L elements at a time; lanes past the end repeat the first.
+// Calls body(first element, lanes in use, values of x, rows of params) over the rows [r0, r1), for 2L elements at a
+// time; lanes past the end repeat the first.
 template <class S, class TX, class TP, class F>
 FK_INLINE void for_blocks(const RqsArgs& a, int64_t r0, int64_t r1, RowCursor& cur, const F& body) {
   constexpr int N = 2 * kLanes<S>;
   const TX* x = static_cast<const TX*>(a.x);
-  const TP* params = static_cast<const TP*>(a.params);
+  TP* params = static_cast<TP*>(const_cast<void*>(a.params));
   const int64_t D = a.features, end = r1 * D;
   const bool even = a.evenly_spaced();
   int64_t d = 0;
   for (int64_t e = r0 * D; e < end; e += N) {
     const int n = end - e < N ? int(end - e) : N;
-    const TP* in[N];
+    if (even && n == N) {
+      body(e, n, load_elements<S>(x + e), LaneRows<TP>{nullptr, params + e * a.params_stride, a.params_stride});
+      continue;
+    }
+    TP* in[N];
     alignas(64) TX xs[N];
-    const TX* from = xs;
     if (even) {
-      if (n == N) from = x + e;
-      for (int l = 0; l < N; ++l) in[l] = params + (e + (l < n ? l : 0)) * a.params_stride;
-      if (n < N)
-        for (int l = 0; l < N; ++l) xs[l] = x[e + (l < n ? l : 0)];
+      for (int l = 0; l < N; ++l) {
+        const int64_t at = e + (l < n ? l : 0);
+        xs[l] = x[at];
+        in[l] = params + at * a.params_stride;
+      }
     } else {
       for (int l = 0; l < n; ++l) {
         xs[l] = x[cur.a + d * a.x_stride];
@@ -153,7 +119,7 @@ FK_INLINE void for_blocks(const RqsArgs& a, int64_t r0, int64_t r1, RowCursor& c
         in[l] = in[0];
       }
     }
-    body(e, n, load_elements<S>(from), in);
+    body(e, n, load_elements<S>(xs), LaneRows<TP>{in, nullptr, 0});
   }
 }
 
@@ -175,43 +141,55 @@ template <class S>
 struct Spline {
   using T = Pair<typename Simd<S>::V>;
   const ParamLayout* c;
-  void (*eval)(const ParamLayout*, Block<S>*, bool inverse, T v, T* out, T* ladj);
-  T (*grad)(const ParamLayout*, Block<S>*, bool inverse, T v, T g_out, T g_ladj);
+  using Params = const ParamLanes<S>&;
+  void (*eval)(const ParamLayout*, Params params, Block<S>*, bool inverse, T v, T* out, T* ladj);
+  T (*grad)(const ParamLayout*, Params params, Params grads, Block<S>*, bool inverse, T v, T g_out, T g_ladj);
   bool inverse;
 
   template <class C>
   Spline(const C& consts, bool inv) : c(&consts), inverse(inv) {
-    eval = [](const ParamLayout* r, Block<S>* b, bool i, T v, T* out, T* ladj) {
-      eval_blocks(*static_cast<const C*>(r), b, i, v, out, ladj);
+    eval = [](const ParamLayout* r, Params params, Block<S>* b, bool i, T v, T* out, T* ladj) {
+      eval_blocks(*static_cast<const C*>(r), params, b, i, v, out, ladj);
     };
-    grad = [](const ParamLayout* r, Block<S>* b, bool i, T v, T g_out, T g_ladj) {
-      return grad_blocks(*static_cast<const C*>(r), b, i, v, g_out, g_ladj);
+    grad = [](const ParamLayout* r, Params params, Params grads, Block<S>* b, bool i, T v, T g_out, T g_ladj) {
+      return grad_blocks(*static_cast<const C*>(r), params, grads, b, i, v, g_out, g_ladj);
     };
   }
 };
+
+// In double, in an order that depends on n alone: eight sums side by side, since one waits for each addition.
+template <class S>
+FK_INLINE double sum_of(const S* terms, int64_t n) {
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += terms[i + j];
+  for (int j = 0; i + j < n; ++j) sums[j] += terms[i + j];
+  return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+}
 
 template <class S, class TX, class TP>
 void fwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
   using T = typename Spline<S>::T;
   constexpr int L = kLanes<S>;
   const int64_t D = a.features;
+  const int P = spline.c->params;
   alignas(64) Block<S> blocks[2];
+  RowsInPlace<S, TP> in_place;
   alignas(64) S buffer[kGroup + 2 * kLanes<S>];  // ladj of the elements of a group
   RowCursor cursor(a.rows, groups.first_row(g0));
   for (int64_t g = g0; g < g1; ++g) {
     const int64_t r0 = groups.first_row(g), r1 = groups.first_row(g + 1);
     double long_row = 0;  // the sum of a row that does not fit the buffer
     int64_t filled = 0;
-    for_blocks<S, TX, TP>(a, r0, r1, cursor, [&](int64_t e, int n, T v, const TP* const* in) {
+    for_blocks<S, TX, TP>(a, r0, r1, cursor, [&](int64_t e, int n, T v, const LaneRows<TP>& params) {
       T out, ladj;
-      load_block(*spline.c, in, blocks[0]);
-      load_block(*spline.c, in + L, blocks[1]);
-      spline.eval(spline.c, blocks, spline.inverse, v, &out, &ladj);
+      spline.eval(spline.c, in_place.load(P, params), blocks, spline.inverse, v, &out, &ladj);
       store_elements<S>(static_cast<TX*>(a.y) + e, out, n);
       store_elements<S>(buffer + filled, ladj, 2 * L);
       filled += n;
       if (D > kGroup) {
-        for (int l = 0; l < n; ++l) long_row += buffer[l];
+        long_row += sum_of(buffer, n);
         filled = 0;
       }
     });
@@ -220,45 +198,48 @@ void fwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups,
       ladj[r0] = S(long_row);
       continue;
     }
-    for (int64_t r = r0; r < r1; ++r) {
-      double sum = 0;
-      for (int64_t i = 0; i < D; ++i) sum += buffer[(r - r0) * D + i];
-      ladj[r] = S(sum);
-    }
+    for (int64_t r = r0; r < r1; ++r) ladj[r] = S(sum_of(buffer + (r - r0) * D, D));
   }
 }
 
 template <class S, class TX, class TP>
 void bwd_groups(const Spline<S>& spline, const RqsArgs& a, const Groups& groups, int64_t g0, int64_t g1) {
   using T = typename Spline<S>::T;
-  constexpr int L = kLanes<S>, N = 2 * L;
+  constexpr int N = 2 * kLanes<S>;
   const int64_t D = a.features;
+  const int P = spline.c->params;
   const TX* grad_y = static_cast<const TX*>(a.grad_y);
   const S* grad_ladj = static_cast<const S*>(a.grad_ladj);
   TP* grad_params = static_cast<TP*>(a.grad_params);
   alignas(64) Block<S> blocks[2];
-  TP unused[kMaxParams];  // where lanes past the end write
+  RowsInPlace<S, TP> in_place, grads_in_place;
   int64_t row = groups.first_row(g0), d = 0;
   RowCursor cursor(a.rows, row);
-  for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, T v, const TP* const* in) {
+  for_blocks<S, TX, TP>(a, row, groups.first_row(g1), cursor, [&](int64_t e, int n, T v, const LaneRows<TP>& params) {
     alignas(64) TX gys[N] = {};
     alignas(64) S gls[N] = {};
-    TP* out[N];
-    for (int l = 0; l < n; ++l) {
-      if (grad_y) gys[l] = grad_y[e + l];
-      if (grad_ladj) gls[l] = grad_ladj[row];
-      out[l] = grad_params + (e + l) * spline.c->params;
-      if (++d == D) {
-        d = 0;
-        ++row;
+    TP* rows[N];
+    LaneRows<TP> out = {nullptr, grad_params + e * P, P};
+    if (grad_y) memcpy(gys, grad_y + e, size_t(n) * sizeof(TX));
+    if (D - d > N) {  // one row
+      for (int l = 0; l < N; ++l) gls[l] = grad_ladj ? grad_ladj[row] : S(0);
+      d += n;
+    } else {
+      for (int l = 0; l < n; ++l) {
+        if (grad_ladj) gls[l] = grad_ladj[row];
+        if (++d == D) {
+          d = 0;
+          ++row;
+        }
       }
     }
-    for (int l = n; l < N; ++l) out[l] = unused;
-    load_block(*spline.c, in, blocks[0]);
-    load_block(*spline.c, in + L, blocks[1]);
-    const T g_x = spline.grad(spline.c, blocks, spline.inverse, v, load_elements<S>(gys), load_elements<S>(gls));
-    store_block(*spline.c, blocks[0], out);
-    store_block(*spline.c, blocks[1], out + L);
+    if (n < N) {  // lanes past the end have no place of their own
+      for (int l = 0; l < n; ++l) rows[l] = out.row(l);
+      out.rows = rows;
+    }
+    const T g_x = spline.grad(spline.c, in_place.load(P, params), grads_in_place.at(P, out), blocks, spline.inverse, v,
+                              load_elements<S>(gys), load_elements<S>(gls));
+    grads_in_place.store(P, out, n);
     store_elements<S>(static_cast<TX*>(a.grad_x) + e, g_x, n);
   });
 }

@@ -1,8 +1,10 @@
-// The spline in SIMD lanes: one lane per element (row, feature), params as [param][lane] in L1, two blocks of lanes at
-// a time: the way to the bin is wide (K independent exponentials), what follows is one long chain.
+// The spline in SIMD lanes: one lane per element (row, feature), two blocks of lanes at a time: the way to the bin is
+// wide (K independent exponentials), what follows is one long chain. Here for any number of bins, params as
+// [param][lane] in L1; for the usual numbers of bins, in registers, in rqs_known.h.
 #pragma once
 #include "../common/pair.h"
-#include "../common/simd.h"
+#include "../common/short_math.h"
+#include "param_lanes.h"
 #include "rqs_bin.h"
 #include "rqs_linear.h"
 
@@ -50,16 +52,77 @@ struct Consts : Constants<Scalar, Clip>, ParamLayout {
   bool splits;
   S min_lambda, free_lambda;
 
+  // Whether the kernel that knows its bins may run: 0 bins where it does not.
+  static constexpr bool kMayBeKnown = kFused && sizeof(S) == 4 && !Clip;
+  int known_bins;
+  S least_logit, largest_logit;  // between which it takes exponentials as they are
+
   explicit Consts(const RqsSpec& s)
       : Constants<S, Clip>(s),
         ParamLayout(layout_of(s)),
         splits(s.min_lambda != 0),
         min_lambda(S(s.min_lambda)),
-        free_lambda(S(1 - 2 * s.min_lambda)) {
+        free_lambda(S(1 - 2 * s.min_lambda)),
+        known_bins(splits || !(s.logit_scale > 0) ? 0 : s.bins),
+        least_logit(-125 / this->exp2_scale),
+        largest_logit(126 / this->exp2_scale) {
     for (int i = 0; i < 2; ++i)
       for (int k = 0; k < s.bins; ++k) offset[i][k] = this->low[i] + this->min_size[i] * S(k);
   }
 };
+
+// Out of line: one for all parametrisations.
+template <class S>
+__attribute__((noinline)) void load_block(const ParamLayout& layout, const ParamLanes<S>& params, int i, Block<S>& b) {
+  using V = typename Simd<S>::V;
+  constexpr int Q = kQuad<S>;
+  const int P = layout.params;
+  params.visit([&](const auto& from) {
+    if (P < Q) {  // one bin: too few params for a quad
+      for (int p = 0; p < P; ++p)
+        for (int l = 0; l < kLanes<S>; ++l) b.raw[layout.row(p)][l] = from.at(i, p, l);
+      return;
+    }
+    for (int p = 0; p < P; p += Q) {
+      const int s = p <= P - Q ? p : P - Q;  // the last quad overlaps instead of reading past the end
+      V v[Q];
+      from.load_quad(i, s, v);
+      for (int j = 0; j < Q; ++j) b.raw[layout.row(s + j)] = v[j];
+    }
+  });
+}
+
+template <class S>
+__attribute__((noinline)) void store_block(const ParamLayout& layout, const Block<S>& b, int i,
+                                           const ParamLanes<S>& grads) {
+  using V = typename Simd<S>::V;
+  constexpr int Q = kQuad<S>;
+  const int P = layout.params;
+  grads.visit([&](const auto& to) {
+    if (P < Q) {
+      for (int p = 0; p < P; ++p)
+        for (int l = 0; l < kLanes<S>; ++l) to.at(i, p, l) = b.grad[layout.row(p)][l];
+      return;
+    }
+    for (int p = 0; p < P; p += Q) {
+      const int s = p <= P - Q ? p : P - Q;
+      V v[Q];
+      for (int j = 0; j < Q; ++j) v[j] = b.grad[layout.row(s + j)];
+      to.store_quad(i, s, v);
+    }
+  });
+}
+
+// Of some lanes only.
+template <class S, class M>
+__attribute__((noinline)) void store_lanes(const ParamLayout& layout, const Block<S>& b, int i, M lanes,
+                                           const ParamLanes<S>& grads) {
+  grads.visit([&](const auto& to) {
+    for (int l = 0; l < kLanes<S>; ++l)
+      if (lanes[l])
+        for (int p = 0; p < layout.params; ++p) to.at(i, p, l) = b.grad[layout.row(p)][l];
+  });
+}
 
 // The rows that are not params: the outer slopes, which the tails decide.
 template <class C, class S = typename C::S>
@@ -180,6 +243,27 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
 }
 
 template <class T>
+FK_INLINE FoundGrad<T> first_of(const FoundGrad<Pair<T>>& g) {
+  return {g.v.a,
+          g.u0.a,
+          g.u1.a,
+          g.u_lambda.a,
+          {g.before[0].a, g.before[1].a},
+          {g.in[0].a, g.in[1].a},
+          {g.after[0].a, g.after[1].a}};
+}
+template <class T>
+FK_INLINE FoundGrad<T> second_of(const FoundGrad<Pair<T>>& g) {
+  return {g.v.b,
+          g.u0.b,
+          g.u1.b,
+          g.u_lambda.b,
+          {g.before[0].b, g.before[1].b},
+          {g.in[0].b, g.in[1].b},
+          {g.after[0].b, g.after[1].b}};
+}
+
+template <class T>
 FK_INLINE Found<Pair<T>> zip(const Found<T>& f, const Found<T>& g) {
   return {{f.k, g.k},
           {{f.before[0], g.before[0]}, {f.before[1], g.before[1]}},
@@ -201,10 +285,18 @@ FK_INLINE Found<V> find(const C& c, Block<S>& b, int dir, V v) {
 
 // ---- two blocks of lanes ----
 
+template <class C, class S = typename C::S>
+FK_INLINE void load_blocks(const C& c, const ParamLanes<S>& params, Block<S>* b) {
+  for (int i = 0; i < 2; ++i) {
+    load_block(c, params, i, b[i]);
+    set_edges(c, b[i]);
+  }
+}
+
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
-__attribute__((noinline)) void eval_blocks(const C& c, Block<S>* b, bool inverse, T v, T* out, T* ladj) {
-  set_edges(c, b[0]);
-  set_edges(c, b[1]);
+__attribute__((noinline)) void eval_any(const C& c, const ParamLanes<S>& params, Block<S>* b, bool inverse, T v, T* out,
+                                        T* ladj) {
+  load_blocks(c, params, b);
   const Found<T> f = zip(find<false>(c, b[0], inverse, v.a), find<false>(c, b[1], inverse, v.b));
   if (c.splits)
     eval_found<Linear>(c, f, inverse, v, out, ladj);
@@ -246,9 +338,9 @@ FK_INLINE void split_grads(const C& c, Block<S>& b, V k, V g) {
 
 // Leaves d loss / d params in the blocks' grad and returns d loss / d v.
 template <class C, class S = typename C::S, class T = Pair<typename C::V>>
-__attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T v, T g_out, T g_ladj) {
-  set_edges(c, b[0]);
-  set_edges(c, b[1]);
+__attribute__((noinline)) T grad_any(const C& c, const ParamLanes<S>& params, Block<S>* b, bool inverse, T v, T g_out,
+                                     T g_ladj) {
+  load_blocks(c, params, b);
   const Found<T> f = zip(find<true>(c, b[0], inverse, v.a), find<true>(c, b[1], inverse, v.b));
   const FoundGrad<T> g = c.splits ? grad_found<Linear>(c, f, inverse, v, g_out, g_ladj)
                                   : grad_found<Quadratic>(c, f, inverse, v, g_out, g_ladj);
@@ -264,18 +356,5 @@ __attribute__((noinline)) T grad_blocks(const C& c, Block<S>* b, bool inverse, T
   }
   return g.v;
 }
-
-// Compiled in rqs_cpu.cpp, once for every op that maps through splines.
-#define FK_SPLINE_BLOCKS(EXTERN, C)                                                                     \
-  EXTERN template void eval_blocks(const C&, Block<C::S>*, bool, Pair<C::V>, Pair<C::V>*, Pair<C::V>*); \
-  EXTERN template Pair<C::V> grad_blocks(const C&, Block<C::S>*, bool, Pair<C::V>, Pair<C::V>, Pair<C::V>)
-using ConstsF = Consts<float, false>;
-using ConstsFClip = Consts<float, true>;
-using ConstsD = Consts<double, false>;
-using ConstsDClip = Consts<double, true>;
-FK_SPLINE_BLOCKS(extern, ConstsF);
-FK_SPLINE_BLOCKS(extern, ConstsFClip);
-FK_SPLINE_BLOCKS(extern, ConstsD);
-FK_SPLINE_BLOCKS(extern, ConstsDClip);
 
 }  // namespace fk::FK_ISA

@@ -1,7 +1,7 @@
 // The formulas of the rational-quadratic spline (Durkan et al. 2019, Gregory & Delbourgo 1982),
 // written once for a value type T: a SIMD vector on the CPU, float or double in CUDA.
 // Derivations are in flowkernels/ops/rqs/README.md. Included inside each instruction set's
-// namespace, after the header that defines exp_, log_, log1p_unit, sqrt_, abs_, max_, min_, select, splat,
+// namespace, after the header that defines exp_, log_, log_short, log1p_short, sqrt_, abs_, max_, min_, select, splat,
 // reciprocal, quotient, any_.
 #pragma once
 
@@ -78,7 +78,7 @@ FK_INLINE T slope_of(const Shape<T>& p) {
 template <class T>
 FK_INLINE T log_slope(const Shape<T>& p) {
   using S = typename ScalarOf<T>::S;
-  const T slope = slope_of(p), log_of = log_(slope);
+  const T slope = slope_of(p), log_of = log_short(slope);
   const auto flat = slope < (sizeof(S) == 8 ? S(0x1p-1022) : S(0x1p-126));
   if (__builtin_expect(!any_(flat), 1)) return log_of;
   return select(flat, 2 * (log_(p.s) + log_(p.inv_den)) + log_(p.slope_num), log_of);
@@ -180,7 +180,7 @@ FK_INLINE T slope_value(T u, S min_slope, S clip) {
     return exp_(soft_clip(u, clip));
   } else {
     constexpr S kMost = sizeof(S) == 4 ? S(0x1p124) : S(0x1p1020);
-    return min_(min_slope + max_(u, T{}) + log1p_unit(exp_(-abs_(u))), T{} + kMost);
+    return min_(min_slope + max_(u, T{}) + log1p_short(exp_(-abs_(u))), T{} + kMost);
   }
 }
 

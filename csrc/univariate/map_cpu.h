@@ -4,7 +4,7 @@
 #include "../common/arena.h"
 #include "../common/by_type.h"
 #include "../net/gemm.h"
-#include "../rqs/rqs_lanes.h"
+#include "../rqs/rqs_blocks.h"
 #include "map.h"
 
 namespace fk::FK_ISA {
@@ -28,30 +28,15 @@ struct SplineMap {
 
   SplineMap(const UnivariateMap& m, Arena& arena) : c(m.rqs), blocks(arena.take<Block<S>>(2)), inverse(m.rqs.inverse) {}
 
-  FK_INLINE void load_params(const ParamRows<S>& params) const {
-    using V = typename Simd<S>::V;
-    for (int p = 0; p < c.params; ++p) {
-      const S* from = params.row(p);
-      const int row = c.row(p);
-      blocks[0].raw[row] = load<V>(from);
-      blocks[1].raw[row] = load<V>(from + kLanes<S>);
-    }
-  }
+  static FK_INLINE ParamLanes<S> lanes_of(const ParamRows<S>& p) { return {p.block, 0, p.rank, p.first}; }
 
   void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
-    load_params(params);
-    eval_blocks(c, blocks, inverse, v, out, ladj);
+    eval_blocks(c, lanes_of(params), blocks, inverse, v, out, ladj);
   }
 
-  // Puts the gradients of the parameters where they were and returns that of v.
+  // Puts the gradients of the parameters into `grads` and returns that of v.
   T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
-    load_params(params);
-    const T g_v = grad_blocks(c, blocks, inverse, v, g_out, g_ladj);
-    for (int p = 0; p < c.params; ++p) {
-      const int row = c.row(p);
-      store_pair(grads.row(p), T{blocks[0].grad[row], blocks[1].grad[row]});
-    }
-    return g_v;
+    return grad_blocks(c, lanes_of(params), lanes_of(grads), blocks, inverse, v, g_out, g_ladj);
   }
 };
 

@@ -509,6 +509,25 @@ def test_bad_params_touch_their_row_only(isa, value, where, inverse, dtype, devi
         assert torch.equal(found.grad_params[row, ::2], clean.grad_params[row, ::2])
 
 
+@pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -45.0, 45.0, 100.0, 200.0, 1e4])
+@pytest.mark.parametrize("axis", [0, 1], ids=["widths", "heights"])
+@pytest.mark.parametrize(("bins", "tails"), [(4, "linear"), (8, "linear"), (8, None), (10, "circular"), (16, "linear")])
+@DIRECTIONS
+def test_logits_far_from_0_among_others(isa, bins, tails, axis, offset, inverse, device) -> None:
+    """A sum of exponentials that no float holds: such an element goes another way, and no other one's bits change."""
+    settings = {"bins": bins, "tails": tails, "inverse": inverse}
+    x, params = draw((70, 1), device=device, **settings)
+    params = (512 * params).round() / 512  # so that the softmax sees the same after a shift
+    clean = run(x, params, **settings)
+    moved, far = [0, 5, 33, 69], params.clone()
+    far[moved, :, axis * bins : (axis + 1) * bins] += offset
+    found = run(x, far, **settings)
+    others = [i for i in range(70) if i not in moved]
+    assert Result(*(t[others] for t in found)).same_bits(Result(*(t[others] for t in clean)))
+    for name, a, b in zip(Result._fields, found, clean, strict=True):
+        assert torch.allclose(a[moved], b[moved], rtol=1e-4, atol=1e-4), name
+
+
 @pytest.mark.interpreted
 def test_a_row_of_nan_says_so(isa, device) -> None:
     """A conditioner that has diverged must not give a finite density."""

@@ -32,6 +32,7 @@ VIEWS = {
     "expanded-params": ((1, 3), lambda x: x.expand(50, 3), lambda p: p.expand(50, 3, -1)),
     "expanded-inside": ((4, 1, 3), lambda x: x.expand(4, 6, 3), lambda p: p.expand(4, 6, 3, -1)),
     "expanded-features": ((9, 1), lambda x: x.expand(9, 5), lambda p: p.expand(9, 5, -1)),
+    "one-row-of-params": ((9, 5), lambda x: x, lambda p: p[:1, :1].expand(9, 5, -1)),
     "one-feature-of-many": ((9, 5), lambda x: x[:, 2:3], lambda p: p[:, 2:3]),
     "offset": ((9, 5), lambda x: x[3:7], lambda p: p[3:7]),
     "nine-dims": ((1, 2, 1, 2, 2, 1, 2, 2, 2, 3), lambda x: nine_dims(x, 1), lambda p: nine_dims(p, 2)),

@@ -134,7 +134,7 @@ MUTATIONS = (
     # ---- memory ----
     _rqs(
         "overlap",
-        _CPU,
+        _LANES,
         "const int s = «p <= P - Q ? p : P - Q»;\n      V v[Q];\n      for",
         "p",
         "the last block writes past the end",
@@ -144,12 +144,12 @@ MUTATIONS = (
     _rqs(
         "long row",
         _CPU,
-        "for (int l = 0; «l < n»; ++l) long_row",
-        "l < 2 * L",
+        "long_row += sum_of(buffer, «n»);",
+        "2 * L",
         "idle lanes are summed",
         "tests/ops/test_rqs.py -k group+1 and not emulated",
     ),
-    _rqs("row of ladj", _CPU, "d = 0;\n        «++row;»", "", "all rows have the gradient of one", _wide),
+    _rqs("row of ladj", _CPU, "d = 0;\n          «++row;»", "", "all rows have the gradient of one", _wide),
     # ---- Python ----
     _rqs(
         "largest minimum",
