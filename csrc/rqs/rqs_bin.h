@@ -59,7 +59,10 @@ FK_INLINE Found<V> normalised(V sum_x, V sum_y) {
 template <class C, class V>
 FK_INLINE V clip_and_max(const C& c, V* u) {
   if constexpr (C::kClipped) {
-    for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(u[k] * c.logit_scale, c.clip_size);
+    // Far out the clip is at its limit, to the last digit; beyond, the product would be infinite, and its clip NaN.
+    using S = typename ScalarOf<V>::S;
+    const V far = splat<V>(S(0x1p60));
+    for (int k = 0; k < c.bins; ++k) u[k] = soft_clip(min_(max_(u[k] * c.logit_scale, -far), far), c.clip_size);
   }
   V top = u[0];
   for (int k = 1; k < c.bins; ++k) top = max_(top, u[k]);

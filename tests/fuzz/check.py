@@ -190,11 +190,13 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
 
 
 def _is_torchs(valid: Call) -> bool:
-    """Whether products of the call are torch's, whose bits depend on the number of threads."""
+    """Whether torch computes a part of the call, whose bits depend on the number of threads."""
     if valid.op == "conv_net":  # where convolutions are not of the kind that runs on pixels as rows
         layers = valid.arguments["layers"]
         return len(layers) < 2 or any(weight.shape[-1] > 1 for weight, _ in layers[1:-1])
-    return valid.arguments.get("context") is not None
+    if valid.arguments.get("parametrization") == "half_ends":  # as a logit for each bin
+        return True
+    return valid.arguments.get("context") is not None  # its product
 
 
 def _check_poisoned_row(valid: Call, wanted: list[Path], of: list[int], draw: Draw, how: str) -> int:

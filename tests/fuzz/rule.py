@@ -138,10 +138,13 @@ class Rule:
         return _worst(_array(self._run(arguments)[i]), np.zeros(()))
 
     def _usual(self, i: int) -> float:
-        """The largest value of a result of this kind: what a sum that comes to nothing was made of."""
+        """The largest value of a result of this kind: what a sum that comes to nothing was made of. ladj's slope, which
+        is in the gradient of x, is made of terms of 1 by the size of the box."""
         n = len(self.truth) - len(self.wanted)
         alike = self.truth[:n] if i < n else self.truth[n:]
-        return max(_worst(t, np.zeros(())) for t in alike) + max(self.call.sizes.values(), default=0.0)
+        size = 0.0 if i < n else self.call.sizes.get(self.wanted[i - n], 0.0)
+        made_of = 1 / size if size > 0 else max(self.call.sizes.values(), default=0.0)
+        return max(_worst(t, np.zeros(())) for t in alike) + made_of
 
     def _draw(self, n: int) -> None:
         """Eager's errors and the truth's moves over n draws in all."""

@@ -77,6 +77,18 @@ def test_a_logit_whose_scaled_value_overflows(isa, device) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("backend", [None, "reference"], ids=["kernel", "reference"])
+def test_a_clipped_logit_whose_scaled_value_overflows(isa, backend, device) -> None:
+    params = torch.tensor([[[1e38, 0.0, 1e38, -1e38, 0.0]]], device=device)
+    settings = {"bins": 2, "logit_scale": 10.0, "parametrization": "soft_clip", "backend": backend}
+    x = torch.tensor([[0.5]], device=device)
+    found, expected = (run(x, p, **settings) for p in (params, params.clamp(-1e30, 1e30)))
+    for a, b in zip(found, expected, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b)
+
+
 @DIRECTIONS
 def test_no_minimum_sizes(isa, inverse, device) -> None:
     """0 is an accepted minimum: bins may then vanish and slopes reach 0, but no NaN comes of it."""

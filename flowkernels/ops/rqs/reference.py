@@ -22,6 +22,7 @@ def _knots(logits: Tensor, low: float, high: float, min_size: float, spec: RQS) 
     """Logits [..., K] → knots [..., K+1], pinned at the corners of the box, and bin sizes [..., K]."""
     logits = logits * spec.logit_scale
     if spec.is_clipped:
+        logits = logits.clamp(-(2.0**60), 2.0**60)  # there the clip is at its limit; of an infinite product it is NaN
         logits = logits / (1 + (2 * logits / math.log(spec.slope)).abs())
     sizes = min_size + (1 - min_size * spec.bins) * F.softmax(logits, dim=-1)
     inner = low + (high - low) * torch.cumsum(sizes, dim=-1)[..., :-1]

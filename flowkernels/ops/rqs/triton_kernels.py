@@ -19,7 +19,10 @@ def _clipped(u, SCALE: tl.constexpr, CLIP: tl.constexpr):
     """Scaled and clipped. What is not clipped is scaled as a difference, which cannot overflow to inf - inf."""
     if CLIP > 0:
         u = u * SCALE
-        u = u / (1.0 + CLIP * tl.abs(u))
+        # Far out the clip is at its limit; of an infinite product it would be NaN, as it is of NaN itself.
+        u = tl.where(
+            tl.abs(u) > 1152921504606846976.0, tl.where(u > 0, 1.0 / CLIP, -1.0 / CLIP), u / (1.0 + CLIP * tl.abs(u))
+        )
     return u
 
 
