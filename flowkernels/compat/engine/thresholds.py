@@ -20,6 +20,7 @@ COUPLED_ELEMENTS = 170_000  # its rows times (width of the network + 4 mapped co
 COLUMNS_ROWS = 64  # rows of a run of layers with a graph, whose networks' columns are selected in every call
 MERGED_ROWS = 128  # rows of a masked network whose first two layers are made one; its inverse always pays
 CONVOLUTIONS = 1 << 19  # elements of a hidden layer of a network of convolutions; half as many with a graph
+CONVOLUTION = 1 << 14  # elements before a 1 x 1 convolution of normflows that records a graph; its inverse always pays
 NORM = 1 << 17  # one scale and one shift per channel
 MASKED_WEIGHT = 1 << 14  # weights of a masked layer that stands alone
 MASKED_LINEAR = 1 << 22  # its multiply-adds without a graph, rows times weights; four times as many with one

@@ -143,6 +143,8 @@ Norm = both_ways(_norm)
 
 
 def _conv(layer: Any, z: Tensor, density: bool) -> Result:
+    if density and torch.is_grad_enabled() and thresholds.is_few(z.numel(), thresholds.CONVOLUTION):
+        return None  # before anything is read, which takes small images as long as the layer
     inverse, order = not density, describe.order_of(layer)
     if isinstance(order, str) or z.dim() != 4 or not z.is_floating_point():
         return None
