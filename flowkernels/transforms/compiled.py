@@ -24,9 +24,8 @@ from flowkernels.ops.flow import FlowSpec, op
 from flowkernels.ops.flow.spec import named
 from flowkernels.ops.univariate import check_univariate
 
-from .runs import NATIVE, Leaf, Run, pieces, read_pieces
+from .runs import KERNELS, NATIVE, Leaf, Run, pieces, read_pieces
 
-_KERNELS = (torch.float32, torch.float64)
 _tickets = itertools.count()
 Place = tuple[str, ...]  # the names that lead to a module or a tensor, from the list of the transforms
 # The name of a run, or none, and its features; places of its tensors; its layers, and which way; what can train.
@@ -149,7 +148,7 @@ def run(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, context: Ten
 
 
 def _may_run(x: Tensor, tensors: Sequence[Tensor], features: int) -> bool:
-    if not x.is_cpu or x.dtype not in _KERNELS or x.dim() == 0 or x.shape[-1] != features or in_autocast(x):
+    if not x.is_cpu or x.dtype not in KERNELS or x.dim() == 0 or x.shape[-1] != features or in_autocast(x):
         return False
     if _transforms_active() or _dual_level_active():
         return False

@@ -37,7 +37,7 @@ from .own_steps import READERS as OWN_READERS
 from .permutation import Permutation
 from .split import FeatureSplit
 
-_KERNELS = (torch.float32, torch.float64)
+KERNELS = (torch.float32, torch.float64)  # of the op's kernels
 _MAX_LAYERS = 64  # of a network: kMaxLayers of csrc/net/net.h
 # Weights of a run: all of them are packed at once, and every thread sums gradients of all. Nets so large lose nothing
 # by running layer by layer.
@@ -111,7 +111,7 @@ class Run:
                 return None
             spec, tensors = described
         dtype = x.dtype
-        if not x.is_cpu or dtype not in _KERNELS or not may_compute(tensors[0], x, context):
+        if not x.is_cpu or dtype not in KERNELS or not may_compute(tensors[0], x, context):
             return None
         for t in tensors:  # whose `data` may be another, of another dtype, or elsewhere
             if t.dtype is not dtype or not t.is_cpu:

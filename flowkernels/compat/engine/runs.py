@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.nets.reading import Walk
-from flowkernels.transforms.runs import Kind, Leaf, Run, Said, forget
+from flowkernels.transforms.runs import KERNELS, Kind, Leaf, Run, Said, forget
 
 from . import patch
 
 __all__ = ["forget", "kind", "may_run", "settle"]
-_KERNELS = (torch.float32, torch.float64)
 
 
 def may_run(x: Any) -> bool:
     """Whether x is what runs of layers take, a batch of rows; whether they run on it now is theirs to say."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return False
-    return x.dim() == 2 and x.dtype in _KERNELS
+    return x.dim() == 2 and x.dtype in KERNELS
 
 
 def kind(leaves: Callable[..., Sequence[Leaf]], read: Callable[..., Said]) -> Kind:
