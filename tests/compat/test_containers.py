@@ -7,7 +7,7 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import nflows.transforms as nf
@@ -17,39 +17,21 @@ from nflows.nn.nets import ResidualNet
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from flowkernels import _native, backends, compat, use_backend
+from flowkernels import compat, use_backend
 from flowkernels.compat.engine import patch
 from flowkernels.transforms import runs
 from tests.compat.nflows_models import assert_numbers, results, shaken
+from tests.runs import WHERE_THEY_RUN, drawn, ran
 
+__all__ = ["ran"]  # a fixture
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(
-        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
-    ),
+    WHERE_THEY_RUN,
 ]
 B, D, C, H = 64, 5, 3, 12
 WAYS = ["forward", "inverse"]
 SPLINE = {"num_bins": 4, "tails": "linear", "tail_bound": 2.0}
-
-
-@pytest.fixture
-def ran(monkeypatch) -> Iterator[list[int]]:
-    """How many layers each run of the op had."""
-    found: list[int] = []
-    run = runs.op.run
-
-    def seen(backend: Any, spec: Any, tensors: Any) -> Any:
-        found.append(len(spec.layers))
-        return run(backend, spec, tensors)
-
-    monkeypatch.setattr(runs.op, "run", seen)
-    yield found
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- models ----

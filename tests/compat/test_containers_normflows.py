@@ -10,38 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowkernels import _native, backends, compat
+from flowkernels import compat
 from flowkernels.compat.engine import patch
-from flowkernels.transforms import runs
 from tests.compat.nflows_models import B, shaken
 from tests.compat.parity import assert_parity, fuse_small_ones, values_and_gradients
+from tests.runs import WHERE_THEY_RUN, drawn, ran
 
+__all__ = ["ran"]  # a fixture
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
-    ),
+    WHERE_THEY_RUN,
 ]
 D, H = 6, 12
 F = nf.flows
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """How many layers each run of the op had."""
-    found: list[int] = []
-    run = runs.op.run
-
-    def seen(backend: Any, spec: Any, tensors: Any) -> Any:
-        found.append(len(spec.layers))
-        return run(backend, spec, tensors)
-
-    monkeypatch.setattr(runs.op, "run", seen)
-    return found
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def mlp(i: int, o: int) -> nn.Module:

@@ -11,40 +11,21 @@ import zuko
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
-from flowkernels import _native, backends, compat
+from flowkernels import compat
 from flowkernels.compat.engine import patch
-from flowkernels.transforms import runs
 from tests.compat.nflows_models import B, shaken
 from tests.compat.parity import assert_parity, values_and_gradients
+from tests.runs import WHERE_THEY_RUN, drawn, ran
 
+__all__ = ["ran"]  # a fixture
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
-    ),
+    WHERE_THEY_RUN,
 ]
 D, C = 5, 3
 SMALL = {"hidden_features": (16, 12)}
 SPLINE = {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": [(4,), (4,), (3,)]}
 AR, COUPLING = zuko.flows.MaskedAutoregressiveTransform, zuko.flows.coupling.GeneralCouplingTransform
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """How many layers each run of the op had."""
-    found: list[int] = []
-    run = runs.op.run
-
-    def seen(backend: Any, spec: Any, tensors: Any) -> Any:
-        found.append(len(spec.layers))
-        return run(backend, spec, tensors)
-
-    monkeypatch.setattr(runs.op, "run", seen)
-    return found
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def z_score(inverse: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowkernels import _native, backends, flows
+from flowkernels import flows
 from flowkernels.nets import MLP
 from flowkernels.transforms import (
     RQS,
@@ -25,14 +25,13 @@ from flowkernels.transforms import (
     own_steps,
     runs,
 )  # fmt: skip
-from tests.transforms.test_runs import assert_close, assert_same, drawn, filled, one_by_one, ran, results
+from tests.runs import WHERE_THEY_RUN, drawn, ran
+from tests.transforms.test_runs import assert_close, assert_same, filled, one_by_one, results
 
 __all__ = ["ran"]  # a fixture
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
-    ),
+    WHERE_THEY_RUN,
 ]
 D, B = 5, 37
 

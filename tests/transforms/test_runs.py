@@ -6,7 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,32 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from flowkernels import _native, backends, flows, use_backend
+from flowkernels import _native, flows, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet, reading
 from flowkernels.transforms import RQS, Affine, Autoregressive, BatchNorm, Composite, Coupling, Permutation, runs
 from flowkernels.transforms import composite as module
+from tests.runs import WHERE_THEY_RUN, drawn, ran
 
+__all__ = ["ran"]  # a fixture
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
-    ),
+    WHERE_THEY_RUN,
 ]
 D, B = 5, 37
-
-
-@pytest.fixture
-def ran(monkeypatch) -> Iterator[list[int]]:
-    """How many layers each run of the op had."""
-    found: list[int] = []
-    run = runs.op.run
-
-    def seen(backend: Any, spec: Any, tensors: Any) -> Any:
-        found.append(len(spec.layers))
-        return run(backend, spec, tensors)
-
-    monkeypatch.setattr(runs.op, "run", seen)
-    yield found
 
 
 def one_by_one(call: Callable[[], Any]) -> Any:
@@ -56,10 +42,6 @@ def filled(layer: nn.Module, seed: int = 0) -> Any:
         for p in layer.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=g))
     return layer
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def composite(context: int = 0, dropout: float = 0.0) -> Composite:
