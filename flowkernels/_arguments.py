@@ -77,6 +77,13 @@ def flag(where: str, name: str, value: object) -> bool:
     raise ValueError(f"{where}: {name} must be True or False, got {value!r:.60}")
 
 
+def is_flat(where: str, memory: object) -> bool:
+    """Whether so little is to be kept for backward that it does not grow with the number of layers."""
+    if memory not in ("fast", "flat"):
+        raise ValueError(f'{where}: memory must be "fast" or "flat", got {memory!r:.60}')
+    return memory == "flat"
+
+
 def permutation(where: str, name: str, value: Any, features: int | None = None) -> list[int]:
     """Each of 0 to D-1 once, as a list; D is ``features`` where it is known."""
     given = value.tolist() if isinstance(value, Tensor) else value

@@ -78,7 +78,8 @@ struct FlowArgs {
   void* ladj;          // [rows]
   const void* grad_y;  // bwd, contiguous; null: zero
   const void* grad_ladj;
-  void* grad_x;  // null: not wanted
+  void* grad_x;     // null: not wanted
+  bool recomputes;  // bwd: nothing was kept, and what enters each step is computed again, tile by tile
 };
 
 // A call: the tensors of all steps, and what kernels read of them, checked.
@@ -101,6 +102,7 @@ class FlowCall {
   void take_grad(int64_t i, const View& grad);
 
   FlowArgs fwd(const View& x, const View& y, const View& ladj, const View& kept);
+  // Without `kept` it computes the layers' inputs again.
   FlowArgs bwd(const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x, const View& kept);
 
  private:

@@ -270,8 +270,8 @@ FlowArgs FlowCall::bwd(const View& x, const View& grad_y, const View& grad_ladj,
   if (grad_y.given()) check_dense("flow: grad_y", grad_y, type_, rows_ * a.features);
   if (grad_ladj.given()) check_dense("flow: grad_ladj", grad_ladj, type_, rows_);
   if (grad_x.given()) check_dense("flow: grad_x", grad_x, type_, rows_ * a.features);
-  check_given("flow: kept", kept);
   take_kept(kept);
+  a.recomputes = !kept.given();
   a.grad_y = grad_y.data, a.grad_ladj = grad_ladj.data, a.grad_x = grad_x.data;
   for (auto& step : steps_) step.lu.grad_ladj = grad_ladj.data;
   return a;

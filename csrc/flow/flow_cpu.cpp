@@ -1,6 +1,7 @@
 // Whole flows, from x to y and ladj and back. A tile of rows stays in the cache from the first layer to the last. A
 // thread with many tiles takes several through a layer before the next, so that a layer's weights are read for all of
-// them at once: per row a tile needs the features alone, which are few.
+// them at once: per row a tile needs the features alone, which are few. A backward pass reads what enters each layer
+// where that was kept, and else goes forward with its tiles first.
 #include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "lu_step.h"
@@ -25,7 +26,8 @@ struct FlowWeights {
     const auto lay = [&](Arena& arena) {
       steps = arena.take<void*>(size_t(a.n));
       for (int i = 0; i < a.n; ++i) {
-        void* const at = laid_out(a.steps[i], {backward, i > 0 || a.grad_x, parts, threads}, arena);
+        void* const at =
+            laid_out(a.steps[i], {!backward || a.recomputes, backward, i > 0 || a.grad_x, parts, threads}, arena);
         if (!arena.counts()) steps[i] = at;
       }
     };
@@ -106,6 +108,7 @@ struct Group {
   S* x;                  // [tiles][row blocks][features][kRowBlock], in the order of the flow's x; bwd: of one tile
   S* g;                  // of all tiles, the gradients
   S* ladj;               // [tiles][row blocks][kRowBlock], summed over steps; bwd: its gradient
+  S* between;            // bwd that recomputes: [steps but the first][tiles] of x, what enters
   S *more, *row;         // of one step; where rows past the end go
   char* room;
 
@@ -114,6 +117,7 @@ struct Group {
     x = arena.take<S>(size_t((w.backward ? 1 : tiles) * size));
     g = w.backward ? arena.take<S>(size_t(tiles * size)) : nullptr;
     ladj = arena.take<S>(size_t(tiles * blocks * kRowBlock<S>));
+    between = w.a.recomputes ? arena.take<S>(size_t((w.a.n - 1) * tiles * size)) : nullptr;
     more = arena.take<S>(size_t(blocks * kRowBlock<S>));
     row = arena.take<S>(size_t(w.a.features));
     size_t most = 0;
@@ -156,6 +160,26 @@ void fwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const G
   }
 }
 
+// What enters each step but the first, computed again.
+template <class S>
+void recompute(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const Group<S>& group) {
+  const FlowArgs& a = w.a;
+  for (int i = 0; i + 1 < a.n; ++i) {
+    Arena own(group.room);
+    w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
+      for (int64_t t = 0; t < n; ++t) {
+        S* const to = group.between + (i * n + t) * group.size;
+        if (i == 0)
+          load_row_blocks(tiles[t], static_cast<const S*>(a.x), a.x_stride, a.features, nullptr, a.features, to);
+        else
+          memcpy(to, to - n * group.size, size_t(group.size) * sizeof(S));
+        step.fwd(room, tiles[t], to, group.more);
+        clear_past_end(tiles[t], a.features, to);
+      }
+    });
+  }
+}
+
 template <class S>
 void bwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, int part, bool first, const Group<S>& group) {
   const FlowArgs& a = w.a;
@@ -168,14 +192,17 @@ void bwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, int par
       memset(g, 0, size_t(group.size) * sizeof(S));
     load_grad_ladj(tiles[t], a.grad_ladj, group.ladj + t * rows);
   }
+  if (a.recomputes) recompute(w, tiles, n, group);
   for (int i = a.n - 1; i >= 0; --i) {
     Arena own(group.room);
     const S* const from = static_cast<const S*>(i > 0 ? a.steps[i].x : a.x);
     const int64_t stride = i > 0 ? a.features : a.x_stride;
     w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
       for (int64_t t = 0; t < n; ++t) {
-        load_row_blocks(tiles[t], from, stride, a.features, nullptr, a.features, group.x);
-        step.bwd(room, tiles[t], part, first && t == 0, group.x, group.ladj + t * rows, group.g + t * group.size);
+        const bool again = a.recomputes && i > 0;
+        S* const x = again ? group.between + ((i - 1) * n + t) * group.size : group.x;
+        if (!again) load_row_blocks(tiles[t], from, stride, a.features, nullptr, a.features, x);
+        step.bwd(room, tiles[t], part, first && t == 0, x, group.ladj + t * rows, group.g + t * group.size);
       }
     });
   }
@@ -187,7 +214,8 @@ void bwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, int par
 // Tiles of a group: of each thread's at most so many, and no more than stay in the cache.
 template <class S>
 int64_t group_size(const FlowArgs& a, const Deal<S>& deal, int64_t shares) {
-  const int64_t fit = kGroupBytes / (deal.tile_rows * a.features * int64_t(sizeof(S)) + 1);
+  const int64_t inputs = a.recomputes ? a.n : 1;  // that a tile has at once
+  const int64_t fit = kGroupBytes / (deal.tile_rows * a.features * inputs * int64_t(sizeof(S)) + 1);
   int64_t n = (deal.tiles + shares - 1) / shares;
   n = n > kMaxGroup ? kMaxGroup : n;
   n = n > fit ? fit : n;

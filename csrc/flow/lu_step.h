@@ -23,8 +23,8 @@ struct StepRows {
 
 template <class S>
 struct LuRoom {
-  S *z = nullptr, *out = nullptr;  // fwd: one row block
-  LuTile<S> tile = {};             // bwd
+  S *z = nullptr, *out = nullptr;  // forward: one row block
+  LuTile<S> tile = {};             // backward
 };
 
 template <class S>
@@ -41,15 +41,14 @@ struct LuStep {
         pass(pass),
         features(a.features),
         ladj(log_determinant<S>(step.lu)),
-        forward(pass.backward ? nullptr : placed<LuForward<S>>(arena, step.lu, pass.threads)),
+        forward(pass.forward ? placed<LuForward<S>>(arena, step.lu, pass.threads) : nullptr),
         backward(pass.backward ? placed<LuBackward<S>>(arena, step.lu, pass.wants_x, pass.parts, pass.threads)
                                : nullptr) {}
 
   LuRoom<S> room(int64_t blocks, Arena& arena) const {
     LuRoom<S> room;
-    if (backward) {
-      room.tile = LuTile<S>(features, backward->whole, backward->weights, blocks, arena);
-    } else {
+    if (backward) room.tile = LuTile<S>(features, backward->whole, backward->weights, blocks, arena);
+    if (forward) {
       const size_t size = size_t(round_up(features, kPanel) * kRowBlock<S>);
       room.z = arena.take<S>(size);
       room.out = arena.take<S>(size);

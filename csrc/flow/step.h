@@ -14,7 +14,8 @@ namespace fk::FK_ISA {
 
 // How a call runs.
 struct Pass {
-  bool backward, wants_x;  // wants_x: the gradient of what enters the step
+  bool forward, backward;  // a backward pass may go forward first
+  bool wants_x;            // the gradient of what enters the step
   int parts, threads;
 };
 

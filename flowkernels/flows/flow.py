@@ -7,9 +7,9 @@ import os
 import torch
 from torch import Tensor, nn
 
-from flowkernels._arguments import check_tensor, count, flag
+from flowkernels._arguments import check_tensor, count, flag, is_flat
 from flowkernels.distributions import Base, Distribution, FromTorch, Size
-from flowkernels.transforms import Transform
+from flowkernels.transforms import Composite, Transform
 
 from .distribution import FlowDistribution, distribution_class
 
@@ -90,6 +90,37 @@ class Flow(nn.Module):
         self.base = base
         self.embedding = embedding
         self.context_to_base = flag("flows.Flow", "context_to_base", context_to_base)
+
+    @property
+    def memory(self) -> str:
+        """What is kept for backward: ``"fast"``, or ``"flat"``, whose bytes do not grow with the number of layers.
+
+        Runs of layers on features (`flowkernels.ops.flow`) then compute forward once more, from their first input:
+        the same numbers; what a context adds to the hidden layers of each network is kept. Other layers, those of
+        images among them, find their inputs by their inverses; where rounding takes these too far from the first input,
+        which is kept, they run again with everything kept, and warn. Autoregressive layers among these, layers with
+        hooks, and those with active dropout or batch norm keep what they keep anyway. Flat gradients of images cannot
+        be differentiated again. Set it on the flow:
+
+        >>> from flowkernels.flows import Glow
+        >>> flow = Glow((1, 8, 8), levels=2, steps=2, hidden=(16, 16))
+        >>> flow.memory = "flat"
+
+        Raises:
+            ValueError: it is set to something else.
+
+        Reference:
+            Gomez, Ren, Urtasun, Grosse: The Reversible Residual Network, NeurIPS 2017, arXiv:1707.04585.
+        """
+        flat = [m.memory == "flat" for m in self.modules() if isinstance(m, Composite)]
+        return "flat" if flat and all(flat) else "fast"
+
+    @memory.setter
+    def memory(self, memory: str) -> None:
+        is_flat("flows.Flow", memory)
+        for m in self.modules():
+            if isinstance(m, Composite):
+                m.memory = memory
 
     @property
     def event_shape(self) -> torch.Size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ class Composite(Transform):
     Args:
         transforms: the parts, in the order of ``forward``.
 
+    Attributes:
+        memory: what is kept for backward, ``"fast"`` or ``"flat"``; `flowkernels.flows.Flow.memory` sets it.
+
     Raises:
         TypeError: a part is not a `Transform`.
 
@@ -42,10 +45,11 @@ class Composite(Transform):
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
         self.transforms = nn.ModuleList(parts("Composite", transforms))
+        self.memory = "fast"
         self._ticket = compiled.new_ticket()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"memory": "fast", **state})  # which older files have not
         self._ticket = compiled.new_ticket()  # of a copy or a pickle: another one's
 
     def __len__(self) -> int:
@@ -81,8 +85,15 @@ class Composite(Transform):
             if done is not None:
                 return done
             found = found[0].leaves
-        x, total = run_pieces(found, x, context)
+        x, total = self._pieces_runner()(found, x, context)
         return x, zero_ladj(x) if total is None else total
+
+    def _pieces_runner(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        if self.memory != "flat":
+            return run_pieces
+        from .reversible import run_flat  # which knows layers that import this
+
+        return run_flat
 
     def _plan(self, ticket: str, inverse: bool, has_context: bool) -> tuple[compiled.Entry, ...]:
         return compiled.plan(self, ticket, inverse, has_context)

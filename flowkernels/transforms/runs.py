@@ -62,8 +62,8 @@ class Part(NamedTuple):
 class Run:
     """Neighbouring layers as one op: called as a transform is, it returns None where they must be called now."""
 
-    def __init__(self, leaves: list[Leaf], parts: Sequence[AnyPart]) -> None:
-        self.leaves, self.parts, self.features = leaves, parts, _features(parts[0])
+    def __init__(self, leaves: list[Leaf], parts: Sequence[AnyPart], flat: bool = False) -> None:
+        self.leaves, self.parts, self.features, self.flat = leaves, parts, _features(parts[0]), flat
         self._layers = [p for p in parts if isinstance(p, Part)]
         self._has_own = any(isinstance(p, OwnPart) for p in parts)
         self._checked: set[torch.dtype] = set()
@@ -89,7 +89,7 @@ class Run:
             p if isinstance(p, Order) else p.spec if isinstance(p, OwnPart)
             else FlowLayerSpec(p.split, p.univariate, next(rest)) for p in self.parts
         ]  # fmt: skip
-        return spec_of(self.features, tuple(steps))
+        return spec_of(self.features, tuple(steps), self.flat)
 
     def _tensors_of(self, nets: Sequence[Net]) -> tuple[Tensor, ...]:
         """Those of all parts, in their order."""
@@ -230,10 +230,11 @@ def read_pieces(
 ) -> tuple[Walk, list[Piece]]:
     """What there is to run, read anew, and what was looked at."""
     walk = Walk()
-    walk.enter(owner, is_called=True)
+    memory = owner.__dict__.get("memory")  # of a container of ours
+    walk.enter(owner, attributes=() if memory is None else ("memory",), is_called=True)
     walk.enter(transforms, is_called=True)
-    listed = list(transforms._modules.values())
-    return walk, made_to_stay(_read, walk, listed[::-1] if inverse else listed, inverse, has_context, kind)
+    listed = list(transforms._modules.values())[:: -1 if inverse else 1]
+    return walk, made_to_stay(_read, walk, listed, inverse, has_context, kind, memory == "flat")
 
 
 def forget() -> None:
@@ -241,14 +242,16 @@ def forget() -> None:
     _kept.clear()
 
 
-def _read(walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool, kind: Kind) -> list[Piece]:
+def _read(
+    walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool, kind: Kind, flat: bool
+) -> list[Piece]:
     found: list[Piece] = []
     leaves: list[Leaf] = []
     parts: list[AnyPart] = []
 
     def close() -> None:
         if any(isinstance(p, Part) for p in parts):
-            found.append(Run(list(leaves), list(parts)))
+            found.append(Run(list(leaves), list(parts), flat))
         else:
             found.extend(leaves)
         leaves.clear()

@@ -26,7 +26,9 @@ Arguments = dict[str, Any]
 OWN: dict[str, Any] = {"LU": LU, "Scale": Scale, "Elementwise": Elementwise}
 
 
-def _flow(x: Any, nets: Any, own: Any, maps: Any, splits: Any, order: Any, activation: Any, backend: Any) -> Any:
+def _flow(
+    x: Any, nets: Any, own: Any, maps: Any, splits: Any, order: Any, activation: Any, memory: Any, backend: Any
+) -> Any:
     """`ops.flow` of layers with plain nets, before each a step of its `own` or none, after each a reordering."""
     check_tensor("ops.flow", "x", x)
     parts = (("nets", nets), ("own", own), ("maps", maps), ("splits", splits))
@@ -44,7 +46,7 @@ def _flow(x: Any, nets: Any, own: Any, maps: Any, splits: Any, order: Any, activ
         steps.append(Layer(f, dense_net(net, False, activation, 0, (), None), s))
         if order is not None:
             steps.append(Order(order))
-    return ops.flow(x, steps, backend=backend)
+    return ops.flow(x, steps, memory=memory, backend=backend)
 
 
 def _own_step(given: Any) -> Any:

@@ -148,9 +148,9 @@ def build(c: Case, tensors: list[Tensor]) -> tuple[Tensor, list[Any]]:
     return x, steps
 
 
-def whole(c: Case, tensors: list[Tensor], backend: str | None = "cpu") -> tuple[Tensor, Tensor]:
+def whole(c: Case, tensors: list[Tensor], backend: str | None = "cpu", **how: Any) -> tuple[Tensor, Tensor]:
     x, steps = build(c, tensors)
-    return flow(x, steps, backend=backend)
+    return flow(x, steps, backend=backend, **how)
 
 
 def _alone(step: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,6 +229,13 @@ def test_the_bits_of_the_ops_one_by_one(case, precision, isa) -> None:
     rounding = 1e3 * torch.finfo(precision).eps
     for s, t in zip(mine, theirs, strict=True):
         torch.testing.assert_close(s, t, rtol=rounding, atol=rounding * (1 + float(t.abs().max()) if t.numel() else 0))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flat_memory_gives_the_same_bits(case, isa) -> None:
+    given = draw(CASES[case], torch.float32)
+    fast = values_and_gradients(lambda t: whole(CASES[case], t), given)
+    assert_same_bits(values_and_gradients(lambda t: whole(CASES[case], t, memory="flat"), given), fast)
 
 
 @pytest.mark.parametrize("case", CASES)

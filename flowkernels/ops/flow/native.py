@@ -77,6 +77,9 @@ def fwd_saving(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> tuple[tuple[Tenso
     if x.numel() == 0:
         return (y, ladj), [x.new_empty(0)]
     call, rows = _call(spec, x, tensors)
+    if spec.flat and rows.shape[0] > _FEW_ROWS:
+        call.fwd(rows, y, ladj, None, _threads())
+        return (y, ladj), []
     size = call.kept_size(True) if rows.shape[0] > _FEW_ROWS else _KEEP_ALL
     kept = x.new_empty(size if size * x.element_size() <= _KEEP_ALL else call.kept_size(False))
     call.fwd(rows, y, ladj, kept, _threads())
@@ -88,9 +91,8 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
     if x.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
     call, rows = _call(spec, x, rest)
-    if saved:
-        kept = saved[0]
-    else:  # of a library op, which keeps nothing
+    kept = saved[0] if saved else None  # None: flat, or of a library op, which keeps nothing
+    if not saved and rows.shape[0] <= _FEW_ROWS:
         kept = x.new_empty(call.kept_size(True))
         call.fwd(rows, x.new_empty(x.shape), x.new_empty(x.shape[:-1]), kept, _threads())
     grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)

@@ -65,14 +65,15 @@ class FlowSpec:
     Attributes:
         features, steps: how many; what comes one after another, nearest to x first.
         layers: the steps that are layers.
-        full: those that have tensors: all but the orders.
+        flat: whether backward computes what enters the layers again, and nothing is kept that grows with their number.
+        full: the steps that have tensors: all but the orders.
         has_terms: whether a network has more tensors than weights and biases.
     """
 
     schema: ClassVar[dict[str, type]] = {"text": str}
 
-    def __init__(self, features: int, steps: Sequence[Step]) -> None:
-        self.features, self.steps = features, tuple(steps)
+    def __init__(self, features: int, steps: Sequence[Step], flat: bool = False) -> None:
+        self.features, self.steps, self.flat = features, tuple(steps), flat
         self.layers = tuple(s for s in self.steps if isinstance(s, FlowLayerSpec))
         self.full = tuple(s for s in self.steps if not isinstance(s, Order))
         self.counts = tuple(count_tensors(s) for s in self.full)
@@ -111,7 +112,7 @@ class FlowSpec:
     @functools.cached_property
     def text(self) -> str:
         """The spec in words, for graphs that hold no Python objects; `from_packed` reads it."""
-        return json.dumps([self.features, [_as_list(step) for step in self.steps]])
+        return json.dumps([self.features, [_as_list(step) for step in self.steps], self.flat])
 
     @staticmethod
     def from_packed(text: str) -> FlowSpec:
@@ -149,7 +150,7 @@ def _from_text(text: str) -> FlowSpec:
 
 
 def _parsed(text: str) -> FlowSpec:
-    features, listed = json.loads(text)
+    features, listed, flat = json.loads(text)
     steps: list[Step] = []
     for given in listed:
         if isinstance(given[0], int):
@@ -166,7 +167,7 @@ def _parsed(text: str) -> FlowSpec:
         net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias)
         split = split_of(features, tuple(inputs), tuple(outputs))
         steps.append(FlowLayerSpec(split, _map_of(*f), net))
-    return FlowSpec(features, steps)
+    return FlowSpec(features, steps, flat)
 
 
 def _own(kind: str, first: Any, second: Any, *third: Any) -> OwnSpec:
