@@ -12,6 +12,7 @@ from flowkernels.distributions import Base, Distribution, FromTorch, Size
 from flowkernels.transforms import Composite, Transform
 
 from .distribution import FlowDistribution, distribution_class
+from .flat import FlatParameter, flatten_parameters
 
 
 class Flow(nn.Module):
@@ -121,6 +122,30 @@ class Flow(nn.Module):
         for m in self.modules():
             if isinstance(m, Composite):
                 m.memory = memory
+
+    def flatten_parameters(self) -> FlatParameter:
+        """Makes all learned parameters views of one, which it returns: what takes its time by the tensor sees one.
+
+        Names, shapes, values and the state dict stay; the parameters are new objects, so call it before the optimizer
+        is made, and again after `to` and the like. After backward, ``flat.collect()`` moves all gradients into its own:
+
+        >>> import torch
+        >>> from flowkernels.flows import NSF
+        >>> flow = NSF(2, transforms=2, hidden=(16,))
+        >>> flat = flow.flatten_parameters()
+        >>> optimizer = torch.optim.Adam([flat], lr=1e-3, fused=True)
+        >>> (-flow.log_prob(torch.randn(8, 2)).mean()).backward()
+        >>> flat.collect()
+        >>> _ = torch.nn.utils.clip_grad_norm_([flat], 5.0)
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+        A parameter that got no gradient has a gradient of zero here. Not for modules that DDP or FSDP have wrapped.
+
+        Raises:
+            ValueError: there is nothing to learn, or not all of one dtype and device.
+        """
+        return flatten_parameters(self)
 
     @property
     def event_shape(self) -> torch.Size:
