@@ -114,7 +114,10 @@ def main() -> int:
     tests = given.tests if given.tests is not None else SHORT if given.short else TESTS
     runs = [["-m", "tests.fuzz", "--calls", str(calls), "--seed", str(given.seed)]]
     if tests:
-        runs.insert(0, ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CHOSEN[given.kind], *tests])
+        # A sanitizer's report goes to the file descriptor, which pytest would keep for itself, and lose.
+        runs.insert(
+            0, ["-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", CHOSEN[given.kind], *tests]
+        )
     return max(subprocess.run([*fixed, sys.executable, *r], cwd=tree, env=env).returncode for r in runs)
 
 

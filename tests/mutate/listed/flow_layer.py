@@ -7,6 +7,7 @@ _flow = Of("flow", "tests/ops/test_flow.py")
 _step = Of("flow step", "tests/ops/test_flow_steps.py")
 _own = Of("own steps", "tests/transforms/test_own_steps.py")
 _compiled = Of("compiled", "tests/transforms/test_compiled.py")
+_flat = Of("flat memory", "tests/transforms/test_memory.py")
 _runs = Of("runs", "tests/transforms/test_runs.py")
 _sweep = Of(
     "sweep",
@@ -20,6 +21,7 @@ _CPU, _MAP, _TILE = (
 )  # fmt: skip
 _FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/runs.py"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
+_REVERSIBLE = "flowkernels/transforms/reversible.py"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
 _PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
 _BOX = "flowkernels/ops/rqs/box.py"
@@ -88,6 +90,30 @@ MUTATIONS = (
     ),
     _flow("input of a layer", _FLOW, "(«i > 0 ? a.steps[i].x : a.x»);", "a.x", "each layer is given the flow's own"),
     _flow(
+        "flat: from step to step",
+        _FLOW,
+        "memcpy(to, «to - n * group.size», size_t",
+        "to",
+        "a step computed again does not see what the one before returned",
+        "tests/ops/test_flow.py -k flat",
+    ),
+    _flow(
+        "flat: input of a layer",
+        _FLOW,
+        "between + («(i - 1)» * n + t) * group.size : group.x",
+        "i",
+        "each layer is given its own output",
+        "tests/ops/test_flow.py -k flat",
+    ),
+    _flow(
+        "flat: past the last row",
+        _FLOW,
+        "«clear_past_end(tiles[t], a.features, to);»",
+        "",
+        "lanes of no row keep what a step made of 0",
+        "tests/ops/test_flow.py -k flat",
+    ),
+    _flow(
         "places",
         _FLOW_ARGS,
         "found[i] = «place_[size_t(list[i])]»;",
@@ -103,6 +129,10 @@ MUTATIONS = (
         "what stood before a gate is not computed again",
         "tests/ops/test_flow.py -k one_by_one",
     ),
+    _flat("how far", _REVERSIBLE, "if «not error <= FAR[x.dtype]»:", "error > FAR[x.dtype]", "a NaN is near"),
+    _flat("what is able", _REVERSIBLE, "not any(«hooked(m) or» (m", "", "hooks are called twice"),
+    _flat("training", _REVERSIBLE, "(m.training and isinstance(m, «_CHANGES»))", "()", "statistics move twice"),
+    _flat("context", _REVERSIBLE, "requires_grad_(«of_context»)", "False", "a context has no gradient"),
     _runs("what changed", _RUNS, "if «still_holds(walk.modules)» and (", "True", "nothing is seen"),
     _runs(
         "dtypes",
