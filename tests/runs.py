@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native, backends
-from flowkernels.transforms import runs
+from flowkernels.ops.flow import op
 
 WHERE_THEY_RUN = pytest.mark.skipif(
     _native.C is None or backends.default() not in ("auto", "cpu"), reason="runs are of the CPU's kernels"
@@ -20,13 +20,13 @@ WHERE_THEY_RUN = pytest.mark.skipif(
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many layers each run of the op had."""
     found: list[int] = []
-    run = runs.op.run
+    run = op.run
 
     def seen(backend: Any, spec: Any, tensors: Any) -> Any:
         found.append(len(spec.layers))
         return run(backend, spec, tensors)
 
-    monkeypatch.setattr(runs.op, "run", seen)
+    monkeypatch.setattr(op, "run", seen)
     return found
 
 

@@ -9,7 +9,7 @@ namespace fk {
 
 // What a module's own dict is asked for; made once, and never freed.
 struct ModuleNames {
-  PyObject *hooks[4], *forward, *parameters, *buffers, *modules, *version, *data_ptr;
+  PyObject *hooks[4], *forward, *parameters, *buffers, *modules, *version, *data_ptr, *dtype, *is_cpu;
 
   static const ModuleNames& get() {
     static const ModuleNames* const names = new ModuleNames();
@@ -23,6 +23,7 @@ struct ModuleNames {
     hooks[2] = name("_backward_hooks"), hooks[3] = name("_backward_pre_hooks");
     forward = name("forward"), parameters = name("_parameters"), buffers = name("_buffers"), modules = name("_modules");
     version = name("_version"), data_ptr = name("data_ptr");
+    dtype = name("dtype"), is_cpu = name("is_cpu");
   }
 };
 
@@ -76,7 +77,7 @@ inline bool holds(PyObject* entry) {
     }
     if (get(d, names.forward)) return false;
   }
-  if (!has(get(d, names.parameters), item(2))) return false;
+  if (PySequence_Fast_GET_SIZE(item(2)) && !has(get(d, names.parameters), item(2))) return false;
   PyObject *const inner = get(d, names.modules), *const children = item(3);
   if (!inner || PyDict_Size(inner) != PySequence_Fast_GET_SIZE(children)) return false;
   for (Py_ssize_t i = 0, n = PySequence_Fast_GET_SIZE(children); i < n; ++i) {
@@ -85,7 +86,7 @@ inline bool holds(PyObject* entry) {
     if (found != child && !(child == Py_None && !found)) return false;
   }
   if (!has(d, item(4))) return false;
-  PyObject *const owned = get(d, names.buffers), *const buffers = item(5);
+  PyObject *const buffers = item(5), *const owned = PySequence_Fast_GET_SIZE(buffers) ? get(d, names.buffers) : nullptr;
   for (Py_ssize_t i = 0, n = PySequence_Fast_GET_SIZE(buffers); i < n; ++i) {
     PyObject *const known = PySequence_Fast_GET_ITEM(buffers, i), *const t = PyTuple_GET_ITEM(known, 1);
     if (get(owned, PyTuple_GET_ITEM(known, 0)) != t) return false;
@@ -116,6 +117,17 @@ inline bool walk_holds(const pybind11::list& modules) {
     }
     if (!fits) throw pybind11::type_error("walk_holds: modules must be those of a Walk, got others");
     if (!watch::holds(entry)) return false;
+  }
+  return true;
+}
+
+// Whether all tensors are of this dtype, and in a CPU's memory.
+inline bool are_like(const pybind11::tuple& tensors, pybind11::handle dtype) {
+  const auto& names = ModuleNames::get();
+  for (Py_ssize_t i = 0, n = PyTuple_GET_SIZE(tensors.ptr()); i < n; ++i) {
+    PyObject* const t = PyTuple_GET_ITEM(tensors.ptr(), i);
+    if (asked(PyObject_GetAttr(t, names.dtype)).ptr() != dtype.ptr()) return false;
+    if (asked(PyObject_GetAttr(t, names.is_cpu)).ptr() != Py_True) return false;
   }
   return true;
 }

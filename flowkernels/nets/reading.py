@@ -89,9 +89,11 @@ class Walk:
     """What a reader looked at, so that it can be asked later whether all of that is as it was: `still_holds`.
 
     Modules are held by weak references: what a module's reading holds on to must not keep that module alive.
+    ``running``: the module whose forward asks, past its own hooks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, running: nn.Module | None = None) -> None:
+        self._running = _nothing if running is None else weakref.ref(running)
         self.modules: list[tuple[Any, type, Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any], bool]] = []
         self.hooked: list[Callable[[], nn.Module | None]] = []
 
@@ -106,9 +108,12 @@ class Walk:
     ) -> bool:
         """Looks at a module, all its children, and at these of its parameters, attributes and buffers; False where it
         wants to be called (and not where it `is_called` anyway: its hooks then have their way)."""
+        is_called = is_called or self._running() is module
         if not is_called and hooked(module):
             return False
         d = module.__dict__
+        if any(n not in d and isinstance(getattr(type(module), n, None), property) for n in attributes):
+            return False  # nobody knows when it will say something else
         children = [(name, weakref.ref(m) if m is not None else _nothing) for name, m in d["_modules"].items()]
         of_buffers = []
         for name in buffers:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.nets import MADE
+from flowkernels.nets.reading import Walk
 from flowkernels.ops.autoregressive_inverse import run_inverse
-from flowkernels.ops.flow_layer import run_autoregressive_layer
+from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
 from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features
+from .parts import Part, read_part, run_alone
 from .univariate import check_univariate
 
 
@@ -69,9 +71,7 @@ class Autoregressive(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_features("transforms.Autoregressive", x, self.features)
-        univariate: Any = self.univariate
-        net = self._network(x, context)
-        fused = None if net is None else run_autoregressive_layer(x, net, univariate)
+        fused = run_alone(self, x, context, False, read)
         return self.univariate(x, self._params(x, context), False) if fused is None else fused
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -118,3 +118,11 @@ class Autoregressive(Transform):
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"
+
+
+def read(walk: Walk, layer: Autoregressive, inverse: bool, has_context: bool) -> Part | None:
+    """The layer, forward, for one op with its network; None where it is to be called."""
+    made = layer._modules.get("conditioner")
+    if inverse or not isinstance(made, MADE) or not walk.enter(layer, attributes=("univariate", "features")):
+        return None
+    return read_part(walk, layer.__dict__.get("univariate"), made, every(layer.features), has_context)

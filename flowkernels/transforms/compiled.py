@@ -24,7 +24,8 @@ from flowkernels.ops.flow import FlowSpec, op
 from flowkernels.ops.flow.spec import named
 from flowkernels.ops.univariate import check_univariate
 
-from .runs import KERNELS, NATIVE, Leaf, Run, pieces, read_pieces
+from .parts import KERNELS, Leaf, Run
+from .runs import NATIVE, pieces, read_pieces
 
 _tickets = itertools.count()
 Place = tuple[str, ...]  # the names that lead to a module or a tensor, from the list of the transforms

@@ -13,7 +13,8 @@ from flowkernels._arguments import check_tensor
 
 from . import compiled
 from .base import Transform, zero_ladj
-from .runs import NATIVE, Leaf, Run, pieces, run_pieces
+from .parts import Leaf, Run
+from .runs import NATIVE, pieces, run_pieces
 
 
 class Composite(Transform):

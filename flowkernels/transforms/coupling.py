@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from flowkernels.ops.flow_layer import run_layer
+from flowkernels.nets.reading import Walk
 from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features
+from .parts import Part, read_part, run_alone
 from .split import FeatureSplit
 from .univariate import check_univariate
 
@@ -83,7 +83,7 @@ class Coupling(Transform):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_features("transforms.Coupling", x, self.features)
-        fused = self._fused(x, context, inverse)
+        fused = run_alone(self, x, context, inverse, read)
         if fused is not None:
             return fused
         split, n_params = self.split, n_params_of(self.univariate)
@@ -98,16 +98,19 @@ class Coupling(Transform):
         transformed, ladj = self.univariate(transformed, params, inverse)
         return split.merge(identity, transformed), ladj
 
-    def _fused(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
-        """The whole layer as one op, where there is one for its parts and the state they are in."""
-        univariate: Any = self.univariate
-        split, as_net = self.split.value, getattr(self.conditioner, "as_net", None)
-        if as_net is None or split is None or not can_fuse(type(univariate)) or torch.compiler.is_compiling():
-            return None
-        net = as_net(x, context)
-        if net is None or net.n_out() != self.split.n_transformed * univariate.n_params:
-            return None
-        return run_layer(x, net, univariate.inverted() if inverse else univariate, split)
-
     def extra_repr(self) -> str:
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"
+
+
+def read(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> Part | None:
+    """The layer for one op with its conditioner; None where its parts are to be run in turn."""
+    parts: Any = layer._modules
+    split = parts.get("split")
+    if type(split) is not FeatureSplit or split.value is None:
+        return None
+    walk.enter(split, attributes=("value",), is_called=True)
+    if not walk.enter(layer, attributes=("univariate",)):
+        return None
+    univariate: Any = layer.__dict__.get("univariate")
+    turned = univariate.inverted() if inverse and can_fuse(type(univariate)) else univariate
+    return read_part(walk, turned, parts.get("conditioner"), split.value, has_context)

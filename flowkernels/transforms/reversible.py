@@ -24,9 +24,10 @@ from .coupling import Coupling
 from .diagonal import DiagonalScale
 from .image_coupling import ImageCoupling
 from .linear import LUConv1x1, LULinear
+from .parts import Leaf
 from .permutation import Permutation
 from .reshape import Squeeze
-from .runs import Leaf, Piece, run_pieces
+from .runs import Piece, run_pieces
 from .standardize import Standardize
 
 # Both directions cost the same, and say the same of the same x.

@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 
 from flowkernels import compat, use_backend
 from flowkernels.compat.engine import patch
-from flowkernels.transforms import runs
+from flowkernels.transforms import parts
 from tests.compat.nflows_models import assert_numbers, results, shaken
 from tests.runs import WHERE_THEY_RUN, drawn, ran
 
@@ -514,7 +514,7 @@ def test_where_the_op_cannot_run(ran) -> None:
 def test_what_is_read_inside_of_a_transform_is_not_kept(ran) -> None:
     """Where buffers cannot be read that can be read later."""
     model, x = fast(mixed()), drawn(B, D)
-    runs.forget()
+    parts.forget()
     torch.func.vmap(model)(x.view(4, -1, D))
     assert not ran
     model(x)

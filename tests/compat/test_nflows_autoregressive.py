@@ -19,7 +19,8 @@ from flowkernels.compat import layer as compat_layer
 from flowkernels.compat import nflows
 from flowkernels.compat.engine import patch
 from flowkernels.compat.nflows import made as nflows_made
-from flowkernels.transforms import runs
+from flowkernels.ops.flow import op as flow_op
+from flowkernels.ops.flow_layer import op as layer_op
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers, results
 from tests.compat.parity import accelerated_copy, watch
@@ -37,8 +38,8 @@ def ran(monkeypatch):
     names = []
     watch(monkeypatch, names, nflows_made, "run_made", "made")
     watch(monkeypatch, names, compat_layer, "run_inverse", "autoregressive_inverse")
-    watch(monkeypatch, names, compat_layer, "run_autoregressive_layer", "flow_layer")
-    watch(monkeypatch, names, runs.op, "run", "flow")
+    watch(monkeypatch, names, layer_op, "run", "flow_layer")
+    watch(monkeypatch, names, flow_op, "run", "flow")
     return names
 
 

@@ -15,7 +15,7 @@ from flowkernels import compat
 from flowkernels.compat import layer as compat_layer
 from flowkernels.compat.engine import patch
 from flowkernels.compat.zuko import transforms as zuko_transforms
-from flowkernels.transforms import runs
+from flowkernels.ops.flow import op as flow_op
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,7 +101,7 @@ def ran(monkeypatch):
     for name in ("run_autoregressive_layer", "run_layer", "run_inverse"):
         watch(monkeypatch, names, compat_layer, name)
     watch(monkeypatch, names, zuko_transforms, "run_made")
-    watch(monkeypatch, names, runs.op, "run", "flow")
+    watch(monkeypatch, names, flow_op, "run", "flow")
     return names
 
 

@@ -17,11 +17,12 @@ from torch._subclasses import FakeTensorMode
 from flowkernels import _native, compat, ops, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet
 from flowkernels.ops.affine.scales import SCALES
-from flowkernels.ops.flow_layer import flow_layer, run_autoregressive_layer, run_layer, split_of
+from flowkernels.ops.flow_layer import flow_layer, run_autoregressive_layer, split_of
 from flowkernels.ops.net import native as net_native
 from flowkernels.ops.net.net import made_net
 from flowkernels.ops.split import Split
 from flowkernels.transforms import RQS, Affine, Coupling
+from flowkernels.transforms.parts import run_alone
 from tests.numbers import assert_within_rule
 from tests.ops import masked
 from tests.ops.masked import assert_numbers, values_and_gradients
@@ -842,7 +843,7 @@ def test_couplings_run_as_one_op(net, univariate, inverse, isa, monkeypatch) -> 
     leaves = [x, *layer.parameters(), *([] if context is None else [context])]
     ran = []
     monkeypatch.setattr(
-        "flowkernels.transforms.coupling.run_layer", lambda *a, **k: ran.append(run_layer(*a, **k)) or ran[-1]
+        "flowkernels.transforms.coupling.run_alone", lambda *a, **k: ran.append(run_alone(*a, **k)) or ran[-1]
     )
 
     def run() -> list[Tensor]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flowkernels.nets.reading import Walk
-from flowkernels.transforms.runs import KERNELS, Kind, Leaf, Run, Said, forget
+from flowkernels.transforms.parts import KERNELS, Leaf, Run, forget
+from flowkernels.transforms.runs import Kind, Said
 
 from . import patch
 
-__all__ = ["forget", "kind", "may_run", "settle"]
+T = TypeVar("T")
+__all__ = ["forget", "kind", "may_run", "or_called", "settle"]
 
 
 def may_run(x: Any) -> bool:
@@ -28,16 +30,21 @@ def may_run(x: Any) -> bool:
 
 
 def kind(leaves: Callable[..., Sequence[Leaf]], read: Callable[..., Said]) -> Kind:
-    """A library's `Kind`; modules that were edited beyond what its reader knows are called, and say what is wrong."""
+    """A library's `Kind`."""
+    return Kind(leaves, or_called(read))
+
+
+def or_called(read: Callable[..., T]) -> Callable[..., T | None]:
+    """A reader, by which modules that were edited beyond what it knows are called, and say what is wrong."""
 
     @functools.wraps(read)
-    def tried(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
+    def tried(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> T | None:
         try:
             return read(walk, layer, inverse, has_context)
         except Exception:
             return None
 
-    return Kind(leaves, tried)
+    return tried
 
 
 def settle(containers: Sequence[tuple[str, nn.Module]], swapped: list[nn.Module]) -> list[str]:

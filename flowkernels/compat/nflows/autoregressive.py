@@ -15,8 +15,9 @@ from flowkernels.compat.engine.patch import FastMethods, layer_of, original_clas
 from flowkernels.compat.layer import Layer, or_reason
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import is_bare
+from flowkernels.transforms.parts import run_alone
 
-from . import circular, describe
+from . import circular, describe, part
 from .classes import made_class
 from .made import Made, as_net, made_refusal
 from .spline import spline
@@ -33,13 +34,13 @@ def _in_parts(
 
 
 def _fused(what: Layer, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    """The layer as one op; None where network and map must be run in turn."""
+    """A sweep, or a layer whose features have tails of their own, as one op; None where its parts are run in turn."""
     net, own = what.net, what.own
     # Of this layer: `accelerate` has seen that the network's forward is nflows'.
     if x.dim() != 2 or layer_of(net) is not Made or not is_bare(net):
         return None
     if own is None:
-        found = as_net(net, x, context, inverse=inverse)
+        found = as_net(net, x, context, inverse=True) if inverse else None
         return None if found is None else what.run(x, found, inverse, or_none=True)
     if not x.is_cpu or (own.is_scaled and own.bound.dtype is not x.dtype):
         return None  # a CPU alone has kernels for it
@@ -65,6 +66,9 @@ class SplineAutoregressive(FastMethods):
     describe = staticmethod(describe.spline_autoregressive)
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        alone = run_alone(self, inputs, context, False, part.autoregressive) if inputs.dim() == 2 else None
+        if alone is not None:
+            return alone
         what = self._flowkernels_layer.describe(self)
         fused = _fused(what, inputs, context, False)
         return _in_parts(self, what, inputs, context, inputs, False) if fused is None else fused

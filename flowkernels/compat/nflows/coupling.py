@@ -16,8 +16,9 @@ from flowkernels.compat.engine.patch import FastMethods
 from flowkernels.compat.layer import Layer
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.ops.split import Split, merge_by_index, split_by_index
+from flowkernels.transforms.parts import run_alone
 
-from . import describe, residual
+from . import describe, part, residual
 from .classes import kind
 from .spline import spline
 
@@ -41,17 +42,6 @@ def _merged(layer: Any, split: Split | None, identity: Tensor, transformed: Tens
     return merge(identity, transformed, 1, at)
 
 
-def _fused(what: Layer, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor] | None:
-    """The coupling as one op on its own weights, or None where it must be run in parts."""
-    net = what.net
-    if inputs.dim() != 2 or what.split is None or what.own is not None or kind(type(net)) != "ResidualNet":
-        return None
-    found = residual.as_net(net, inputs, context)
-    if found is None or net._modules.get("preprocessing") is not None:
-        return None
-    return what.run(inputs, found, inverse)
-
-
 def _mapped(what: Layer, x: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """x ``[B, D]`` or ``[B, C, H, W]`` and the network's output → y like x, ladj ``[B]``."""
     univariate: Any = what.map
@@ -73,18 +63,20 @@ def _check(layer: Any, inputs: Tensor) -> None:
         raise ValueError(f"Expected features = {layer.features}, got {inputs.shape[1]}.")
 
 
-def _map_identity(layer: Any, what: Layer, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+def _map_identity(layer: Any, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
     """The layer's unconditional transform of the features that choose the map of the others."""
-    unconditional = layer.unconditional_transform
-    identity, rest = _parted(layer, what.split, x)
+    unconditional, split = layer.unconditional_transform, layer._flowkernels_layer.describe(layer).split
+    identity, rest = _parted(layer, split, x)
     identity, ladj = unconditional.inverse(identity, context) if inverse else unconditional(identity, context)
-    return _merged(layer, what.split, identity, rest), ladj
+    return _merged(layer, split, identity, rest), ladj
 
 
-def _couple(layer: Any, what: Layer, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-    fused = _fused(what, inputs, context, inverse)
+def _couple(layer: Any, inputs: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    fused = run_alone(layer, inputs, context, inverse, part.coupling) if inputs.dim() == 2 else None
     if fused is not None:
         return fused
+    _check(layer, inputs)
+    what = layer._flowkernels_layer.describe(layer)
     identity, x = _parted(layer, what.split, inputs)
     params = _conditioner(what.net, identity, context)
     if what.map is None or mixed(x, params):
@@ -101,20 +93,18 @@ class Coupling(FastMethods):
     describe = staticmethod(describe.spline_coupling)
 
     def forward(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check(self, inputs)
-        what = self._flowkernels_layer.describe(self)
-        y, ladj = _couple(self, what, inputs, context, False)
+        y, ladj = _couple(self, inputs, context, False)
         if self.unconditional_transform is None:
             return y, ladj
-        y, of_identity = _map_identity(self, what, y, context, False)
+        y, of_identity = _map_identity(self, y, context, False)
         return y, ladj + of_identity
 
     def inverse(self: Any, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        _check(self, inputs)
-        what, of_identity = self._flowkernels_layer.describe(self), None
+        of_identity = None
         if self.unconditional_transform is not None:
-            inputs, of_identity = _map_identity(self, what, inputs, context, True)
-        x, ladj = _couple(self, what, inputs, context, True)
+            _check(self, inputs)
+            inputs, of_identity = _map_identity(self, inputs, context, True)
+        x, ladj = _couple(self, inputs, context, True)
         return x, ladj if of_identity is None else ladj + of_identity
 
 

@@ -11,7 +11,7 @@ from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.dense_reading import Dense, read_residual
 from flowkernels.nets.reading import Kept, Walk
-from flowkernels.ops.net import Net, run_residual_net
+from flowkernels.ops.net import run_residual_net
 from flowkernels.ops.net.activations import name_of
 
 from .classes import kind
@@ -28,20 +28,17 @@ def read(walk: Walk, net: Any, has_context: bool) -> Dense | None:
 _kept = Kept[Dense](read)
 
 
-def as_net(net: Any, x: Tensor, context: Tensor | None) -> Net | None:
-    """The network as an op takes it; None where it must be called.
+def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
+    """The network's output; None where it must be called.
 
     The library joins a context to x row by row and refuses one of other rows, which the op would share among them.
     """
+    if torch.compiler.is_compiling() or x.dim() != 2:
+        return None
     if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
         return None
-    found = _kept(net, context is not None)
-    return None if found is None else found.net(x.shape[:-1], context)
-
-
-def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
-    """The network's output; None where it must be called."""
-    found = None if torch.compiler.is_compiling() or x.dim() != 2 else as_net(net, x, context)
+    layers = _kept(net, context is not None)
+    found = None if layers is None else layers.net(x.shape[:-1], context)
     if found is None or mixed(x, found.tensors[0]):
         return None
     preprocessing = net._modules.get("preprocessing")  # of normflows

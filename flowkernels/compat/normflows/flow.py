@@ -18,7 +18,8 @@ from flowkernels.compat.nflows import composite
 from flowkernels.compat.reading.halves import parts_of
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow import Order
-from flowkernels.transforms.runs import Leaf, Part, Piece, Run, Said, each, pieces
+from flowkernels.transforms.parts import Leaf, Part, Run
+from flowkernels.transforms.runs import Piece, Said, each, pieces
 
 from . import affine, describe
 

@@ -19,7 +19,7 @@ from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
-from flowkernels.transforms.runs import Part, part_of
+from flowkernels.transforms.parts import Part, part_of
 
 from .dense import dense, dense_refusal, read
 

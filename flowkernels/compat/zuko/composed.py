@@ -25,7 +25,8 @@ from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
-from flowkernels.transforms.runs import AS_IT_IS, Leaf, Part, Piece, Run, Said, part_of, pieces
+from flowkernels.transforms.parts import Leaf, Part, Run, part_of
+from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces
 
 from . import LIBRARY, describe
 from .transforms import AutoregressiveTransform, CouplingTransform, expanded

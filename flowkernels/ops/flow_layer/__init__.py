@@ -22,7 +22,7 @@ from flowkernels.ops.univariate import Map, check_univariate
 from . import native, reference
 from .reference import FlowLayerSpec
 
-__all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "run_autoregressive_layer", "run_layer", "split_of"]
+__all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "op", "run_autoregressive_layer", "run_layer", "split_of"]
 
 _NAME = "ops.flow_layer"
 
@@ -34,7 +34,7 @@ def _sample() -> tuple[FlowLayerSpec, tuple[Tensor, ...]]:
     return FlowLayerSpec(split_of(2, (0,), (1,)), spline, net.spec), (torch.zeros(1, 2), *net.tensors)
 
 
-_op = Op(
+op = Op(
     "flow_layer",
     spec_type=FlowLayerSpec,
     reference=reference.fwd,
@@ -107,7 +107,7 @@ def flow_layer(
     check_dense(_NAME, x, seen, layers, context, residual=residual)
     net = dense_net(layers, residual, activation, seen, x.shape[:-1], context)
     _check_outputs(net, univariate, split)
-    return _op(FlowLayerSpec(split, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
+    return op(FlowLayerSpec(split, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
 
 
 def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tensor, Tensor] | None:
@@ -124,7 +124,7 @@ def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tenso
     if net.n_in() != len(split.inputs):
         raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(split.inputs)}], got [out, {net.n_in()}]")
     _check_outputs(net, univariate, split)
-    return _op.run(_op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
+    return op.run(op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
 
 
 def _check_outputs(net: Net, univariate: Map, split: Split) -> None:

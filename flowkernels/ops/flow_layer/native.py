@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,29 +28,29 @@ def why_not_map(f: Map) -> str | None:
     return f.why_not("cpu")
 
 
-def _arguments(spec: FlowLayerSpec, net: Any, rows: Tensor) -> tuple[Any, ...]:
-    return net, spec.univariate.handle(_native.C), spec.split.handle(_native.C), rows
-
-
-def _fwd(spec: FlowLayerSpec, wide: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> tuple[Tensor, Tensor]:
-    x, *tensors = wide
-    lead = x.shape[:-1]
-    rows, y, ladj = native.flat(x), x.new_empty(x.shape), x.new_empty(lead)
-    if rows.shape[0] > 0:
-        net = native.handle(spec.net, tensors, lead, rows.shape[0], kept)
-        _native.C.flow_layer_fwd(*_arguments(spec, net, rows), y, ladj, _threads())
+def _fwd(
+    spec: FlowLayerSpec, x: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor | None] = ()
+) -> tuple[Tensor, Tensor]:
+    rows, (y, ladj) = native.flat(x), native.outputs(x)
+    n, C = rows.shape[0], _native.C
+    if n > 0:
+        net = native.handle(spec.net, tensors, ladj.shape, n, kept)
+        C.flow_layer_fwd(net, spec.univariate.handle(C), spec.split.handle(C), rows, y, ladj, _threads())
     return y, ladj
 
 
-def fwd(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    y, ladj = _fwd(spec, native.widen(*tensors))
-    return y.to(tensors[0].dtype), ladj
+def fwd(spec: FlowLayerSpec, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype in native.KERNELS:
+        return _fwd(spec, x, tensors)
+    wide, *rest = native.widen(x, *tensors)
+    y, ladj = _fwd(spec, wide, rest)
+    return y.to(x.dtype), ladj
 
 
 def fwd_saving(spec: FlowLayerSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
     wide = native.widen(*tensors)
     kept = native.keep(spec.net, wide[1:], wide[0].numel() // spec.split.features)
-    y, ladj = _fwd(spec, wide, kept)
+    y, ladj = _fwd(spec, wide[0], wide[1:], kept)
     return (y.to(tensors[0].dtype), ladj), native.saved_from(kept)
 
 
@@ -62,7 +61,8 @@ def bwd(spec: FlowLayerSpec, grads: Grads, tensors: Inputs, needs: Needs, saved:
     grad_y, grad_ladj = (None if g is None else g.to(x.dtype).contiguous().resolve_neg() for g in grads)
     grad_x = x.new_empty(x.shape) if needs[0] else None
     if rows.shape[0] > 0:
-        net = native.handle(spec.net, rest, lead, rows.shape[0], native.reuse(spec.net, saved), found)
-        _native.C.flow_layer_bwd(*_arguments(spec, net, rows), grad_y, grad_ladj, grad_x, _threads())
+        net, C = native.handle(spec.net, rest, lead, rows.shape[0], native.reuse(spec.net, saved), found), _native.C
+        given = net, spec.univariate.handle(C), spec.split.handle(C), rows
+        C.flow_layer_bwd(*given, grad_y, grad_ladj, grad_x, _threads())
     grad_x = None if grad_x is None else grad_x.to(tensors[0].dtype)
     return [grad_x, *native.given_back(found, tensors[1:], lead)]

@@ -24,7 +24,7 @@ from .activations import CODES, SLOPE_NEEDS_INPUT
 from .spec import NetSpec
 
 _threads = torch.get_num_threads
-_KERNELS = (torch.float32, torch.float64)
+KERNELS = (torch.float32, torch.float64)
 _MAX_LAYERS = 64  # kMaxLayers of csrc/net/net.h
 
 
@@ -51,8 +51,14 @@ def why_not_run(tensors: Sequence[Tensor], on: Cpu | Cuda = CPU) -> str | None:
 
 
 def widen(*tensors: Tensor) -> Sequence[Tensor]:
-    """The tensors in a dtype the kernels compute in: 16-bit ones in float32."""
-    return tensors if tensors[0].dtype in _KERNELS else [t.float() for t in tensors]
+    """The tensors in a dtype the kernels compute in: 16-bit ones in float32, others as they are."""
+    return tensors if tensors[0].dtype in KERNELS else [t.float() for t in tensors]
+
+
+def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for y ``[..., D]`` and ladj ``[...]``. A shape is parsed in twice the time of a number, or of a tensor's."""
+    y = torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)
+    return y, x.new_empty(x.shape[0]) if x.dim() == 2 else x.new_empty(x.shape[:-1])
 
 
 def rows_dense(t: Tensor) -> Tensor:
@@ -104,7 +110,12 @@ def handle(
 
     ``kept``: per layer what enters it, to be written forward and read backward. ``grads``: room beside each tensor.
     """
-    return module.Net(spec_handle(spec, module, device), rows, as_read(spec, tensors, lead), kept, grads)
+    plan = spec_handle(spec, module, device)
+    if module is _native.C:
+        net = module.dense_net(plan, rows, tuple(tensors), kept, grads)
+        if net is not None:
+            return net
+    return module.Net(plan, rows, as_read(spec, tensors, lead), kept, grads)
 
 
 def _kept_layers(spec: NetSpec) -> range:

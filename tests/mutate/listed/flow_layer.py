@@ -19,7 +19,7 @@ _steps = Of("steps", "tests/cuda/test_sweep.py tests/ops/test_autoregressive_inv
 _CPU, _MAP, _TILE = (
     "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h", "csrc/flow_layer/layer_tile.h",
 )  # fmt: skip
-_FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/runs.py"
+_FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/parts.py"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _REVERSIBLE = "flowkernels/transforms/reversible.py"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
@@ -137,7 +137,7 @@ MUTATIONS = (
     _runs(
         "dtypes",
         _RUNS,
-        "«if t.dtype is not dtype or not t.is_cpu:»",
+        "«if not _native.C.are_like(tensors, dtype):»",
         "if False:",
         "the gate refuses what layers would say",
     ),

@@ -1,0 +1,261 @@
+"""Layers as they were read off their modules, and what runs them: several as one op, or one by itself.
+
+Describing a layer takes Python ten times as long as a small batch takes the kernel. What was read is kept with all
+that it was read from (`nets.reading.Walk`); a warm call asks whether that is as it was, and hands the parameters over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flowkernels import _native, backends
+from flowkernels.nets.reading import Walk, hooked_globally, still_holds
+from flowkernels.ops._checks import DTYPES
+from flowkernels.ops._kept import made_to_stay
+from flowkernels.ops._routing import _PLAIN, Op, in_transform
+from flowkernels.ops.flow import Order, op, spec_of
+from flowkernels.ops.flow.spec import Step
+from flowkernels.ops.flow_layer import FlowLayerSpec
+from flowkernels.ops.flow_layer import op as layer_op
+from flowkernels.ops.net.net import Layers, Net
+from flowkernels.ops.net.spec import NetSpec
+from flowkernels.ops.split import Split
+from flowkernels.ops.univariate import Map, can_fuse, check_univariate
+
+from .own_steps import OwnPart
+
+T = TypeVar("T")
+KERNELS = (torch.float32, torch.float64)  # of the kernels of several layers
+_MAX_LAYERS = 64  # of a network: kMaxLayers of csrc/net/net.h
+
+# ---- one layer ----
+
+
+class Part(NamedTuple):
+    """A layer as it was read: a map, a network, the split, and how many weights.
+
+    Where the tensors of the network are other ones in every call, as those of a context are, there is no `net`, and
+    ``as_net(x, context)`` of the conditioner makes it: None where the modules must be called.
+    """
+
+    univariate: Map
+    conditioner: Any
+    net: Net | None
+    split: Split
+    weights: int
+    sizes: tuple[int, int]  # what the network takes and returns
+
+
+def part_of(univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split) -> Part | None:
+    """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it."""
+    if univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None:
+        return None
+    if len(layers) > _MAX_LAYERS:
+        return None
+    tensors = [t for layer in layers for t in layer]
+    if any(type(t) not in _PLAIN for t in tensors):
+        return None
+    sizes = len(split.inputs), len(split.outputs) * univariate.n_params
+    if net is not None and (net.n_in(), net.n_out()) != sizes:
+        return None
+    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes)
+
+
+def read_part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool) -> Part | None:
+    """A layer of this map, whose conditioner says of itself what may be read of it, as those of `nets` do."""
+    read = getattr(type(conditioner), "read", None)
+    if read is None or not can_fuse(type(univariate)) or (conditioner.context_features > 0) != has_context:
+        return None
+    found = read(conditioner, walk, has_context)
+    if found is None:
+        return None
+    if has_context:
+        return part_of(univariate, conditioner, found.layers() if isinstance(found, Net) else found.layers, None, split)
+    net = found if isinstance(found, Net) else found.net((), None)
+    return part_of(univariate, conditioner, net.layers(), net, split)
+
+
+# ---- layers as one op ----
+
+
+class Leaf(NamedTuple):
+    """A transform to be called in one of its directions."""
+
+    transform: Any
+    inverse: bool
+
+    def run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(x, context) if self.inverse else self.transform(x, context)
+
+
+class Run:
+    """Neighbouring layers as one op: called as a transform is, it returns None where they must be called now."""
+
+    op: ClassVar[Op] = op
+    dtypes: ClassVar[Sequence[torch.dtype]] = KERNELS
+
+    def __init__(self, leaves: list[Leaf], parts: Sequence[AnyPart], flat: bool = False) -> None:
+        self.leaves, self.parts, self.features, self.flat = leaves, parts, features_of(parts[0]), flat
+        self._layers = [p for p in parts if isinstance(p, Part)]
+        self._has_own = any(isinstance(p, OwnPart) for p in parts)
+        self._checked: set[torch.dtype] = set()
+        self._backend = self.op.backend("cpu")
+        self._spec: Any = None
+        self._tensors: tuple[Tensor, ...] = ()
+        self._last: tuple[list[NetSpec], Any] = ([], None)
+        nets = [p.net for p in self._layers if p.net is not None]
+        if len(nets) == len(self._layers):  # without a context
+            self._spec, self._tensors = self._spec_of([net.spec for net in nets]), self._tensors_of(nets)
+
+    @property
+    def described(self) -> tuple[Any, tuple[Tensor, ...]] | None:
+        """Its spec and tensors, which without a context are the same in every call."""
+        return None if self._spec is None else (self._spec, self._tensors)
+
+    def __len__(self) -> int:
+        """How many layers it has, apart from reorderings."""
+        return len(self._layers)
+
+    def _spec_of(self, nets: Sequence[NetSpec]) -> Any:
+        rest = iter(nets)
+        steps: list[Step] = [
+            p if isinstance(p, Order) else p.spec if isinstance(p, OwnPart)
+            else FlowLayerSpec(p.split, p.univariate, next(rest)) for p in self.parts
+        ]  # fmt: skip
+        return spec_of(self.features, tuple(steps), self.flat)
+
+    def _tensors_of(self, nets: Sequence[Net]) -> tuple[Tensor, ...]:
+        """Those of all parts, in their order."""
+        if not self._has_own:
+            return tuple([t for net in nets for t in net.tensors])
+        rest, found = iter(nets), []
+        for p in self.parts:
+            if not isinstance(p, Order):
+                found += p.tensors if isinstance(p, OwnPart) else next(rest).tensors
+        return tuple(found)
+
+    def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        dtype = x.dtype
+        if not x.is_cpu or dtype not in self.dtypes or x.dim() == 0 or x.shape[-1] != self.features:
+            return None
+        if backends.default() not in ("auto", "cpu") or torch.is_autocast_enabled("cpu") or in_transform((x, context)):
+            return None
+        spec, tensors = self._spec, self._tensors
+        if spec is None:
+            described = self._of_call(x, context)
+            if described is None:
+                return None
+            spec, tensors = described
+        if not _native.C.are_like(tensors, dtype):  # their `data` may be another, of another dtype, or elsewhere
+            return None
+        if dtype not in self._checked:
+            for layer in self._layers:
+                check_univariate(f"ops.{self.op.name}", layer.univariate, dtype)
+            self._checked.add(dtype)
+        return self.op.run(self._backend, spec, (x, *tensors))  # type: ignore[return-value]
+
+    def _of_call(self, x: Tensor, context: Tensor | None) -> tuple[Any, tuple[Tensor, ...]] | None:
+        if context is not None and (context.dtype is not x.dtype or not context.is_cpu):
+            return None
+        nets = []
+        for layer in self._layers:
+            net = layer.net or layer.conditioner.as_net(x, context)
+            if net is None:
+                return None
+            weight, bias = net.tensors[0], net.tensors[2 * net.spec.n - 1]
+            if (weight.shape[1], bias.shape[0]) != layer.sizes:
+                return None
+            nets.append(net)
+        specs, spec = [net.spec for net in nets], self._last[1]
+        if self._last[0] != specs:  # a comparison takes less time than the words of a flow, which `spec_of` looks up
+            spec = self._spec_of(specs)
+            self._last = specs, spec
+        return spec, self._tensors_of(nets)
+
+
+AnyPart = Part | OwnPart | Order
+
+
+def features_of(part: AnyPart) -> int:
+    """How many features enter it."""
+    if isinstance(part, Order):
+        return len(part.order)
+    return part.features() if isinstance(part, OwnPart) else part.split.features
+
+
+def dtype_of(part: AnyPart) -> torch.dtype | None:
+    """Of the tensors that a part has now: a network that sees a context is made in each call."""
+    if isinstance(part, OwnPart):
+        return part.tensors[0].dtype
+    return None if isinstance(part, Order) or part.net is None else part.net.tensors[0].dtype
+
+
+# ---- one layer as one op ----
+
+
+class _Alone(Run):
+    """A layer by itself: in the op of a layer, which has 16 bits too, and keeps what it did for the backward pass."""
+
+    op: ClassVar[Op] = layer_op
+    dtypes: ClassVar[Sequence[torch.dtype]] = DTYPES
+
+    def _spec_of(self, nets: Sequence[NetSpec]) -> FlowLayerSpec:
+        (layer,), (net,) = self._layers, nets
+        return FlowLayerSpec(layer.split, layer.univariate, net)
+
+
+Reader = Callable[[Walk, Any, bool, bool], Part | None]
+
+
+def run_alone(
+    layer: nn.Module, x: Tensor, context: Tensor | None, inverse: bool, read: Reader
+) -> tuple[Tensor, Tensor] | None:
+    """y and ladj of a layer as one op; None where its network and its map are to be run in turn now.
+
+    ``read(walk, layer, inverse, has_context)``: the layer, or None. Its own hooks have had their way.
+    """
+    found = kept(layer, (inverse, context is not None), _read_alone, layer, inverse, context is not None, read)
+    return None if found is None else found(x, context)
+
+
+def _read_alone(layer: nn.Module, inverse: bool, has_context: bool, read: Reader) -> tuple[Walk, _Alone | None]:
+    walk = Walk(running=layer)
+    part = made_to_stay(read, walk, layer, inverse, has_context)
+    if part is not None:
+        return walk, _Alone([], [part])
+    walk.refuse(layer)
+    return walk, None
+
+
+# ---- what was read, kept ----
+
+Way = tuple[bool, bool]  # whether it is the inverse, and whether there is a context
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[Way, tuple[Walk, Any]]] = weakref.WeakKeyDictionary()
+
+
+def kept(owner: nn.Module, way: Way, read: Callable[..., tuple[Walk, T]], *given: Any) -> T | None:
+    """What ``read(*given)`` said of a module, until it would say something else; None: the module is to be called."""
+    if torch.compiler.is_compiling() or _native.C is None or hooked_globally():
+        return None
+    known = _kept.get(owner)
+    if known is None:
+        known = _kept[owner] = {}
+    found = known.get(way)
+    if found is not None:
+        walk, said = found
+        if still_holds(walk.modules) and (not walk.hooked or walk.still_refused()):
+            return said
+    walk, said = read(*given)
+    if not in_transform(()):  # where some buffers cannot be read that can be elsewhere
+        known[way] = walk, said
+    return said
+
+
+def forget() -> None:
+    """Lets every module be read again."""
+    _kept.clear()
