@@ -37,6 +37,12 @@ struct Constants {
     clip_slope = S(s.clip_slope);
     edge_logit = S(s.edge_logit);
   }
+
+  // What a mass of 1 is in the box, of a softmax's inverse sum; i: of x or y.
+  template <class T>
+  FK_INLINE T unit_size(int i, T inv_sum) const {
+    return inv_sum * free_size[i];
+  }
 };
 
 // Where the value lies: bin number (as a real), and for x and y the unnormalised mass before
@@ -100,7 +106,7 @@ template <class Curve, class C, class T, class M>
 FK_INLINE Bin<T> bin_of(const C& c, const Found<T>& f, M last) {
   T corner[2], size[2];
   for (int i = 0; i < 2; ++i) {
-    const T unit_size = f.inv_sum[i] * c.free_size[i];
+    const T unit_size = c.unit_size(i, f.inv_sum[i]);
     size[i] = unit_size * f.in[i] + c.min_size[i];
     corner[i] = f.k * c.min_size[i] + f.before[i] * unit_size + c.low[i];
     // The outer knot is the box's corner, exactly.

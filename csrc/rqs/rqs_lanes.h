@@ -49,6 +49,7 @@ struct Consts : Constants<Scalar, Clip>, ParamLayout {
   using Constants<S, Clip>::bins;
   using Constants<S, Clip>::tails;
   S offset[2][kMaxBins];  // of knot k without the softmax part
+  S free_rest[2];         // what rounding took from free_size
   bool splits;
   S min_lambda, free_lambda;
 
@@ -66,8 +67,19 @@ struct Consts : Constants<Scalar, Clip>, ParamLayout {
         known_bins(splits || !(s.logit_scale > 0) ? 0 : s.bins),
         least_logit(-125 / this->exp2_scale),
         largest_logit(126 / this->exp2_scale) {
-    for (int i = 0; i < 2; ++i)
+    using Wide = long double;  // where it is no wider than double, nothing is left
+    const Wide range[2] = {s.right - s.left, s.top - s.bottom}, least[2] = {s.min_width, s.min_height};
+    for (int i = 0; i < 2; ++i) {
       for (int k = 0; k < s.bins; ++k) offset[i][k] = this->low[i] + this->min_size[i] * S(k);
+      free_rest[i] = S(range[i] * (1 - least[i] * s.bins) - this->free_size[i]);
+    }
+  }
+
+  // In double with free_size's rounding put back: it moves all knots of all elements one way.
+  template <class T>
+  FK_INLINE T unit_size(int i, T inv_sum) const {
+    if constexpr (sizeof(S) == 4) return inv_sum * this->free_size[i];
+    return inv_sum * this->free_size[i] + inv_sum * free_rest[i];
   }
 };
 
@@ -148,13 +160,23 @@ FK_INLINE V exp_rows(const C& c, V* u, V* e) {
   return total;
 }
 
+// In double a division for each sum: two roundings less, which all knots would share.
+template <class V>
+FK_INLINE Found<V> found_of_sums(V sum_x, V sum_y) {
+  if constexpr (sizeof(typename ScalarOf<V>::S) == 4) return normalised(sum_x, sum_y);
+  Found<V> f = {};
+  f.inv_sum[0] = reciprocal(sum_x);
+  f.inv_sum[1] = reciprocal(sum_y);
+  return f;
+}
+
 // Selects while accumulating: no gather, cost proportional to K.
 template <class C, class S = typename C::S, class V = typename C::V>
 FK_INLINE Found<V> scan(const C& c, Block<S>& b, int dir, V v) {
   const int K = c.bins;
   const V sum_x = exp_rows(c, b.raw, b.e), sum_y = exp_rows(c, b.raw + K, b.e + K);
-  Found<V> f = normalised(sum_x, sum_y);
-  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
+  Found<V> f = found_of_sums(sum_x, sum_y);
+  const V unit_size = c.unit_size(dir, f.inv_sum[dir]);
   const V *ea = b.e + dir * K, *eb = b.e + (1 - dir) * K, *u = b.raw + 2 * K;
   f.in[0] = ea[0];
   f.in[1] = eb[0];
@@ -220,8 +242,8 @@ FK_INLINE Found<V> search(const C& c, Block<S>& b, int dir, V v) {
       b.e[i * K + k] = sum[i];
     }
   }
-  Found<V> f = normalised(sum[0], sum[1]);
-  const V unit_size = f.inv_sum[dir] * c.free_size[dir];
+  Found<V> f = found_of_sums(sum[0], sum[1]);
+  const V unit_size = c.unit_size(dir, f.inv_sum[dir]);
   I lo = {};  // the last knot known to be at or before v
   int step = 1;
   while (2 * step < K) step *= 2;
