@@ -87,7 +87,9 @@ class Op:
 
     An input whose name ends in ? may be None, and one that ends in [] is all tensors there are. `grad_like(t)` is an
     empty tensor as the backends' gradient of t is laid out. `first(spec, tensors)` names the backend that `auto` tries
-    first. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, for `saved_of`. Without
+    first. Where `keeps_outputs(spec)`, the library op keeps its outputs for the backward pass, for `saved_of`. With
+    `saves` there is a second library op, which returns what `fwd_saving` saves too, one tensor: `saves(spec, *tensors)`
+    is an empty one of its size. Without
     `inputs` and `fake` there is no library op: compilers then trace the reference, which is right for an op whose parts
     (matrix products) a compiler already runs well, or a composed backend. The library op's settings are the fields of
     `spec_type`, or those of `schema`: `pack(spec)` are their values, and `unpack(*values)` is the spec again; a type of
@@ -106,6 +108,7 @@ class Op:
         fake: Callable[..., Tensors] | None = None,
         grad_like: Callable[[Tensor], Tensor] = contiguous_like,
         keeps_outputs: Callable[[Any], bool] | None = None,
+        saves: Callable[..., Tensor] | None = None,
         first: Callable[[Any, Sequence[Tensor]], str] | None = None,
         schema: Sequence[str] = (),
         pack: Callable[[Any], list[Any]] = list,
@@ -115,9 +118,10 @@ class Op:
     ) -> None:
         self.name, self.n_inputs, self.n_outputs = name, len(inputs), n_outputs
         self.listed = [n.endswith("[]") for n in inputs] == [True]
-        self.keeps_outputs = keeps_outputs
+        self.keeps_outputs, self.saves = keeps_outputs, saves
         self.spec_type, self.reference, self.fake, self.grad_like = spec_type, reference, fake, grad_like
         self._library: Any = None
+        self._library_saving: Any = None
         self._library_bwd: Any = None
         declared: dict[str, type] | None = getattr(spec_type, "schema", None)
         if declared is not None:
@@ -165,8 +169,10 @@ class Op:
             return module.fwd(spec, *tensors)
 
     def library(self, tensors: Sequence[Any], *packed: Any) -> Tensors:
-        """The library op of settings as a schema has them, for a graph; on the default backend."""
-        return self._library(*self._as_list(tensors), *packed, backends.default())
+        """The library op of settings as a schema has them, for a graph that is run; on the default backend."""
+        wanted = torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]
+        library = self._library_saving if wanted and self.saves is not None else self._library
+        return library(*self._as_list(tensors), *packed, backends.default())[: self.n_outputs]
 
     def _call_library(self, spec: Any, backend: str | None, tensors: Tensors) -> Tensors:
         if torch.onnx.is_in_onnx_export():
@@ -240,20 +246,29 @@ class Op:
         self._n_settings = len(fields)
         kinds = [("[]", "Tensor[]"), ("?", "Tensor?"), ("", "Tensor")]
         tensors = [next(f"{kind} {n.removesuffix(end)}" for end, kind in kinds if n.endswith(end)) for n in inputs]
-        results = "(" + ", ".join(["Tensor"] * self.n_outputs) + ")"
         extra = [*fields, "str backend"]
-        fwd, bwd = f"flowkernels::{self.name}", f"flowkernels::{self.name}_bwd"
-        tags = (torch.Tag.pt2_compliant_tag,)
-        _lib.define(f"{self.name}({', '.join(tensors + extra)}) -> {results}", tags=tags)
         bwd_args = ["Tensor?[] grads", "Tensor?[] tensors", "bool[] needs", *extra]
-        _lib.define(f"{self.name}_bwd({', '.join(bwd_args)}) -> Tensor[]", tags=tags)
-        _lib.impl(self.name, self._library_fwd_impl, "CompositeExplicitAutograd")
-        _lib.impl(f"{self.name}_bwd", self._library_bwd_impl, "CompositeExplicitAutograd")
-        torch.library.register_fake(fwd, self._library_fwd_fake, lib=_lib)
-        torch.library.register_fake(bwd, self._library_bwd_fake, lib=_lib)
-        torch.library.register_autograd(fwd, self._autograd_bwd, setup_context=self._autograd_setup, lib=_lib)
-        self._library = getattr(torch.ops.flowkernels, self.name).default
-        self._library_bwd = getattr(torch.ops.flowkernels, f"{self.name}_bwd").default
+
+        def declare(name: str, args: Sequence[str], results: str, impl: Any, fake: Any, has_grad: bool = True) -> Any:
+            _lib.define(f"{name}({', '.join(args)}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
+            _lib.impl(name, impl, "CompositeExplicitAutograd")
+            full = f"flowkernels::{name}"
+            torch.library.register_fake(full, fake, lib=_lib)
+            if has_grad:
+                torch.library.register_autograd(full, self._autograd_bwd, setup_context=self._autograd_setup, lib=_lib)
+            return getattr(torch.ops.flowkernels, name).default
+
+        def of(n: int) -> str:
+            return "(" + ", ".join(["Tensor"] * n) + ")"
+
+        name, n, args = self.name, self.n_outputs, tensors + extra
+        self._library_bwd = declare(
+            f"{name}_bwd", bwd_args, "Tensor[]", self._library_bwd_impl, self._library_bwd_fake, False
+        )
+        self._library = declare(name, args, of(n), self._library_fwd_impl, self._library_fwd_fake)
+        if self.saves is not None:
+            saving = self._library_saving_impl, self._library_saving_fake
+            self._library_saving = declare(f"{name}_saving", args, of(n + 1), *saving)
 
     # Between the op's own tensors, settings and outputs, and those that a schema can say.
 
@@ -278,9 +293,23 @@ class Op:
         assert self.fake is not None
         return self._results(self.fake(spec, *tensors))
 
+    def _library_saving_impl(self, *args: Any) -> Any:
+        tensors, spec, backend = self._unpack(args)
+        module = backends.pick(self.name, backend, spec, tensors)
+        if module.fwd_saving is None:  # nor reads its bwd what was saved
+            assert self.saves is not None
+            return (*module.fwd(spec, *tensors), self.saves(spec, *tensors))
+        outputs, saved = module.fwd_saving(spec, *tensors)
+        return (*outputs, *saved)
+
+    def _library_saving_fake(self, *args: Any) -> Any:
+        tensors, spec, _ = self._unpack(args)
+        assert self.fake is not None and self.saves is not None
+        return (*self.fake(spec, *tensors), self.saves(spec, *tensors))
+
     def _library_bwd_impl(self, grads: Any, tensors: Any, needs: Any, *rest: Any) -> list[Tensor]:
         spec, backend = self.unpack(*rest[:-1]), rest[-1]
-        tensors, outputs = tensors[: len(needs)], tensors[len(needs) :]  # the outputs that were kept, if any
+        tensors, outputs = tensors[: len(needs)], tensors[len(needs) :]  # what was kept, if anything
         module = backends.pick(self.name, backend, spec, tuple(tensors))
         run = module.bwd or self.reference_grad
         saved = {"saved": module.saved_of(spec, outputs)} if outputs and module.saved_of is not None else {}
@@ -297,12 +326,15 @@ class Op:
     def _autograd_setup(self, ctx: Any, inputs: Any, output: Any) -> None:
         tensors, ctx.spec, ctx.backend = self._unpack(inputs)
         kept = () if self.keeps_outputs is None or not self.keeps_outputs(ctx.spec) else output
+        if isinstance(output, tuple) and len(output) > self.n_outputs:
+            kept = output[self.n_outputs :]
+            ctx.mark_non_differentiable(*kept)
         ctx.save_for_backward(*tensors, *((kept,) if isinstance(kept, Tensor) else kept))
         ctx.set_materialize_grads(False)
 
     def _autograd_bwd(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs = list(ctx.needs_input_grad[0] if self.listed else ctx.needs_input_grad[: self.n_inputs])
-        saved = ctx.saved_tensors
+        saved, grads = ctx.saved_tensors, grads[: self.n_outputs]
         rest = (None,) * (self._n_settings + 1)
         if not torch.compiler.is_compiling() and _needs_reference(grads):
             return (*self._as_list(self.reference_grad(ctx.spec, grads, saved[: len(needs)], needs)), *rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from flowkernels import _native, backends
 from flowkernels.nets import MADE
 from flowkernels.ops.flow import Elementwise, FlowSpec, Layer, Order, flow, spec_of
 from flowkernels.ops.flow import native as flow_native
+from flowkernels.ops.flow import op as flow_op
 from flowkernels.ops.flow_layer import FlowLayerSpec, run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net, made_net
 from flowkernels.transforms import RQS, Affine, SinhArcsinh
@@ -264,7 +266,7 @@ def test_flat_memory_keeps_its_inputs_alone() -> None:
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         whole(c, given, memory="flat")
-    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in given}
+    assert {t.data_ptr() for t in kept if t.numel() > 0} == {t.data_ptr() for t in given}
 
 
 # ---- where it reads and writes ----
@@ -470,13 +472,73 @@ def _text(c: Case, steps: list[Layer | Order]) -> str:
     return _spec(c, steps).text
 
 
+LIBRARY: dict[str, Any] = {name: getattr(torch.ops.flowkernels, name).default for name in ("flow", "flow_saving")}
+
+
 @pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "autoregressive"])
-def test_the_library_op(case) -> None:
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_library_op(name, case) -> None:
     c = CASES[case]._replace(rows=(7,))
     given = [t.requires_grad_() for t in draw(c)]
     _, steps = build(c, given)
     text = _text(c, steps)
-    torch.library.opcheck(torch.ops.flowkernels.flow.default, (given, text, "auto"))
+    torch.library.opcheck(LIBRARY[name], (given, text, "auto"))
+
+
+def _spec_and_given(case: str, rows: tuple[int, ...]) -> tuple[FlowSpec, list[Tensor]]:
+    """Float32; what a context adds is a tensor of the op, as it is of a graph."""
+    c = CASES[case]._replace(rows=rows)
+    x, steps = build(c, draw(c, torch.float32))
+    return _spec(c, steps), [x, *[t for s in steps if isinstance(s, Layer) for t in s.net.tensors]]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("most", [None, 0], ids=["all", "as little as may be"])
+@pytest.mark.parametrize("rows", [(0,), (1,), (4,), (5,), (2, 70)])
+def test_what_is_saved_has_the_size_that_its_fake_says(case, most, rows, monkeypatch) -> None:
+    if most is not None:
+        monkeypatch.setattr(flow_native, "_KEEP_ALL", most)
+    spec, given = _spec_and_given(case, rows)
+    (kept,) = flow_native.fwd_saving(spec, *given)[1]
+    fake = flow_native.saves(spec, *[t.to("meta") for t in given])
+    assert (fake.shape, fake.dtype) == (kept.shape, kept.dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rows", [(1,), (4,), (33,)])
+def test_the_op_that_saves_has_the_bits_of_eager_and_computes_nothing_twice(case, rows, monkeypatch) -> None:
+    """In few rows too, whose activations forward are not those that backward computes."""
+    spec, given = _spec_and_given(case, rows)
+    eager = values_and_gradients(lambda t: flow_op(spec, "cpu", *t), given)
+    calls: list[bool] = []
+    bwd = flow_native.bwd
+
+    def seen(*args: Any, saved: Any = ()) -> Any:
+        calls.append(len(saved) == 1)
+        return bwd(*args, saved=saved)
+
+    backend = dataclasses.replace(backends.table()["flow"]["cpu"], bwd=seen)
+    monkeypatch.setitem(backends.table()["flow"], "cpu", backend)
+    found = values_and_gradients(lambda t: LIBRARY["flow_saving"]([*t], spec.text, "cpu")[:2], given)
+    assert_same_bits(found, eager)
+    assert calls == [True]
+
+
+def test_what_another_backend_saves_nobody_reads() -> None:
+    spec, given = _spec_and_given("couplings", (7,))
+    found = values_and_gradients(lambda t: LIBRARY["flow_saving"]([*t], spec.text, "reference")[:2], given)
+    assert_same_bits(found, values_and_gradients(lambda t: flow_op(spec, "reference", *t), given))
+
+
+def test_second_derivatives_of_the_op_that_saves() -> None:
+    c = CASES["couplings"]._replace(rows=(3,))
+    x, *rest = draw(c)
+    text = _text(c, build(c, [x, *rest])[1])
+
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        return LIBRARY["flow_saving"]([x, *rest], text, "auto")[:2]
+
+    assert torch.autograd.gradgradcheck(f, x.requires_grad_())
 
 
 @pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "autoregressive", "slopes need inputs"])

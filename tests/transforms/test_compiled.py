@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from flowkernels import _native, backends, flows
 from flowkernels.nets import MLP
+from flowkernels.ops.flow import native as flow_native
 from flowkernels.ops.flow.spec import named
 from flowkernels.transforms import RQS, ActNorm, Affine, BatchNorm, Composite, Coupling, Permutation
 from tests.transforms.test_runs import drawn, filled
@@ -54,7 +57,7 @@ def compiled(f: Any, seen: list[str] | None = None) -> Any:
 
 
 def runs_in(seen: list[str]) -> int:
-    return sum("flowkernels.flow.default" in name for name in seen)
+    return sum(name in ("flowkernels.flow.default", "flowkernels.flow_saving.default") for name in seen)
 
 
 def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
@@ -75,6 +78,32 @@ def test_a_training_step_is_one_node_with_the_bits_of_eager(name) -> None:
     found = step(flow, compiled(flow, seen), drawn(B, D))
     assert runs_in(seen) == 1 and not any("flowkernels.rqs" in s or "affine" in s for s in seen)
     assert_same(found, step(flow, flow, drawn(B, D)))
+
+
+def test_what_backward_needs_is_kept_where_a_gradient_is_wanted() -> None:
+    """It computes nothing of forward again; a graph for values alone returns nothing more."""
+    layer, x, seen = composite(), drawn(B, D), []
+    call = compiled(layer, seen)
+    calls: list[bool] = []
+    bwd = flow_native.bwd
+
+    def watched(*args: Any, saved: Any = ()) -> Any:
+        calls.append(len(saved) == 1)
+        return bwd(*args, saved=saved)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            backends.table()["flow"], "cpu", dataclasses.replace(backends.table()["flow"]["cpu"], bwd=watched)
+        )
+        call(x)[1].sum().backward()
+    assert calls == [True] and "flowkernels.flow_saving.default" in seen
+    for quiet in (torch.no_grad(), torch.inference_mode(), contextlib.nullcontext()):
+        seen.clear()
+        torch._dynamo.reset()
+        layer.requires_grad_(not isinstance(quiet, contextlib.nullcontext))
+        with quiet:
+            assert_same([*call(x)], [*layer(x)])
+        assert seen.count("flowkernels.flow.default") == 1 and "flowkernels.flow_saving.default" not in seen
 
 
 @pytest.mark.parametrize("name", ["NSF", "NSF, LU layers", "NICE"])
@@ -98,6 +127,17 @@ def test_of_changing_sizes() -> None:
     call = torch.compile(flow, backend="aot_eager", fullgraph=True, dynamic=True)
     for n in (5, 9, 64):
         assert torch.equal(call(drawn(n, D)), flow(drawn(n, D)))
+
+
+@pytest.mark.parametrize("most", [None, 20_000])
+def test_of_changing_sizes_in_training(most, monkeypatch) -> None:
+    """How much is kept depends on how many rows there are."""
+    if most is not None:
+        monkeypatch.setattr(flow_native, "_KEEP_ALL", most)
+    flow = filled(flows.NSF(D, **SIX, net="residual"))
+    call = torch.compile(flow, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n in (5, 9, 2, 64, 200, 3):
+        assert_same(step(flow, call, drawn(n, D)), step(flow, flow, drawn(n, D)))
 
 
 def test_float64_and_what_no_kernel_takes() -> None:

@@ -46,6 +46,7 @@ op = Op(
     inputs=("tensors[]",),
     n_outputs=2,
     fake=_fake,
+    saves=native.saves,
     missing=dict.fromkeys(("cuda", "triton"), "its callers run layer after layer: a batch's products fill a GPU"),
     sample=_sample,
 )

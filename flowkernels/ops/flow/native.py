@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels.ops.flow_layer import native as layer_native
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
+from flowkernels.ops.net.activations import SLOPE_NEEDS_INPUT
+from flowkernels.ops.net.spec import NetSpec, unpack
 
 from .spec import FlowSpec
 from .steps import ElementwiseSpec, OwnSpec
@@ -77,13 +80,49 @@ def fwd_saving(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> tuple[tuple[Tenso
     if x.numel() == 0:
         return (y, ladj), [x.new_empty(0)]
     call, rows = _call(spec, x, tensors)
-    if spec.flat and rows.shape[0] > _FEW_ROWS:
-        call.fwd(rows, y, ladj, None, _threads())
-        return (y, ladj), []
-    size = call.kept_size(True) if rows.shape[0] > _FEW_ROWS else _KEEP_ALL
-    kept = x.new_empty(size if size * x.element_size() <= _KEEP_ALL else call.kept_size(False))
-    call.fwd(rows, y, ladj, kept, _threads())
+    kept = _room(spec, x, rows.shape[0], call.kept_size)
+    call.fwd(rows, y, ladj, kept if kept.numel() > 0 else None, _threads())
     return (y, ladj), [kept]
+
+
+def _room(spec: FlowSpec, x: Tensor, rows: int, size_of: Callable[[bool], int]) -> Tensor:
+    """For what is kept: all of it, less, or nothing; ``size_of(all)`` numbers."""
+    if rows > _FEW_ROWS:
+        if spec.flat:
+            return x.new_empty(0)
+        size = size_of(True)
+        if size * x.element_size() <= _KEEP_ALL:
+            return x.new_empty(size)
+    return x.new_empty(size_of(False))
+
+
+def saves(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> Tensor:
+    """What `fwd_saving` saves, of tensors that may have no numbers."""
+    rows = math.prod(x.shape[:-1])
+    return _room(spec, x, rows, lambda all: rows * _kept_width(spec, tensors, all))
+
+
+def _kept_width(spec: FlowSpec, tensors: Sequence[Tensor], all: bool) -> int:
+    """`FlowCall::kept_size` of one row."""
+    width = (len(spec.full) - 1) * spec.features
+    for step, part in zip(spec.full, spec.parts(tensors), strict=True):
+        if isinstance(step, FlowLayerSpec):
+            weights = unpack(step.net, (None, *part))[1].weights
+            width += sum(weight.shape[1] for weight in _that_keep(step.net, weights, all))
+    return width
+
+
+def _that_keep(net: NetSpec, weights: Sequence[Tensor], all: bool) -> Sequence[Tensor]:
+    """Of the layers whose input is kept, as csrc/flow/flow_args.cpp has them."""
+    if net.activation in SLOPE_NEEDS_INPUT:
+        return ()
+    if not net.residual or (all and not any(net.gates)):
+        return weights[1:]
+    return weights[2 : net.n - 1 : 2]
+
+
+def saved_of(spec: FlowSpec, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return outputs
 
 
 def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
@@ -91,7 +130,8 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
     if x.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
     call, rows = _call(spec, x, rest)
-    kept = saved[0] if saved else None  # None: flat, or of a library op, which keeps nothing
+    # Nothing: flat, or of a library op that does not save.
+    kept = saved[0] if saved and saved[0].numel() > 0 else None
     if not saved and rows.shape[0] <= _FEW_ROWS:
         kept = x.new_empty(call.kept_size(True))
         call.fwd(rows, x.new_empty(x.shape), x.new_empty(x.shape[:-1]), kept, _threads())

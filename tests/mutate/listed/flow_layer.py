@@ -20,6 +20,7 @@ _CPU, _MAP, _TILE = (
     "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h", "csrc/flow_layer/layer_tile.h",
 )  # fmt: skip
 _FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/parts.py"
+_FLOW_NATIVE = "flowkernels/ops/flow/native.py"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _REVERSIBLE = "flowkernels/transforms/reversible.py"
 _FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
@@ -133,6 +134,14 @@ MUTATIONS = (
     _flat("what is able", _REVERSIBLE, "not any(«hooked(m) or» (m", "", "hooks are called twice"),
     _flat("training", _REVERSIBLE, "(m.training and isinstance(m, «_CHANGES»))", "()", "statistics move twice"),
     _flat("context", _REVERSIBLE, "requires_grad_(«of_context»)", "False", "a context has no gradient"),
+    _flow(
+        "saved under a compiler",
+        _FLOW_NATIVE,
+        "(all and not any(net.gates)):\n        return «weights[1:]»",
+        "weights[2:]",
+        "a graph is told of less room than is taken",
+        "tests/ops/test_flow.py -k its_fake_says",
+    ),
     _runs("what changed", _RUNS, "if «still_holds(walk.modules)» and (", "True", "nothing is seen"),
     _runs(
         "dtypes",
