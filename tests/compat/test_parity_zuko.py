@@ -12,10 +12,10 @@ import zuko
 from torch import nn
 
 from flowkernels import compat
-from flowkernels.compat import layer as compat_layer
 from flowkernels.compat.engine import patch
 from flowkernels.compat.zuko import transforms as zuko_transforms
 from flowkernels.ops.flow import op as flow_op
+from flowkernels.ops.flow_layer import op as layer_op
 from tests.compat.parity import B, accelerated_copy, assert_parity, assert_same_training, table, watch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,9 +98,9 @@ def test_every_other_way_to_call(name):
 def ran(monkeypatch):
     """The names of the ops that did the work, in order."""
     names = []
-    for name in ("run_autoregressive_layer", "run_layer", "run_inverse"):
-        watch(monkeypatch, names, compat_layer, name)
-    watch(monkeypatch, names, zuko_transforms, "run_made")
+    for name in ("run_inverse", "run_made"):
+        watch(monkeypatch, names, zuko_transforms, name)
+    watch(monkeypatch, names, layer_op, "run", "flow_layer")
     watch(monkeypatch, names, flow_op, "run", "flow")
     return names
 
@@ -130,8 +130,7 @@ def test_the_ops_are_reached(name, ran):
     ran.clear()
     patch.unswap(flow.transform)
     flow(torch.zeros(2)).transform(x)
-    alone = "run_layer" if inverse == FLOW else "run_autoregressive_layer"
-    assert ran == ([alone] * 2 if forward == FLOW else forward)
+    assert ran == (["flow_layer"] * 2 if forward == FLOW else forward)
 
 
 def test_samples_and_their_densities():

@@ -16,24 +16,19 @@ from torch.distributions.transforms import Transform
 from torch.distributions.utils import _sum_rightmost
 from zuko import transforms
 from zuko.lazy import LazyInverse
-from zuko.nn import MLP, Linear
 
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.compat.engine.runs import kind
-from flowkernels.compat.reading import dense
-from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
-from flowkernels.ops.flow_layer import every
-from flowkernels.ops.net import Net
-from flowkernels.transforms.parts import Leaf, Part, Run, part_of
+from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces
 
-from . import LIBRARY, describe
+from . import LIBRARY
+from .part import autoregressive, coupling
 from .transforms import AutoregressiveTransform, CouplingTransform, expanded
 
 _COUPLING = LIBRARY.targets["flows.coupling.GeneralCouplingTransform"].layer
 _AUTOREGRESSIVE = LIBRARY.targets["flows.autoregressive.MaskedAutoregressiveTransform"].layer
-_SETTINGS = ("univariate", "shapes", "total")  # what `describe` reads of a layer
 
 # ---- one layer ----
 
@@ -47,65 +42,14 @@ def leaves(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> Sequenc
     return [Leaf(transform, inverse)]
 
 
-class _Masked:
-    """A masked network of features and a context, as a run asks for it in every call."""
-
-    def __init__(self, found: Net, features: int) -> None:
-        self.found, self.features = found, features
-
-    def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
-        return describe.of_call(self.found, self.features, context)
-
-
-class _Dense:
-    """A dense one."""
-
-    def __init__(self, found: Dense) -> None:
-        self.found = found
-
-    def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
-        return self.found.net(x.shape[:-1], context)
-
-
-def _autoregressive(walk: Walk, layer: Any, has_context: bool) -> Part | None:
-    net = layer._modules.get("hyper")
-    if net is None or not walk.enter(layer, attributes=_SETTINGS) or not walk.enter(net, attributes=("out_features",)):
-        return None
-    what, features = describe.describe(layer), net.out_features // layer.total
-    found = None if isinstance(what, str) else describe.read_net(walk, net, features)
-    if found is None:
-        return None
-    fixed = None if has_context else describe.of_call(found, features, None)
-    if fixed is None and not has_context:
-        return None
-    return part_of(what.map, _Masked(found, features), found.layers(), fixed, every(features))  # type: ignore[union-attr]
-
-
-def _coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part | None:
-    net = layer._modules.get("hyper")
-    if net is None or not walk.enter(layer, attributes=_SETTINGS, buffers=("mask",)):
-        return None
-    mask = describe.mask_of(layer, (layer.mask,))
-    what = None if mask is None else describe.describe(layer, mask.split)
-    if mask is None or what is None or isinstance(what, str):
-        return None
-    found = dense.read(walk, net, MLP, Linear)
-    if found is None:
-        return None
-    univariate: Any = what.map
-    fixed = None if has_context else found.net((), None)
-    turned = univariate.inverted() if inverse else univariate
-    return part_of(turned, _Dense(found), found.layers, fixed, mask.split)
-
-
 def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     """A layer; None where it must be called."""
     methods = layer_of(layer)
     if methods is _AUTOREGRESSIVE:
-        return AS_IT_IS if inverse else _autoregressive(walk, layer, has_context)
+        return AS_IT_IS if inverse else autoregressive(walk, layer, inverse, has_context)
     if methods is not None and methods.is_container:  # which runs its own
         return AS_IT_IS
-    return _coupling(walk, layer, inverse, has_context) if methods is _COUPLING else None
+    return coupling(walk, layer, inverse, has_context) if methods is _COUPLING else None
 
 
 KIND = kind(leaves, read)

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.distributions.transforms import Transform, _InverseTransform
 from zuko import transforms
 from zuko.flows.gaussianization import ElementWiseTransform
-from zuko.nn import MLP, Linear
 from zuko.utils import broadcast
 
-from flowkernels.compat.reading.dense import dense
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.net import MadePlan, Net, run_made
-from flowkernels.ops.split import Split
+from flowkernels.transforms.parts import run_alone
 
-from .describe import describe, mask_of, masked_net
+from . import part
+from .describe import mask_of, masked_net, univariate_of
 
 
 class Inverse(_InverseTransform):
@@ -48,12 +48,11 @@ def expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x, context
 
 
-def _described(layer: Any, split: Split | None = None) -> tuple[Any, Any]:
-    """The layer as it is described, and its map."""
-    found = describe(layer, split)
+def _map_of(layer: Any) -> Any:
+    found = univariate_of(layer)
     if isinstance(found, str):
         raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {found}")
-    return found, found.map
+    return found
 
 
 class _Fused(Transform):
@@ -107,13 +106,12 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         x, context = expanded(x, self.context)
-        what, univariate = _described(self.layer)
-        network, fused = self._network(x, context), None
-        # A circular spline sees another x than its network.
-        if network is not None and (self.passes >= _levels(network) if inverse else not univariate.circle_shift):
-            fused = what.run(x, network, inverse)
-        if fused is not None:
-            return fused
+        alone = None if inverse else run_alone(self.layer, x, context, False, part.autoregressive)
+        if alone is not None:
+            return alone
+        univariate, network = _map_of(self.layer), self._network(x, context)
+        if inverse and network is not None and self.passes >= _levels(network):
+            return run_inverse(x, network, univariate)  # type: ignore[return-value]
         seen, ladj = torch.zeros_like(x) if inverse else x, x.new_zeros(x.shape[:-1])
         for _ in range(self.passes if inverse else 1):
             params = self._params(seen, context, network)
@@ -139,25 +137,27 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
         meta = functools.partial(layer.meta, context)
         if mask is None:  # the mask cannot be read now, or zuko's way of reading it is the one that can be traced
             super().__init__(meta, layer.mask)
-            self.split_of_features = None
+            self.its_mask = None
         else:
             Transform.__init__(self)
             self.meta = meta
-            self.idx_a, self.idx_b, self.split_of_features = mask
+            self.idx_a, self.idx_b, self.its_mask = mask.kept, mask.mapped, mask
         self.layer, self.context = layer, context
+
+    def _has_its_mask(self) -> bool:
+        """Whether the layer's mask is the one that this was made with, which zuko goes on to use."""
+        return self.its_mask is not None and mask_of(self.layer, (self.layer.mask,)) is self.its_mask
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         features = self.layer.mask.shape[0]
         if x.dim() == 0 or x.shape[-1] != features:  # zuko would leave what its mask does not name unwritten
             raise ValueError(f"compat.zuko: x must be [..., {features}], got {list(x.shape)}")
         x, context = expanded(x, self.context)
-        what, univariate = _described(self.layer, self.split_of_features)
-        network = None
-        if what.split is not None and not univariate.circle_shift:
-            network = dense(what.net, x, context, MLP, Linear)
-        fused = None if network is None else what.run(x, network.net(x.shape[:-1], context), inverse)
-        if fused is not None:
-            return fused
+        if self._has_its_mask():
+            alone = run_alone(self.layer, x, context, inverse, part.coupling)
+            if alone is not None:
+                return alone
+        univariate = _map_of(self.layer)
         kept, mapped = self.split(x)
         params = _params(self.layer, kept, context)
         if torch.compiler.is_compiling():  # which cannot read off the mask how many features it maps
@@ -195,4 +195,4 @@ class DependentTransform(_Fused, transforms.DependentTransform):
             return (plain.inv if inverse else plain).call_and_ladj(x)
         lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
         x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
-        return _described(layer)[1](x, params, inverse)
+        return _map_of(layer)(x, params, inverse)
