@@ -15,6 +15,7 @@ from flowkernels.compat import layer as compat_layer
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.nflows import circular as nflows_circular
 from flowkernels.compat.nflows import made as nflows_made
+from flowkernels.ops.flow_layer import op as layer_op
 from tests.compat import normflows_models as models
 from tests.compat.nflows_models import normal
 from tests.compat.parity import accelerated_copy, fuse_small_ones, watch
@@ -32,7 +33,7 @@ def ran(monkeypatch):
     watch(monkeypatch, names, nflows_made, "run_made", "made")
     for module in (compat_layer, nflows_circular):
         watch(monkeypatch, names, module, "run_inverse", "autoregressive_inverse")
-        watch(monkeypatch, names, module, "run_autoregressive_layer", "flow_layer")
+    watch(monkeypatch, names, layer_op, "run", "flow_layer")
     return names
 
 
