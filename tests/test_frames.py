@@ -104,7 +104,9 @@ def _six_nflows_layers(kind: str) -> Callable[[], Any]:
         "MAF": lambda: nf.MaskedAffineAutoregressiveTransform(D, HIDDEN),
         "MAF with a context": lambda: nf.MaskedAffineAutoregressiveTransform(D, HIDDEN, context_features=2),
     }
-    parts = [t for _ in range(6) for t in (nf.ReversePermutation(D), layers[kind]())]
+    between = [nf.PointwiseAffineTransform(torch.zeros(D), torch.ones(D)), nf.LULinear(D)] if "LU" in kind else []
+    kind = kind.removesuffix(", LU layers")
+    parts = [t for _ in range(6) for t in (nf.ReversePermutation(D), *between, layers[kind]())]
     model: Any = Flow(nf.CompositeTransform(parts), StandardNormal([D]))
     assert compat.accelerate(model).notes == ("6 layers in one call (at _transform)",)
     x = _x()
@@ -147,6 +149,7 @@ CALLS = {
     "six layers of a MAF, log_prob": (functools.partial(_six_layers, flows.MAF), 26),
     "six accelerated layers of nflows, Real NVP": (functools.partial(_six_nflows_layers, "Real NVP"), 41),
     "six accelerated layers of nflows, NSF": (functools.partial(_six_nflows_layers, "NSF"), 19),
+    "six accelerated layers of nflows, NSF, LU layers": (functools.partial(_six_nflows_layers, "NSF, LU layers"), 98),
     "six accelerated layers of nflows, MAF": (functools.partial(_six_nflows_layers, "MAF"), 19),
     "six accelerated layers of nflows, MAF with a context": (
         functools.partial(_six_nflows_layers, "MAF with a context"),

@@ -1,10 +1,14 @@
-"""Layers without a network as steps of a run: LU layers, actnorm, scales. Read as `runs` reads others."""
+"""Layers without a network as steps of a run: LU layers, actnorm, scales. Read as `runs` reads others.
+
+Those of other libraries are too: what they keep is seldom what a step has, and is made anew in each call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from flowkernels.nets.reading import Walk
@@ -18,29 +22,41 @@ from .linear import LULinear
 from .standardize import Standardize
 
 # An LU layer of more features fills a core by itself, and a tile of its rows the cache.
-_MOST_FEATURES = 128
+MOST_FEATURES = 128
 AS_IT_IS: Literal["called"] = "called"  # said of a transform that is called whatever becomes of what is in it
 
 
 class OwnPart(NamedTuple):
-    """A step as it was read: what it is, and its tensors."""
+    """A step as it was read: what it is, and its tensors, or what makes the step in each call."""
 
     spec: OwnSpec
-    tensors: tuple[Tensor, ...]
+    fixed: tuple[Tensor, ...]
+    make: Callable[[], Own] | None
     weights: int
+    features: int
+    dtype: torch.dtype
 
-    def features(self) -> int:
-        return self.tensors[0].shape[-1]
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of a call."""
+        return self.fixed if self.make is None else spec_and_tensors(self.make(), self.features)[1]
 
 
 Said = OwnPart | Literal["called"] | None
 
 
-def _part(step: Own, features: int) -> Said:
+def part(step: Own, features: int) -> OwnPart | None:
+    """A step whose tensors stay what they are; None where it has others than the kernels read."""
     spec, tensors = spec_and_tensors(step, features)
     if any(type(t) not in _PLAIN or not t.is_cpu for t in tensors):
         return None
-    return OwnPart(spec, tensors, sum(t.numel() for t in tensors))
+    return OwnPart(spec, tensors, None, sum(t.numel() for t in tensors), features, tensors[0].dtype)
+
+
+def made(make: Callable[[], Own], features: int) -> OwnPart | None:
+    """A step that is made in each call, of tensors that are its library's."""
+    with torch.no_grad():
+        found = part(make(), features)
+    return None if found is None else found._replace(fixed=(), make=make)
 
 
 def _lu(walk: Walk, layer: LULinear, inverse: bool, has_context: bool) -> Said:
@@ -49,7 +65,7 @@ def _lu(walk: Walk, layer: LULinear, inverse: bool, has_context: bool) -> Said:
         buffers=("permutation", "sign_s"),
     ):  # fmt: skip
         return None
-    if layer.channel_dim != -1 or layer.features > _MOST_FEATURES:
+    if layer.channel_dim != -1 or layer.features > MOST_FEATURES:
         return AS_IT_IS
     if not layer.permutation.is_cpu:
         return None
@@ -57,7 +73,7 @@ def _lu(walk: Walk, layer: LULinear, inverse: bool, has_context: bool) -> Said:
     if sorted(order) != list(range(layer.features)):
         return None
     factors = layer.lower, layer.upper, layer.log_s, layer.sign_s
-    return _part(LU(*factors, order, layer.bias, inverse), layer.features)
+    return part(LU(*factors, order, layer.bias, inverse), layer.features)
 
 
 def _actnorm(walk: Walk, layer: ActNorm, inverse: bool, has_context: bool) -> Said:
@@ -68,7 +84,7 @@ def _actnorm(walk: Walk, layer: ActNorm, inverse: bool, has_context: bool) -> Sa
         return AS_IT_IS
     if not layer.initialised.is_cpu or (layer.training and not layer.initialised.item()):
         return None  # the first batch sets it
-    return _part(Scale(layer.log_scale, layer.shift, inverse), layer.features)
+    return part(Scale(layer.log_scale, layer.shift, inverse), layer.features)
 
 
 def _diagonal(walk: Walk, layer: DiagonalScale, inverse: bool, has_context: bool) -> Said:
@@ -76,7 +92,7 @@ def _diagonal(walk: Walk, layer: DiagonalScale, inverse: bool, has_context: bool
         return None
     if layer.log_scale.dim() != 1:
         return AS_IT_IS
-    return _part(Scale(layer.log_scale, None, inverse), layer.log_scale.shape[0])
+    return part(Scale(layer.log_scale, None, inverse), layer.log_scale.shape[0])
 
 
 def _standardize(walk: Walk, layer: Standardize, inverse: bool, has_context: bool) -> Said:
@@ -84,7 +100,7 @@ def _standardize(walk: Walk, layer: Standardize, inverse: bool, has_context: boo
         return None
     if layer.mean.dim() != 1:
         return AS_IT_IS
-    return _part(Scale(layer.std, layer.mean, not inverse, is_log=False), layer.mean.shape[0])
+    return part(Scale(layer.std, layer.mean, not inverse, is_log=False), layer.mean.shape[0])
 
 
 READERS: dict[type, Callable[..., Said]] = {

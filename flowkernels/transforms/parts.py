@@ -51,11 +51,14 @@ class Part(NamedTuple):
     sizes: tuple[int, int]  # what the network takes and returns
 
 
+def is_taken(univariate: Any) -> bool:
+    """Whether the op takes a map."""
+    return not (univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None)
+
+
 def part_of(univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split) -> Part | None:
     """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it."""
-    if univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None:
-        return None
-    if len(layers) > _MAX_LAYERS:
+    if not is_taken(univariate) or len(layers) > _MAX_LAYERS:
         return None
     tensors = [t for layer in layers for t in layer]
     if any(type(t) not in _PLAIN for t in tensors):
@@ -103,19 +106,21 @@ class Run:
         self.leaves, self.parts, self.features, self.flat = leaves, parts, features_of(parts[0]), flat
         self._layers = [p for p in parts if isinstance(p, Part)]
         self._has_own = any(isinstance(p, OwnPart) for p in parts)
+        self._is_made = any(isinstance(p, OwnPart) and p.make is not None for p in parts)
         self._checked: set[torch.dtype] = set()
         self._backend = self.op.backend("cpu")
         self._spec: Any = None
         self._tensors: tuple[Tensor, ...] = ()
         self._last: tuple[list[NetSpec], Any] = ([], None)
-        nets = [p.net for p in self._layers if p.net is not None]
-        if len(nets) == len(self._layers):  # without a context
-            self._spec, self._tensors = self._spec_of([net.spec for net in nets]), self._tensors_of(nets)
+        self._nets = [p.net for p in self._layers if p.net is not None]
+        if len(self._nets) == len(self._layers):  # without a context
+            self._spec = self._spec_of([net.spec for net in self._nets])
+            self._tensors = () if self._is_made else self._tensors_of(self._nets)
 
     @property
     def described(self) -> tuple[Any, tuple[Tensor, ...]] | None:
-        """Its spec and tensors, which without a context are the same in every call."""
-        return None if self._spec is None else (self._spec, self._tensors)
+        """Its spec and tensors, if these are the same in every call: without a context, and what is made in each."""
+        return None if self._spec is None or self._is_made else (self._spec, self._tensors)
 
     def __len__(self) -> int:
         """How many layers it has, apart from reorderings."""
@@ -136,7 +141,7 @@ class Run:
         rest, found = iter(nets), []
         for p in self.parts:
             if not isinstance(p, Order):
-                found += p.tensors if isinstance(p, OwnPart) else next(rest).tensors
+                found += p.tensors() if isinstance(p, OwnPart) else next(rest).tensors
         return tuple(found)
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -151,6 +156,8 @@ class Run:
             if described is None:
                 return None
             spec, tensors = described
+        elif self._is_made:
+            tensors = self._tensors_of(self._nets)
         if not _native.C.are_like(tensors, dtype):  # their `data` may be another, of another dtype, or elsewhere
             return None
         if dtype not in self._checked:
@@ -185,13 +192,13 @@ def features_of(part: AnyPart) -> int:
     """How many features enter it."""
     if isinstance(part, Order):
         return len(part.order)
-    return part.features() if isinstance(part, OwnPart) else part.split.features
+    return part.features if isinstance(part, OwnPart) else part.split.features
 
 
 def dtype_of(part: AnyPart) -> torch.dtype | None:
     """Of the tensors that a part has now: a network that sees a context is made in each call."""
     if isinstance(part, OwnPart):
-        return part.tensors[0].dtype
+        return part.dtype
     return None if isinstance(part, Order) or part.net is None else part.net.tensors[0].dtype
 
 

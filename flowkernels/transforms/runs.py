@@ -48,19 +48,19 @@ def run_pieces(found: Sequence[Piece], x: Tensor, context: Tensor | None, total:
     return x, total
 
 
-Said = Part | OwnPart | Order | list[Part] | Literal["called"] | None
+Said = Part | OwnPart | Order | list[Part] | list[AnyPart] | Literal["called"] | None
 
 
 class Kind(NamedTuple):
     """How the transforms of a container are read.
 
-    ``leaves(walk, transform, inverse, is_first)``: what a transform that holds others runs, one after another, or
-    itself. ``is_first``: there is no other before it.
+    ``leaves(walk, transform, inverse, before)``: what a transform that holds others runs, one after another, or
+    itself; ``before``: what runs before it.
     ``read(walk, transform, inverse, has_context)``: a layer, the layers that it is made of, or an order; None where it
     must be called now.
     """
 
-    leaves: Callable[[Walk, Any, bool, bool], Sequence[Leaf]]
+    leaves: Callable[[Walk, Any, bool, Sequence[Leaf]], Sequence[Leaf]]
     read: Callable[[Walk, Any, bool, bool], Said]
 
 
@@ -97,8 +97,10 @@ def _read(
         leaves.clear()
         parts.clear()
 
-    listed = [kind.leaves(walk, transform, inverse, i == 0) for i, transform in enumerate(transforms)]
-    for leaf in (leaf for inner in listed for leaf in inner):
+    listed: list[Leaf] = []
+    for transform in transforms:
+        listed += kind.leaves(walk, transform, inverse, listed)
+    for leaf in listed:
         said = kind.read(walk, leaf.transform, leaf.inverse, has_context)
         if said is None or said == AS_IT_IS:
             if said is None:
@@ -138,7 +140,7 @@ _READERS: dict[type, Callable[..., Said]] = {
 }  # fmt: skip
 
 
-def _unwrapped(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> list[Leaf]:
+def _unwrapped(walk: Walk, transform: Any, inverse: bool, before: Sequence[Leaf]) -> list[Leaf]:
     """What an `Inverse` turns round, in the other direction."""
     from .composite import Inverse  # which imports this
 

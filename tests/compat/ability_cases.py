@@ -135,9 +135,18 @@ def _nflows(root: str) -> dict[str, Case]:
         back = of("transforms.base.InverseTransform")(of(rqs)(irregular, dense(context), **spline))
         return of_base([block, reverse(D), back, of(maf)(D, H, context)])
 
+    def between() -> nn.Module:
+        """Layers without a network between two that have one."""
+        z_score = of("transforms.standard.PointwiseAffineTransform")(torch.linspace(-1, 1, D), torch.linspace(1, 2, D))
+        norm = _initialised(of("transforms.normalization.ActNorm")(D), D)
+        seen_too = of(rqs)(alternating, dense(), apply_unconditional_transform=True, **spline)
+        lu = of("transforms.lu.LULinear")(D, identity_init=False)
+        return of(composed)([z_score, of(composed)([of(affine)(irregular, dense()), lu, norm, seen_too])])
+
     composed = "transforms.base.CompositeTransform"
     return {
         composed: Case(composite, _both_ways),
+        f"{composed}: between": Case(between, _both_ways),
         f"{composed}: context": Case(lambda: composite(C), _both_ways_of_context),
         rqs: Case(lambda: of(rqs)(alternating, dense(), **spline), _both_ways),
         f"{rqs}: irregular": Case(lambda: of(rqs)(irregular, dense(C), **spline), _both_ways_of_context),
@@ -211,11 +220,18 @@ def _normflows(root: str) -> dict[str, Case]:
         inner = [of(masked_affine)(mask, mlp(D, D), mlp(D, D)), of("flows.mixing.Permute")(D)]
         return of(flow)(of("distributions.base.DiagGaussian")(D), [*blocks, *inner, wrapped("Autoregressive")()])
 
+    def between() -> nn.Module:
+        lu, inner = of("flows.mixing.LULinearPermute")(D, identity_init=False), _initialised(of(norm)((D,)), D)
+        return of(flow)(
+            of("distributions.base.DiagGaussian")(D), [wrapped("Coupled")(), lu, inner, of(block)(mlp(2, D))]
+        )
+
     def density(flow: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         return flow.log_prob(x), flow.inverse(x)
 
     return {
         flow: Case(whole, density, directions=("forward",)),
+        f"{flow}: between": Case(between, density, directions=("forward",)),
         coupling: Case(lambda: of(coupling)(mask, dense, **spline), _both_ways),
         f"{coupling}: wrapped": Case(wrapped("Coupled"), _both_ways),
         f"{coupling}: circular": Case(wrapped("CircularCoupled", ind_circ=[1, 2]), _both_ways),

@@ -167,20 +167,53 @@ def test_a_sum_inside_of_a_sum_has_its_bits(ran) -> None:
         assert ran == expected
 
 
-def test_other_layers_split_the_run(ran) -> None:
+def with_own_steps(context: int | None = None) -> nn.Module:
+    """Between couplings and an autoregressive layer those without a network; ActNorm has had its first batch."""
     torch.manual_seed(0)
-    z_score = nf.PointwiseAffineTransform(torch.ones(D), 2 * torch.ones(D))
-    inner = nf.CompositeTransform([spline(MASK), affine(OTHER), nf.LULinear(D), spline(OTHER), nf.RandomPermutation(D)])
-    model = fast(nf.CompositeTransform([z_score, inner]))
-    x = drawn(B, D)
-    assert_numbers(
-        lambda m, x, d: results(m, x, None, "forward", d),
-        lambda m, x, d: results(fast(copy.deepcopy(m)), x, None, "forward", d),
-        copy.deepcopy(compat_restored(model)), x,
-    )  # fmt: skip
-    ran.clear()
-    model(x)
-    assert ran == [2, 1]
+    z_score = nf.PointwiseAffineTransform(torch.linspace(-1, 1, D), torch.linspace(0.5, 2, D))
+    unconditional = nf.PiecewiseRationalQuadraticCouplingTransform(
+        MASK, net(context), apply_unconditional_transform=True, **SPLINE
+    )
+    lu = nf.LULinear(D, identity_init=False)
+    maf = nf.MaskedAffineAutoregressiveTransform(D, H, context)
+    inner = [unconditional, lu, affine(OTHER, context), nf.RandomPermutation(D), nf.ActNorm(D), maf]
+    model = nf.CompositeTransform([z_score, nf.CompositeTransform([*inner, nf.InverseTransform(nf.LULinear(D))])])
+    model(drawn(99, D, seed=3), None if context is None else drawn(99, context, seed=4))
+    return shaken(model, 0.05)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("context", [None, C])
+def test_layers_without_a_network_are_steps_of_the_run(context, way, ran) -> None:
+    def theirs(model: Any, x: Tensor, *rest: Any) -> dict[str, Tensor]:
+        *c, dtype = rest
+        return results(model, x, c[0] if c else None, way, dtype)
+
+    model, x, c = with_own_steps(context), drawn(B, D), [drawn(B, C, seed=2)] * (context is not None)
+    assert_numbers(theirs, lambda m, *rest: theirs(fast(copy.deepcopy(m)), *rest), model, x, *c)
+    # All in one, but an autoregressive layer backwards.
+    assert ran == ([3] if way == "forward" else [2]) * 2
+    model = fast(model)
+    for rows in (1, 3, 200):
+        for precision in (torch.float32, torch.float64):
+            given = drawn(rows, D), *([drawn(rows, C, seed=2)] * (context is not None))
+            found = theirs(model.to(precision), *(t.to(precision) for t in given), precision)
+            expected = theirs(one_by_one(model), *(t.to(precision) for t in given), precision)
+            for name, t in expected.items():
+                torch.testing.assert_close(found[name], t, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_no_step_splits_the_run(ran) -> None:
+    torch.manual_seed(0)
+    kinds: list[Any] = [nf.BatchNorm(D).eval(), nf.PointwiseAffineTransform(torch.tensor(0.5), torch.tensor(2.0)),
+                        nf.LULinear(D, using_cache=True).eval(), nf.QRLinear(D, 2)]  # fmt: skip
+    for between in kinds:
+        model = fast(nf.CompositeTransform([spline(MASK), affine(OTHER), between, spline(OTHER)]))
+        model.train(between.training)
+        plain = compat_restored(model)
+        ran.clear()
+        torch.testing.assert_close(model(drawn(B, D)), plain(drawn(B, D)), rtol=1e-4, atol=1e-4)
+        assert ran == [2, 1]
 
 
 def compat_restored(model: nn.Module) -> nn.Module:
@@ -383,6 +416,130 @@ def _own_class(model: Any) -> None:
     _inner(model)[2].__class__ = Doubled
 
 
+# ---- of layers without a network ----
+
+
+def _z_score(model: Any) -> Any:
+    return model._transforms[0]
+
+
+def _own(model: Any, i: int) -> Any:
+    return model._transforms[1]._transforms[i]
+
+
+def _write_z_score(model: Any) -> None:
+    _z_score(model)._shift.add_(0.5)
+
+
+def _assign_z_score(model: Any) -> None:
+    _z_score(model)._scale = 2 * _z_score(model)._scale
+
+
+def _z_score_of_one_number(model: Any) -> None:
+    _z_score(model)._scale, _z_score(model)._shift = torch.tensor(2.0), torch.tensor(0.5)
+
+
+def _hook_of_z_score(model: Any) -> None:
+    _z_score(model).register_forward_hook(lambda m, i, o: (2 * o[0], o[1]))
+    _z_score(model).inverse = lambda x, context=None: (2 * x, x.new_zeros(len(x)))
+
+
+def _hook_of_lu(model: Any) -> None:
+    _own(model, 1).register_forward_hook(lambda m, i, o: (2 * o[0], o[1]))
+    _own(model, 1).inverse_no_cache = lambda x: (2 * x, x.new_zeros(len(x)))
+
+
+def _replace_entries(model: Any) -> None:
+    _own(model, 1).lower_entries = nn.Parameter(0.3 + _own(model, 1).lower_entries.detach())
+
+
+def _write_diagonal(model: Any) -> None:
+    _own(model, 1).unconstrained_upper_diag.data.add_(0.5)
+
+
+def _other_eps(model: Any) -> None:
+    _own(model, 1).eps = 0.5
+
+
+def _cache(model: Any) -> None:
+    """A matrix that is kept, of other numbers than the factors have by then."""
+    lu = _own(model, 1)
+    lu.use_cache()
+    lu.eval()
+    lu.cache.weight = lu.cache.inverse = 2 * torch.eye(D).double()
+    lu.cache.logabsdet = torch.tensor(0.7).double()
+
+
+def _first_batch_again(model: Any) -> None:
+    _own(model, 4).initialized.data = torch.tensor(False)
+    _own(model, 4).log_scale.data.add_(0.5)
+
+
+def _other_log_scale(model: Any) -> None:
+    _own(model, 4).log_scale = nn.Parameter(0.3 + _own(model, 4).log_scale.detach())
+
+
+def _write_spline_of_the_seen(model: Any) -> None:
+    _own(model, 0).unconditional_transform.unnormalized_widths.data[0, 0] += 2
+
+
+def _bound_of_the_seen(model: Any) -> None:
+    _own(model, 0).unconditional_transform.tail_bound = 1.0
+
+
+def _hook_of_the_seen(model: Any) -> None:
+    _own(model, 0).unconditional_transform.register_forward_hook(lambda m, i, o: (2 * o[0], o[1]))
+    _own(model, 0).unconditional_transform.inverse = lambda x, context=None: (2 * x, x.new_zeros(len(x)))
+
+
+def _none_of_the_seen(model: Any) -> None:
+    _own(model, 0).unconditional_transform = None
+
+
+def _restore_lu(model: Any) -> None:
+    compat.restore(_own(model, 1))
+
+
+def _lu_of_a_users(model: Any) -> None:
+    class Doubled(nf.LULinear):
+        def forward(self, inputs, context=None):
+            return 2 * inputs, inputs.new_zeros(len(inputs))
+
+        inverse = forward
+
+    _own(model, 1).__class__ = Doubled
+
+
+OWN_CHANGES = {
+    f.__name__.strip("_"): f
+    for f in (
+        _step, _write_z_score, _assign_z_score, _z_score_of_one_number, _hook_of_z_score, _hook_of_lu,
+        _replace_entries, _write_diagonal, _other_eps, _cache, _first_batch_again, _other_log_scale,
+        _write_spline_of_the_seen, _bound_of_the_seen, _hook_of_the_seen, _none_of_the_seen, _restore_lu,
+        _lu_of_a_users,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("change", OWN_CHANGES)
+def test_a_change_of_a_layer_without_a_network_is_seen(change, way, ran) -> None:
+    model, x = fast(with_own_steps()).double(), drawn(B, D).double()
+    before = called(model, x, way)
+    model.zero_grad()
+    plain = compat_restored(model)
+    found = []
+    for one in (model, plain):
+        OWN_CHANGES[change](one.double())
+        found.append(called(one.double(), x, way))
+        found[-1] += called(one, x, way)  # an ActNorm's first batch is behind it
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    is_same = all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(found[0][:2], before[:2], strict=True))
+    assert is_same == (change == "restore_lu")
+    assert ran
+
+
 CHANGES = {
     f.__name__.strip("_"): f
     for f in (
@@ -571,7 +728,7 @@ def test_what_is_kept_keeps_nothing_alive() -> None:
 def test_the_report_says_it() -> None:
     assert compat.accelerate(mixed()).notes == ("5 layers in one call (at the model)",)
     torch.manual_seed(0)
-    many = nf.CompositeTransform([spline(MASK), affine(OTHER), nf.LULinear(D), spline(MASK), affine(OTHER, C)])
+    many = nf.CompositeTransform([spline(MASK), affine(OTHER), nf.BatchNorm(D), spline(MASK), affine(OTHER, C)])
     flow = nn.ModuleDict({"flow": many, "other": couplings(C)})
     assert compat.accelerate(flow).notes == ("2, 3 layers each in one call (at flow)",)
     assert str(compat.accelerate(couplings())).splitlines()[-1] == "note: 3 layers in one call (at the model)"

@@ -15,7 +15,7 @@ from tests.compat.every_class import EVERY, assert_same, data, make, values_and_
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 META = torch.device("meta")
 # Whose code, the library's, reads values of a mask, a permutation or a flag to know what there is to compute.
-READS_VALUES = ("ActNorm", "zuko, flows.coupling", "zuko, lazy.LazyComposed", "affine_autoregressive")
+READS_VALUES = ("ActNorm", ": between", "zuko, flows.coupling", "zuko, lazy.LazyComposed", "affine_autoregressive")
 
 
 @pytest.fixture(autouse=True)

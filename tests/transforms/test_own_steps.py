@@ -228,7 +228,7 @@ def test_a_change_is_seen(change, inverse, ran) -> None:
 
 
 def test_what_is_too_wide_or_of_images_is_called_and_not_read_again(ran, monkeypatch) -> None:
-    monkeypatch.setattr(own_steps, "_MOST_FEATURES", 4)
+    monkeypatch.setattr(own_steps, "MOST_FEATURES", 4)
     layer, x = composite(), drawn(B, D)
     compare(layer, x, exact=False)
     assert ran == [1, 1]

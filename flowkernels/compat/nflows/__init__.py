@@ -108,7 +108,8 @@ LIBRARY = Library(
         "transforms.base.CompositeTransform": Target(
             Composite,
             _BOTH | {"_cascade"},
-            "its parts; neighbouring couplings, autoregressive layers and permutations of features in one call",
+            "its parts; neighbouring couplings and autoregressive layers in one call, with the permutations, LU "
+            "layers, ActNorms and standardisations between them",
         ),
         "transforms.base.InverseTransform": "its part",
         "transforms.base.MultiscaleCompositeTransform": "its parts",

@@ -1,4 +1,4 @@
-"""nflows' `CompositeTransform`: neighbouring couplings, autoregressive layers and permutations as one op.
+"""nflows' `CompositeTransform`: neighbouring couplings, autoregressive layers, and what stands between them, as one op.
 
 Composites inside of it are read as if their parts were its own, and what an `InverseTransform` holds in the other
 direction. A part that wants to be called (another class, hooks, active dropout, a context that it has none of) splits
@@ -16,10 +16,11 @@ from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
 from flowkernels.compat.engine.runs import kind, may_run
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow import Order
+from flowkernels.transforms.own_steps import OwnPart
 from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces, run_pieces
 
-from . import part
+from . import own_steps, part
 from .autoregressive import AffineAutoregressive, SplineAutoregressive
 from .coupling import AdditiveCoupling, AffineCoupling, Coupling
 
@@ -37,10 +38,16 @@ def _name(module: nn.Module) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def leaves(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> Sequence[Leaf]:
+def _adds(leaf: Leaf) -> bool:
+    """Whether the log-determinant differs from row to row, or trains: the order in which such are added is nflows'."""
+    return _name(leaf.transform) not in _PERMUTATIONS and not own_steps.is_fixed(leaf.transform)
+
+
+def leaves(walk: Walk, transform: Any, inverse: bool, before: Sequence[Leaf]) -> Sequence[Leaf]:
     """What a part of a composite runs, one after another: its own parts, or itself.
 
-    A composite adds up the log-determinants of its parts alone. It is taken apart where the sum has the same bits.
+    A composite adds up the log-determinants of its parts alone. It is taken apart where the sum has the same bits, or
+    but for a constant that is added first: that of data which sbi standardises.
     """
     if layer_of(transform) is Composite:
         listed = transform._modules.get("_transforms")
@@ -48,20 +55,20 @@ def leaves(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> Sequenc
             parts = list(listed._modules.values())
             found: list[Leaf] = []
             for t in parts[::-1] if inverse else parts:
-                found += leaves(walk, t, inverse, is_first and not found)
-            if is_first or len([leaf for leaf in found if _name(leaf.transform) not in _PERMUTATIONS]) <= 1:
+                found += leaves(walk, t, inverse, [*before, *found])
+            if not any(map(_adds, before)) or sum(map(_adds, found)) <= 1:
                 return found
     elif _name(transform) in _INVERSES and "inverse" not in transform.__dict__:
         inner = transform._modules.get("_transform")
         if inner is not None and walk.enter(transform, attributes=("inverse",)):
-            return leaves(walk, inner, not inverse, is_first)
+            return leaves(walk, inner, not inverse, before)
     return [Leaf(transform, inverse)]
 
 
 # ---- one layer ----
 
 
-def _permutation(walk: Walk, layer: Any, inverse: bool) -> Order | None:
+def permutation(walk: Walk, layer: Any, inverse: bool) -> Order | None:
     own = layer.__dict__
     if own.get("_dim") != 1 or own.keys() & {"inverse", "_permute"}:
         return None
@@ -76,18 +83,30 @@ def _permutation(walk: Walk, layer: Any, inverse: bool) -> Order | None:
     return Order(tuple(sorted(range(len(found)), key=found.__getitem__) if inverse else found))
 
 
+def _coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
+    """A coupling, and what it does to the features that it sees."""
+    found, unconditional = part.coupling(walk, layer, inverse, has_context), layer.unconditional_transform
+    if found is None or unconditional is None:
+        return found
+    of_seen = own_steps.spline(walk, unconditional, found.split.inputs, found.split.features, inverse)
+    if not isinstance(of_seen, OwnPart):
+        return of_seen
+    return [of_seen, found] if inverse else [found, of_seen]
+
+
 def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
-    """A layer or a permutation; None where it must be called."""
+    """A layer, a step without a network or a permutation; None where it must be called."""
     methods = layer_of(layer)
     if methods in _COUPLINGS:
-        if layer._modules.get("unconditional_transform") is not None:
-            return None
-        return part.coupling(walk, layer, inverse, has_context)
+        return _coupling(walk, layer, inverse, has_context)
     if methods in _AUTOREGRESSIVE:
         return AS_IT_IS if inverse else part.autoregressive(walk, layer, inverse, has_context)
     if methods is Composite:  # which runs its own
         return AS_IT_IS
-    return _permutation(walk, layer, inverse) if _name(layer) in _PERMUTATIONS else None
+    name = _name(layer)
+    if name in own_steps.READERS:
+        return own_steps.READERS[name](walk, layer, inverse)
+    return permutation(walk, layer, inverse) if name in _PERMUTATIONS else None
 
 
 KIND = kind(leaves, read)

@@ -35,12 +35,15 @@ def _dense(entries: Tensor, features: int, lower: bool) -> Tensor:
     return entries.new_zeros(features * features).index_copy(0, positions, entries).view(features, features)
 
 
-def _linear(layer: Any, x: Tensor, inverse: bool, channel_dim: int) -> tuple[Tensor, Tensor]:
-    D = layer.features
-    log_s = layer.upper_diag.log()
+def factors(layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """lower, upper, log s and the sign of s, as `ops.lu_linear` has them."""
+    D, log_s = layer.features, layer.upper_diag.log()
     lower, upper = _dense(layer.lower_entries, D, True), _dense(layer.upper_entries, D, False)
-    ones = torch.ones_like(log_s)
-    return lu_linear(x, lower, upper, log_s, ones, bias=layer.bias, channel_dim=channel_dim, inverse=inverse)
+    return lower, upper, log_s, torch.ones_like(log_s)
+
+
+def _linear(layer: Any, x: Tensor, inverse: bool, channel_dim: int) -> tuple[Tensor, Tensor]:
+    return lu_linear(x, *factors(layer), bias=layer.bias, channel_dim=channel_dim, inverse=inverse)
 
 
 def _lu(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:

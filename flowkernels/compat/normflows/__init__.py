@@ -86,7 +86,8 @@ LIBRARY = Library(
                 "sample",
                 "log_prob",
             },
-            "its layers; neighbouring couplings, autoregressive layers and permutations of features in one call",
+            "its layers; neighbouring couplings and autoregressive layers in one call, with the permutations, LU "
+            "layers and ActNorms between them",
         ),
         "flows.neural_spline.wrapper.CoupledRationalQuadraticSpline": "its PiecewiseRationalQuadraticCoupling",
         "flows.neural_spline.wrapper.CircularCoupledRationalQuadraticSpline": "the same, circular",

@@ -1,4 +1,4 @@
-"""normflows' `NormalizingFlow`: neighbouring couplings, autoregressive layers and permutations as one op.
+"""normflows' `NormalizingFlow`: neighbouring couplings, autoregressive layers, and what stands between them, as one op.
 
 `forward` samples here, and its layers' inverses, from the last one to the first, give the density. Layers that are
 small run fused here too: alone they would not pay.
@@ -6,7 +6,8 @@ small run fused here too: alone they would not pay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
 from flowkernels.compat.engine.runs import kind, may_run
-from flowkernels.compat.nflows import composite
+from flowkernels.compat.nflows import composite, own_steps
 from flowkernels.compat.reading.halves import parts_of
 from flowkernels.nets.reading import Walk
-from flowkernels.ops.flow import Order
-from flowkernels.transforms.parts import Leaf, Part, Run
+from flowkernels.ops.flow import Order, Scale
+from flowkernels.transforms import own_steps as steps
+from flowkernels.transforms.own_steps import AS_IT_IS, OwnPart
+from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import Piece, Said, each, pieces
 
 from . import affine, describe
@@ -46,12 +49,12 @@ class _Leaf(Leaf):
         return self.transform.inverse(x) if self.inverse else self.transform(x)
 
 
-def leaves(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> Sequence[Leaf]:
+def leaves(walk: Walk, transform: Any, inverse: bool, before: Sequence[Leaf]) -> Sequence[Leaf]:
     """What a part of a flow runs: what a wrapper holds, in the other direction, or itself."""
     part = "flow" if _name(transform) == "normflows.flows.base.Reverse" else _WRAPPERS.get(_name(transform))
     inner = None if part is None else transform._modules.get(part)
     if inner is not None and "inverse" not in transform.__dict__ and walk.enter(transform, attributes=("inverse",)):
-        return leaves(walk, inner, not inverse, is_first)
+        return leaves(walk, inner, not inverse, before)
     return [_Leaf(transform, inverse)]
 
 
@@ -80,7 +83,7 @@ def _net_of(walk: Walk, net: Any) -> Any:
     return None if inner is not net and not walk.enter(net) else inner
 
 
-def _block(walk: Walk, block: Any, inverse: bool) -> list[Part] | None:
+def _block(walk: Walk, block: Any, inverse: bool) -> Said:
     """A coupling block of features. Where its network returns a shift and a scale each, it tells how many there are."""
     listed = block._modules["flows"]
     split, coupling, merge = listed._modules.values()
@@ -101,7 +104,7 @@ def _block(walk: Walk, block: Any, inverse: bool) -> list[Part] | None:
     return parts_of(walk, describe.half(what, *describe.sides(split, features)), features, inverse)
 
 
-def _masked(walk: Walk, layer: Any, inverse: bool) -> list[Part] | None:
+def _masked(walk: Walk, layer: Any, inverse: bool) -> Said:
     if not walk.enter(layer, attributes=("s", "t"), buffers=("b",)):
         return None
     mask = describe.mask_of(layer)
@@ -111,6 +114,31 @@ def _masked(walk: Walk, layer: Any, inverse: bool) -> list[Part] | None:
     return None if half is None else parts_of(walk, half, layer.b.shape[1], inverse)
 
 
+def _lu(walk: Walk, layer: Any, inverse: bool) -> Said:
+    """A linear map and a permutation, of which the wrapper's inverse is that of neither."""
+    if not own_steps.enter(walk, layer):
+        return None
+    linear = own_steps.lu(walk, layer._modules["linear"], not inverse)
+    order = composite.permutation(walk, layer._modules["permutation"], not inverse)
+    if order is None or not isinstance(linear, OwnPart):
+        return linear if order is not None else None
+    return [order, linear] if inverse else [linear, order]
+
+
+def _factor(layer: Any, inverse: bool) -> Scale:
+    return Scale(layer.s[0], layer.t[0], inverse)
+
+
+def _norm(walk: Walk, layer: Any, inverse: bool) -> Said:
+    if layer_of(layer) is not affine.Norm or not own_steps.enter(
+        walk, layer, parameters=("s", "t"), buffers=("data_dep_init_done",)
+    ):
+        return None
+    if layer.s.dim() != 2 or len(layer.s) != 1 or not layer.data_dep_init_done:  # the first batch sets it
+        return AS_IT_IS
+    return steps.made(functools.partial(_factor, layer, inverse), layer.s.shape[1])
+
+
 def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     """A layer, the layers that it is made of, or a permutation; None where it must be called."""
     methods = layer_of(layer)
@@ -118,11 +146,17 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
         return _block(walk, layer, inverse)
     if methods is affine.MaskedAffine:
         return _masked(walk, layer, inverse)
-    if _name(layer) == "normflows.flows.mixing.Permute":
-        return _permutation(walk, layer, inverse)
+    reader = _READERS.get(_name(layer))
+    if reader is not None:
+        return reader(walk, layer, inverse)
     return composite.read(walk, layer, inverse, has_context)
 
 
+_READERS: dict[str, Callable[[Walk, Any, bool], Said]] = {
+    "normflows.flows.mixing.Permute": _permutation,
+    "normflows.flows.mixing.LULinearPermute": _lu,
+    "normflows.flows.normalization.ActNorm": _norm,
+}
 KIND = kind(leaves, read)
 
 # ---- the container ----

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import AffineTransform, Transform
 from torch.distributions.utils import _sum_rightmost
 from zuko import transforms
-from zuko.lazy import LazyInverse
+from zuko.lazy import LazyInverse, UnconditionalTransform
 
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.compat.engine.runs import kind
+from flowkernels.compat.nflows import own_steps
 from flowkernels.nets.reading import Walk
 from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces
@@ -33,22 +34,37 @@ _AUTOREGRESSIVE = LIBRARY.targets["flows.autoregressive.MaskedAutoregressiveTran
 # ---- one layer ----
 
 
-def leaves(walk: Walk, transform: Any, inverse: bool, is_first: bool) -> Sequence[Leaf]:
+def leaves(walk: Walk, transform: Any, inverse: bool, before: Sequence[Leaf]) -> Sequence[Leaf]:
     """What a part of a composed transform runs: what a lazy inverse holds, in the other direction, or itself."""
     if type(transform) is LazyInverse:
         inner = transform._modules.get("transform")
         if inner is not None and walk.enter(transform):
-            return leaves(walk, inner, not inverse, is_first)
+            return leaves(walk, inner, not inverse, before)
     return [Leaf(transform, inverse)]
 
 
+def _affine(walk: Walk, layer: Any, inverse: bool) -> Said:
+    """A scale and a shift of each feature, as sbi standardises data; None where it must be called."""
+    own = layer.__dict__
+    looked_at = {"attributes": ("f", "_nargs", "_keys"), "buffers": [*own["_buffers"]]}
+    if own.get("f") is not AffineTransform or not walk.enter(layer, parameters=[*own["_parameters"]], **looked_at):
+        return None
+    made = layer()
+    loc, scale = made.loc, made.scale
+    if made.event_dim != 0 or not isinstance(loc, Tensor) or not isinstance(scale, Tensor):
+        return AS_IT_IS
+    return own_steps.scale(scale, loc, inverse)
+
+
 def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
-    """A layer; None where it must be called."""
+    """A layer, or a scale; None where it must be called."""
     methods = layer_of(layer)
     if methods is _AUTOREGRESSIVE:
         return AS_IT_IS if inverse else autoregressive(walk, layer, inverse, has_context)
     if methods is not None and methods.is_container:  # which runs its own
         return AS_IT_IS
+    if type(layer) is UnconditionalTransform:
+        return _affine(walk, layer, inverse)
     return coupling(walk, layer, inverse, has_context) if methods is _COUPLING else None
 
 
@@ -105,7 +121,7 @@ class Parts:
     def made(self, i: int) -> Any:
         if self._made[i] is None:
             leaf = self.layers[i]
-            if leaf is None:
+            if leaf is None or type(leaf.transform) is UnconditionalTransform:
                 self._made[i] = self.listed[i](self.context)
             else:
                 made: Any = CouplingTransform if hasattr(leaf.transform, "mask") else AutoregressiveTransform
