@@ -174,7 +174,6 @@ void recompute(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const G
         else
           memcpy(to, to - n * group.size, size_t(group.size) * sizeof(S));
         step.fwd(room, tiles[t], to, group.more);
-        clear_past_end(tiles[t], a.features, to);
       }
     });
   }

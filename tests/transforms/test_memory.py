@@ -153,7 +153,7 @@ def test_a_scale_that_loses_digits_is_seen() -> None:
         norm.shift.fill_(1.0)
     with pytest.warns(UserWarning, match="computed again with everything kept"):
         flat = run(flow, "flat")
-    assert_close(flat, run(flow, "fast"), 1e-6)
+    assert_close(flat, run(flow, "fast"), DTYPES[torch.float32])
 
 
 def test_a_nan_is_the_gradients_alone() -> None:

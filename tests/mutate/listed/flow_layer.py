@@ -107,14 +107,6 @@ MUTATIONS = (
         "tests/ops/test_flow.py -k flat",
     ),
     _flow(
-        "flat: past the last row",
-        _FLOW,
-        "«clear_past_end(tiles[t], a.features, to);»",
-        "",
-        "lanes of no row keep what a step made of 0",
-        "tests/ops/test_flow.py -k flat",
-    ),
-    _flow(
         "places",
         _FLOW_ARGS,
         "found[i] = «place_[size_t(list[i])]»;",
