@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="*", help="ours is always there; all by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, help="file of all cells; bench/results/<machine>/grid.json")
-    parser.add_argument("--page", type=Path, help="page to write it into, such as docs/grid.md")
+    parser.add_argument("--page", type=Path, help="page with grid marks, to put it between them")
     parser.add_argument("--again", action="store_true", help="cells that the file has are measured again")
     parser.add_argument("--no-run", action="store_true", help="only the page")
     given = parser.parse_args()
