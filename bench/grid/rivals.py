@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.grid import plain
 from bench.suite import LOG_PROB, SAMPLE, STEP
+from bench.suites.dropin_models import calls_of
 from bench.suites.model import Inputs, Model, bind, learned, truth_of, worst_error
 from flowkernels import flows, transforms
 from flowkernels.compat import accelerate
@@ -148,10 +149,6 @@ def _nflows(model: str, features: int) -> nn.Module:
     return Flow(T.CompositeTransform(parts), StandardNormal([features]))
 
 
-def _wrap_nflows(module: Any) -> Model:
-    return Model("", module, module.log_prob, module.sample, module._transform.inverse)
-
-
 def _zuko(model: str, features: int) -> nn.Module:
     from zuko import flows as zf
     from zuko.transforms import AdditiveTransform, MonotonicRQSTransform
@@ -168,13 +165,6 @@ def _zuko(model: str, features: int) -> nn.Module:
     return made[model]()
 
 
-def _wrap_zuko(module: Any) -> Model:
-    def inverse(z: Tensor) -> Any:
-        return module().transform.inv.call_and_ladj(z)
-
-    return Model("", module, lambda x: module().log_prob(x), lambda n: module().sample((n,)), inverse)
-
-
 def _normflows(model: str, features: int) -> nn.Module:
     import normflows as nf
 
@@ -187,10 +177,6 @@ def _normflows(model: str, features: int) -> nn.Module:
     return nf.NormalizingFlow(nf.distributions.DiagGaussian(features, trainable=False), parts)
 
 
-def _wrap_normflows(module: Any) -> Model:
-    return Model("", module, module.log_prob, lambda n: module.sample(n)[0], module.forward_and_log_det)
-
-
 def _freia(model: str, features: int) -> nn.Module:
     from bench.suites import dropin_layers
 
@@ -199,27 +185,22 @@ def _freia(model: str, features: int) -> nn.Module:
     return dropin_layers.freia(block)(features, HIDDEN, LAYERS // 2)
 
 
-def _wrap_freia(module: Any) -> Model:
-    return Model("", module, module.log_prob, module.sample, module.inverse)
-
-
-def library(
-    make: Callable[[str, int], nn.Module], wrap: Callable[[Any], Model], how: str, model: str, features: int, batch: int
-) -> Entry:
+def library(make: Callable[[str, int], nn.Module], name: str, how: str, model: str, features: int, batch: int) -> Entry:
     """A library's model as it is, compiled, or accelerated; the same weights each time."""
     torch.manual_seed(0)
     original = _moved(make(model, features))
     module = copy.deepcopy(original)
     if how == "accelerated" and not accelerate(module).accelerated:
         raise LookupError("nothing to accelerate")
-    return torch_entry(how, _run(wrap(module), how), original, wrap, inputs_of(features, batch))
+    wrap = functools.partial(calls_of, name, f"{name} {how}".strip())
+    return torch_entry(f"{name} {how}".strip(), _run(wrap(module), how), original, wrap, inputs_of(features, batch))
 
 
-_LIBRARIES: dict[str, tuple[Callable[[str, int], nn.Module], Callable[[Any], Model], tuple[str, ...]]] = {
-    "nflows": (_nflows, _wrap_nflows, MODELS),
-    "zuko": (_zuko, _wrap_zuko, MODELS),
-    "normflows": (_normflows, _wrap_normflows, ("Real NVP",)),
-    "FrEIA": (_freia, _wrap_freia, ("NICE", "Real NVP")),
+_LIBRARIES: dict[str, tuple[Callable[[str, int], nn.Module], tuple[str, ...]]] = {
+    "nflows": (_nflows, MODELS),
+    "zuko": (_zuko, MODELS),
+    "normflows": (_normflows, ("Real NVP",)),
+    "FrEIA": (_freia, ("NICE", "Real NVP")),
 }
 
 
@@ -238,11 +219,11 @@ def _rivals() -> list[Rival]:
         Rival("plain torch", None, MODELS, plain_torch),
         Rival("plain torch compiled", None, MODELS, functools.partial(plain_torch, how="compiled")),
     ]
-    for name, (make, wrap, models) in _LIBRARIES.items():
+    for name, (make, models) in _LIBRARIES.items():
         for how in ("", "compiled", "accelerated"):
             if how == "compiled" and name != "zuko":
                 continue  # masks that are indices break the others' graphs at every layer
-            row = functools.partial(library, make, wrap, how)
+            row = functools.partial(library, make, name, how)
             rows.append(Rival(f"{name} {how}".strip(), name, models, row, name if how == "accelerated" else ""))
     rows.append(Rival("flowjax jit", "flowjax", ("Real NVP", "NSF", "NSF autoregressive", "MAF"), _flowjax))
     return rows

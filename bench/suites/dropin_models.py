@@ -219,10 +219,15 @@ _CALLS: dict[str, Callable[[Any], tuple[Any, Any, Any]]] = {
 }  # fmt: skip
 
 
-def wrap(name: str, row: str, module: nn.Module) -> Model:
+def calls_of(library: str, name: str, module: nn.Module) -> Model:
+    """A library's model by the calls that every row has."""
     if isinstance(module, dropin_layers.Chain):
-        return Model(f"{name}, {row}", module, module.log_prob, module.sample, module.inverse)
-    return Model(f"{name}, {row}", module, *_CALLS[MODELS[name].library](module))
+        return Model(name, module, module.log_prob, module.sample, module.inverse)
+    return Model(name, module, *_CALLS[library](module))
+
+
+def wrap(name: str, row: str, module: nn.Module) -> Model:
+    return calls_of(MODELS[name].library, f"{name}, {row}", module)
 
 
 def build(name: str, row: str, features: int, hidden: int = 128, layers: int = 4) -> Model:
