@@ -59,6 +59,13 @@ def made(make: Callable[[], Own], features: int) -> OwnPart | None:
     return None if found is None else found._replace(fixed=(), make=make)
 
 
+def scale(scale: Tensor, shift: Tensor, inverse: bool) -> Said:
+    """A scale and a shift of each feature, by tensors that stay what they are."""
+    if scale.dim() != 1 or shift.shape != scale.shape:
+        return AS_IT_IS
+    return part(Scale(scale, shift, inverse, is_log=False), len(scale))
+
+
 def _lu(walk: Walk, layer: LULinear, inverse: bool, has_context: bool) -> Said:
     if not walk.enter(
         layer, parameters=("lower", "upper", "log_s", "bias"), attributes=("channel_dim", "features"),
@@ -98,9 +105,7 @@ def _diagonal(walk: Walk, layer: DiagonalScale, inverse: bool, has_context: bool
 def _standardize(walk: Walk, layer: Standardize, inverse: bool, has_context: bool) -> Said:
     if not walk.enter(layer, buffers=("mean", "std")):
         return None
-    if layer.mean.dim() != 1:
-        return AS_IT_IS
-    return part(Scale(layer.std, layer.mean, not inverse, is_log=False), layer.mean.shape[0])
+    return scale(layer.std, layer.mean, not inverse)
 
 
 READERS: dict[type, Callable[..., Said]] = {

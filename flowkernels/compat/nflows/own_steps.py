@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.nets.reading import Walk
@@ -63,14 +63,7 @@ def _norm(walk: Walk, layer: Any, inverse: bool) -> Said:
 def _affine(walk: Walk, layer: Any, inverse: bool) -> Said:
     if not enter(walk, layer, buffers=("_shift", "_scale")):
         return None
-    return scale(layer._scale, layer._shift, inverse)
-
-
-def scale(scale: Tensor, shift: Tensor, inverse: bool) -> Said:
-    """A scale and a shift of each feature, by tensors that stay what they are."""
-    if scale.dim() != 1 or shift.shape != scale.shape:
-        return AS_IT_IS
-    return own_steps.part(Scale(scale, shift, inverse, is_log=False), len(scale))
+    return own_steps.scale(layer._scale, layer._shift, inverse)
 
 
 def _of_features(layer: Any, univariate: Any, outputs: tuple[int, ...]) -> Elementwise:

@@ -19,8 +19,8 @@ from zuko.lazy import LazyInverse, UnconditionalTransform
 
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.compat.engine.runs import kind
-from flowkernels.compat.nflows import own_steps
 from flowkernels.nets.reading import Walk
+from flowkernels.transforms import own_steps
 from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces
 
