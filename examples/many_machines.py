@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> float:
         dcp.save(get_model_state_dict(flow), checkpoint_id=args.checkpoint)
     if rank == 0:
         print(f"{size} processes: {found:.3f} nats on fresh data, samples {list(samples.shape)}", flush=True)
+    del model  # DDP first: as the group's last owner it would wait for gloo's threads, and they for Python's lock
     dist.destroy_process_group()
     return found
 

@@ -165,6 +165,9 @@ def _train(
         why = "interrupted"
     finally:
         state.restore()
+        # Before its group, also where an error keeps this frame: DDP as a group's last owner waits for gloo's threads,
+        # and they may wait for Python's lock, which it holds.
+        del model
     return why
 
 

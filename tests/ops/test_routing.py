@@ -764,7 +764,7 @@ DDP = """
         torch.set_num_threads(1)
         dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"tcp://127.0.0.1:{port}")
         torch.manual_seed(0)
-        mine = train(DistributedDataParallel(Flow()), rank, 2)
+        mine = train(DistributedDataParallel(Flow()), rank, 2)  # gone before the group is, which must not end with it
         torch.manual_seed(0)
         alone = train(Flow(), 0, 1)
         # written so that NaN fails

@@ -264,6 +264,7 @@ DDP = """
         for step in range(3):
             compiled(everything[:0] if rank == 0 and step == 0 else mine)
         assert late.initialised and torch.equal(late.shift, -(everything[10:].mean(0) * late.log_scale.exp()))
+        del model  # before the group, which must not end with it
         dist.destroy_process_group()
 
     if __name__ == "__main__":
