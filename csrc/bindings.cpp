@@ -47,6 +47,7 @@ struct BoundFlow {
         case StepKind::lu: n += 4 + size_t(step.has_shift); break;
         case StepKind::scale: n += 1 + size_t(step.has_shift); break;
         case StepKind::elementwise: n += 1; break;
+        case StepKind::normal: break;
       }
     return n;
   }
@@ -66,6 +67,10 @@ static std::unique_ptr<FlowCall> flow_call(const BoundFlow& flow, int64_t rows, 
       at += plan.n_tensors();
       continue;
     }
+    if (step.kind == StepKind::normal) {
+      call->add_normal();
+      continue;
+    }
     const size_t own = step.kind == StepKind::lu ? 4 : 1, n = own + size_t(step.has_shift);
     for (size_t i = 0; i < n; ++i) read(tensors[at++], v[i]);
     if (step.kind == StepKind::lu)
@@ -83,12 +88,23 @@ static std::unique_ptr<FlowCall> flow_call(const BoundFlow& flow, int64_t rows, 
 // or anything else that `Net` refuses. Asking them here takes half the time that it takes Python.
 static std::unique_ptr<NetLayers> dense_net(const NetPlan& plan, int64_t rows, const py::tuple& tensors,
                                             const py::sequence& kept, const py::sequence& grads) {
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* const is_neg = ModuleNames::get().is_neg;
   for (const py::handle t : tensors)
     if (asked(PyObject_CallMethodNoArgs(t.ptr(), is_neg)).ptr() != Py_False) return nullptr;
   try {
     return net_layers(plan, rows, tensors, kept, grads);
   } catch (const std::invalid_argument&) { return nullptr; }
+}
+
+// What kernels are told of a tensor, for tests: address, dtype, sizes, strides; `exchanged`: in one call of C, if it
+// can.
+static py::tuple seen(py::handle tensor, bool exchanged) {
+  View v;
+  read(tensor, v, exchanged);
+  const auto listed = [&](const int64_t* numbers) {
+    return std::vector<int64_t>(numbers, numbers + std::max(v.ndim, 0));
+  };
+  return py::make_tuple(reinterpret_cast<uintptr_t>(v.data), name_of(v.type), listed(v.size), listed(v.stride));
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -105,6 +121,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("advise_huge", &advise_huge);
   m.def("walk_holds", &walk_holds);
   m.def("are_like", &are_like);
+  m.def("are_dense", &are_dense);
+  m.attr("exchanges") = exchange::Exchange::get().read != nullptr;
+  m.def("seen", &seen);
 
   py::class_<RqsSpec>(m, "RqsSpec").def(py::init(&rqs_spec));
   m.def("rqs_fwd",
@@ -214,6 +233,7 @@ PYBIND11_MODULE(_C, m) {
                         bool has_bias) { f.plan->add_lu(inverse, permutation, has_bias); })
       .def("add_scale", [](BoundFlow& f, bool inverse, bool is_log,
                            bool has_shift) { f.plan->add_scale(inverse, is_log, has_shift); })
+      .def("add_normal", [](BoundFlow& f) { f.plan->add_normal(); })
       .def("add_elementwise", [](BoundFlow& f, const UnivariateMap& map, const std::vector<int32_t>& outputs) {
         f.plan->add_elementwise(map, outputs);
       });

@@ -47,6 +47,12 @@ def lines() -> list[str]:
     else:
         threads = "" if C.openmp else "; one thread, as it was built without OpenMP"
         out.append(f"compiled module: {C.compiler}; runs {C.isa()} of {', '.join(C.isas())} (FLOWKERNELS_ISA){threads}")
+        how = (
+            "in one call of C"
+            if C.exchanges
+            else "attribute by attribute: newer versions of torch tell them in one call"
+        )
+        out.append(f"a tensor's address, sizes and strides are read {how}")
     out.append(f"CUDA module: {_cuda_module()}")
     names = backends.NAMES
     width = max(map(len, backends.table()))

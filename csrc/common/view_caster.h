@@ -3,6 +3,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include "exchange.h"
 #include "view.h"
 
 namespace fk {
@@ -55,10 +56,24 @@ N number(N n) {
   return n;
 }
 
-// Asks a tensor, or None.
-inline void read(pybind11::handle tensor, View& v) {
+// Reads a tensor by DLPack's table; false where that cannot be.
+inline bool read_exchanged(PyObject* tensor, View& v) {
+  exchange::Tensor t;
+  if (!exchange::Exchange::get()(tensor, &t) || t.ndim < 0 || t.ndim > View::kMaxDims) return false;
+  for (int i = 0; i < t.ndim; ++i) {
+    if (t.shape[i] < 0) return false;
+    v.size[i] = t.shape[i], v.stride[i] = t.strides[i];
+  }
+  v.data = static_cast<char*>(t.data) + t.byte_offset;
+  v.type = exchange::type_of(t.dtype.code, t.dtype.bits, t.dtype.lanes);
+  v.ndim = t.ndim;
+  return true;
+}
+
+// Asks a tensor, or None; attribute by attribute, if it is not to be `exchanged`.
+inline void read(pybind11::handle tensor, View& v, bool exchanged = true) {
   v.data = nullptr, v.type = DType::other, v.ndim = -1;
-  if (tensor.is_none()) return;
+  if (tensor.is_none() || (exchanged && read_exchanged(tensor.ptr(), v))) return;
   const auto& names = TorchNames::get();
   const auto address = asked(PyObject_CallMethodNoArgs(tensor.ptr(), names.data_ptr));
   const auto shape = asked(PyObject_GetAttr(tensor.ptr(), names.shape));

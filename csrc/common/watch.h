@@ -9,7 +9,7 @@ namespace fk {
 
 // What a module's own dict is asked for; made once, and never freed.
 struct ModuleNames {
-  PyObject *hooks[4], *forward, *parameters, *buffers, *modules, *version, *data_ptr, *dtype, *is_cpu;
+  PyObject *hooks[4], *forward, *parameters, *buffers, *modules, *version, *data_ptr, *dtype, *is_cpu, *is_neg;
 
   static const ModuleNames& get() {
     static const ModuleNames* const names = new ModuleNames();
@@ -23,7 +23,7 @@ struct ModuleNames {
     hooks[2] = name("_backward_hooks"), hooks[3] = name("_backward_pre_hooks");
     forward = name("forward"), parameters = name("_parameters"), buffers = name("_buffers"), modules = name("_modules");
     version = name("_version"), data_ptr = name("data_ptr");
-    dtype = name("dtype"), is_cpu = name("is_cpu");
+    dtype = name("dtype"), is_cpu = name("is_cpu"), is_neg = name("is_neg");
   }
 };
 
@@ -123,11 +123,33 @@ inline bool walk_holds(const pybind11::list& modules) {
 
 // Whether all tensors are of this dtype, and in a CPU's memory.
 inline bool are_like(const pybind11::tuple& tensors, pybind11::handle dtype) {
+  constexpr int32_t cpu = 1;  // of DLPack
   const auto& names = ModuleNames::get();
+  const auto& exchanged = exchange::Exchange::get();
+  const DType type = TorchNames::get().type_of(dtype.ptr());
   for (Py_ssize_t i = 0, n = PyTuple_GET_SIZE(tensors.ptr()); i < n; ++i) {
     PyObject* const t = PyTuple_GET_ITEM(tensors.ptr(), i);
+    exchange::Tensor seen;
+    if (type != DType::other && type != DType::bytes && exchanged(t, &seen)) {
+      if (seen.device.type != cpu || exchange::type_of(seen.dtype.code, seen.dtype.bits, seen.dtype.lanes) != type)
+        return false;
+      continue;
+    }
     if (asked(PyObject_GetAttr(t, names.dtype)).ptr() != dtype.ptr()) return false;
     if (asked(PyObject_GetAttr(t, names.is_cpu)).ptr() != Py_True) return false;
+  }
+  return true;
+}
+
+// Whether memory has the values of every tensor, one after another: no gaps, and no sign that is a flag.
+inline bool are_dense(const pybind11::tuple& tensors) {
+  const auto& names = ModuleNames::get();
+  View v;
+  for (Py_ssize_t i = 0, n = PyTuple_GET_SIZE(tensors.ptr()); i < n; ++i) {
+    PyObject* const t = PyTuple_GET_ITEM(tensors.ptr(), i);
+    if (asked(PyObject_CallMethodNoArgs(t, names.is_neg)).ptr() != Py_False) return false;
+    read(t, v);
+    if (!is_contiguous(v)) return false;
   }
   return true;
 }

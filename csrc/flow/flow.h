@@ -8,7 +8,7 @@
 
 namespace fk {
 
-enum class StepKind { layer, lu, scale, elementwise };
+enum class StepKind { layer, lu, scale, elementwise, normal };
 
 // What the steps of a flow are, apart from their tensors; checked once for all calls. Reordering features costs
 // nothing: it only says where the steps behind it find them.
@@ -32,6 +32,7 @@ class FlowPlan {
   // y = x scale + shift, of each feature; or its inverse, (x - shift) / scale.
   void add_scale(bool inverse, bool is_log, bool has_shift);
   void add_elementwise(const UnivariateMap&, const std::vector<int32_t>& outputs);  // parameters of its own
+  void add_normal();  // x stays; ladj is the log-density of the standard normal there
 
   const int64_t features;
   const std::vector<Step>& steps() const { return steps_; }
@@ -92,6 +93,7 @@ class FlowCall {
   void add_lu(const View& lower, const View& upper, const View& log_s, const View& sign_s, const View& bias);
   void add_scale(const View& scale, const View& shift);
   void add_elementwise(const View& params);
+  void add_normal();
   void close();  // after the last
 
   // How many numbers are kept for backward: what enters each layer, and inside of networks what enters the second

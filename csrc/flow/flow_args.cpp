@@ -80,6 +80,8 @@ void FlowPlan::add_elementwise(const UnivariateMap& map, const std::vector<int32
   add({StepKind::elementwise, map}).outputs = placed(columns.outputs);
 }
 
+void FlowPlan::add_normal() { add({StepKind::normal}); }
+
 int64_t FlowStep::multiply_adds(int64_t features) const {
   return kind == StepKind::layer ? net.work() : kind == StepKind::lu ? features * (features + 16) : features;
 }
@@ -187,6 +189,11 @@ void FlowCall::add_elementwise(const View& params) {
   found.map = &step.map;
   found.in = found.out = step.outputs.data(), found.n_out = mapped;
   take("params", params, {mapped, step.map.params()}, &found.scale, &found.grad_scale);
+}
+
+void FlowCall::add_normal() {
+  next(StepKind::normal, type_);
+  steps_.push_back({StepKind::normal});
 }
 
 void FlowCall::close() {

@@ -7,6 +7,7 @@
 #include "lu_step.h"
 #include "map_step.h"
 #include "net_step.h"
+#include "normal_step.h"
 #include "scale_step.h"
 
 namespace fk::FK_ISA {
@@ -47,6 +48,7 @@ struct FlowWeights {
       case StepKind::lu: return f(*static_cast<const LuStep<S>*>(steps[i]));
       case StepKind::scale: return f(*static_cast<const ScaleStep<S>*>(steps[i]));
       case StepKind::elementwise: return f(*static_cast<const MapStep<S>*>(steps[i]));
+      case StepKind::normal: return f(*static_cast<const NormalStep<S>*>(steps[i]));
     }
   }
 
@@ -70,6 +72,7 @@ struct FlowWeights {
         return by_map<S>(*step.map, [&](auto m) {
           f(*static_cast<const MapStep<S>*>(steps[i]), MapRoom<S, typename decltype(m)::Map>(step, backward, arena));
         });
+      case StepKind::normal: return f(*static_cast<const NormalStep<S>*>(steps[i]), typename NormalStep<S>::Room());
     }
   }
 
@@ -80,6 +83,7 @@ struct FlowWeights {
       case StepKind::lu: return placed<LuStep<S>>(arena, a, step, pass);
       case StepKind::scale: return placed<ScaleStep<S>>(arena, a, step, pass);
       case StepKind::elementwise: return placed<MapStep<S>>(arena, a, step, pass);
+      case StepKind::normal: return placed<NormalStep<S>>(arena, a, step, pass);
     }
     return nullptr;
   }

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, flag, is_flat
-from flowkernels.distributions import Base, Distribution, FromTorch, Size
+from flowkernels.distributions import Base, Distribution, FromTorch, Size, StandardNormal
 from flowkernels.transforms import Composite, Transform
+from flowkernels.transforms.composite import log_normal
 
 from .distribution import FlowDistribution, distribution_class
 from .flat import FlatParameter, flatten_parameters
@@ -315,8 +316,14 @@ class Flow(nn.Module):
         return self.transform.inverse(z, None if self.context_to_base else embedded)
 
     def _log_prob(self, x: Tensor, embedded: Tensor | None) -> Tensor:
-        z, ladj = self._encode(self._per_context(x, embedded), embedded)
-        return self.base.log_prob(z, embedded) + ladj
+        x, transform, base = self._per_context(x, embedded), self.transform, self.base
+        if type(base) is StandardNormal and type(transform) is Composite and "log_prob" not in base.__dict__:
+            # The base of a flow that is one call is one more of its steps.
+            found = log_normal(transform, x, None if self.context_to_base else embedded, base.features)
+            if found is not None:
+                return found
+        z, ladj = self._encode(x, embedded)
+        return base.log_prob(z, embedded) + ladj
 
     def _per_context(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         """``x``, repeated where the context has more rows: layers broadcast the context to x, not x to the context."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels._native import C
-from flowkernels.nets.reading import Walk, hooked_globally
+from flowkernels.nets.reading import Walk, hooked, hooked_globally
 from flowkernels.ops._checks import in_autocast
 from flowkernels.ops._routing import _dispatch_modes, _dual_level_active, _transforms_active
 from flowkernels.ops.flow import FlowSpec, op
@@ -41,13 +41,18 @@ def new_ticket() -> str:
 # ---- when a graph is made ----
 
 
-def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool) -> tuple[Entry, ...]:
-    """What a graph is told of the owner's transforms; nothing where no run would be in it."""
+def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool, to_normal: bool = False) -> tuple[Entry, ...]:
+    """What a graph is told of the owner's transforms; nothing where no run would be in it.
+
+    ``to_normal``: of all of them and the standard normal behind them, which is nothing where that is not one run.
+    """
     if C is None or hooked_globally() or _exports():  # a file has no modules
+        return ()
+    if to_normal and hooked(owner):
         return ()
     transforms: Any = owner._modules["transforms"]
     walk, listed = read_pieces(owner, transforms, inverse, has_context, NATIVE)
-    if not any(isinstance(piece, Run) and piece.described for piece in listed):
+    if not any(isinstance(piece, Run) and piece.described for piece in listed) or (to_normal and len(listed) != 1):
         return ()
     named_tensors = (transforms.named_parameters, transforms.named_buffers)
     all_named = [pair for each in named_tensors for pair in each(remove_duplicate=False)]
@@ -61,7 +66,8 @@ def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool) -> tup
         if isinstance(piece, Run) and piece.described is not None:
             # Graphs for training and for evaluation may have other runs, each found where it begins and ends.
             name, features, tensors = f"{ticket} {inverse} {at}:{at + len(leaves)}", piece.features, piece.described[1]
-            _name(name, owner, piece, inverse, has_context)
+            name += " to the base" if to_normal else ""
+            _name(name, owner, piece, inverse, has_context, to_normal)
         if any(id(t) not in places for t in (*tensors, *(leaf.transform for leaf in leaves))):
             return ()
         of_leaves = tuple((places[id(leaf.transform)], leaf.inverse) for leaf in leaves)
@@ -88,11 +94,12 @@ def _that_train(walk: Walk, places: dict[int, Place]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def _name(name: str, owner: nn.Module, run: Run, inverse: bool, has_context: bool) -> None:
+def _name(name: str, owner: nn.Module, run: Run, inverse: bool, has_context: bool, to_normal: bool) -> None:
     """Lets the op find a run of this owner by its name, as it is when it is asked."""
     of, leaves = weakref.ref(owner), [weakref.ref(leaf.transform) for leaf in run.leaves]
-    assert run.described is not None  # for the type checker
-    spec, tensors = run.described
+    described = run.with_normal.described if to_normal else run.described
+    assert described is not None  # for the type checker
+    spec, tensors = described
     n = len(tensors)
 
     def now() -> FlowSpec:
@@ -103,10 +110,12 @@ def _name(name: str, owner: nn.Module, run: Run, inverse: bool, has_context: boo
         given: Any = (owner, None if owner is None else owner._modules["transforms"], inverse, has_context, NATIVE)
         # A compiler calls no hooks of all modules: they keep an eager flow from its runs, not a graph.
         listed = None if owner is None else read_pieces(*given)[1] if hooked_globally() else pieces(*given)
+        if to_normal and owner is not None and hooked(owner):
+            listed = None
         for piece in listed or ():
             if not isinstance(piece, Run) or piece.described is None or len(piece.leaves) != len(wanted):
                 continue
-            found, its = piece.described
+            found, its = piece.with_normal.described if to_normal else piece.described  # type: ignore[misc]
             if len(its) == n and all(a.transform is b for a, b in zip(piece.leaves, wanted, strict=True)):
                 for layer in found.layers:
                     check_univariate("ops.flow", layer.univariate, its[0].dtype)
@@ -146,6 +155,19 @@ def run(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, context: Ten
             total = ladj if total is None else total + ladj
     assert total is not None
     return x, total
+
+
+def log_normal(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, features: int) -> Tensor | None:
+    """What `composite.log_normal` returns, of entries that are one run to the base."""
+    if len(entries) != 1:
+        return None
+    name, its_features, places, _, watched = entries[0]
+    for place in watched:
+        bool(_at(transforms, place))  # read, and so guarded
+    tensors = [_at(transforms, place) for place in places]
+    if not name or its_features != features or not _may_run(x, tensors, features):
+        return None
+    return op.library([x, *tensors], name)[1]
 
 
 def _may_run(x: Tensor, tensors: Sequence[Tensor], features: int) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkernels._arguments import check_tensor
+from flowkernels.nets.reading import hooked
 
 from . import compiled
 from .base import Transform, zero_ladj
@@ -96,8 +97,10 @@ class Composite(Transform):
 
         return run_flat
 
-    def _plan(self, ticket: str, inverse: bool, has_context: bool) -> tuple[compiled.Entry, ...]:
-        return compiled.plan(self, ticket, inverse, has_context)
+    def _plan(
+        self, ticket: str, inverse: bool, has_context: bool, to_normal: bool = False
+    ) -> tuple[compiled.Entry, ...]:
+        return compiled.plan(self, ticket, inverse, has_context, to_normal)
 
     # A compiler calls it where it makes a graph, and puts the result there. `torch.compiler.assume_constant_result`
     # says the same, and imports all of a compiler to say it.
@@ -124,6 +127,25 @@ class Composite(Transform):
         for transform in reversed(self.transforms):
             shape = transform.data_shape(shape)  # type: ignore[operator]
         return tuple(shape)
+
+
+def log_normal(composite: Composite, x: Tensor, context: Tensor | None, features: int) -> Tensor | None:
+    """The log-density of x where `composite` leads to a standard normal of so many features, in nats, in one call.
+
+    None where that is several calls now, or where a hook wants to see the composite called.
+    """
+    if torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
+            return None
+        entries = composite._plan(composite._ticket, False, context is not None, True)
+        return compiled.log_normal(composite.transforms, entries, x, features)
+    if hooked(composite):
+        return None
+    found = pieces(composite, composite._modules["transforms"], False, context is not None, NATIVE)  # type: ignore[arg-type]
+    if found is None or len(found) != 1 or not isinstance(found[0], Run) or found[0].features != features:
+        return None
+    done = found[0].with_normal(x, context)
+    return None if done is None else done[1]
 
 
 class Inverse(Transform):

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowkernels.nets.reading import Walk
 from flowkernels.ops._routing import _PLAIN
 from flowkernels.ops.flow import LU, Scale
-from flowkernels.ops.flow.steps import Own, OwnSpec, spec_and_tensors
+from flowkernels.ops.flow.steps import NormalSpec, Own, OwnSpec, spec_and_tensors
 
 from .actnorm import ActNorm
 from .diagonal import DiagonalScale
@@ -34,11 +34,16 @@ class OwnPart(NamedTuple):
     make: Callable[[], Own] | None
     weights: int
     features: int
-    dtype: torch.dtype
+    dtype: torch.dtype | None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of a call."""
         return self.fixed if self.make is None else spec_and_tensors(self.make(), self.features)[1]
+
+
+def normal(features: int) -> OwnPart:
+    """The base at the end of a flow."""
+    return OwnPart(NormalSpec(), (), None, 0, features, None)
 
 
 Said = OwnPart | Literal["called"] | None

@@ -6,6 +6,7 @@ that it was read from (`nets.reading.Walk`); a warm call asks whether that is as
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -27,7 +28,7 @@ from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Map, can_fuse, check_univariate
 
-from .own_steps import OwnPart
+from .own_steps import OwnPart, normal
 
 T = TypeVar("T")
 KERNELS = (torch.float32, torch.float64)  # of the kernels of several layers
@@ -125,6 +126,11 @@ class Run:
     def __len__(self) -> int:
         """How many layers it has, apart from reorderings."""
         return len(self._layers)
+
+    @functools.cached_property
+    def with_normal(self) -> Run:
+        """The same, and the log-density of the standard normal at what comes out."""
+        return Run(self.leaves, [*self.parts, normal(self.features)], self.flat)
 
     def _spec_of(self, nets: Sequence[NetSpec]) -> Any:
         rest = iter(nets)

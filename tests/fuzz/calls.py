@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels._arguments import flag
 from flowkernels.backends import BackendUnavailableError
-from flowkernels.ops.flow import LU, Elementwise, Layer, Order, Scale
+from flowkernels.ops.flow import LU, Elementwise, Layer, Normal, Order, Scale
 from flowkernels.ops.flow_layer import flow_layer
 from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_sequence, check_tensor
@@ -27,10 +28,20 @@ OWN: dict[str, Any] = {"LU": LU, "Scale": Scale, "Elementwise": Elementwise}
 
 
 def _flow(
-    x: Any, nets: Any, own: Any, maps: Any, splits: Any, order: Any, activation: Any, memory: Any, backend: Any
+    x: Any,
+    nets: Any,
+    own: Any,
+    maps: Any,
+    splits: Any,
+    order: Any,
+    activation: Any,
+    memory: Any,
+    base: Any,
+    backend: Any,
 ) -> Any:
     """`ops.flow` of layers with plain nets, before each a step of its `own` or none, after each a reordering."""
     check_tensor("ops.flow", "x", x)
+    flag("ops.flow", "base", base)
     parts = (("nets", nets), ("own", own), ("maps", maps), ("splits", splits))
     for name, given in parts:
         check_sequence("ops.flow", name, given, "a list")
@@ -46,6 +57,7 @@ def _flow(
         steps.append(Layer(f, dense_net(net, False, activation, 0, (), None), s))
         if order is not None:
             steps.append(Order(order))
+    steps += [Normal()] if base else []
     return ops.flow(x, steps, memory=memory, backend=backend)
 
 

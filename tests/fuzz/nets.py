@@ -253,6 +253,7 @@ def flow(draw: Draw) -> Call:
     arguments |= {"maps": maps, "splits": splits, "order": draw.shuffled(range(D)) if draw.chance(0.5) else None}
     arguments["activation"] = draw.choice(ACTIVATIONS)
     arguments["memory"] = "flat" if draw.chance(0.3) else "fast"
+    arguments["base"] = draw.chance(0.3)
     of_own = [step["univariate"] for step in own if step is not None and step["kind"] == "Elementwise"]
     turned = any("bins" in m.settings and m.settings["inverse"] for m in (*maps, *of_own))
     return Call("flow", arguments, {("x",): 1} if lead else {}, sizes_of("flow", arguments), at_rounded=turned)

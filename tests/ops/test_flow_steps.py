@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native, backends, ops
-from flowkernels.ops.flow import LU, Elementwise, FlowSpec, Layer, Order, Scale, flow, spec_of
+from flowkernels.ops.flow import LU, Elementwise, FlowSpec, Layer, Normal, Order, Scale, flow, spec_of
 from flowkernels.ops.flow import native as flow_native
 from flowkernels.ops.flow.checks import checked
 from flowkernels.ops.flow_layer import run_layer, split_of
@@ -29,7 +29,7 @@ MAPS = {"rqs": RQS(bins=4), "affine": Affine("tanh"), "clipped": RQS(bins=3, par
 
 
 class Own(NamedTuple):
-    """A step, but its tensors: lu, log, scale, or the name of a map; `bare`: without what it may lack."""
+    """A step, but its tensors: lu, log, scale, base, or the name of a map; `bare`: without what it may lack."""
 
     kind: str
     inverse: bool = False
@@ -87,6 +87,11 @@ CASES = {
     "three rows": Case((3,), 5, _mixed(5, 3)),
     "two leading dims": Case((3, 7), 4, _mixed(4, 4)),
     "no rows": Case((0,), 4, _mixed(4, 5)),
+    "base": Case((37,), 6, (*_mixed(6, 6), Own("base"))),
+    "base, many rows": Case((700,), 5, (_coupling(5), Own("lu"), Own("base"))),
+    "base, many features": Case((19,), 70, (_coupling(70), Own("base"))),
+    "base, one row": Case((1,), 3, (_coupling(3), Own("base"))),
+    "base, one feature": Case((3, 5), 1, (Net((0,), (0,)), Own("base"))),
 }
 HIDDEN = 9
 
@@ -94,7 +99,7 @@ HIDDEN = 9
 def _shapes(p: Part, D: int) -> list[tuple[int, ...]]:
     if isinstance(p, Net):
         return [(HIDDEN, len(p.inputs)), (HIDDEN,), (2 * len(p.outputs), HIDDEN), (2 * len(p.outputs),)]
-    if isinstance(p, Order):
+    if isinstance(p, Order) or p.kind == "base":
         return []
     if p.kind in MAPS:
         return [(D if p.outputs is None else len(p.outputs), MAPS[p.kind].n_params)]
@@ -136,6 +141,8 @@ def build(c: Case, tensors: list[Tensor]) -> tuple[Tensor, list[Any]]:
         if isinstance(p, Net):
             net = dense_net([(own[0], own[1]), (own[2], own[3])], False, "relu", len(p.inputs), x.shape[:-1], None)
             steps.append(Layer(MAPS["affine"], net, split_of(c.D, p.inputs, p.outputs)))
+        elif p.kind == "base":
+            steps.append(Normal())
         elif p.kind in MAPS:
             f = MAPS[p.kind]
             steps.append(Elementwise(f.inverted() if p.inverse else f, own[0], p.outputs))
@@ -159,6 +166,8 @@ def _alone(step: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         found = run_layer(x, step.net, step.univariate, step.split)
         assert found is not None
         return found
+    if isinstance(step, Normal):
+        return x, torch.distributions.Normal(x.new_zeros(()), 1).log_prob(x).sum(-1)
     if isinstance(step, LU):
         order = None if step.permutation is None else torch.tensor(step.permutation)
         return ops.lu_linear(x, *step[:4], order, step.bias, inverse=step.inverse)
@@ -201,8 +210,10 @@ def test_numbers(case, precision, all_isas) -> None:
     assert_numbers(lambda b, t: whole(c, t, b), draw(c), "flow", precision, all_isas, shared=True)
 
 
-# A scale that is no logarithm has no op of its own: torch multiplies and adds, and rounds in between.
-EXACT = {name: c for name, c in CASES.items() if not any(isinstance(p, Own) and p.kind == "scale" for p in c.steps)}
+# A scale that is no logarithm and the base have no ops of their own: torch multiplies and adds, and rounds in between.
+EXACT = {
+    name: c for name, c in CASES.items() if not any(isinstance(p, Own) and p.kind in ("scale", "base") for p in c.steps)
+}
 EXACT["mixed without scales"] = Case(
     (37,), 6, tuple(p for p in _mixed(6) if not (isinstance(p, Own) and p.kind == "scale"))
 )
@@ -441,6 +452,7 @@ def _lu(**more: Any) -> LU:
         (Elementwise(Affine(), torch.zeros(2, 2), (0, 0)), ValueError, "outputs must be distinct features below 3"),
         (Elementwise(Affine(), torch.zeros(1, 2), (3,)), ValueError, "outputs must be distinct features below 3"),
         (Elementwise(3, torch.zeros(3, 2)), TypeError, "univariate must be a map"),  # type: ignore[arg-type]
+        (Normal, TypeError, r"layers\[1\] must be a Layer or an Order, got type"),
     ],
 )
 def test_errors(step, error, message) -> None:
@@ -448,6 +460,28 @@ def test_errors(step, error, message) -> None:
     x, steps = build(c, draw(c, torch.float32))
     with pytest.raises(error, match="ops.flow: " + ".*" + message):
         flow(x, [*steps, step])
+
+
+def test_the_base_is_the_last_step() -> None:
+    c = Case((5,), 3, (_coupling(3), _coupling(3)))
+    x, (first, second) = build(c, draw(c, torch.float32))
+    with pytest.raises(ValueError, match=r"^ops\.flow: a Normal must be the last of layers, got one at 1 of 3"):
+        flow(x, [first, Normal(), second])
+    with pytest.raises(ValueError, match="layers must have at least one Layer"):
+        flow(x, [Normal()])
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 3e38, float("nan")])
+def test_the_base_where_its_square_is_no_number(value, isa) -> None:
+    """The density is 0, as torch has it, and not NaN; and other rows, in front and behind, are as they were."""
+    c = Case((20,), 5, (_coupling(5), Own("base")))
+    given = draw(c, torch.float32)
+    given[0][7, 4] = value  # which is mapped, and no net sees
+    y, ladj = whole(c, given)
+    expected = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(y).sum(-1)
+    assert ladj[7].isnan() if value != value else ladj[7] == -float("inf")
+    _, without = whole(c._replace(steps=c.steps[:1]), given)
+    torch.testing.assert_close(ladj, expected + without, equal_nan=True)
 
 
 # ---- the gate in C++ ----
@@ -501,6 +535,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_call(case) -> None:
     _call(**GOOD)
     assert_refused(_call, GOOD, *WRONG[case])
+
+
+def test_a_call_of_the_base_alone() -> None:
+    """Of which nobody knows the dtype."""
+    C: Any = _native.C
+    f = C.Flow(3)
+    f.add_normal()
+    with pytest.raises(ValueError, match="layer 0: weights must be float32 or float64, got another dtype"):
+        C.FlowCall(f, 7, ())
 
 
 def _bwd(kept: Any, grads: Any) -> None:

@@ -137,7 +137,8 @@ def test_models(name, ran) -> None:
 
     def step() -> list[Tensor]:
         flow.zero_grad()
-        log_p = flow.log_prob(drawn(B, D))
+        z, ladj = flow.transform(drawn(B, D))
+        log_p = flow.base.log_prob(z) + ladj
         log_p.mean().backward()
         return [log_p.detach(), *(p.grad.clone() for p in flow.parameters())]
 

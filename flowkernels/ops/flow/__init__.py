@@ -19,9 +19,9 @@ from flowkernels.ops.split import split_of
 from . import native, reference
 from .checks import checked
 from .spec import FlowSpec, Layer, Order, Step
-from .steps import LU, Elementwise, Scale
+from .steps import LU, Elementwise, Normal, NormalSpec, Scale
 
-__all__ = ["LU", "Elementwise", "FlowSpec", "Layer", "Order", "Scale", "flow", "op", "spec_of"]
+__all__ = ["LU", "Elementwise", "FlowSpec", "Layer", "Normal", "Order", "Scale", "flow", "op", "spec_of"]
 
 _NAME = "ops.flow"
 
@@ -54,7 +54,7 @@ op = Op(
 
 def flow(
     x: Tensor,
-    layers: Sequence[Layer | Order | LU | Scale | Elementwise],
+    layers: Sequence[Layer | Order | LU | Scale | Elementwise | Normal],
     *,
     memory: str = "fast",
     backend: str | None = None,
@@ -65,16 +65,17 @@ def flow(
         \mathrm{ladj} = \sum_i \mathrm{ladj}_i
 
     with every :math:`f_i` a layer as `ops.flow_layer` has them, a reordering of the features, a linear map by its LU
-    factors, a scale and shift of every feature, or a map of features by parameters of their own. Kept for backward are
-    what enters each layer and hidden activations, or with ``memory="flat"`` nothing but ``x``; parameters of maps never
+    factors, a scale and shift of every feature, or a map of features by parameters of their own; at the end there may
+    be the base, whose :math:`y = x` and whose ladj is :math:`\log \mathcal{N}(x; 0, 1)`. Kept for backward are what
+    enters each layer and hidden activations, or with ``memory="flat"`` nothing but ``x``; parameters of maps never
     reach memory. The inverse of couplings is the list from its end, of maps ``univariate.inverted()``, inverse orders
     and the others with ``inverse=True``.
 
     Args:
         x: ``[..., D]``; float32 or float64 for the kernel, the reference takes 16 bits too.
-        layers: each a `Layer` (map, net, split), an `Order`, an `LU`, a `Scale` or an `Elementwise`, all of
-            ``flowkernels.ops.flow``, at least one of them a layer. A net is what ``flowkernels.ops.net.net.dense_net``
-            and ``made_net`` return, of the dtype of ``x``.
+        layers: each a `Layer` (map, net, split), an `Order`, an `LU`, a `Scale` or an `Elementwise`, and at the end
+            perhaps a `Normal`, all of ``flowkernels.ops.flow``, at least one of them a layer. A net is what
+            ``flowkernels.ops.net.net.dense_net`` and ``made_net`` return, of the dtype of ``x``.
         memory: ``"flat"``: backward goes forward once more with each tile of rows, from ``x``: bytes do not grow with
             the number of layers, for a third of a training step's time; the same numbers as ``"fast"``.
         backend: run on this one or raise; default: the fastest that can.
@@ -85,7 +86,8 @@ def flow(
     Raises:
         TypeError: an input is not a floating-point tensor, or of another dtype than ``x``; a layer or a part of one is
             of another kind.
-        ValueError: there is no layer; shapes that do not fit each other; an order that is no permutation.
+        ValueError: there is no layer; a base that is not the last; shapes that do not fit each other; an order that is
+            no permutation.
 
     Reference:
         Papamakarios et al.: Normalizing Flows for Probabilistic Modeling and Inference, JMLR 2021, arXiv:1912.02762.
@@ -111,6 +113,9 @@ def flow(
     steps, tensors = [step for step, _ in parts], [t for _, part in parts for t in part]
     if not any(isinstance(step, FlowLayerSpec) for step in steps):
         raise ValueError(f"{_NAME}: layers must have at least one Layer, got {len(given)} other steps")
+    bases = [i for i, step in enumerate(steps[:-1]) if isinstance(step, NormalSpec)]
+    if bases:
+        raise ValueError(f"{_NAME}: a Normal must be the last of layers, got one at {bases[0]} of {len(steps)}")
     spec = spec_of(x.shape[-1], tuple(steps), flat)
     if torch.compiler.is_compiling() and backend in (None, "auto", "reference"):
         return reference.fwd(spec, x, *tensors)  # a compiler can trace no words of a spec that it has made itself

@@ -16,10 +16,10 @@ from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import check_univariate
 
 from .spec import Layer, Order, Step
-from .steps import LU, Elementwise, Own, Scale, spec_and_tensors
+from .steps import LU, Elementwise, Normal, Own, Scale, spec_and_tensors
 
 _NAME = "ops.flow"
-_KINDS = (Layer, Order, LU, Scale, Elementwise)
+_KINDS = (Layer, Order, LU, Scale, Elementwise, Normal)
 
 
 def checked(i: int, step: Any, x: Tensor) -> tuple[Step, tuple[Tensor, ...]]:
@@ -66,7 +66,7 @@ def _check_own(name: str, step: Own, x: Tensor) -> None:
         flag(_NAME, f"{name} is_log", step.is_log)
         check("scale", step.scale, D)
         check("shift", step.shift, D, may_lack=True)
-    else:
+    elif isinstance(step, Elementwise):
         check_univariate(_NAME, step.univariate, x.dtype)
         outputs = range(D) if step.outputs is None else step.outputs
         given = list(outputs) if isinstance(outputs, (list, tuple, range)) else [None]

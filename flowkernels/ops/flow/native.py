@@ -47,10 +47,7 @@ def _why_not(step: FlowLayerSpec | OwnSpec, *tensors: Tensor) -> str | None:
 
 def _as_read(spec: FlowSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> Sequence[Tensor]:
     """The tensors behind x as the kernels read them."""
-    dense = True
-    for t in tensors:
-        dense = dense and t.is_contiguous() and not t.is_neg()
-    if dense and not spec.has_terms:
+    if not spec.has_terms and _native.C.are_dense(tuple(tensors)):
         return tensors
     found: list[Tensor] = []
     for step, part in zip(spec.full, spec.parts(tensors), strict=True):

@@ -22,7 +22,7 @@ from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map
 
-from .steps import ElementwiseSpec, LUSpec, OwnSpec, ScaleSpec
+from .steps import ElementwiseSpec, LUSpec, NormalSpec, OwnSpec, ScaleSpec
 
 
 class Layer(NamedTuple):
@@ -66,7 +66,7 @@ class FlowSpec:
         features, steps: how many; what comes one after another, nearest to x first.
         layers: the steps that are layers.
         flat: whether backward computes what enters the layers again, and nothing is kept that grows with their number.
-        full: the steps that have tensors: all but the orders.
+        full: the steps that compute: all but the orders.
         has_terms: whether a network has more tensors than weights and biases.
     """
 
@@ -124,7 +124,7 @@ class FlowSpec:
 def _as_list(step: Step) -> list[Any]:
     if isinstance(step, Order):
         return list(step.order)
-    if isinstance(step, (LUSpec, ScaleSpec)):
+    if isinstance(step, (LUSpec, ScaleSpec, NormalSpec)):
         return [type(step).__name__, *step]
     if isinstance(step, ElementwiseSpec):
         return [type(step).__name__, _settings(step.univariate), step.outputs]
@@ -170,7 +170,9 @@ def _parsed(text: str) -> FlowSpec:
     return FlowSpec(features, steps, flat)
 
 
-def _own(kind: str, first: Any, second: Any, *third: Any) -> OwnSpec:
+def _own(kind: str, first: Any = None, second: Any = None, *third: Any) -> OwnSpec:
+    if kind == "NormalSpec":
+        return NormalSpec()
     if kind == "LUSpec":
         return LUSpec(first, tuple(second), *third)
     if kind == "ScaleSpec":

@@ -1,7 +1,8 @@
-"""Steps of a flow that have tensors and no net: linear maps by LU factors, scales, maps of each feature."""
+"""Steps of a flow that have no net: linear maps by LU factors, scales, maps of each feature, the base."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,10 @@ class Elementwise(NamedTuple):
     outputs: tuple[int, ...] | None = None
 
 
+class Normal(NamedTuple):
+    """The base of a flow, its last step: x stays, and its ladj is the log-density of the standard normal there."""
+
+
 # ---- and without ----
 
 
@@ -111,8 +116,18 @@ class ElementwiseSpec(NamedTuple):
         flow.add_elementwise(self.univariate.handle(module), self.outputs)
 
 
-Own = LU | Scale | Elementwise
-OwnSpec = LUSpec | ScaleSpec | ElementwiseSpec
+class NormalSpec(NamedTuple):
+    """A `Normal`."""
+
+    def count(self) -> int:
+        return 0
+
+    def add_to(self, flow: Any, module: Any) -> None:
+        flow.add_normal()
+
+
+Own = LU | Scale | Elementwise | Normal
+OwnSpec = LUSpec | ScaleSpec | ElementwiseSpec | NormalSpec
 
 
 def spec_and_tensors(step: Own, features: int) -> tuple[OwnSpec, tuple[Tensor, ...]]:
@@ -126,6 +141,8 @@ def spec_and_tensors(step: Own, features: int) -> tuple[OwnSpec, tuple[Tensor, .
         shift = step.shift
         spec = ScaleSpec(step.inverse, step.is_log, shift is not None)
         return spec, (step.scale,) if shift is None else (step.scale, shift)
+    if isinstance(step, Normal):
+        return NormalSpec(), ()
     outputs = range(features) if step.outputs is None else step.outputs
     return ElementwiseSpec(step.univariate, tuple(outputs)), (step.params,)
 
@@ -139,6 +156,9 @@ def fwd(spec: OwnSpec, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         return _lu(spec, x, *tensors)
     if isinstance(spec, ScaleSpec):
         return _scale(spec, x, *tensors)
+    if isinstance(spec, NormalSpec):
+        wide = x.to(_channels.wide(x.dtype))
+        return x, -0.5 * wide.square().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
     (params,) = tensors
     outputs = list(spec.outputs)
     mapped, ladj = spec.univariate.reference(x[..., outputs], params.expand(*x.shape[:-1], *params.shape))

@@ -10,6 +10,8 @@ _router = Of("router", "tests/ops/test_routing.py -k not emulated")
 _checks = Of(
     "checks", "tests/ops/test_masked_linear.py tests/ops/test_made.py tests/ops/test_affine.py -k not emulated"
 )
+_exchange = Of("exchange", "tests/ops/test_exchange.py")
+_EXCHANGE, _CASTER, _WATCH = "csrc/common/exchange.h", "csrc/common/view_caster.h", "csrc/common/watch.h"
 _SIMD, _ROUTING = "csrc/common/simd.h", "flowkernels/ops/_routing.py"
 _sixteen = "tests/ops/test_rqs.py tests/ops/test_affine.py -k float16 and not emulated"
 
@@ -179,4 +181,25 @@ MUTATIONS = (
         "more tensors than inputs",
         "tests/ops/test_masked_linear.py -k numbers",
     ),
+    # ---- a tensor, read in C ----
+    _exchange("strides", _CASTER, "v.stride[i] = «t.strides[i]»;", "1", "every tensor is dense"),
+    _exchange(
+        "bfloat", _EXCHANGE, "if (code == bfloat) return bits == 16 ? «DType::bf16»", "DType::f16", "another dtype"
+    ),
+    _exchange(
+        "bool",
+        _EXCHANGE,
+        "(«code == natural || code == boolean») && bits == 8",
+        "code == natural",
+        "masks have another dtype",
+    ),
+    _exchange("error", _EXCHANGE, "«PyErr_Clear();»  // of a sparse tensor", "", "an error stays for the next call"),
+    _exchange(
+        "signs",
+        _WATCH,
+        "if («asked(PyObject_CallMethodNoArgs(t, names.is_neg)).ptr() != Py_False») return false;",
+        "false",
+        "a flag is not seen",
+    ),
+    _exchange("gaps", _WATCH, "if (!«is_contiguous(v)») return false;", "true", "any strides are dense"),
 )
