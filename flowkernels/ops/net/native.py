@@ -92,7 +92,9 @@ def spec_handle(spec: NetSpec, module: Any, device: torch.device | None = None) 
 def as_read(spec: NetSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> list[Tensor]:
     """The tensors behind x as the kernels read them: matrices of dense rows."""
     at = spec.n_weights()
-    given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in tensors[:at]]
+    given = [*tensors[:at]]
+    if not _native.C.are_dense(tuple(given)):
+        given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in given]
     return given + [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
 
 
