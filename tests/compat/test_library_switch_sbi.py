@@ -93,3 +93,55 @@ def test_an_unconditional_flow():
         estimator = build_zuko_unconditional_flow("NSF", simulations()[0], "none", hidden_features=8, num_transforms=2)
     assert len(fast(estimator)) == 2
     assert estimator.log_prob(torch.zeros(1, 5, 2)).isfinite().all()
+
+
+def test_trainers_have_a_fused_adam_while_it_is_on(tmp_path, monkeypatch):
+    from sbi.inference.trainers import base
+
+    theirs = base.Adam, base.clip_grad_norm_
+    with flowkernels.accelerate_library("sbi"):
+        inner = flowkernels.accelerate_library("sbi")
+        trainer, _ = trained("NPE", "maf", tmp_path, monkeypatch)
+        inner.restore()
+        assert base.Adam is not theirs[0]  # the block is open
+        assert type(base.Adam([nn.Parameter(torch.ones(2, dtype=torch.cfloat))], lr=0.1)) is torch.optim.Adam
+        given = base.Adam([nn.Parameter(torch.ones(2))], lr=0.1, foreach=True)
+        assert given.defaults["foreach"] and not given.defaults["fused"]
+    assert (base.Adam, base.clip_grad_norm_) == theirs
+    assert type(trainer.optimizer) is torch.optim.Adam and trainer.optimizer.defaults["fused"] is True
+    assert trained("NPE", "maf", tmp_path, monkeypatch)[0].optimizer.defaults["fused"] is None
+
+
+def test_a_step_is_that_of_torchs_loop(tmp_path, monkeypatch):
+    """Clipped gradients have the same bits, and a step differs by rounding."""
+    from sbi.inference.trainers import base
+
+    def steps() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(n, 3)) for n in (1, 5, 40)]
+        adam = base.Adam(weights, lr=0.1)
+        clipped = []
+        for i in range(5):
+            adam.zero_grad()
+            sum((w.sin() * (i + 1)).square().sum() for w in weights).backward()  # type: ignore[union-attr]
+            base.clip_grad_norm_(weights, max_norm=1.0)
+            clipped += [w.grad.clone() for w in weights] if i == 0 else []
+            adam.step()
+        return [*clipped, *(w.detach() for w in weights)]
+
+    loop = steps()
+    with flowkernels.accelerate_library("sbi"):
+        fast_steps = steps()
+    for a, b in zip(fast_steps[:3], loop[:3], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(fast_steps, loop, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trainer_of_another_version_is_left_alone(monkeypatch):
+    from sbi.inference.trainers import base
+
+    monkeypatch.delattr(base, "clip_grad_norm_")
+    monkeypatch.setattr(base, "Adam", theirs := type("Adam", (), {}))  # their own
+    with flowkernels.accelerate_library("sbi"):
+        assert base.Adam is theirs
+    assert base.Adam is theirs and not hasattr(base, "clip_grad_norm_")

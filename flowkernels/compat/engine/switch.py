@@ -9,7 +9,7 @@ from torch import nn
 
 from flowkernels import compat
 
-from . import made, patch
+from . import made, patch, trainers
 
 # Libraries whose models are made of another library's layers → the classes that hold a whole model.
 _WHOLE_MODELS = {
@@ -66,6 +66,7 @@ class LibrarySwitch:
     def _hold(self, holder: object) -> None:
         _holders[self.library].append(holder)
         _hook(self.library)
+        trainers.hasten(self.library)
 
     def _release(self, holder: object) -> None:
         with patch.lock:
@@ -75,6 +76,7 @@ class LibrarySwitch:
             holders.remove(holder)
             if not holders:
                 made.unhook(_classes[self.library])
+                trainers.restore(self.library)
                 for library in filter(_holders.get, _holders):
                     _hook(library)  # again, for classes that are derived from layers of both
 
@@ -87,7 +89,8 @@ def accelerate_library(library: str) -> LibrarySwitch:
     unpickled or copied while the library is on count as made; pickles themselves hold the original classes, and load
     without flowkernels. The library's layers are recognised one by one, in models of your own too, and so are
     subclasses of them, those that you derive later included. Of sbi the estimators are: all that NPE and NLE train
-    with ``maf``, ``nsf``, ``maf_rqs`` and ``zuko_*``; nflows and zuko by themselves stay off.
+    with ``maf``, ``nsf``, ``maf_rqs`` and ``zuko_*``; nflows and zuko by themselves stay off. sbi's trainers make their
+    Adam with ``fused=True`` meanwhile and clip with ``foreach=True``, which is the same arithmetic in fewer calls.
 
     Calling it again changes nothing. In a `with` block it is on inside of the block and after it as it was before.
     Blocks of the same and of several libraries nest, in any order and in any thread; what one thread switches on is

@@ -93,7 +93,7 @@ def as_read(spec: NetSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> li
     """The tensors behind x as the kernels read them: matrices of dense rows."""
     at = spec.n_weights()
     given = [*tensors[:at]]
-    if not _native.C.are_dense(tuple(given)):
+    if _native.C is None or not _native.C.are_dense(tuple(given)):
         given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in given]
     return given + [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
 
