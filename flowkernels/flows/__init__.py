@@ -1,6 +1,7 @@
 """Ready models, and the `Flow` that they are."""
 
 from .autoregressive import IAF, MAF
+from .bnaf import BNAF
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
@@ -11,6 +12,7 @@ from .nsf import NSF
 from .realnvp import RealNVP
 
 __all__ = [
+    "BNAF",
     "IAF",
     "MADE",
     "MAF",

@@ -3,6 +3,7 @@
 from .actnorm import actnorm
 from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
+from .block_made import block_made
 from .conv_net import conv_net
 from .flow import flow
 from .lu_linear import lu_linear
@@ -19,6 +20,7 @@ __all__ = [
     "actnorm",
     "affine",
     "autoregressive_inverse",
+    "block_made",
     "conv_net",
     "flow",
     "layer_plan",

@@ -7,6 +7,7 @@ never needed again.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
@@ -219,6 +220,11 @@ def _flow(cls: type[flows.Flow]) -> Part:
     return Part(cls, _flow_arguments, build)
 
 
+def _block_autoregressive(m: transforms.BlockAutoregressive) -> Arguments:
+    hidden = [layer.after for layer in m.layers[:-1]]  # type: ignore[union-attr]
+    return {"features": m.features, "hidden": hidden, "activation": m.activation, "residual": m.residual}
+
+
 # ---- the tables ----
 
 # Not here: `distributions.FromTorch`, as a distribution of torch may be of any class and hold anything. Such a flow
@@ -227,8 +233,8 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.CouplingFlow, flows.Flow, flows.Glow, flows.IAF, flows.MADE, flows.MAF, flows.NICE, flows.NSF,
-            flows.RealNVP,
+            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.Glow, flows.IAF, flows.MADE, flows.MAF, flows.NICE,
+            flows.NSF, flows.RealNVP,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -248,6 +254,9 @@ MODULES: dict[str, Part] = {
     "transforms.ActNorm": _attributes(transforms.ActNorm, "features", "channel_dim"),
     "transforms.Autoregressive": _attributes(transforms.Autoregressive, "conditioner", "univariate"),
     "transforms.BatchNorm": _attributes(transforms.BatchNorm, "features", "channel_dim", "eps", "momentum"),
+    "transforms.BlockAutoregressive": Part(
+        transforms.BlockAutoregressive, _block_autoregressive, functools.partial(transforms.BlockAutoregressive, seed=0)
+    ),
     "transforms.Composite": Part(
         transforms.Composite, lambda m: {"transforms": list(m.transforms)}, transforms.Composite
     ),

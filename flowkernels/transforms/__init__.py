@@ -4,6 +4,7 @@ from .actnorm import ActNorm
 from .autoregressive import Autoregressive
 from .base import Transform
 from .batch_norm import BatchNorm
+from .block_autoregressive import BlockAutoregressive
 from .composite import Composite, Inverse
 from .coupling import Coupling
 from .dequantize import Dequantize, VariationalDequantize
@@ -24,6 +25,7 @@ __all__ = [
     "Affine",
     "Autoregressive",
     "BatchNorm",
+    "BlockAutoregressive",
     "Composite",
     "Coupling",
     "Dequantize",

@@ -37,6 +37,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "flow_layer": nets.flow_layer,
     "flow": nets.flow,
     "autoregressive_inverse": nets.autoregressive_inverse,
+    "block_made": nets.block_made,
 }
 VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault
 THREADS = (1, 1, 1, 2, 3)
@@ -191,6 +192,8 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
 
 def _is_torchs(valid: Call) -> bool:
     """Whether torch computes a part of the call, whose bits depend on the number of threads."""
+    if valid.op == "block_made":  # all of it
+        return True
     if valid.op == "conv_net":  # where convolutions are not of the kind that runs on pixels as rows
         layers = valid.arguments["layers"]
         return len(layers) < 2 or any(weight.shape[-1] > 1 for weight, _ in layers[1:-1])

@@ -257,3 +257,17 @@ def flow(draw: Draw) -> Call:
     of_own = [step["univariate"] for step in own if step is not None and step["kind"] == "Elementwise"]
     turned = any("bins" in m.settings and m.settings["inverse"] for m in (*maps, *of_own))
     return Call("flow", arguments, {("x",): 1} if lead else {}, sizes_of("flow", arguments), at_rounded=turned)
+
+
+def block_made(draw: Draw) -> Call:
+    """One to three layers; the blocks' logarithms are moderate, and what lies above them is anything."""
+    lead, D, n = draw.lead(), draw.size(1, 7), draw.int(1, 3)
+    units = [1, *(draw.int(1, 4) for _ in range(n - 1)), 1]
+    layers = [
+        (draw.values(D * b, D * a, scale=0.5), draw.values(D * b, scale=0.3)) for a, b in itertools.pairwise(units)
+    ]
+    residual = draw.choice((True, False, draw.values(1, scale=0.5)))
+    arguments: dict[str, Any] = {"x": draw.values(*lead, D), "layers": layers, "residual": residual}
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    arguments |= {"activation": draw.choice(("tanh", "sigmoid", "elu", "leaky_relu")), "inverse": draw.chance(0.3)}
+    return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))

@@ -23,6 +23,7 @@ from flowkernels.transforms import (
     Affine,
     Autoregressive,
     BatchNorm,
+    BlockAutoregressive,
     Composite,
     Coupling,
     Dequantize,
@@ -185,6 +186,13 @@ CASES = {
     "actnorm-channels": Case(lambda: ActNorm(3, channel_dim=1), (3, 2, 2), leads=False),
     "batch-norm": Case(lambda: normed(4), 4),
     "batch-norm-channels": Case(lambda: normed(3, 1), (3, 2, 2), leads=False),
+    "block-autoregressive": Case(lambda: BlockAutoregressive(4, (3, 2), seed=0), 4),
+    "block-autoregressive-sum": Case(lambda: BlockAutoregressive(3, 4, activation="elu", residual="sum", seed=0), 3),
+    "block-autoregressive-linear": Case(lambda: BlockAutoregressive(3, (), residual=None, seed=0), 3),
+    "block-autoregressive-leaky": Case(
+        lambda: BlockAutoregressive(4, (3,), activation="leaky_relu", residual=None, seed=0), 4
+    ),
+    "block-autoregressive-one-feature": Case(lambda: BlockAutoregressive(1, (5, 5), seed=0), 1),
     "lu-linear": Case(lambda: LULinear(5, seed=0), 5),
     "lu-conv": Case(lambda: LUConv1x1(4, seed=0), (4, 2, 2), leads=False),
     "squeeze": Case(Squeeze, (2, 4, 2)),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowkernels import nets
 from flowkernels.distributions import DiagonalLogistic, DiagonalNormal, StandardNormal, UniformBox
-from flowkernels.flows import IAF, MADE, MAF, NICE, NSF, CouplingFlow, Flow, Glow, MixtureMADE, RealNVP
+from flowkernels.flows import BNAF, IAF, MADE, MAF, NICE, NSF, CouplingFlow, Flow, Glow, MixtureMADE, RealNVP
 from flowkernels.transforms import (
     RQS,
     Affine,
@@ -91,6 +91,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "iaf": lambda: IAF(3, 2, linear="permutation", univariate=Affine("exp"), **SMALL),
     "made": lambda: MADE(3, hidden=(5, 4), order=[2, 0, 1], degrees="random"),
     "made-mixture": lambda: MADE(3, components=2, context=2, hidden=(4, 4), residual=True),
+    "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
     "nice": lambda: NICE(3, activation=torch.sigmoid, **SMALL),
     "coupling": lambda: CouplingFlow(4, univariate=RQS(bins=3, order="linear"), activation=nn.PReLU, **SMALL),
     "embedding": lambda: CouplingFlow(
