@@ -10,6 +10,7 @@ namespace fk {
 // What a module's own dict is asked for; made once, and never freed.
 struct ModuleNames {
   PyObject *hooks[4], *forward, *parameters, *buffers, *modules, *version, *data_ptr, *dtype, *is_cpu, *is_neg;
+  PyObject* requires_grad;
 
   static const ModuleNames& get() {
     static const ModuleNames* const names = new ModuleNames();
@@ -24,6 +25,7 @@ struct ModuleNames {
     forward = name("forward"), parameters = name("_parameters"), buffers = name("_buffers"), modules = name("_modules");
     version = name("_version"), data_ptr = name("data_ptr");
     dtype = name("dtype"), is_cpu = name("is_cpu"), is_neg = name("is_neg");
+    requires_grad = name("requires_grad");
   }
 };
 
@@ -86,10 +88,14 @@ inline bool holds(PyObject* entry) {
     if (found != child && !(child == Py_None && !found)) return false;
   }
   if (!has(d, item(4))) return false;
-  PyObject *const buffers = item(5), *const owned = PySequence_Fast_GET_SIZE(buffers) ? get(d, names.buffers) : nullptr;
-  for (Py_ssize_t i = 0, n = PySequence_Fast_GET_SIZE(buffers); i < n; ++i) {
-    PyObject *const known = PySequence_Fast_GET_ITEM(buffers, i), *const t = PyTuple_GET_ITEM(known, 1);
-    if (get(owned, PyTuple_GET_ITEM(known, 0)) != t) return false;
+  PyObject* const values = item(5);
+  for (Py_ssize_t i = 0, n = PySequence_Fast_GET_SIZE(values); i < n; ++i) {
+    PyObject *const known = PySequence_Fast_GET_ITEM(values, i), *const t = PyTuple_GET_ITEM(known, 1);
+    PyObject* const name = PyTuple_GET_ITEM(known, 0);
+    if (get(get(d, names.buffers), name) != t) {  // it is a frozen parameter, or was one
+      if (get(get(d, names.parameters), name) != t) return false;
+      if (asked(PyObject_GetAttr(t, names.requires_grad)).ptr() != Py_False) return false;
+    }
     const auto version = asked(PyObject_GetAttr(t, names.version));
     const auto address = asked(PyObject_CallMethodNoArgs(t, names.data_ptr));
     const int same = PyObject_RichCompareBool(version.ptr(), PyTuple_GET_ITEM(known, 2), Py_EQ),

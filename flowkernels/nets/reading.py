@@ -104,10 +104,14 @@ class Walk:
         parameters: Sequence[str] = (),
         attributes: Sequence[str] = (),
         buffers: Sequence[str] = (),
+        frozen: Sequence[str] = (),
         is_called: bool = False,
     ) -> bool:
         """Looks at a module, all its children, and at these of its parameters, attributes and buffers; False where it
-        wants to be called (and not where it `is_called` anyway: its hooks then have their way)."""
+        wants to be called (and not where it `is_called` anyway: its hooks then have their way).
+
+        ``frozen``: parameters that do not train, whose values are read, as those of buffers are.
+        """
         is_called = is_called or self._running() is module
         if not is_called and hooked(module):
             return False
@@ -115,15 +119,16 @@ class Walk:
         if any(n not in d and isinstance(getattr(type(module), n, None), property) for n in attributes):
             return False  # nobody knows when it will say something else
         children = [(name, weakref.ref(m) if m is not None else _nothing) for name, m in d["_modules"].items()]
-        of_buffers = []
-        for name in buffers:
-            t = d["_buffers"].get(name)
-            if t is None or t.is_inference():
-                return False
-            of_buffers.append((name, t, t._version, t.data_ptr()))
+        of_values = []
+        for owned, names in ((d["_buffers"], buffers), (d["_parameters"], frozen)):
+            for name in names:
+                t = owned.get(name)
+                if t is None or t.is_inference() or (owned is d["_parameters"] and t.requires_grad):
+                    return False
+                of_values.append((name, t, t._version, t.data_ptr()))
         self.modules.append((
             weakref.ref(module), type(module), [(n, d["_parameters"].get(n)) for n in parameters], children,
-            [(n, d.get(n)) for n in attributes], of_buffers, is_called,
+            [(n, d.get(n)) for n in attributes], of_values, is_called,
         ))  # fmt: skip
         return True
 
@@ -162,7 +167,7 @@ def _is_setting(value: Any) -> bool:
 
 def _still_holds(modules: list[Any]) -> bool:
     """Whether what a walk has looked at is as it was; csrc/common/watch.h says the same in C++."""
-    for reference, cls, parameters, children, attributes, buffers, is_called in modules:
+    for reference, cls, parameters, children, attributes, values, is_called in modules:
         m = reference()
         if type(m) is not cls:
             return False
@@ -189,11 +194,11 @@ def _still_holds(modules: list[Any]) -> bool:
         for name, value in attributes:
             if d.get(name) is not value:
                 return False
-        if buffers:
-            owned = d["_buffers"]
-            for name, t, version, pointer in buffers:
-                if owned.get(name) is not t or t._version != version or t.data_ptr() != pointer:
-                    return False
+        for name, t, version, pointer in values:
+            if d["_buffers"].get(name) is not t and (d["_parameters"].get(name) is not t or t.requires_grad):
+                return False
+            if t._version != version or t.data_ptr() != pointer:
+                return False
     return True
 
 

@@ -527,6 +527,27 @@ def test_both_walks_say_the_same(change) -> None:
     assert C.walk_holds(walk.modules) is reading._still_holds(walk.modules) is expected
 
 
+@pytest.mark.parametrize("change", ["write", "replace", "data", "requires_grad", "delete", "nothing"])
+def test_parameters_that_do_not_train_are_watched_as_buffers_are(change) -> None:
+    C: Any = _native.C
+    module, walk = nn.Module(), reading.Walk()
+    module.fixed, module.trained = nn.Parameter(torch.ones(3), requires_grad=False), nn.Parameter(torch.ones(3))
+    assert not walk.enter(module, frozen=("trained",)) and not walk.enter(module, frozen=("absent",))
+    assert walk.enter(module, frozen=("fixed",))
+    assert C.walk_holds(walk.modules) and reading._still_holds(walk.modules)
+    if change == "write":
+        module.fixed.mul_(2)
+    elif change == "replace":
+        module.fixed = nn.Parameter(torch.ones(3), requires_grad=False)
+    elif change == "data":
+        module.fixed.data = torch.zeros(3)
+    elif change == "requires_grad":
+        module.fixed.requires_grad_()
+    elif change == "delete":
+        del module.fixed
+    assert C.walk_holds(walk.modules) is reading._still_holds(walk.modules) is (change == "nothing")
+
+
 def test_a_walk_whose_modules_are_gone() -> None:
     C: Any = _native.C
     walk, layer = _entered()
