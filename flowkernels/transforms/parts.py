@@ -20,7 +20,7 @@ from flowkernels.ops._checks import DTYPES
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import _PLAIN, Op, in_transform
 from flowkernels.ops.flow import Order, op, spec_of
-from flowkernels.ops.flow.spec import Step
+from flowkernels.ops.flow.spec import Step, count_of
 from flowkernels.ops.flow_layer import FlowLayerSpec
 from flowkernels.ops.flow_layer import op as layer_op
 from flowkernels.ops.net.net import Layers, Net
@@ -28,6 +28,7 @@ from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Map, can_fuse, check_univariate
 
+from .last_rows import LastRows, Turn
 from .own_steps import OwnPart, normal
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Part(NamedTuple):
     split: Split
     weights: int
     sizes: tuple[int, int]  # what the network takes and returns
+    last: LastRows | None = None  # how its last layer's rows are turned; None: not at all
 
 
 def is_taken(univariate: Any) -> bool:
@@ -57,17 +59,19 @@ def is_taken(univariate: Any) -> bool:
     return not (univariate.circle_shift or univariate.zero_outside or univariate.why_not("cpu") is not None)
 
 
-def part_of(univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split) -> Part | None:
+def part_of(
+    univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split, last: LastRows | None = None
+) -> Part | None:
     """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it."""
     if not is_taken(univariate) or len(layers) > _MAX_LAYERS:
         return None
     tensors = [t for layer in layers for t in layer]
     if any(type(t) not in _PLAIN for t in tensors):
         return None
-    sizes = len(split.inputs), len(split.outputs) * univariate.n_params
+    sizes = len(split.inputs), len(split.outputs) * univariate.n_params if last is None else last.given
     if net is not None and (net.n_in(), net.n_out()) != sizes:
         return None
-    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes)
+    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes, last)
 
 
 def read_part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool) -> Part | None:
@@ -113,15 +117,18 @@ class Run:
         self._spec: Any = None
         self._tensors: tuple[Tensor, ...] = ()
         self._last: tuple[list[NetSpec], Any] = ([], None)
+        self._turn = Turn([p.last for p in self._layers]) if any(p.last for p in self._layers) else None
+        self._places: list[int] = []  # of the last weights that are turned
         self._nets = [p.net for p in self._layers if p.net is not None]
         if len(self._nets) == len(self._layers):  # without a context
-            self._spec = self._spec_of([net.spec for net in self._nets])
+            self._spec = self._described_by([net.spec for net in self._nets])
             self._tensors = () if self._is_made else self._tensors_of(self._nets)
 
     @property
     def described(self) -> tuple[Any, tuple[Tensor, ...]] | None:
         """Its spec and tensors, if these are the same in every call: without a context, and what is made in each."""
-        return None if self._spec is None or self._is_made else (self._spec, self._tensors)
+        same = self._spec is not None and not self._is_made and self._turn is None
+        return (self._spec, self._tensors) if same else None
 
     def __len__(self) -> int:
         """How many layers it has, apart from reorderings."""
@@ -139,6 +146,20 @@ class Run:
             else FlowLayerSpec(p.split, p.univariate, next(rest)) for p in self.parts
         ]  # fmt: skip
         return spec_of(self.features, tuple(steps), self.flat)
+
+    def _described_by(self, nets: Sequence[NetSpec]) -> Any:
+        """The spec of these networks, whose last weights' places are kept."""
+        rest, at = iter(nets), 0
+        self._places = []
+        for p in self.parts if self._turn is not None else ():
+            if isinstance(p, Part):
+                net = next(rest)
+                if p.last is not None:
+                    self._places.append(at + net.n_weights() - 2)
+                at += count_of(net)
+            elif isinstance(p, OwnPart):
+                at += p.spec.count()
+        return self._spec_of(nets)
 
     def _tensors_of(self, nets: Sequence[Net]) -> tuple[Tensor, ...]:
         """Those of all parts, in their order."""
@@ -170,6 +191,11 @@ class Run:
             for layer in self._layers:
                 check_univariate(f"ops.{self.op.name}", layer.univariate, dtype)
             self._checked.add(dtype)
+        if self._turn is not None:
+            turned = self._turn(tensors, self._places)
+            if turned is None:
+                return None
+            tensors = turned
         return self.op.run(self._backend, spec, (x, *tensors))  # type: ignore[return-value]
 
     def _of_call(self, x: Tensor, context: Tensor | None) -> tuple[Any, tuple[Tensor, ...]] | None:
@@ -186,7 +212,7 @@ class Run:
             nets.append(net)
         specs, spec = [net.spec for net in nets], self._last[1]
         if self._last[0] != specs:  # a comparison takes less time than the words of a flow, which `spec_of` looks up
-            spec = self._spec_of(specs)
+            spec = self._described_by(specs)
             self._last = specs, spec
         return spec, self._tensors_of(nets)
 
@@ -247,7 +273,7 @@ def _read_alone(layer: nn.Module, inverse: bool, has_context: bool, read: Reader
 
 # ---- what was read, kept ----
 
-Way = tuple[bool, bool]  # whether it is the inverse, and whether there is a context
+Way = tuple[Any, ...]  # whether it is the inverse, whether there is a context, and what else a library asks
 _kept: weakref.WeakKeyDictionary[nn.Module, dict[Way, tuple[Walk, Any]]] = weakref.WeakKeyDictionary()
 
 

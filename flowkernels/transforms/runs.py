@@ -79,12 +79,13 @@ def read_pieces(
     walk.enter(owner, attributes=() if memory is None else ("memory",), is_called=True)
     walk.enter(transforms, is_called=True)
     listed = list(transforms._modules.values())[:: -1 if inverse else 1]
-    return walk, made_to_stay(_read, walk, listed, inverse, has_context, kind, memory == "flat")
+    return walk, made_to_stay(read_listed, walk, listed, inverse, has_context, kind, memory == "flat")
 
 
-def _read(
-    walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool, kind: Kind, flat: bool
+def read_listed(
+    walk: Walk, transforms: Sequence[Any], inverse: bool, has_context: bool, kind: Kind, flat: bool = False
 ) -> list[Piece]:
+    """What runs for these transforms, which are listed as they are called."""
     found: list[Piece] = []
     leaves: list[Leaf] = []
     parts: list[AnyPart] = []

@@ -17,6 +17,7 @@ from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
 from flowkernels.ops.net.net import made_net
 from flowkernels.ops.net.spec import NetSpec
+from flowkernels.transforms.last_rows import LastRows
 from flowkernels.transforms.parts import Part, part_of
 
 from . import classes, made, residual
@@ -32,22 +33,21 @@ _WIDTHS = ("hidden_features", "hidden_channels")
 class _Dense:
     """A dense network of a coupling, as a run asks for it in every call."""
 
-    def __init__(self, layer: Layer, found: Dense) -> None:
+    def __init__(self, found: Dense) -> None:
         self.found = found
-        assert layer.map is not None and layer.split is not None
-        # One op each, where `by_feature` has several: in every call, and for its gradient.
-        features = len(layer.split.outputs)
-        self.rows = native_rows(layer.map, features, layer.groups).cpu() if layer.groups else None
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
         if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
             return None  # nflows joins them row by row
-        net = self.found.net(x.shape[:-1], context)
-        if self.rows is None:
-            return net
-        at = 2 * net.spec.n
-        last = [t.index_select(0, self.rows) for t in net.tensors[at - 2 : at]]
-        return Net(net.spec, (*net.tensors[: at - 2], *last, *net.tensors[at:]))
+        return self.found.net(x.shape[:-1], context)
+
+
+def _last(layer: Layer) -> LastRows | None:
+    if not layer.groups:
+        return None
+    assert layer.map is not None and layer.split is not None
+    rows = native_rows(layer.map, len(layer.split.outputs), layer.groups).tolist()
+    return LastRows(tuple(rows), (1.0,) * len(rows), len(rows))
 
 
 class _Masked:
@@ -95,8 +95,9 @@ def coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part |
     if found is None:
         return None
     univariate: Any = in_our_order(what.map)[0] if what.groups else what.map
-    net = None if what.groups or has_context else found.net((), None)
-    return part_of(univariate.inverted() if inverse else univariate, _Dense(what, found), found.layers, net, what.split)
+    net = None if has_context else found.net((), None)
+    turned = univariate.inverted() if inverse else univariate
+    return part_of(turned, _Dense(found), found.layers, net, what.split, _last(what))
 
 
 @or_called

@@ -19,6 +19,7 @@ from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import run_layer, split_of
 from flowkernels.ops.net.net import Net, dense_net
+from flowkernels.transforms.last_rows import LastRows
 from flowkernels.transforms.parts import Part, part_of
 
 from .dense import dense, dense_refusal, read
@@ -75,9 +76,14 @@ class Half(NamedTuple):
         return None if ladj is None else (x, ladj)
 
 
-def parts_of(walk: Walk, half: Half, features: int, inverse: bool) -> list[Part] | None:
-    """The layers of a half for a run of layers that keeps them; None where the library's code is called for."""
-    if not half.seen or not half.mapped or max(*half.seen, *half.mapped) >= features:
+def parts_of(
+    walk: Walk, half: Half, features: int, inverse: bool, conditions: Sequence[range] | None = ()
+) -> list[Part] | None:
+    """The layers of a half for a run of layers that keeps them; None where the library's code is called for.
+
+    ``conditions``: the columns of the call's context that the networks see behind features of x; None: not known.
+    """
+    if conditions is None or not half.seen or not half.mapped or max(*half.seen, *half.mapped) >= features:
         return None
     at, found = split_of(features, tuple(half.seen), tuple(half.mapped)), []
     for layer in reversed(half.layers) if inverse else half.layers:
@@ -85,11 +91,11 @@ def parts_of(walk: Walk, half: Half, features: int, inverse: bool) -> list[Part]
         if net is None or layer.map is None:
             return None
         univariate = layer.map.inverted() if inverse else layer.map
-        given = _Dense(layer, net, len(half.seen), len(half.mapped))
-        fixed = None if layer.own is not None else _fitted(layer, net, (), *given.sizes)
-        if fixed is None and layer.own is None:
+        given = _Dense(layer, net, len(half.seen), len(half.mapped), conditions)
+        if not given.fits(univariate.n_params):
             return None
-        part = part_of(univariate, given, net.layers, fixed, at)
+        fixed = None if given.selects or conditions else net.net((), None)
+        part = part_of(univariate, given, net.layers, fixed, at, given.last(univariate.n_params))
         if part is None:
             return None
         found.append(part)
@@ -105,15 +111,41 @@ def _network(layer: Layer, x: Tensor, seen: int, mapped: int) -> Net | None:
 class _Dense:
     """A layer's network, as a run of layers asks for it in every call."""
 
-    def __init__(self, layer: Layer, found: Dense, seen: int, mapped: int) -> None:
-        self.layer, self.found, self.sizes = layer, found, (seen, mapped)
+    def __init__(self, layer: Layer, found: Dense, seen: int, mapped: int, conditions: Sequence[range]) -> None:
+        self.layer, self.found, self.sizes, self.conditions = layer, found, (seen, mapped), conditions
+        self.selects = layer.own is not None and layer.own.columns is not None
+
+    def fits(self, n_params: int) -> bool:
+        """Whether the network's sizes are those of its columns; where they are not, the library says what is wrong."""
+        if self.selects:
+            return not self.conditions
+        seen, mapped = self.sizes
+        (first, _), (last, _) = self.found.layers[0], self.found.layers[-1]
+        n_out = mapped * (n_params if self.layer.own is None else len(self.layer.own.factors))
+        return (first.shape[1], len(last)) == (seen + sum(map(len, self.conditions)), n_out)
+
+    def last(self, n_params: int) -> LastRows | None:
+        """How the rows of its last layer are turned, where `as_net` does not."""
+        own, mapped = self.layer.own, self.sizes[1]
+        if own is None or self.selects or n_params == 1:
+            return None
+        groups, each = len(own.factors), range(n_params)
+        rows = [p * mapped + i if p < groups else -1 for i in range(mapped) for p in each]
+        factors = [own.factors[p] if p < groups else 1.0 for _ in range(mapped) for p in each]
+        return LastRows(tuple(rows), tuple(factors), mapped * groups)
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
-        own = self.layer.own
-        selects = own is not None and own.columns is not None and torch.is_grad_enabled()
-        if selects and thresholds.is_few(math.prod(x.shape[:-1]), thresholds.COLUMNS_ROWS):
+        lead = x.shape[:-1]
+        if not self.selects:
+            seen = self._seen_of(context) if self.conditions and context is not None else None
+            return None if seen is None or seen.shape[:-1] != lead else self.found.net(lead, seen)
+        if torch.is_grad_enabled() and thresholds.is_few(math.prod(lead), thresholds.COLUMNS_ROWS):
             return None
-        return _fitted(self.layer, self.found, x.shape[:-1], *self.sizes)
+        return _fitted(self.layer, self.found, lead, *self.sizes)
+
+    def _seen_of(self, context: Tensor) -> Tensor:
+        parts = [context.narrow(-1, c.start, len(c)) for c in self.conditions]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _fitted(layer: Layer, found: Dense, lead: Sequence[int], seen: int, mapped: int) -> Net | None:

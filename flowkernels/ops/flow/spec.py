@@ -53,9 +53,11 @@ _MAPS: dict[str, Any] = {kind.__name__: kind for kind in (RQS, Affine)}  # that 
 
 def count_tensors(step: FlowLayerSpec | OwnSpec) -> int:
     """How many tensors a step has behind x."""
-    if not isinstance(step, FlowLayerSpec):
-        return step.count()
-    net = step.net
+    return count_of(step.net) if isinstance(step, FlowLayerSpec) else step.count()
+
+
+def count_of(net: NetSpec) -> int:
+    """How many tensors a network of a flow has."""
     return net.n_weights() + sum(net.adds) + sum(net.gates)
 
 
