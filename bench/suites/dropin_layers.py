@@ -100,13 +100,10 @@ def pyro_autoregressive(features: int, hidden: int, layers: int, order: str = "q
 
 
 class _Freia(Chain):
-    def call(self, layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        (y,), ladj = layer([x])
-        return y, ladj
+    """A SequenceINN, as FrEIA's models are made."""
 
     def call_back(self, layer: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        (x,), ladj = layer([z], rev=True)
-        return x, ladj
+        return layer(z, rev=True)
 
 
 def freia(block: str) -> Callable[[int, int, int], nn.Module]:
@@ -114,7 +111,7 @@ def freia(block: str) -> Callable[[int, int, int], nn.Module]:
 
     def make(features: int, hidden: int, layers: int) -> nn.Module:
         import numpy as np
-        from FrEIA import modules
+        from FrEIA import framework, modules
 
         def net(n_in: int, n_out: int) -> nn.Module:
             sizes = [n_in, hidden, hidden, n_out]
@@ -122,12 +119,12 @@ def freia(block: str) -> Callable[[int, int, int], nn.Module]:
             return nn.Sequential(*parts[:-1])
 
         np.random.seed(0)  # FrEIA draws its permutations from it
-        found: list[Any] = []
+        inn = framework.SequenceINN(features)
         for _ in range(layers):
-            found.append(getattr(modules, block)([(features,)], subnet_constructor=net))
+            inn.append(getattr(modules, block), subnet_constructor=net)
             if block != "AllInOneBlock":
-                found.append(modules.PermuteRandom([(features,)]))
-        return _Freia(features, found)
+                inn.append(modules.PermuteRandom)
+        return _Freia(features, [inn])
 
     return make
 
