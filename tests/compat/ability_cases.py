@@ -87,6 +87,14 @@ def _freia_of_context(layer: Any, x: Tensor, inverse: bool) -> tuple[Any, ...]:
     return y, ladj
 
 
+def _freia_whole(inn: Any, x: Tensor, inverse: bool) -> tuple[Any, ...]:
+    return inn(x, rev=inverse)
+
+
+def _freia_whole_of_context(inn: Any, x: Tensor, inverse: bool) -> tuple[Any, ...]:
+    return inn(x, [x[:, :C].cos()], rev=inverse)
+
+
 def _pyro(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     if inverse:
         back = layer._inv_call(x)
@@ -319,11 +327,28 @@ def _freia_cases(root: str) -> dict[str, Case]:
 
     found = {}
     for name in ("GLOWCouplingBlock", "RNVPCouplingBlock", "NICECouplingBlock", "AffineCouplingOneSided"):
-        path = f"coupling_layers.{name}"
+        path = f"modules.coupling_layers.{name}"
         found[path] = Case(lambda path=path: of(path)([(D,)], subnet_constructor=_dense), _freia)
-    glow, all_in_one = "coupling_layers.GLOWCouplingBlock", "all_in_one_block.AllInOneBlock"
-    conditional = "coupling_layers.ConditionalAffineTransform"
-    permute = "fixed_transforms.PermuteRandom"
+    glow, all_in_one = "modules.coupling_layers.GLOWCouplingBlock", "modules.all_in_one_block.AllInOneBlock"
+    conditional = "modules.coupling_layers.ConditionalAffineTransform"
+    permute = "modules.fixed_transforms.PermuteRandom"
+    sequence, graph = "framework.sequence_inn.SequenceINN", "framework.graph_inn.GraphINN"
+    names = [glow, permute, all_in_one, glow.replace("GLOW", "NICE"), glow.replace("GLOW", "RNVP")]
+
+    def in_sequence(context: int | None = None) -> nn.Module:
+        inn = of(sequence)(D)
+        for name in names:
+            given = {} if context is None or name == permute else {"cond": 0, "cond_shape": (context,)}
+            inn.append(of(name), **given, **({} if name == permute else {"subnet_constructor": _dense}))
+        return inn
+
+    def in_graph() -> nn.Module:
+        Input, Node, Output = (of(f"framework.graph_inn.{n}Node") for n in ("Input", "", "Output"))
+        nodes = [Input(D)]
+        for name in names:
+            nodes.append(Node(nodes[-1], of(name), {} if name == permute else {"subnet_constructor": _dense}))
+        return of(graph)([*nodes, Output(nodes[-1])])
+
     found |= {
         f"{glow}: context": Case(lambda: of(glow)([(D,)], [(C,)], subnet_constructor=_dense), _freia_of_context),
         conditional: Case(lambda: of(conditional)([(D,)], [(C,)], subnet_constructor=_dense), _freia_of_context),
@@ -332,6 +357,9 @@ def _freia_cases(root: str) -> dict[str, Case]:
             lambda: of(all_in_one)([(D,)], subnet_constructor=_dense, permute_soft=True), _freia
         ),
         permute: Case(lambda: of(permute)([(D,)]), _freia),
+        sequence: Case(in_sequence, _freia_whole),
+        f"{sequence}: context": Case(lambda: in_sequence(C), _freia_whole_of_context),
+        graph: Case(in_graph, _freia_whole),
     }
     return found
 

@@ -20,7 +20,7 @@ COMPILED = [
     "nflows, transforms.autoregressive.MaskedAffineAutoregressiveTransform",
     "normflows, flows.affine.coupling.AffineCouplingBlock",
     "zuko, flows.coupling.GeneralCouplingTransform",
-    "freia, coupling_layers.GLOWCouplingBlock",
+    "freia, modules.coupling_layers.GLOWCouplingBlock",
     "pyro, distributions.transforms.affine_coupling.AffineCoupling",
 ]
 

@@ -12,7 +12,7 @@ from flowkernels import compat
 
 LIBRARIES = {"zuko": "zuko", "freia": "FrEIA", "pyro": "pyro"}
 # In FrEIA's repository, in no release.
-UNRELEASED = {f"splines.rational_quadratic.{name}RationalQuadraticSpline" for name in ("", "Elementwise")}
+UNRELEASED = {f"modules.splines.rational_quadratic.{name}RationalQuadraticSpline" for name in ("", "Elementwise")}
 
 
 def library(name):

@@ -14,6 +14,7 @@ import functools
 from flowkernels.compat.engine.registry import Library, Target
 
 from . import describe
+from .chain import GraphINN, SequenceINN
 from .couplings import AdditiveCoupling, Coupling
 from .layers import AllInOne, Permute, refusal
 
@@ -36,29 +37,42 @@ def _coupling(
 
 
 LIBRARY = Library(
-    "FrEIA.modules",
+    "FrEIA",
     {
-        "all_in_one_block.AllInOneBlock": Target(
+        "modules.all_in_one_block.AllInOneBlock": Target(
             AllInOne,
             frozenset({"forward", "_affine", "_permute", "_pre_permute"}),
             "features: coupling and network of plain layers as one op; hard permutation, of images or many features",
             refusal,
         ),
-        "coupling_layers.GLOWCouplingBlock": _coupling(describe.glow, _WHAT),
-        "coupling_layers.RNVPCouplingBlock": _coupling(describe.rnvp, "the same as two ops a half, one a network"),
-        "coupling_layers.AffineCouplingOneSided": _coupling(describe.one_sided, _WHAT, bypassed=_FORWARD),
-        "coupling_layers.NICECouplingBlock": _coupling(
+        "modules.coupling_layers.GLOWCouplingBlock": _coupling(describe.glow, _WHAT),
+        "modules.coupling_layers.RNVPCouplingBlock": _coupling(
+            describe.rnvp, "the same as two ops a half, one a network"
+        ),
+        "modules.coupling_layers.AffineCouplingOneSided": _coupling(describe.one_sided, _WHAT, bypassed=_FORWARD),
+        "modules.coupling_layers.NICECouplingBlock": _coupling(
             describe.nice, "on feature vectors network, sum and feature split run as one op", AdditiveCoupling
         ),
-        "coupling_layers.ConditionalAffineTransform": _coupling(
+        "modules.coupling_layers.ConditionalAffineTransform": _coupling(
             describe.conditional, "features: map, clamp and network of plain layers as one op", bypassed=_FORWARD
         ),
-        "fixed_transforms.PermuteRandom": Target(Permute, _FORWARD, "permutation"),
+        "modules.fixed_transforms.PermuteRandom": Target(Permute, _FORWARD, "permutation"),
     },
     left_alone={
-        "coupling_layers.GINCouplingBlock": "it subtracts the mean log-scale (GIN); no kernel implements that",
-        "splines.rational_quadratic.RationalQuadraticSpline": _BOX,
-        "splines.rational_quadratic.ElementwiseRationalQuadraticSpline": _BOX,
+        "modules.coupling_layers.GINCouplingBlock": "it subtracts the mean log-scale (GIN); no kernel implements that",
+        "modules.splines.rational_quadratic.RationalQuadraticSpline": _BOX,
+        "modules.splines.rational_quadratic.ElementwiseRationalQuadraticSpline": _BOX,
     },
-    base="base.InvertibleModule",
+    containers={
+        "framework.sequence_inn.SequenceINN": Target(
+            SequenceINN,
+            _FORWARD,
+            "its parts; neighbouring couplings of features in one call at any batch size, with the hard permutations, "
+            "global scales and offsets between them",
+        ),
+        "framework.graph_inn.GraphINN": Target(
+            GraphINN, _FORWARD, "the same where each node has one input and one output"
+        ),
+    },
+    base="modules.base.InvertibleModule",
 )

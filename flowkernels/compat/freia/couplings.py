@@ -52,10 +52,10 @@ def call_of(describe: Describe, block: Any, x: Any, c: Any) -> Call | None:
     halves = describe(block)
     if isinstance(halves, str) or not halves[0].pays(len(first)):
         return None
-    return Call(halves, conditions) if all(_is_table(t, first) for t in conditions) else None
+    return Call(halves, conditions) if all(is_table(t, first) for t in conditions) else None
 
 
-def _is_table(t: Any, x: Any) -> bool:
+def is_table(t: Any, x: Any) -> bool:
     """Whether t is features of as many rows as x, and like it."""
     return isinstance(t, Tensor) and t.dim() == 2 and (len(t), t.dtype, t.device) == (len(x), x.dtype, x.device)
 
