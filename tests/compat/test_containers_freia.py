@@ -17,6 +17,7 @@ from FrEIA import modules as freia
 
 from flowkernels import compat
 from flowkernels.compat.engine import patch, thresholds
+from flowkernels.compat.freia import chain
 from tests.compat.parity import B, assert_parity, assert_same_training, fuse_small_ones, values_and_gradients
 from tests.runs import WHERE_THEY_RUN, drawn, ran
 
@@ -148,7 +149,6 @@ def test_numbers_with_conditions(name, n, rev, container, ran) -> None:
 def test_numbers_of_the_blocks_one_by_one(name, rev, monkeypatch) -> None:
     """The bits, but for the order in which log-determinants and what each row adds to a gradient are summed."""
     fuse_small_ones(monkeypatch)
-    monkeypatch.setattr(thresholds, "KEPT", 1 << 30)
     whole = fast(make(name))
     alone = copy.deepcopy(whole)
     patch.unswap(alone)
@@ -266,13 +266,27 @@ def test_one_node() -> None:
 def test_too_much_to_keep_is_run_block_by_block(ran, monkeypatch) -> None:
     inn = fast(make("glow"))
     for rows, kept in ((thresholds.COUPLED_ROWS, 0), (thresholds.COUPLED_ROWS - 1, 0), (2000, 32 << 20)):
-        monkeypatch.setattr(thresholds, "KEPT", kept)
+        monkeypatch.setattr(chain, "MOST_KEPT", kept)
         inn(drawn(rows, D))
     assert ran == [4, 4]
-    monkeypatch.setattr(thresholds, "KEPT", 0)
+    monkeypatch.setattr(chain, "MOST_KEPT", 0)
     with torch.no_grad():
         inn(drawn(2000, D))
     assert ran == [4] * 3
+
+
+def test_of_wide_networks_a_few_rows_with_a_graph_are_freias(ran) -> None:
+    seeded()
+    inn = framework.SequenceINN(D)
+    inn.append(GLOW, subnet_constructor=lambda i, o: nn.Sequential(nn.Linear(i, 400), nn.ReLU(), nn.Linear(400, 200),
+                                                                   nn.ReLU(), nn.Linear(200, o)))  # fmt: skip
+    inn = fast(inn)
+    for rows in (13, 14):  # 82,000 weights a half
+        inn(drawn(rows, D))
+    assert ran == [2]
+    with torch.no_grad():
+        inn(drawn(1, D))
+    assert ran == [2, 2]
 
 
 # ---- what is read follows the modules ----

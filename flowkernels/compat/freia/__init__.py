@@ -3,6 +3,10 @@
 Of images the networks are accelerated, where they are an `nn.Sequential` of convolutions, and couplings are FrEIA's own
 code; `accelerate_library`, which sees blocks alone, leaves both as they are.
 
+In a `SequenceINN`, and in a `GraphINN` whose nodes have one input and one output each, neighbouring blocks of features
+are one op; one by one they run where a graph is recorded of a few rows of wide networks, or of so many rows that more
+than 32 MB would be kept for backward.
+
 What differs by design in its couplings: exponentials of clamps beyond 87 (708 in float64) saturate, and do not become
 infinities; log-determinants of 16-bit inputs are float32. In its permutations nothing differs but the time.
 """
@@ -21,7 +25,7 @@ from .layers import AllInOne, Permute, refusal
 _FORWARD, _SIDES = frozenset({"forward"}), frozenset({"forward", "_coupling1", "_coupling2"})
 _WHAT = (
     "on feature vectors each half (network, soft clamp, affine map, feature split) runs as one fused op if its network "
-    "is plain `Linear` + activation; batches below 1,024 rows use FrEIA's own code"
+    "is plain `Linear` + activation; outside of a chain, batches below 1,024 rows use FrEIA's own code"
 )
 _BOX = (
     "it is only on FrEIA's main branch, and it learns a box and an outer slope per element; the kernel supports one "
@@ -67,8 +71,9 @@ LIBRARY = Library(
         "framework.sequence_inn.SequenceINN": Target(
             SequenceINN,
             _FORWARD,
-            "its parts; neighbouring couplings of features in one call at any batch size, with the hard permutations, "
-            "global scales and offsets between them",
+            "its parts; neighbouring couplings of features in one call, small batches too, with the conditions, hard "
+            "permutations, global scales and offsets; not `ConditionalAffineTransform`, GIN, soft and learned "
+            "permutations",
         ),
         "framework.graph_inn.GraphINN": Target(
             GraphINN, _FORWARD, "the same where each node has one input and one output"

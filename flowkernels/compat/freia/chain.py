@@ -27,6 +27,9 @@ from .layers import Permute
 from .part import Link, is_number, read, sees_conditions
 
 KIND = kind(lambda walk, link, inverse, before: [Leaf(link, inverse)], read)
+# Bytes kept for backward by one call. The blocks one by one keep as many, but in pieces that glibc has at hand: more
+# than this in one piece it maps anew every time.
+MOST_KEPT = 32 << 20
 Outputs = Sequence[Tensor]  # of a block, which FrEIA calls with a tuple and which returns one, or a list
 
 
@@ -37,10 +40,11 @@ class Fused(NamedTuple):
     is_number: bool  # whether FrEIA's log-determinant of them is the number 0
     as_list: bool  # whether the last of them returns a list
     kept: int  # numbers that are kept of a row for backward
+    weights: float  # of a layer, on average
 
     def __call__(self, z: Outputs, context: Tensor | None) -> tuple[Outputs, Any] | None:
         x = z[0]
-        if len(z) != 1 or not may_run(x) or (torch.is_grad_enabled() and self._is_too_much(x)):
+        if len(z) != 1 or not may_run(x) or (torch.is_grad_enabled() and not self._pays(x)):
             return None
         found = self.run(x, context)
         if found is None:
@@ -48,10 +52,12 @@ class Fused(NamedTuple):
         y, ladj = found
         return [y] if self.as_list else (y,), 0.0 if self.is_number else ladj
 
-    def _is_too_much(self, x: Tensor) -> bool:
-        """Whether there is so much to keep that the blocks, one by one, take less time."""
+    def _pays(self, x: Tensor) -> bool:
+        """Whether it takes less time than the blocks one by one, with a graph; without one it always does."""
         rows = x.shape[0]
-        return rows >= thresholds.COUPLED_ROWS and rows * self.kept * x.element_size() > thresholds.KEPT
+        if rows * 1_000_000 < (self.weights - 20_000) * thresholds.CHAIN_ROWS:
+            return False
+        return rows < thresholds.COUPLED_ROWS or rows * self.kept * x.element_size() <= MOST_KEPT
 
 
 class Chain(NamedTuple):
@@ -101,7 +107,8 @@ def _fused(run: Run) -> Fused:
     layers = [part for part in run.parts if isinstance(part, Part)]
     kept = sum(run.features + sum(len(bias) for _, bias in p.conditioner.found.layers[:-1]) for p in layers)
     as_list = layer_of(run.leaves[-1].transform.module) is Permute
-    return Fused(run, all(map(is_number, run.parts)), as_list, kept)
+    weights = sum(p.weights for p in layers) / len(layers)
+    return Fused(run, all(map(is_number, run.parts)), as_list, kept, weights)
 
 
 def _pieces(chain: Chain | None) -> list[Piece] | None:
