@@ -197,11 +197,12 @@ def test_of_additive_blocks_alone_the_log_determinant_is_a_number(ran) -> None:
 @pytest.mark.parametrize("conditional", [False, True])
 @CONTAINERS
 def test_what_raises_raises(container, conditional) -> None:
-    plain = container("glow", int(conditional))
+    plain = container("of all kinds", int(conditional))
     inn, x, c = fast(plain), drawn(B, D), drawn(B, C)
     calls: list[Callable[[Any], Any]] = [
         lambda inn: inn(drawn(B, D + 1)), lambda inn: inn(drawn(B, D - 1)), lambda inn: inn((x, x)),
         lambda inn: inn(x.half()), lambda inn: inn(x[0]), lambda inn: inn(None), lambda inn: inn(x.double()),
+        lambda inn: inn(x[:0]),
     ]  # fmt: skip
     if conditional:
         calls = [

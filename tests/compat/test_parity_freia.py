@@ -151,16 +151,20 @@ def test_what_freia_promises(name):
 
 
 def test_graphs_of_blocks(ops):
-    nodes = [framework.InputNode(5, name="in")]
+    """Of one that is no chain, which would be one op."""
+    nodes = [framework.InputNode(4, name="in")]
     condition = framework.ConditionNode(2, name="condition")
+    nodes.append(framework.Node(nodes[-1], freia.Split, {}, name="split"))
     for i in range(2):
         settings = {"subnet_constructor": dense}
-        nodes.append(framework.Node(nodes[-1], freia.GLOWCouplingBlock, settings, condition, name=f"block {i}"))
+        at = (nodes[1], i)
+        nodes.append(framework.Node(at, freia.GLOWCouplingBlock, settings, condition, name=f"block {i}"))
+    nodes.append(framework.Node([n.out0 for n in nodes[2:]], freia.Concat, {}, name="concat"))
     inn = framework.GraphINN([*nodes, condition, framework.OutputNode(nodes[-1], name="out")])
     fast = accelerated_copy(inn, 2)
     x, c = draw_for(", condition")
     for rev in (False, True):
-        for a, b in zip(fast(x, c=c, rev=rev), inn(x, c=c, rev=rev), strict=True):
+        for a, b in zip(fast(x[:, :4], c=c, rev=rev), inn(x[:, :4], c=c, rev=rev), strict=True):
             torch.testing.assert_close(a, b)
     assert len(ops) == 8
 

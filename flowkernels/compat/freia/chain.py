@@ -127,6 +127,14 @@ def _columns(module: Any, keys: Sequence[Any], columns: dict[Any, range]) -> tup
     return found if [*map(len, found)] == sizes else None
 
 
+def _rows(x_or_z: Any) -> Outputs | None:
+    """What a container is called with, if that is rows of features in a CPU's memory. Of none blocks may raise."""
+    z = (x_or_z,) if isinstance(x_or_z, Tensor) else x_or_z
+    if not isinstance(z, (tuple, list)) or len(z) != 1 or not may_run(z[0]):
+        return None
+    return z if z[0].is_cpu and len(z[0]) > 0 else None
+
+
 # ---- one module after another ----
 
 
@@ -148,8 +156,8 @@ def _read_sequence(inn: Any, conditions: Sequence[Any], rev: bool) -> tuple[Walk
 
 
 def _sequence(inn: Any, x_or_z: Any, c: Any, rev: Any, jac: Any) -> tuple[Any, Any] | None:
-    z = (x_or_z,) if isinstance(x_or_z, Tensor) else x_or_z
-    if not isinstance(z, (tuple, list)) or len(z) != 1 or not may_run(z[0]) or not z[0].is_cpu:
+    z = _rows(x_or_z)
+    if z is None:
         return None
     chain = _of_sequence(inn, bool(rev))
     if chain is None:
@@ -209,11 +217,9 @@ def _nodes(inn: Any) -> list[Any] | None:
 
 
 def _graph(inn: Any, x_or_z: Any, c: Any, rev: Any, jac: Any) -> tuple[Any, Any] | None:
-    z = (x_or_z,) if isinstance(x_or_z, Tensor) else x_or_z
+    z = _rows(x_or_z)
     given = (c,) if isinstance(c, Tensor) else () if c is None else c
-    if not isinstance(z, (tuple, list)) or len(z) != 1 or not may_run(z[0]) or not z[0].is_cpu:
-        return None
-    if not isinstance(given, (tuple, list)) or len(given) != len(inn.condition_nodes):
+    if z is None or not isinstance(given, (tuple, list)) or len(given) != len(inn.condition_nodes):
         return None
     chain = _of_graph(inn, bool(rev))
     if chain is None:
