@@ -19,6 +19,7 @@ from flowkernels.ops.flow_layer import run_autoregressive_layer, run_layer
 from flowkernels.ops.net import Net
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Map
+from flowkernels.transforms.last_rows import LastRows
 
 T = TypeVar("T")
 FEATURE_BY_FEATURE = ()
@@ -88,6 +89,15 @@ def native_rows(univariate: Map, features: int, groups: Sequence[int] = FEATURE_
     if groups:
         return by_feature(rows, features, groups, turned)
     return (rows.view(features, P).flip(1) if turned else rows).flatten()
+
+
+def native_last(layer: Layer) -> LastRows | None:
+    """How the rows of a coupling's last layer are turned for native ones; None: they come feature by feature."""
+    if not layer.groups:
+        return None
+    assert layer.map is not None and layer.split is not None
+    rows = native_rows(layer.map, len(layer.split.outputs), layer.groups).tolist()
+    return LastRows(tuple(rows), (1.0,) * len(rows), len(rows))
 
 
 def has_settings(univariate: Any, **settings: Any) -> bool:

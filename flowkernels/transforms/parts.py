@@ -134,6 +134,11 @@ class Run:
         """How many layers it has, apart from reorderings."""
         return len(self._layers)
 
+    @property
+    def mean_weights(self) -> float:
+        """How many weights a layer has."""
+        return sum(p.weights for p in self._layers) / len(self._layers)
+
     @functools.cached_property
     def with_normal(self) -> Run:
         """The same, and the log-density of the standard normal at what comes out."""

@@ -103,6 +103,12 @@ def _pyro(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     return y, layer.log_abs_det_jacobian(x, y)
 
 
+def _pyro_whole(whole: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+    transform = whole.inv if inverse else whole
+    y = transform(x)
+    return y, transform.log_abs_det_jacobian(x, y)
+
+
 def _pyro_of_context(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     return _pyro(layer.condition(x[..., :C].cos()), x, inverse)
 
@@ -410,7 +416,14 @@ def _pyro_cases(root: str) -> dict[str, Case]:
             lambda: of(affine_of_context)(2, context("ConditionalDenseNN")(2, C, [H], [2, 2])), _pyro_of_context
         ),
     }
-    return {f"{at}.{name}": case for name, case in found.items()}
+    composed = "distributions.torch_transform.ComposeTransformModule"
+
+    def compose() -> Any:
+        flipped = of("permute.Permute")(torch.arange(D).flip(0))
+        blocks = [of(coupling)(D, 2, upper(linear), K), flipped, of(affine)(2, DenseNN(2, [H], [2, 2]))]
+        return _class(root, composed)([*blocks, of(coupling)(D, 2, upper(quadratic), K, identity=True, **two)])
+
+    return {f"{at}.{name}": case for name, case in found.items()} | {composed: Case(compose, _pyro_whole)}
 
 
 # ---- copies of the spline function, in whatever package ----

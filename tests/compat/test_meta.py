@@ -15,7 +15,11 @@ from tests.compat.every_class import EVERY, assert_same, data, make, values_and_
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 META = torch.device("meta")
 # Whose code, the library's, reads values of a mask, a permutation or a flag to know what there is to compute.
-READS_VALUES = ("ActNorm", ": between", "zuko, flows.coupling", "zuko, lazy.LazyComposed", "affine_autoregressive")
+# Or which keeps a permutation where no `to` reaches it.
+READS_VALUES = (
+    "ActNorm", ": between", "zuko, flows.coupling", "zuko, lazy.LazyComposed", "affine_autoregressive",
+    "pyro, distributions.torch_transform",
+)  # fmt: skip
 # Whose code, the library's, makes zeros on the default device, for x wherever it is.
 MAKES_ZEROS = ("GraphINN",)
 

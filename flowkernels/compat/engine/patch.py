@@ -123,7 +123,7 @@ def _fast_class(plain: type, layer: type[FastMethods], bypassed: frozenset[str])
         name: function
         for cls in reversed(layer.__mro__[:-1])
         for name, function in vars(cls).items()
-        if isinstance(function, types.FunctionType)
+        if isinstance(function, (types.FunctionType, property))
     }
     body.update({n: getattr(plain, n) for n in ("__module__", "__qualname__", "__doc__")})
     body.update(_flowkernels_layer=layer, _flowkernels_bypassed=bypassed)

@@ -107,8 +107,7 @@ def _fused(run: Run) -> Fused:
     layers = [part for part in run.parts if isinstance(part, Part)]
     kept = sum(run.features + sum(len(bias) for _, bias in p.conditioner.found.layers[:-1]) for p in layers)
     as_list = layer_of(run.leaves[-1].transform.module) is Permute
-    weights = sum(p.weights for p in layers) / len(layers)
-    return Fused(run, all(map(is_number, run.parts)), as_list, kept, weights)
+    return Fused(run, all(map(is_number, run.parts)), as_list, kept, run.mean_weights)
 
 
 def _pieces(chain: Chain | None) -> list[Piece] | None:

@@ -10,14 +10,13 @@ from torch import Tensor
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.compat.engine.runs import or_called
-from flowkernels.compat.layer import Layer, in_our_order, native_rows
+from flowkernels.compat.layer import Layer, in_our_order, native_last
 from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
 from flowkernels.ops.net.net import made_net
 from flowkernels.ops.net.spec import NetSpec
-from flowkernels.transforms.last_rows import LastRows
 from flowkernels.transforms.parts import Part, part_of
 
 from . import classes, made, residual
@@ -40,14 +39,6 @@ class _Dense:
         if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
             return None  # nflows joins them row by row
         return self.found.net(x.shape[:-1], context)
-
-
-def _last(layer: Layer) -> LastRows | None:
-    if not layer.groups:
-        return None
-    assert layer.map is not None and layer.split is not None
-    rows = native_rows(layer.map, len(layer.split.outputs), layer.groups).tolist()
-    return LastRows(tuple(rows), (1.0,) * len(rows), len(rows))
 
 
 class _Masked:
@@ -97,7 +88,7 @@ def coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part |
     univariate: Any = in_our_order(what.map)[0] if what.groups else what.map
     net = None if has_context else found.net((), None)
     turned = univariate.inverted() if inverse else univariate
-    return part_of(turned, _Dense(found), found.layers, net, what.split, _last(what))
+    return part_of(turned, _Dense(found), found.layers, net, what.split, native_last(what))
 
 
 @or_called

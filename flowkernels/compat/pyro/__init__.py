@@ -2,14 +2,20 @@
 
 What differs by design: Pyro looks for a spline's bin with knots moved by 1e-6, and gives the two outer knots slope
 1 - 1e-3. The second is a setting of the kernel; the first is not followed: within 1e-6 of a knot the neighbouring bin
-is taken.
+is taken. The inverse of an accelerated `ComposeTransformModule` follows its `parts`; that of torch has those of when it
+was first asked for.
+
+In a `ComposeTransformModule` neighbouring couplings are one op: it hands x from part to part itself. In a list, as in
+``TransformedDistribution(base, [t1, t2])``, it is the distribution that does, and asks each transform for its value and
+its log-determinant by itself, with a cache of the last pair in each. One call would have to replace the class of the
+distribution, which is the user's and is mostly made anew in each call of a model; so lists run layer by layer.
 """
 
 from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from . import coupling, describe, layers
+from . import chain, coupling, describe, layers
 
 _COUPLING = (
     "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
@@ -56,7 +62,11 @@ LIBRARY = Library(
     },
     base="distributions.torch_transform.TransformModule",
     containers={
-        "distributions.torch_transform.ComposeTransformModule": "",
+        "distributions.torch_transform.ComposeTransformModule": Target(
+            chain.Compose,
+            frozenset({"__call__", "log_abs_det_jacobian", "inv"}),
+            "its parts; neighbouring couplings in one call, with the permutations between them",
+        ),
         "distributions.conditional.ConditionalComposeTransformModule": "",
     },
 )
