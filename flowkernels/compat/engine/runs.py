@@ -16,10 +16,10 @@ from flowkernels.nets.reading import Walk
 from flowkernels.transforms.parts import KERNELS, Leaf, Run, forget
 from flowkernels.transforms.runs import Kind, Said
 
-from . import patch
+from . import patch, thresholds
 
 T = TypeVar("T")
-__all__ = ["forget", "kind", "may_run", "or_called", "settle"]
+__all__ = ["forget", "kind", "may_run", "or_called", "pays_with_graph", "settle"]
 
 
 def may_run(x: Any) -> bool:
@@ -45,6 +45,12 @@ def or_called(read: Callable[..., T]) -> Callable[..., T | None]:
             return None
 
     return tried
+
+
+def pays_with_graph(run: Run, rows: int) -> bool:
+    """Whether so many rows are enough for a run that records a graph: of few, the gradients of the weights take most of
+    the time, which a library computes as fast."""
+    return rows * 1_000_000 >= (run.mean_weights - 25_000) * thresholds.CHAIN_ROWS
 
 
 def settle(containers: Sequence[tuple[str, nn.Module]], swapped: list[nn.Module]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs
-from flowkernels.compat.engine.runs import kind, may_run
+from flowkernels.compat.engine.runs import kind, may_run, pays_with_graph
 from flowkernels.nets.reading import Walk
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.transforms.parts import Leaf, Part, Run, kept
@@ -40,7 +40,6 @@ class Fused(NamedTuple):
     is_number: bool  # whether FrEIA's log-determinant of them is the number 0
     as_list: bool  # whether the last of them returns a list
     kept: int  # numbers that are kept of a row for backward
-    weights: float  # of a layer, on average
 
     def __call__(self, z: Outputs, context: Tensor | None) -> tuple[Outputs, Any] | None:
         x = z[0]
@@ -55,7 +54,7 @@ class Fused(NamedTuple):
     def _pays(self, x: Tensor) -> bool:
         """Whether it takes less time than the blocks one by one, with a graph; without one it always does."""
         rows = x.shape[0]
-        if rows * 1_000_000 < (self.weights - 20_000) * thresholds.CHAIN_ROWS:
+        if not pays_with_graph(self.run, rows):
             return False
         return rows < thresholds.COUPLED_ROWS or rows * self.kept * x.element_size() <= MOST_KEPT
 
@@ -107,7 +106,7 @@ def _fused(run: Run) -> Fused:
     layers = [part for part in run.parts if isinstance(part, Part)]
     kept = sum(run.features + sum(len(bias) for _, bias in p.conditioner.found.layers[:-1]) for p in layers)
     as_list = layer_of(run.leaves[-1].transform.module) is Permute
-    return Fused(run, all(map(is_number, run.parts)), as_list, kept, run.mean_weights)
+    return Fused(run, all(map(is_number, run.parts)), as_list, kept)
 
 
 def _pieces(chain: Chain | None) -> list[Piece] | None:

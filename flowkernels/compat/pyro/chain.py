@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
-from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs, original_class
-from flowkernels.compat.engine.runs import kind
+from flowkernels.compat.engine.runs import kind, pays_with_graph
 from flowkernels.nets.reading import Walk
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.transforms.parts import KERNELS, Leaf, Run, kept
@@ -78,10 +77,7 @@ def _run(whole: Any, x: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
 
 
 def _pays(run: Run, x: Tensor) -> bool:
-    """Whether it does with a graph; without one it always does."""
-    if not torch.is_grad_enabled():
-        return True
-    return x.numel() // x.shape[-1] * 1_000_000 >= (run.mean_weights - 20_000) * thresholds.CHAIN_ROWS
+    return not torch.is_grad_enabled() or pays_with_graph(run, x.numel() // x.shape[-1])
 
 
 def _inverse(whole: Any, y: Any) -> Tensor | None:
