@@ -9,6 +9,7 @@
 #include "actnorm/actnorm.h"
 #include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
+#include "batch_norm/batch_norm.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/view_caster.h"
@@ -167,6 +168,22 @@ PYBIND11_MODULE(_C, m) {
           py::gil_scoped_release unlocked;
           actnorm_bwd(a, threads);
         });
+  m.def("batch_norm_fwd", [](int activation, double eps, const View& x, const View& weight, const View& bias,
+                             const View& y, const View& mean, const View& var, int threads) {
+    check_threads(threads);
+    const BatchNormArgs a = batch_norm_fwd_args(activation, eps, x, weight, bias, y, mean, var);
+    py::gil_scoped_release unlocked;
+    batch_norm_fwd(a, threads);
+  });
+  m.def("batch_norm_bwd", [](int activation, double eps, const View& x, const View& weight, const View& bias,
+                             const View& y, const View& mean, const View& var, const View& grad_y, const View& grad_x,
+                             const View& grad_weight, const View& grad_bias, int threads) {
+    check_threads(threads);
+    const BatchNormArgs a =
+        batch_norm_bwd_args(activation, eps, x, weight, bias, y, mean, var, grad_y, grad_x, grad_weight, grad_bias);
+    py::gil_scoped_release unlocked;
+    batch_norm_bwd(a, threads);
+  });
   m.def("check_permutation", &check_permutation);
   m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,
                      const View& log_s, const View& sign_s, const View& permutation, const View& bias, const View& y,

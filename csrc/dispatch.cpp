@@ -2,6 +2,7 @@
 #include "actnorm/actnorm.h"
 #include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
+#include "batch_norm/batch_norm.h"
 #include "common/isa.h"
 #include "common/kernels.h"
 #include "flow/flow.h"
@@ -55,6 +56,7 @@ namespace fk {
 FK_MAP(rqs, RqsSpec, RqsArgs)
 FK_MAP(affine, AffineSpec, AffineArgs)
 FK_OP(actnorm, ActNormArgs)
+FK_OP(batch_norm, BatchNormArgs)
 FK_OP(lu, LuArgs)
 FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)

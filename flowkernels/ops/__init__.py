@@ -3,6 +3,7 @@
 from .actnorm import actnorm
 from .affine import Affine, affine
 from .autoregressive_inverse import autoregressive_inverse
+from .batch_norm import batch_norm
 from .block_made import block_made
 from .conv_net import conv_net
 from .flow import flow
@@ -20,6 +21,7 @@ __all__ = [
     "actnorm",
     "affine",
     "autoregressive_inverse",
+    "batch_norm",
     "block_made",
     "conv_net",
     "flow",
