@@ -10,6 +10,7 @@ SweepArgs sweep_args(const NetLayers& net, const UnivariateMap& map, const View&
   const int64_t features = net.spec.layers[0].n_in, n_out = net.spec.n_out();
   if (n_out != features * map.params())
     refuse("sweep: outputs of the net", std::to_string(features * map.params()), std::to_string(n_out));
+  if (net.spec.scaled()) refuse("sweep: scales", "None", "a tensor");
   map.check(net.type);
   check_rows("sweep: z", z, net.type, net.rows, features);
   check_dense("sweep: x", x, net.type, net.rows * features);

@@ -10,13 +10,13 @@ constexpr int64_t kMostLayers = 4096;
 bool slope_needs_input(Activation a) { return a == Activation::gelu || a == Activation::silu; }
 
 // Whether what enters layer i of a network is kept for backward. Of a residual one `all` keeps what every layer needs,
-// but not where a gate needs what stood before it.
+// but not where a gate needs what stood before it, or the gradient of a scale the stream.
 bool keeps(const NetSpec& net, int i, bool all) {
   if (i == 0 || slope_needs_input(net.activation)) return false;
   if (!net.residual) return true;
   bool gated = false;
   for (int j = 0; j < net.n; ++j) gated |= net.layers[j].gate != nullptr;
-  return (all && !gated) || (i % 2 == 0 && i < net.n - 1);
+  return (all && !gated && !net.scaled()) || (i % 2 == 0 && i < net.n - 1);
 }
 
 }  // namespace
@@ -134,6 +134,11 @@ void FlowCall::add(std::unique_ptr<NetLayers> net) {
     if (net->at(i).add) grads_.push_back({&net->at(i).grad_add, rows_ * net->at(i).n_out});
   for (int i = 0; i < net->spec.n; ++i)
     if (net->at(i).gate) grads_.push_back({&net->at(i).grad_gate, rows_ * net->at(i).n_out});
+  for (int i = 0; i < net->spec.n; ++i)
+    if (InputScale* const of = net->at(i).scaled) {
+      grads_.push_back({&of->grad_scale, net->at(i).n_in});
+      grads_.push_back({&of->grad_shift, net->at(i).n_in});
+    }
   nets_.push_back(std::move(net));
 }
 

@@ -9,6 +9,12 @@ namespace fk {
 enum class Activation : int { identity = 0, relu, leaky_relu, elu, gelu, silu, tanh };
 constexpr const char* kActivationNames[] = {"identity", "relu", "leaky_relu", "elu", "gelu", "silu", "tanh"};
 
+// What enters a layer that opens a residual block is act(z * scale + shift), [n_in] each.
+struct InputScale {
+  const void *scale, *shift;
+  void *grad_scale, *grad_shift;  // bwd; null: not wanted
+};
+
 // One layer: z = (W o M) a + b [+ add], [z <- z * gate]. Null orders: units are in order already; null limit: nothing
 // is masked.
 struct MaskedLayer {
@@ -23,8 +29,9 @@ struct MaskedLayer {
   int64_t add_stride;
   const void* gate;  // the same; only for layers that close a residual block
   int64_t gate_stride;
-  void* kept;         // [rows, n_in] in degree order: what enters this layer, written by fwd, read by bwd; or null
-  void* grad_weight;  // bwd, contiguous; null: not wanted
+  InputScale* scaled;  // null: what enters is act(z)
+  void* kept;          // [rows, n_in] in degree order: what enters this layer, written by fwd, read by bwd; or null
+  void* grad_weight;   // bwd, contiguous; null: not wanted
   void* grad_bias;
   void* grad_add;
   void* grad_gate;
@@ -33,7 +40,7 @@ struct MaskedLayer {
 constexpr int kMaxLayers = 64;
 
 // A network of masked layers. Plain: a <- act(z) between layers. Residual: an initial layer, blocks of two layers,
-// h <- h + gate * (W2 act(W1 act(h))), and a final one. Hidden layers that meet must have equal orders.
+// h <- h + gate * (W2 act(W1 act(h * scale + shift))), and a final one. Hidden layers that meet must have equal orders.
 struct NetSpec {
   const MaskedLayer* layers;
   int n;
@@ -48,6 +55,11 @@ struct NetSpec {
   }
   bool opens_block(int i) const { return residual && i > 0 && i < n - 1 && i % 2 == 1; }
   bool closes_block(int i) const { return residual && i > 0 && i < n - 1 && i % 2 == 0; }
+  bool scaled() const {
+    for (int i = 0; i < n; ++i)
+      if (layers[i].scaled) return true;
+    return false;
+  }
   int64_t n_out() const { return layers[n - 1].n_out; }
   int64_t widths() const {  // numbers that a row has between layers
     int64_t sum = 0;

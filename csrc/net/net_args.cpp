@@ -23,6 +23,7 @@ NetLayers::NetLayers(int64_t layers, int64_t n_rows, bool residual, int activati
   check_number("net: activation", activation, 0, int(Activation::tanh));
   check_number("net: last", last, 0, int(Activation::tanh));
   layers_.reserve(size_t(layers));
+  scales_.reserve(size_t(layers));
   masks_.reserve(size_t(layers));
   spec = {layers_.data(), int(layers), residual, Activation(activation), Activation(last)};
 }
@@ -52,11 +53,19 @@ void NetLayers::check_layer(const LayerViews& v, const LayerMask* mask) const {
     if (!spec.closes_block(i)) refuse("gate", "None where the layer closes no residual block", "a tensor");
     check_rows("gate", v.gate, of_all, rows, n_out);
   }
+  if (v.scale.given() || v.shift.given()) {
+    if (!spec.opens_block(i)) refuse("scale", "None where the layer opens no residual block", "a tensor");
+    if (mask) refuse("scale", "None where the layer is masked", "a tensor");
+    check_contiguous("scale", v.scale, of_all, {n_in});
+    check_contiguous("shift", v.shift, of_all, {n_in});
+  }
   check_optional("kept", v.kept, of_all, {rows, n_in});
   check_optional("grad_weight", v.grad_weight, of_all, {n_out, n_in});
   check_optional("grad_bias", v.grad_bias, of_all, {n_out});
   check_optional("grad_add", v.grad_add, of_all, {rows, n_out});
   check_optional("grad_gate", v.grad_gate, of_all, {rows, n_out});
+  check_optional("grad_scale", v.grad_scale, of_all, {n_in});
+  check_optional("grad_shift", v.grad_shift, of_all, {n_in});
 }
 
 void NetLayers::add(const LayerViews& v, std::shared_ptr<const LayerMask> mask) {
@@ -73,6 +82,10 @@ void NetLayers::add(const LayerViews& v, std::shared_ptr<const LayerMask> mask) 
   if (mask) l.in_order = mask->in_order, l.out_order = mask->out_order, l.limit = mask->limit;
   l.add = v.add.data, l.add_stride = v.add.given() ? v.add.stride[0] : 0;
   l.gate = v.gate.data, l.gate_stride = v.gate.given() ? v.gate.stride[0] : 0;
+  if (v.scale.given()) {
+    scales_.push_back({v.scale.data, v.shift.data, v.grad_scale.data, v.grad_shift.data});
+    l.scaled = &scales_.back();
+  }
   l.kept = v.kept.data;
   l.grad_weight = v.grad_weight.data, l.grad_bias = v.grad_bias.data;
   l.grad_add = v.grad_add.data, l.grad_gate = v.grad_gate.data;

@@ -11,7 +11,8 @@ namespace fk {
 
 // The tensors of a layer; all but the weight may be absent.
 struct LayerViews {
-  View weight, bias, add, gate, kept, grad_weight, grad_bias, grad_add, grad_gate;
+  View weight, bias, add, gate, scale, shift, kept;
+  View grad_weight, grad_bias, grad_add, grad_gate, grad_scale, grad_shift;
 };
 
 // The layers of a call on so many rows. What kernels read of `spec` has been checked against the tensors.
@@ -34,6 +35,7 @@ class NetLayers {
   void check_layer(const LayerViews&, const LayerMask*) const;
 
   std::vector<MaskedLayer> layers_;
+  std::vector<InputScale> scales_;  // layers_ point into it
   std::vector<std::shared_ptr<const LayerMask>> masks_;
 };
 

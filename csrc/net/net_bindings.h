@@ -16,24 +16,26 @@ struct NetPlan {
   bool residual;
   int activation, last;
   bool has_bias;
-  std::vector<bool> adds, gates;  // which layers have them
+  std::vector<bool> adds, gates, scales;  // which layers have them; a shift with each scale
 
   NetPlan(std::vector<std::shared_ptr<LayerMask>> m, bool is_residual, int act, int act_last, bool bias,
-          std::vector<bool> has_add, std::vector<bool> has_gate)
+          std::vector<bool> has_add, std::vector<bool> has_gate, std::vector<bool> has_scale)
       : masks(m.begin(), m.end()),
         residual(is_residual),
         activation(act),
         last(act_last),
         has_bias(bias),
         adds(std::move(has_add)),
-        gates(std::move(has_gate)) {
-    if (adds.size() != masks.size() || gates.size() != masks.size())
-      refuse("net: adds and gates", "one flag per layer, " + std::to_string(masks.size()),
-             std::to_string(adds.size()) + " and " + std::to_string(gates.size()));
+        gates(std::move(has_gate)),
+        scales(std::move(has_scale)) {
+    if (adds.size() != masks.size() || gates.size() != masks.size() || scales.size() != masks.size())
+      refuse(
+          "net: adds, gates and scales", "one flag per layer, " + std::to_string(masks.size()),
+          std::to_string(adds.size()) + ", " + std::to_string(gates.size()) + " and " + std::to_string(scales.size()));
   }
   size_t n_tensors() const {
     size_t n = masks.size() * (has_bias ? 2 : 1);
-    for (size_t i = 0; i < masks.size(); ++i) n += size_t(adds[i]) + size_t(gates[i]);
+    for (size_t i = 0; i < masks.size(); ++i) n += size_t(adds[i]) + size_t(gates[i]) + 2 * size_t(scales[i]);
     return n;
   }
 };
@@ -49,6 +51,8 @@ inline std::unique_ptr<NetLayers> read_layers(const NetPlan& plan, int64_t rows,
   auto net = std::make_unique<NetLayers>(int64_t(n), rows, plan.residual, plan.activation, plan.last);
   size_t add = first + n * per_layer, gate = add;
   for (size_t i = 0; i < n; ++i) gate += size_t(plan.adds[i]);
+  size_t scale = gate;
+  for (size_t i = 0; i < n; ++i) scale += size_t(plan.gates[i]);
   LayerViews v;
   const auto take = [&](size_t at, View& of, View& grad) {
     read(tensors[at], of);
@@ -57,9 +61,14 @@ inline std::unique_ptr<NetLayers> read_layers(const NetPlan& plan, int64_t rows,
   for (size_t i = 0; i < n; ++i) {
     take(first + i * per_layer, v.weight, v.grad_weight);
     if (plan.has_bias) take(first + i * per_layer + 1, v.bias, v.grad_bias);
-    for (View* of_some : {&v.add, &v.grad_add, &v.gate, &v.grad_gate}) of_some->ndim = -1, of_some->data = nullptr;
+    for (View* of_some : {&v.add, &v.grad_add, &v.gate, &v.grad_gate, &v.scale, &v.shift, &v.grad_scale, &v.grad_shift})
+      of_some->ndim = -1, of_some->data = nullptr;
     if (plan.adds[i]) take(add++, v.add, v.grad_add);
     if (plan.gates[i]) take(gate++, v.gate, v.grad_gate);
+    if (plan.scales[i]) {
+      take(scale++, v.scale, v.grad_scale);
+      take(scale++, v.shift, v.grad_shift);
+    }
     if (kept.size()) read(kept[i], v.kept);
     net->add(v, plan.masks[i]);
   }
@@ -67,8 +76,9 @@ inline std::unique_ptr<NetLayers> read_layers(const NetPlan& plan, int64_t rows,
   return net;
 }
 
-// A call's network. `tensors`: weight (and bias) of each layer, what is added in layers that have it, gates. `kept`:
-// per layer what enters it, or none at all. `grads`: room beside each tensor, or none at all.
+// A call's network. `tensors`: weight (and bias) of each layer, what is added in layers that have it, gates, scale and
+// shift in layers that have them. `kept`: per layer what enters it, or none at all. `grads`: room beside each tensor,
+// or none at all.
 inline std::unique_ptr<NetLayers> net_layers(const NetPlan& plan, int64_t rows, const py::sequence& tensors,
                                              const py::sequence& kept, const py::sequence& grads) {
   check_length("net: tensors", tensors, plan.n_tensors());
@@ -95,10 +105,10 @@ inline void bind_net(py::module_& m) {
            }),
            py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>());
   py::class_<NetPlan>(m, "NetSpec", py::module_local())
-      .def(py::init<std::vector<std::shared_ptr<LayerMask>>, bool, int, int, bool, std::vector<bool>,
+      .def(py::init<std::vector<std::shared_ptr<LayerMask>>, bool, int, int, bool, std::vector<bool>, std::vector<bool>,
                     std::vector<bool>>(),
            py::kw_only(), py::arg("masks"), py::arg("residual"), py::arg("activation"), py::arg("last"),
-           py::arg("has_bias"), py::arg("adds"), py::arg("gates"));
+           py::arg("has_bias"), py::arg("adds"), py::arg("gates"), py::arg("scales"));
   // The tensors stay alive with it: some are copies that nobody else has.
   py::class_<NetLayers>(m, "Net", py::module_local()).def(py::init(&net_layers), py::keep_alive<1, 4>());
   m.attr("activations") = activation_names();

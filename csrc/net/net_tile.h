@@ -24,10 +24,11 @@ struct Outlet {
   const S* gate;
   const S* residual;  // added last; may be `z`
   S* z;
-  S* a;  // the activation of z
+  S* a;  // the activation of z, or of z scale + shift
   Activation activation;
+  const S *scale, *shift;  // one for each unit, where put is told which
 
-  FK_INLINE void put(int64_t to, typename Simd<S>::V v) const {
+  FK_INLINE void put(int64_t to, typename Simd<S>::V v, int64_t unit = 0) const {
     using V = typename Simd<S>::V;
     if (add) v += load<V>(add + to);
     if (gate) {
@@ -36,6 +37,7 @@ struct Outlet {
     }
     if (residual) v += load<V>(residual + to);
     if (z) store(z + to, v);
+    if (scale) v = v * splat<V>(scale[unit]) + splat<V>(shift[unit]);
     if (a) store(a + to, activate(activation, v));
   }
 };
@@ -58,7 +60,7 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
     mirror(p, in, 0, p.n_in, rows.rows);
     for (int64_t j = 0; j < p.n_out; ++j) {
       const FewUnit<S> unit = few_unit(p, j, rows.rows, p.n_in, in);
-      for (int h = 0; h < kFewLanes<S>; h += L) o.put(j * R + h, unit.lanes[h / L]);
+      for (int h = 0; h < kFewLanes<S>; h += L) o.put(j * R + h, unit.lanes[h / L], j);
     }
     return;
   }
@@ -71,7 +73,7 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
       const S* from = in + s * p.in_width * R;
       half ? multiply_half_panel(w, from, p.depth[panel], acc) : multiply_panel(w, from, p.depth[panel], acc);
       const int64_t at = (s * p.out_width + panel * kPanel) * R;
-      for (int i = 0; i < 2 * kPanel; ++i) o.put(at + i * L, acc[i / 2][i % 2]);
+      for (int i = 0; i < 2 * kPanel; ++i) o.put(at + i * L, acc[i / 2][i % 2], panel * kPanel + i / 2);
     }
   }
 }
@@ -91,8 +93,9 @@ void backward_layer(const Packed<S>& p, const S* g, int64_t blocks, Activation a
       const int64_t at = (s * p.in_width + panel * kPanel) * R;
       for (int i = 0; i < 2 * kPanel; ++i) {
         const int64_t to = at + i * L;
-        V v = acc[i / 2][i % 2];
-        if (act != Activation::identity) v *= activation_slope(act, load<V>(a + to), z ? load<V>(z + to) : V{});
+        V v = acc[i / 2][i % 2], in = z ? load<V>(z + to) : V{};
+        if (p.scale) in = in * splat<V>(p.scale[panel * kPanel + i / 2]) + splat<V>(p.shift[panel * kPanel + i / 2]);
+        if (act != Activation::identity) v *= activation_slope(act, load<V>(a + to), in);
         if (residual) v += load<V>(residual + to);
         store(out + to, v);
       }
@@ -106,7 +109,40 @@ struct Sums {
   S* weight;  // [out_width][columns]
   S* bias;    // [2][out_width][kRowBlock]: sums, and what their rounding lost
   int64_t columns;
+  S* scale;  // [scale, shift][2][in_width][kRowBlock], the same; or null
 };
+
+// sum += terms, one after the other, of one vector of lanes; `lost` gets what rounding takes from it.
+template <class S, class Term>
+FK_INLINE void add_compensated(S* sum_at, S* lost_at, int64_t n, const Term& term_of) {
+  using V = typename Simd<S>::V;
+  V sum = load<V>(sum_at), lost = load<V>(lost_at);
+  for (int64_t s = 0; s < n; ++s) {
+    const V term = term_of(s), next = sum + term, part = next - sum;
+    lost += (sum - (next - part)) + (term - part);
+    sum = next;
+  }
+  store(sum_at, sum);
+  store(lost_at, lost);
+}
+
+// g, the gradient of z scale + shift, back to z: stream += g scale; those of scale and shift add to `sums`.
+template <class S>
+void backward_scale(const Packed<S>& p, const S* g, const S* z, int64_t blocks, const Sums<S>& sums, S* stream) {
+  using V = typename Simd<S>::V;
+  constexpr int L = kLanes<S>;
+  const int64_t width = p.in_width * kRowBlock<S>;
+  for (int64_t i = 0; i < width; i += L) {
+    const V scale = splat<V>(p.scale[i / kRowBlock<S>]);
+    for (int64_t at = i; at < blocks * width; at += width)
+      store(stream + at, load<V>(stream + at) + load<V>(g + at) * scale);
+    if (!sums.scale) continue;
+    S* const of_shift = sums.scale + 2 * width;
+    add_compensated(sums.scale + i, sums.scale + width + i, blocks,
+                    [&](int64_t s) { return load<V>(g + s * width + i) * load<V>(z + s * width + i); });
+    add_compensated(of_shift + i, of_shift + width + i, blocks, [&](int64_t s) { return load<V>(g + s * width + i); });
+  }
+}
 
 // Adds a tile's; the `first` of a thread's tiles writes sums of weights that nobody has set to zero.
 template <class S>
@@ -135,16 +171,9 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64
         }
       }
   if (sums.bias)  // compensated: a sum of a batch's rows, one after the other, would lose digits with their number
-    for (int64_t i = 0; i < width; i += L) {
-      V sum = load<V>(sums.bias + i), lost = load<V>(sums.bias + width + i);
-      for (int64_t s = 0; s < blocks; ++s) {
-        const V term = load<V>(g + s * width + i), next = sum + term, part = next - sum;
-        lost += (sum - (next - part)) + (term - part);
-        sum = next;
-      }
-      store(sums.bias + i, sum);
-      store(sums.bias + width + i, lost);
-    }
+    for (int64_t i = 0; i < width; i += L)
+      add_compensated(sums.bias + i, sums.bias + width + i, blocks,
+                      [&](int64_t s) { return load<V>(g + s * width + i); });
 }
 
 // ---- the network on one tile of rows ----
@@ -185,7 +214,8 @@ struct Tile {
     S* const stream = spec.residual ? take(widest) : nullptr;
     for (int i = 0; i <= spec.n; ++i) {
       const int64_t width = i < spec.n ? net.layer[i].in_width : net.layer[i - 1].out_width;
-      const bool streams = spec.residual && i % 2 == 1, needed = keep && !from_output(spec.input_activation(i));
+      const bool streams = spec.residual && i % 2 == 1, scaled = i < spec.n && net.layer[i].scale;
+      const bool needed = keep && (scaled || !from_output(spec.input_activation(i)));
       z[i] = needed ? take(width) : streams ? stream : nullptr;
       a[i] = streams && i == spec.n - 1 ? z[i] : keep ? take(width) : turns[i % 2];
       if (i < spec.n) ungated[i] = keep && net.layer[i].layer->gate ? take(net.layer[i].out_width) : nullptr;
@@ -217,6 +247,7 @@ void forward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, int 
     o.z = t.z[i + 1];
     if (t.a[i + 1] != t.z[i + 1]) o.a = t.a[i + 1];
     o.activation = net.spec.input_activation(i + 1);
+    if (i + 1 < net.spec.n) o.scale = net.layer[i + 1].scale, o.shift = net.layer[i + 1].shift;
     forward_layer(p, t.a[i], rows, o);
     if (kept) store_row_blocks(rows, t.a[i + 1], p.out_width, nullptr, p.n_out, kept, t.spare);
   }
@@ -273,10 +304,11 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
     weight_gradients(p, g, t.transposed, blocks, sums[i], first);
     if (i == 0 && !need_input) return nullptr;
     // The stream's gradient passes a block by; what the block adds comes on top at its first layer.
-    const bool opens = spec.opens_block(i);
-    S* to = opens || (spec.residual && i == spec.n - 1) ? stream : free_buffer();
-    backward_layer(p, g, blocks, spec.input_activation(i), t.a[i], t.z[i], opens ? stream : nullptr, to);
-    g = to;
+    const bool opens = spec.opens_block(i), adds = opens && !p.scale;
+    S* to = adds || (spec.residual && i == spec.n - 1) ? stream : free_buffer();
+    backward_layer(p, g, blocks, spec.input_activation(i), t.a[i], t.z[i], adds ? stream : nullptr, to);
+    if (opens && p.scale) backward_scale(p, to, t.z[i], blocks, sums[i], stream);
+    g = opens ? stream : to;
   }
   return g;
 }
@@ -386,6 +418,23 @@ void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int par
   }
 }
 
+// The same for what scales and shifts the layer's input.
+template <class S>
+void finish_scale(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int parts) {
+  S* const to[] = {static_cast<S*>(p.layer->scaled->grad_scale), static_cast<S*>(p.layer->scaled->grad_shift)};
+  const int64_t width = p.in_width * kRowBlock<S>;
+  for (int which = 0; which < 2; ++which)
+    for (int64_t k = 0; to[which] && k < p.n_in; ++k) {
+      double total = 0;
+      for (int t = 0; t < parts; ++t)
+        for (int64_t i = k * kRowBlock<S>; i < (k + 1) * kRowBlock<S>; ++i) {
+          const S* at = sums[t * stride].scale + 2 * which * width + i;
+          total += double(at[0]) + double(at[width]);
+        }
+      to[which][k] = S(total);
+    }
+}
+
 // Everything of a call that is not one tile's: packed weights and, for backward, the threads' sums.
 template <class S>
 struct Call {
@@ -409,6 +458,7 @@ struct Call {
       const int64_t width = net.layer[i].out_width;
       if (own[i].weight && weights) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
       if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kRowBlock<S>) * sizeof(S));
+      if (own[i].scale) memset(own[i].scale, 0, size_t(4 * net.layer[i].in_width * kRowBlock<S>) * sizeof(S));
     }
     return own;
   }
@@ -417,6 +467,8 @@ struct Call {
     for_panels(
         net, threads, [](const Packed<S>& p) { return p.n_out; },
         [&](int i, int64_t j) { finish_row(net.layer[i], sums + i, net.spec.n, parts, j); });
+    for (int i = 0; i < net.spec.n; ++i)
+      if (sums[i].scale) finish_scale(net.layer[i], sums + i, net.spec.n, parts);
   }
 
   // Sizes and tables, in the arena; without `fill` only counted.
@@ -431,7 +483,10 @@ struct Call {
         const int64_t columns = round_up(p.n_in, kRowBlock<S>);
         S* weight = p.layer->grad_weight ? arena.take<S>(size_t(p.out_width * columns)) : nullptr;
         S* bias = p.layer->grad_bias ? arena.take<S>(size_t(2 * p.out_width * kRowBlock<S>)) : nullptr;
-        if (fill) sums[t * n + i] = {weight, bias, columns};
+        const InputScale* const of = p.layer->scaled;
+        const bool scales = of && (of->grad_scale || of->grad_shift);
+        S* scale = scales ? arena.take<S>(size_t(4 * p.in_width * kRowBlock<S>)) : nullptr;
+        if (fill) sums[t * n + i] = {weight, bias, columns, scale};
       }
   }
 };

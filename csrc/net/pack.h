@@ -20,6 +20,7 @@ struct Packed {
   S* bias;                                   // [out_width]
   int64_t *begin, *offset_t;                 // of each panel of inputs: the first output that sees it
   S* weights_t;                              // [panel][n_out - begin][kPanel inputs]
+  S *scale, *shift;                          // [in_width] of what enters, before its activation; or null
   S* few_in;                                 // not null: nothing is packed; [kFewRows][few_stride] the layer's input,
   int64_t few_stride;                        // in the order of the weights' columns
   typename Simd<S>::Int* few_rank;           // [few_stride] in_rank, or null, for whole vectors
@@ -50,6 +51,17 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
   p.n_out = l.n_out;
   p.in_width = round_up(l.n_in, kPanel);
   p.out_width = round_up(l.n_out, kPanel);
+  if (l.scaled) {
+    const auto padded = [&](const void* from) {
+      S* to = arena.take<S>(size_t(p.in_width));
+      if (fill) {
+        memcpy(to, from, size_t(l.n_in) * sizeof(S));
+        for (int64_t k = l.n_in; k < p.in_width; ++k) to[k] = 0;
+      }
+      return to;
+    };
+    p.scale = padded(l.scaled->scale), p.shift = padded(l.scaled->shift);
+  }
   p.in_rank = take_rank(arena, l.in_order, l.n_in, fill);
   p.out_rank = take_rank(arena, l.out_order, l.n_out, fill);
   if (few) {

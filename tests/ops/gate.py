@@ -29,12 +29,17 @@ def assert_refused(call: Callable[..., Any], arguments: dict[str, Any], broken: 
     assert message in str(raised.value)
 
 
-def layer(weight: Tensor, **more: Any) -> tuple[Any, ...]:
+_OF_LAYER = (
+    "mask", "weight", "bias", "add", "gate", "kept", "grad_weight", "grad_bias", "grad_add", "grad_gate", "scale",
+    "shift", "grad_scale", "grad_shift",
+)  # fmt: skip
+
+
+def layer(weight: Tensor | None, **more: Any) -> tuple[Any, ...]:
     """A layer of a net as the compiled modules take it."""
-    names = ("mask", "weight", "bias", "add", "gate", "kept", "grad_weight", "grad_bias", "grad_add", "grad_gate")
     given = {"weight": weight, **more}
-    assert set(given) <= set(names)
-    return tuple(given.get(name) for name in names)
+    assert set(given) <= set(_OF_LAYER)
+    return tuple(given.get(name) for name in _OF_LAYER)
 
 
 def layers(*sizes: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[tuple[Any, ...]]:
@@ -44,7 +49,8 @@ def layers(*sizes: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[
 
 def net_of(module: Any, layers: Any, rows: int, residual: bool, activation: int, last: int) -> Any:
     """A net of such layers, as Python hands it to a compiled module: a spec, then tensors, kept ones and gradients."""
-    masks, weights, biases, adds, gates, kept, *grads = zip(*layers, strict=True) if layers else [()] * 10
+    masks, weights, biases, adds, gates, kept, *grads = zip(*layers, strict=True) if layers else [()] * len(_OF_LAYER)
+    *grads, scales, shifts, grad_scales, grad_shifts = grads
     grad_adds, grad_gates = grads[2:]
     adds, gates = (
         [
@@ -56,17 +62,20 @@ def net_of(module: Any, layers: Any, rows: int, residual: bool, activation: int,
     spec = module.NetSpec(
         masks=list(masks), residual=residual, activation=activation, last=last, has_bias=True,
         adds=[t is not None for t in adds], gates=[t is not None for t in gates],
+        scales=[t is not None for t in scales],
     )  # fmt: skip
 
-    def in_order(w: Any, b: Any, terms: Any, of_gates: Any) -> list[Any]:
+    def in_order(w: Any, b: Any, terms: Any, of_gates: Any, *of_scales: Any) -> list[Any]:
         given = [t for t, has in zip(terms, adds, strict=True) if has is not None]
         given += [t for t, has in zip(of_gates, gates, strict=True) if has is not None]
+        given += [t for *pair, has in zip(*of_scales, scales, strict=True) if has is not None for t in pair]
         return [*(t for pair in zip(w, b, strict=True) for t in pair), *given]
 
+    grads += [grad_scales, grad_shifts]
     some = any(t is not None for part in grads for t in part)
     return module.Net(
-        spec, rows, in_order(weights, biases, adds, gates), kept if any(t is not None for t in kept) else (),
-        in_order(*grads) if some else (),
+        spec, rows, in_order(weights, biases, adds, gates, scales, shifts),
+        kept if any(t is not None for t in kept) else (), in_order(*grads) if some else (),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class Part(NamedTuple):
     hidden: int = 12
     context: bool = False
     activation: str = "relu"
+    normed: bool = False
 
 
 class Case(NamedTuple):
@@ -69,6 +70,15 @@ CASES = {
             Part("plain", "affine", (3,), (0, 1, 2, 4), context=True), Part("made", "additive", context=True),
         ),
     ),
+    "normed": Case(
+        (130,), 5, (Part("residual", "rqs", (0, 1), (4, 2), activation="elu", normed=True), REVERSED[5],
+                    Part("residual", "affine", (3,), (0, 1, 2, 4), activation="silu", normed=True)),
+    ),
+    "normed, contexts": Case(
+        (33,), 3, (Part("residual", "rqs", (0, 1), (2,), context=True, activation="elu", normed=True), REVERSED[3],
+                   Part("residual", "rqs", (0,), (1, 2), context=True)),
+    ),
+    "normed, three rows": Case((3,), 2, (Part("residual", "rqs", (0,), (1,), activation="elu", normed=True),)),
     "slopes need inputs": Case(
         (33,), 3, (Part("plain", "affine", (0,), (1, 2), activation="gelu"),
                    Part("residual", "rqs", (1, 2), (0,), activation="silu")),
@@ -99,7 +109,7 @@ def sizes(p: Part, D: int) -> list[tuple[int, int]]:
 
 
 def draw(c: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, a context where a layer has one, then weight and bias of each layer."""
+    """x, a context where a layer has one, then weight and bias of each layer, and a net's scales and shifts."""
     g = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -112,6 +122,8 @@ def draw(c: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     for p in parts:
         for n_out, n_in in sizes(p, c.D):
             found += [0.8 * randn(n_out, n_in) / n_in**0.5, 0.4 * randn(n_out)]
+        for _ in range(4 * p.normed):
+            found += [1 + 0.3 * randn(p.hidden), 0.4 * randn(p.hidden)]
     return [t.to(dtype) for t in found]
 
 
@@ -133,6 +145,8 @@ def build(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[Tensor
         n = len(sizes(p, c.D))
         layers = list(zip(rest[: 2 * n : 2], rest[1 : 2 * n : 2], strict=True))
         rest, f = rest[2 * n :], MAPS[p.map]
+        norms = list(zip(rest[: 8 * p.normed : 2], rest[1 : 8 * p.normed : 2], strict=True))
+        rest = rest[8 * p.normed :]
         if p.net == "made":
             every = tuple(range(c.D))
             adds = None
@@ -142,7 +156,7 @@ def build(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[Tensor
             split = split_of(c.D, every, every)
         else:
             seen, given = len(p.inputs), context if p.context else None
-            net = dense_net(layers, p.net == "residual", p.activation, seen, x.shape[:-1], given)
+            net = dense_net(layers, p.net == "residual", p.activation, seen, x.shape[:-1], given, norms)
             split = split_of(c.D, p.inputs, p.outputs)
         steps.append(Layer(f.inverted() if inverse else f, net, split))
     return x, steps[::-1] if inverse else steps
@@ -603,7 +617,7 @@ ROWS = 7
 def _call(module: Any, features: Any, order: Any, rows: Any, tensors: Any) -> Any:
     C = module
     no = [False] * 2
-    net = C.NetSpec(masks=[None] * 2, residual=False, activation=1, last=0, has_bias=True, adds=no, gates=no)
+    net = C.NetSpec(masks=[None] * 2, residual=False, activation=1, last=0, has_bias=True, adds=no, gates=no, scales=no)
     f = C.Flow(features)
     for _ in range(2):
         f.add_layer(net, Affine("tanh").handle(C), split_of(4, (0, 1), (2, 3)).handle(C))

@@ -44,6 +44,7 @@ class Case(NamedTuple):
     spline: RQS
     context: int = 0
     context_rows: tuple[int, ...] | None = None  # None: one context per row
+    normed: bool = False  # of elu, as all of dingo's are
 
 
 def alternating(D: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -66,12 +67,14 @@ CASES = {
     "order linear": Case((33,), 5, (0, 3), (4, 1, 2), 12, 1, RQS(bins=8, order="linear")),
     "more units than a tile has rows": Case((65,), 31, *alternating(31), 77, 1, RQS(bins=8)),
     "deep": Case((33,), 3, (0, 2), (1,), 10, 5, RQS(bins=8)),
+    "normed": Case((130,), 6, *alternating(6), 32, 2, RQS(bins=8), normed=True),
+    "normed, context": Case((33,), 5, (0, 1), (2, 3, 4), 11, 2, RQS(bins=8), 3, normed=True),
     "another box": Case((33,), 2, (0,), (1,), 8, 1, RQS(bins=8, tails=None, box=(-2.0, 3.0, 0.0, 1.0)), 1, ()),
 }
 
 
 def draw(c: Case, seed: int = 0) -> list[Tensor]:
-    """x, the context if any, then weight and bias per layer, in float64."""
+    """x, the context if any, weight and bias per layer, then scale and shift of each norm, in float64."""
     g = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -85,15 +88,21 @@ def draw(c: Case, seed: int = 0) -> list[Tensor]:
     tensors = [randn(*c.rows, c.D)] + [randn(*lead, c.context)] * bool(c.context)
     for n_out, n_in in sizes:
         tensors += [randn(n_out, n_in) / n_in**0.5, 0.5 * randn(n_out)]
+    for _ in range(2 * c.blocks * c.normed):
+        tensors += [1 + 0.3 * randn(c.hidden), 0.5 * randn(c.hidden)]
     return tensors
 
 
 def call(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | None = None) -> tuple[Tensor, Tensor]:
     x, *rest = tensors
     context, rest = (rest[0], rest[1:]) if c.context else (None, rest)  # torch 2.6 traces no pop
-    layers = list(zip(rest[::2], rest[1::2], strict=True))
-    spec = c.spline.inverted() if inverse else c.spline
-    return flow_layer(x, layers, spec, split_of(c.D, c.inputs, c.outputs), context=context, backend=backend)
+    pairs = list(zip(rest[::2], rest[1::2], strict=True))
+    n = len(pairs) - 2 * c.blocks * c.normed
+    spec, more = c.spline.inverted() if inverse else c.spline, {"activation": "elu", "norms": pairs[n:]}
+    return flow_layer(
+        x, pairs[:n], spec, split_of(c.D, c.inputs, c.outputs), context=context, backend=backend,
+        **(more if c.normed else {}),
+    )  # fmt: skip
 
 
 def found(c: Case, tensors: list[Tensor], inverse: bool = False, backend: str | None = "cpu") -> list[Tensor]:

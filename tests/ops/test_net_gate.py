@@ -50,7 +50,7 @@ NETS = {
     "too many rows": ({"rows": 2**62}, "must be a product of sizes below 2**63"),
     "an activation after the last one": ({"activation": 7}, "activation must be from 0 to 6, got 7"),
     "an activation before the first": ({"last": -1}, "last must be from 0 to 6, got -1"),
-    "no weight": ({"layers": [(None,) * 10, *layers(*SIZES[1:])]}, "layer 0: weight must be a tensor, got None"),
+    "no weight": ({"layers": [layer(None), *layers(*SIZES[1:])]}, "layer 0: weight must be a tensor, got None"),
     "a vector": (with_layer(0, weight=R(8)), "layer 0: weight must be [n_out, n_in], got [8]"),
     "three dims": (with_layer(1, weight=R(8, 8, 1)), "layer 1: weight must be [n_out, n_in], got [8, 8, 1]"),
     "16 bits": (with_layer(0, weight=R(8, 3).half()), "layer 0: weight must be float32, got float16"),
@@ -91,6 +91,24 @@ NETS = {
         with_layer(1, gate=R(5, 8)), "layer 1: gate must be None where the layer closes no residual block, got a tensor"
     ),
     "a short gate": (with_layer(2, gate=R(4, 8)), "layer 2: gate must be [5, 8], got [4, 8]"),
+    "a scale where no block opens": (
+        with_layer(2, scale=R(8), shift=R(8)),
+        "layer 2: scale must be None where the layer opens no residual block, got a tensor",
+    ),
+    "a scale after the last block": (with_layer(3, scale=R(8), shift=R(8)), "layer 3: scale must be None where"),
+    "a scale without a shift": (with_layer(1, scale=R(8)), "layer 1: shift must be a tensor, got None"),
+    "a short scale": (with_layer(1, scale=R(7), shift=R(8)), "layer 1: scale must be [8], got [7]"),
+    "a long shift": (with_layer(1, scale=R(8), shift=R(9)), "layer 1: shift must be [8], got [9]"),
+    "a scale of doubles": (
+        with_layer(1, scale=R(8).double(), shift=R(8)), "layer 1: scale must be float32, got float64"
+    ),
+    "a scale with gaps": (with_layer(1, scale=R(16)[::2], shift=R(8)), "layer 1: scale must be contiguous"),
+    "a short gradient of a scale": (
+        with_layer(1, scale=R(8), shift=R(8), grad_scale=R(7)), "layer 1: grad_scale must be [8], got [7]"
+    ),
+    "a short gradient of a shift": (
+        with_layer(1, scale=R(8), shift=R(8), grad_shift=R(7)), "layer 1: grad_shift must be [8], got [7]"
+    ),
     "a short room": (with_layer(2, kept=R(4, 8)), "layer 2: kept must be [5, 8], got [4, 8]"),
     "a short gradient": (with_layer(0, grad_weight=R(8, 2)), "layer 0: grad_weight must be [8, 3], got [8, 2]"),
     "a gradient with gaps": (with_layer(0, grad_weight=R(8, 4)[:, :3]), "layer 0: grad_weight must be contiguous"),
@@ -124,12 +142,12 @@ def test_a_net_of_the_mask_of_another(module) -> None:
 )
 def test_lists_of_other_lengths(module, broken, message) -> None:
     flags = {"residual": False, "activation": 1, "last": 0, "has_bias": True}
-    spec = module.NetSpec(masks=[None], **flags, adds=[False], gates=[False])
+    spec = module.NetSpec(masks=[None], **flags, adds=[False], gates=[False], scales=[False])
     arguments = {"spec": spec, "rows": 1, "tensors": [R(2, 3), R(2)], "kept": (), "grads": ()}
     module.Net(*arguments.values())
     assert_refused(module.Net, arguments, broken, message)
-    with pytest.raises(ValueError, match="adds and gates must be one flag per layer, 1, got 2 and 1"):
-        module.NetSpec(masks=[None], **flags, adds=[False, True], gates=[False])
+    with pytest.raises(ValueError, match="adds, gates and scales must be one flag per layer, 1, got 2, 1 and 1"):
+        module.NetSpec(masks=[None], **flags, adds=[False, True], gates=[False], scales=[False])
 
 
 def test_names_of_activations(module) -> None:
@@ -180,6 +198,16 @@ def test_a_mask_on_a_device(module, broken, message) -> None:
     }  # fmt: skip
     module.LayerMask(*arguments.values())
     assert_refused(module.LayerMask, arguments, broken, message)
+
+
+def test_a_scale_of_a_masked_layer(module) -> None:
+    mask = module.LayerMask(8, [], [], [8] * 8)
+    given = layers(*SIZES)
+    given[1] = layer(R(8, 8), mask=mask)
+    net_of(module, given, ROWS, True, 1, 0)
+    given[1] = layer(R(8, 8), mask=mask, scale=R(8), shift=R(8))
+    with pytest.raises(ValueError, match="layer 1: scale must be None where the layer is masked, got a tensor"):
+        net_of(module, given, ROWS, True, 1, 0)
 
 
 # ---- calls of the CPU's module ----
@@ -312,11 +340,18 @@ def made(module: Any = _native.C, dtype: torch.dtype = torch.float32) -> Any:
     )
 
 
+def scaled() -> Any:
+    found = layers((3, 2), (3, 3), (3, 3), (4, 3))
+    found[1] = layer(R(3, 3), bias=R(3), scale=R(3), shift=R(3))
+    return net_of(_native.C, found, ROWS, True, 1, 0)
+
+
 SWEEPS = {
     "z of more features": ({"z": R(5, 3)}, "z must be [5, 2], got [5, 3]"),
     "a short x": ({"x": R(4, 2)}, "x must be of 10 elements, got [4, 2]"),
     "no x": ({"x": None}, "x must be a tensor, got None"),
     "a net of other outputs": ({"net": net((3, 2))}, "outputs of the net must be 4, got 3"),
+    "a net of scales": ({"net": scaled()}, "sweep: scales must be None, got a tensor"),
     "no thread": ({"threads": 0}, "threads must be from 1 to"),
 }
 SWEEPS_FORWARD = SWEEPS | {

@@ -114,3 +114,6 @@ def _check_net(name: str, net: Net, n_in: int, n_out: int, x: Tensor) -> None:
             if term is not None:
                 check_tensor(_NAME, f"{where} {what}", term, x)
                 check_broadcasts(_NAME, f"{where} {what}", term, (*x.shape[:-1], before))
+        for what, t in zip(("scale", "shift"), parts.scales[j] or (), strict=False):
+            check_tensor(_NAME, f"{where} {what}", t, x)
+            check_shape(_NAME, f"{where} {what}", t, (shape[1],))

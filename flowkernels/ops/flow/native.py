@@ -113,7 +113,7 @@ def _that_keep(net: NetSpec, weights: Sequence[Tensor], all: bool) -> Sequence[T
     """Of the layers whose input is kept, as csrc/flow/flow_args.cpp has them."""
     if net.activation in SLOPE_NEEDS_INPUT:
         return ()
-    if not net.residual or (all and not any(net.gates)):
+    if not net.residual or (all and not any(net.gates) and not any(net.scales)):
         return weights[1:]
     return weights[2 : net.n - 1 : 2]
 

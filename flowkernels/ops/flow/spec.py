@@ -58,7 +58,7 @@ def count_tensors(step: FlowLayerSpec | OwnSpec) -> int:
 
 def count_of(net: NetSpec) -> int:
     """How many tensors a network of a flow has."""
-    return net.n_weights() + sum(net.adds) + sum(net.gates)
+    return net.n_weights() + net.n_terms()
 
 
 class FlowSpec:
@@ -79,7 +79,7 @@ class FlowSpec:
         self.layers = tuple(s for s in self.steps if isinstance(s, FlowLayerSpec))
         self.full = tuple(s for s in self.steps if not isinstance(s, Order))
         self.counts = tuple(count_tensors(s) for s in self.full)
-        self.has_terms = any(any(s.net.adds) or any(s.net.gates) for s in self.layers)
+        self.has_terms = any(s.net.n_terms() > 0 for s in self.layers)
         self._handles: dict[Any, Any] = {}
 
     def handle(self, module: Any) -> Any:
@@ -134,7 +134,7 @@ def _as_list(step: Step) -> list[Any]:
     plan = net.plan
     texts = None if plan is None else [layer.text for layer in net.masks()]
     rest = [net.n, texts, isinstance(plan, MadePlan), net.residual, net.activation, net.last]
-    flags = [list(net.adds), list(net.gates), net.has_bias]
+    flags = [list(net.adds), list(net.gates), net.has_bias, *([list(net.scales)] if net.scales else [])]
     return [_settings(f), [*rest, *flags], list(split.inputs), list(split.outputs)]
 
 
@@ -161,12 +161,12 @@ def _parsed(text: str) -> FlowSpec:
         if isinstance(given[0], str):
             steps.append(_own(*given))
             continue
-        f, (n, texts, is_made, residual, act, last, adds, gates, bias), inputs, outputs = given
+        f, (n, texts, is_made, residual, act, last, adds, gates, bias, *scales), inputs, outputs = given
         plan: Any = None
         if texts is not None:
             sides = [[int(d) for d in side.split(",")] for t in (texts[0], *texts) for side in t.split(" ")[::2]]
             plan = MadePlan([sides[0], *sides[3::2]], residual=residual) if is_made else LayerPlan.from_text(texts[0])
-        net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias)
+        net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias, False, tuple(*scales))
         split = split_of(features, tuple(inputs), tuple(outputs))
         steps.append(FlowLayerSpec(split, _map_of(*f), net))
     return FlowSpec(features, steps, flat)

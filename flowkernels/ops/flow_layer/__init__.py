@@ -13,7 +13,7 @@ from flowkernels import backends
 from flowkernels._arguments import flag
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.net.activations import check_activation
-from flowkernels.ops.net.checks import check_dense, check_shape, check_tensor
+from flowkernels.ops.net.checks import check_dense, check_norms, check_shape, check_tensor
 from flowkernels.ops.net.net import Net, dense_net
 from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
@@ -53,6 +53,7 @@ def flow_layer(
     context: Tensor | None = None,
     residual: bool = True,
     activation: str = "relu",
+    norms: Sequence[tuple[Tensor, Tensor]] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""A coupling layer: some features of x choose, through a net, the maps of the others.
@@ -72,6 +73,7 @@ def flow_layer(
         context: ``[..., C]`` or None.
         residual: False for a plain net: every pair of ``layers`` is a layer, and the first takes x and the context.
         activation: identity, relu, leaky_relu (slope 0.01), elu (alpha 1), gelu (by erf), silu or tanh.
+        norms: (scale, shift) before each activation in the blocks of a residual net, as for `ops.residual_net`.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -105,7 +107,8 @@ def flow_layer(
     check_univariate(_NAME, univariate, x.dtype)
     seen = len(split.inputs)
     check_dense(_NAME, x, seen, layers, context, residual=residual)
-    net = dense_net(layers, residual, activation, seen, x.shape[:-1], context)
+    check_norms(_NAME, x, layers, norms, residual=residual, per_block=2 if context is None else 3)
+    net = dense_net(layers, residual, activation, seen, x.shape[:-1], context, norms or ())
     _check_outputs(net, univariate, split)
     return op(FlowLayerSpec(split, univariate, net.spec), backend, x, *net.tensors)  # type: ignore[return-value]
 

@@ -16,7 +16,7 @@ from flowkernels.ops._routing import Op
 from . import cuda, fused_torch, native, reference, triton, triton_chain
 from .activations import SLOPE_NEEDS_INPUT, check_activation
 from .blocks import fastest
-from .checks import check_broadcasts, check_dense, check_net, check_shape, check_tensor
+from .checks import check_broadcasts, check_dense, check_net, check_norms, check_shape, check_tensor
 from .net import Net, dense_net, made_net
 from .plan import LayerPlan, MadePlan, layer_plan
 from .spec import NetSpec
@@ -85,6 +85,14 @@ def run_residual_net(x: Tensor, net: Net, backend: str | None = None) -> Tensor:
     return _residual_net(net.spec, backend, x, *net.tensors)[0]
 
 
+_LINEAR = NetSpec(1, None, False, "identity")
+
+
+def run_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One dense layer on the CPU's kernels, of plain tensors in no transform, for who has asked them already."""
+    return _residual_net.run(_residual_net.backend("cpu"), _LINEAR, (x, weight, bias))[0]
+
+
 def made(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
@@ -147,6 +155,7 @@ def residual_net(
     blocks: int,
     context: Tensor | None = None,
     activation: str = "relu",
+    norms: Sequence[tuple[Tensor, Tensor]] | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Residual network, as conditioners of coupling flows use it (nflows' ``ResidualNet``).
@@ -154,7 +163,8 @@ def residual_net(
     .. math:: h_0 = W_0 [x, c] + b_0, \quad t_i = \mathrm{act}(W'_i \mathrm{act}(h_i) + b'_i), \quad
         h_{i+1} = h_i + (W''_i t_i + b''_i) \odot \sigma(V_i c + v_i), \quad y = W h_n + b
 
-    without the gate where there is no context.
+    without the gate where there is no context; with ``norms``, a scale and a shift of each unit before each activation
+    in a block, :math:`\mathrm{act}(s_i \odot h_i + u_i)` for :math:`\mathrm{act}(h_i)`, and the same for the other.
 
     Args:
         x: ``[..., D]``.
@@ -163,6 +173,8 @@ def residual_net(
         blocks: how many residual blocks.
         context: ``[..., C]`` or None.
         activation: identity, relu, leaky_relu (slope 0.01), elu (alpha 1), gelu (by erf), silu or tanh.
+        norms: (scale ``[hidden]``, shift ``[hidden]``), two per block, or None: what batch norm does in evaluation,
+            with scale :math:`w / \sqrt{v + \varepsilon}` and shift :math:`b - m\,w / \sqrt{v + \varepsilon}`.
         backend: run on this one or raise; default: the fastest that can.
 
     Returns:
@@ -188,7 +200,8 @@ def residual_net(
     count(name, "blocks", blocks, least=0)
     check_activation(name, activation)
     check_dense(name, x, x.shape[-1], layers, context, residual=True, blocks=blocks)
-    net = dense_net(layers, True, activation, x.shape[-1], x.shape[:-1], context)
+    check_norms(name, x, layers, norms, residual=True, per_block=2 if context is None else 3)
+    net = dense_net(layers, True, activation, x.shape[-1], x.shape[:-1], context, norms or ())
     return run_residual_net(x, net, backend)
 
 

@@ -91,6 +91,26 @@ def check_net(
 # ---- dense nets ----
 
 _PAIRS = "a list of (weight, bias) pairs"
+_NORMS = "None or a list of (scale, shift) pairs, two per block"
+
+
+def check_norms(op: str, x: Tensor, layers: Any, norms: Any, *, residual: bool, per_block: int) -> None:
+    """Raises unless these scale and shift what enters the activations in the blocks of a residual net, or are None."""
+    if norms is None:
+        return
+    check_sequence(op, "norms", norms, _NORMS)
+    n = 2 * (len(layers) - 2) // per_block if residual else 0
+    if len(norms) != n:
+        of = f"2 * blocks = {n}" if residual else "none of a plain net"
+        raise ValueError(f"{op}: norms must be {of}, got {len(norms)}")
+    for i, pair in enumerate(norms):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"{op}: norms[{i}] must be (scale, shift), got {pair!r:.60}")
+        block, of_second = divmod(i, 2)
+        before = layers[1 + per_block * block if of_second else 0]
+        for part, t in zip(("scale", "shift"), pair, strict=True):
+            check_tensor(op, f"norms[{i}] {part}", t, x)
+            check_shape(op, f"norms[{i}] {part}", t, (before[0].shape[0],))
 
 
 def check_dense(

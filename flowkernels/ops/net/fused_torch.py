@@ -24,6 +24,8 @@ _threshold_backward = torch.ops.aten.threshold_backward
 def why_not(spec: NetSpec, *tensors: Tensor) -> str | None:
     if spec.activation != "relu":
         return f"no fused backward of {spec.activation} there"
+    if any(spec.scales):
+        return "no fused backward of scales there"
     if tensors[0].dim() != 2:
         return "x must be [B, features]"
     return why_not_multiplied(tensors)

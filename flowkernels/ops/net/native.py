@@ -85,17 +85,18 @@ def spec_handle(spec: NetSpec, module: Any, device: torch.device | None = None) 
     no = [False] * spec.n
     return module.NetSpec(
         masks=masks, residual=spec.residual, activation=CODES[spec.activation], last=CODES[spec.last],
-        has_bias=spec.has_bias, adds=spec.adds or no, gates=spec.gates or no,
+        has_bias=spec.has_bias, adds=spec.adds or no, gates=spec.gates or no, scales=spec.scales or no,
     )  # fmt: skip
 
 
 def as_read(spec: NetSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> list[Tensor]:
     """The tensors behind x as the kernels read them: matrices of dense rows."""
-    at = spec.n_weights()
-    given = [*tensors[:at]]
-    if _native.C is None or not _native.C.are_dense(tuple(given)):
-        given = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in given]
-    return given + [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at:]]
+    at, terms = spec.n_weights(), sum(spec.adds) + sum(spec.gates)  # of which each has a row for each of x
+    found = [*tensors[:at]]
+    if _native.C is None or not _native.C.are_dense(tuple(found)):
+        found = [t if t.is_contiguous() and not t.is_neg() else rows_dense(t) for t in found]
+    found += [flat(t.expand(*lead, t.shape[-1])) for t in tensors[at : at + terms]]
+    return found + [t.resolve_neg().contiguous() for t in tensors[at + terms :]]
 
 
 def handle(
@@ -157,8 +158,9 @@ def reuse(spec: NetSpec, saved: Sequence[Tensor]) -> list[Tensor | None]:
 def allocate_grads(spec: NetSpec, tensors: Sequence[Tensor], needs: Sequence[bool], rows: int) -> list[Tensor | None]:
     """Room for the gradients that are wanted, of what is behind x; zeros where no kernel will run."""
     at, found = spec.n_weights(), []
+    terms = range(at, at + sum(spec.adds) + sum(spec.gates))
     for i, (t, need) in enumerate(zip(tensors, needs, strict=True)):
-        shape = t.shape if i < at else (rows, t.shape[-1])
+        shape = (rows, t.shape[-1]) if i in terms else t.shape
         found.append(None if not need else t.new_empty(shape) if rows else t.new_zeros(shape))
     return found
 

@@ -49,7 +49,7 @@ class Net(NamedTuple):
         if periodic is None:
             return self
         s = self.spec
-        spec = NetSpec(s.n, s.plan, s.residual, s.activation, s.last, s.adds, s.gates, s.has_bias, periodic=True)
+        spec = NetSpec(s.n, s.plan, s.residual, s.activation, s.last, s.adds, s.gates, s.has_bias, True, s.scales)
         return Net(spec, (*self.tensors, periodic))
 
 
@@ -82,15 +82,24 @@ def fitting(net: Net) -> Net | None:
 
 
 def dense_net(
-    layers: Layers, residual: bool, activation: str, features: int, lead: Sequence[int], context: Tensor | None
-) -> Net:
+    layers: Layers, residual: bool, activation: str, features: int, lead: Sequence[int], context: Tensor | None,
+    norms: Layers = (),
+) -> Net:  # fmt: skip
     """A net without masks, of so many features of an x with these leading dims, and of a context.
 
     A context is often shared by many rows: its products are torch's, one per context and not per row. They add to the
     first layer and, in a residual net, multiply each block.
+
+    ``norms``: (scale, shift) before each activation of a residual net's blocks, two per block, or none. The second pair
+    of a block goes into the weight and bias of the layer before it; the first scales a stream that goes on without it.
     """
+    per_block = 2 if context is None else 3
+    if norms:
+        layers = _scaled(layers, norms[1::2], per_block)
+    scales = _opens(2 + 2 * (len(layers) - 2) // per_block) if norms else ()
     if context is None:
-        return Net(NetSpec(len(layers), None, residual, activation), tuple(_flat(layers)))
+        spec = NetSpec(len(layers), None, residual, activation, scales=scales)
+        return Net(spec, (*_flat(layers), *_flat(norms[::2])))
     first, bias = layers[0]
     terms, kept = [F.linear(context, first[:, features:])], [(first[:, :features], bias), *layers[1:]]
     gates: tuple[bool, ...] = ()
@@ -99,5 +108,20 @@ def dense_net(
         kept = [kept[0], *(layer for i, layer in enumerate(layers[1:-1]) if i % 3 != 2), layers[-1]]
         gates = tuple([i % 2 == 0 and 0 < i < len(kept) - 1 for i in range(len(kept))])
     adds = (True, *[False] * (len(kept) - 1))
-    spec = NetSpec(len(kept), None, residual, activation, "identity", adds, gates if True in gates else ())
-    return Net(spec, (*_flat(kept), *[t.expand(*lead, t.shape[-1]) for t in terms]))
+    gates = gates if True in gates else ()
+    spec = NetSpec(len(kept), None, residual, activation, "identity", adds, gates, scales=scales)
+    return Net(spec, (*_flat(kept), *[t.expand(*lead, t.shape[-1]) for t in terms], *_flat(norms[::2])))
+
+
+def _opens(n: int) -> tuple[bool, ...]:
+    """Which of n layers of a residual net open a block."""
+    return tuple([i % 2 == 1 and i < n - 1 for i in range(n)])
+
+
+def _scaled(layers: Layers, norms: Layers, per_block: int) -> Layers:
+    """Layers of which the first of each block returns what it did, times a scale, plus a shift."""
+    found = list(layers)
+    for block, (scale, shift) in enumerate(norms):
+        weight, bias = found[1 + per_block * block]
+        found[1 + per_block * block] = weight * scale[:, None], torch.addcmul(shift, bias, scale)
+    return found

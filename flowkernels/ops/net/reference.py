@@ -16,7 +16,7 @@ def masked(spec: NetSpec, parts: Parts) -> Parts:
     if spec.plan is None:
         return parts
     weights = [m.apply(w) for m, w in zip(spec.masks(), parts.weights, strict=True)]
-    return Parts(weights, parts.biases, parts.adds, parts.gates, parts.periodic)
+    return Parts(weights, parts.biases, parts.adds, parts.gates, parts.periodic, parts.scales)
 
 
 def network(spec: NetSpec, x: Tensor, parts: Parts) -> Tensor:
@@ -28,10 +28,14 @@ def network(spec: NetSpec, x: Tensor, parts: Parts) -> Tensor:
         z = z if add is None else z + add
         return z if gate is None else z * gate
 
+    def opened(i: int, h: Tensor) -> Tensor:
+        scale, shift = parts.scales[i] or (None, None)
+        return act(h if scale is None else h * scale + shift)
+
     h = linear(0, x)
     if spec.residual:
         for i in range(1, last, 2):
-            h = h + linear(i + 1, act(linear(i, act(h))))
+            h = h + linear(i + 1, act(linear(i, opened(i, h))))
         h = linear(last, h)
     else:
         for i in range(1, last + 1):

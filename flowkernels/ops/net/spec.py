@@ -12,9 +12,9 @@ class NetSpec(NamedTuple):
     """Linear layers, masked or not, with an activation between them: plain, or residual blocks of two.
 
     Equal and hashed by value (plans by identity: equal degrees have one plan). The tensors of a call are x, then weight
-    (and bias) of each layer, what is added in layers that have it, the gates, and the periodic features. It has methods
-    and no property, as other tuples that are made inside of a call have: the compiler of torch 2.6 knows no property of
-    a NamedTuple, no `_replace` and no slice.
+    (and bias) of each layer, what is added in layers that have it, the gates, scale and shift of layers that have them,
+    and the periodic features. It has methods and no property, as other tuples that are made inside of a call have: the
+    compiler of torch 2.6 knows no property of a NamedTuple, no `_replace` and no slice.
     """
 
     n: int  # layers
@@ -26,6 +26,7 @@ class NetSpec(NamedTuple):
     gates: tuple[bool, ...] = ()  # which have a gate, layers that close a residual block; empty: none
     has_bias: bool = True
     periodic: bool = False  # the net sees `periodic_features` of x
+    scales: tuple[bool, ...] = ()  # what enters which is act(z * scale + shift): layers that open a residual block
 
     def masks(self) -> tuple[LayerPlan, ...]:
         """One per layer; empty where nothing is masked."""
@@ -35,6 +36,10 @@ class NetSpec(NamedTuple):
     def n_weights(self) -> int:
         """How many of the tensors behind x are weights and biases."""
         return 2 * self.n if self.has_bias else self.n
+
+    def n_terms(self) -> int:
+        """How many are what is added, gates, scales and shifts."""
+        return sum(self.adds) + sum(self.gates) + 2 * sum(self.scales)
 
     def closes_block(self, i: int) -> bool:
         """Whether layer i is the second of a residual block."""
@@ -49,6 +54,7 @@ class Parts(NamedTuple):
     adds: list[Any]  # None in layers that have none
     gates: list[Any]
     periodic: Any
+    scales: list[Any]  # (scale, shift), or None
 
 
 def unpack(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Any, Parts]:
@@ -60,7 +66,8 @@ def unpack(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Any, Parts]:
     terms = iter(rest[at:])
     adds = [next(terms) if has else None for has in spec.adds] or [None] * n
     gates = [next(terms) if has else None for has in spec.gates] or [None] * n
-    return x, Parts(weights, biases, adds, gates, rest[-1] if spec.periodic else None)
+    scales = [(next(terms), next(terms)) if has else None for has in spec.scales] or [None] * n
+    return x, Parts(weights, biases, adds, gates, rest[-1] if spec.periodic else None, scales)
 
 
 def without_periodic(spec: NetSpec, tensors: Sequence[Any]) -> tuple[Sequence[Any], Any]:
