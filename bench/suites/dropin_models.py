@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.suites import dropin_layers
 from bench.suites.model import Model, learned
@@ -24,6 +24,7 @@ BEFORE, AFTER = "before", "accelerated"
 class Typical(NamedTuple):
     library: str
     make: Callable[[int, int, int], nn.Module]
+    training: bool = False  # batch norm has no inverse in training, but in the network of a coupling
 
 
 # ---- nflows ----
@@ -83,6 +84,54 @@ def _nflows_maf(features: int, hidden: int, layers: int) -> nn.Module:
         affine = T.MaskedAffineAutoregressiveTransform(features, hidden, num_blocks=BLOCKS)
         parts += [T.ReversePermutation(features), affine]
     return _nflows_flow(features, parts)
+
+
+# ---- nflows as dingo has it: elu and batch norm, and a context as wide as its embedding of a strain ----
+
+_CONTEXT = 128
+
+
+class _Conditional(nn.Module):
+    """A flow of nflows with a context of its own for each row."""
+
+    def __init__(self, flow: Any, features: int) -> None:
+        super().__init__()
+        self.flow, self.features = flow, features
+
+    @staticmethod
+    @functools.lru_cache(maxsize=8)
+    def context(rows: int, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(rows, _CONTEXT, generator=generator, dtype=torch.float64).to(dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x, self.context(len(x), x.dtype))
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow._transform.inverse(z, self.context(len(z), z.dtype))
+
+    def sample(self, n: int) -> Tensor:
+        return self.inverse(torch.randn(n, self.features))[0]
+
+
+def _dingo(features: int, hidden: int, layers: int) -> nn.Module:
+    from nflows import transforms as T
+    from nflows.nn.nets import ResidualNet
+
+    def net(n_in: int, n_out: int) -> nn.Module:
+        return ResidualNet(
+            n_in, n_out, hidden_features=hidden, context_features=_CONTEXT, num_blocks=BLOCKS,
+            activation=nn.functional.elu, use_batch_norm=True,
+        )  # fmt: skip
+
+    parts: list[Any] = []
+    for i in range(layers):
+        mask = [(i + j) % 2 for j in range(features)]
+        spline = T.PiecewiseRationalQuadraticCouplingTransform(
+            mask, net, num_bins=BINS, tails="linear", tail_bound=TAIL_BOUND
+        )
+        parts += [T.RandomPermutation(features), T.LULinear(features, identity_init=True), spline]
+    return _Conditional(_nflows_flow(features, parts), features)
 
 
 # ---- glasflow, as nessai builds its flows ----
@@ -181,6 +230,8 @@ MODELS = {
     "nflows Real NVP": Typical("nflows", _nflows_realnvp),
     "nflows autoregressive spline": Typical("nflows", _nflows_autoregressive),
     "nflows MAF": Typical("nflows", _nflows_maf),
+    "nflows as dingo's": Typical("nflows", _dingo),
+    "nflows as dingo's, training": Typical("nflows", _dingo, training=True),
     "glasflow CouplingNSF": Typical("glasflow", _glasflow("CouplingNSF", linear_transform="lu")),
     "glasflow RealNVP": Typical("glasflow", _glasflow("RealNVP", linear_transform="lu")),
     "normflows spline coupling": Typical("normflows", _normflows(_normflows_nsf)),
@@ -221,7 +272,7 @@ _CALLS: dict[str, Callable[[Any], tuple[Any, Any, Any]]] = {
 
 def calls_of(library: str, name: str, module: nn.Module) -> Model:
     """A library's model by the calls that every row has."""
-    if isinstance(module, dropin_layers.Chain):
+    if isinstance(module, (dropin_layers.Chain, _Conditional)):
         return Model(name, module, module.log_prob, module.sample, module.inverse)
     return Model(name, module, *_CALLS[library](module))
 
@@ -233,7 +284,7 @@ def wrap(name: str, row: str, module: nn.Module) -> Model:
 def build(name: str, row: str, features: int, hidden: int = 128, layers: int = 4) -> Model:
     """The model of a row; the same weights in every row of it, and not those of an identity."""
     torch.manual_seed(0)
-    module = MODELS[name].make(features, hidden, layers).eval()  # batch norm has no inverse in training
+    module = MODELS[name].make(features, hidden, layers).train(MODELS[name].training)
     with torch.no_grad():
         for p in learned(module):
             p.add_(0.02 * torch.randn_like(p))

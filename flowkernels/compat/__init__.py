@@ -150,7 +150,7 @@ def accelerate(model: Model) -> Report:
         flowkernels: 2 of 2 modules accelerated
         accelerated
           1 × PiecewiseRationalQuadraticCouplingTransform  residual network, spline and feature split run as one op
-          1 × ResidualNet                                  network without batch norm runs as one op
+          1 × ResidualNet                                  one op; in training with batch norm, layer by layer
         >>> compat.restore(layer)
     """
     return _accelerate(model)[0]

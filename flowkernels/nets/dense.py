@@ -200,7 +200,8 @@ class ResidualNet(nn.Module):
         context: C, the size of the context, 0 for none.
         activation: a function of a tensor, a module, a module class, or a name that `nets.MADE` knows.
         dropout: probability, in every block.
-        batch_norm: batch norm in every block. In training mode rows then depend on each other.
+        batch_norm: batch norm in every block, in evaluation one op with the rest. In training mode rows depend on each
+            other: products and norms are then ops of their own.
 
     Raises:
         ValueError: there is no input at all; the context is missing, not wanted, or of another shape; a setting is
@@ -253,12 +254,16 @@ class ResidualNet(nn.Module):
         """
         self._check(None, context)
         check_context("nets.ResidualNet", context, self.context_features, x.shape[:-1])
-        found = None if type(self).forward is not ResidualNet.forward else _read_residual(self, context is not None)
-        return None if found is None else found.net(x.shape[:-1], context)
+        found = self._read(context)
+        return None if found is None or found.wants_layers(x.shape[:-1]) else found.net(x.shape[:-1], context)
+
+    def _read(self, context: Tensor | None) -> Dense | None:
+        return None if type(self).forward is not ResidualNet.forward else _read_residual(self, context is not None)
 
     def read(self, walk: Walk, has_context: bool) -> Dense | None:
         """The network, for a reader that keeps it; see `nets.reading.Kept`."""
-        return read_residual(walk, self, has_context) if type(self).forward is ResidualNet.forward else None
+        found = read_residual(walk, self, has_context) if type(self).forward is ResidualNet.forward else None
+        return None if found is None or found.looks_at_its_batch else found
 
     def _check(self, x: Tensor | None, context: Tensor | None) -> None:
         layer: Any = self._modules["final_layer"]  # nn.Module's attributes cost a microsecond each
@@ -269,6 +274,10 @@ class ResidualNet(nn.Module):
         net = self.as_net(x, context)
         if net is not None:
             return run_residual_net(x, net)
+        found = self._read(context)
+        y = None if found is None or not found.wants_layers(x.shape[:-1]) else found.run_layers(x, context)
+        if y is not None:
+            return y
         h = self.initial_layer(join("nets.ResidualNet", x, context, self.context_features))
         for block in self.blocks:
             h = block(h, context)

@@ -60,12 +60,16 @@ def is_taken(univariate: Any) -> bool:
 
 
 def part_of(
-    univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split, last: LastRows | None = None
-) -> Part | None:
-    """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it."""
+    univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split, last: LastRows | None = None,
+    more: Sequence[Tensor] = (),
+) -> Part | None:  # fmt: skip
+    """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it.
+
+    ``more``: what else the network's modules own.
+    """
     if not is_taken(univariate) or len(layers) > _MAX_LAYERS:
         return None
-    tensors = [t for layer in layers for t in layer]
+    tensors = [*[t for layer in layers for t in layer], *more]
     if any(type(t) not in _PLAIN for t in tensors):
         return None
     sizes = len(split.inputs), len(split.outputs) * univariate.n_params if last is None else last.given
@@ -82,10 +86,9 @@ def read_part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_c
     found = read(conditioner, walk, has_context)
     if found is None:
         return None
-    if has_context:
-        return part_of(univariate, conditioner, found.layers() if isinstance(found, Net) else found.layers, None, split)
-    net = found if isinstance(found, Net) else found.net((), None)
-    return part_of(univariate, conditioner, net.layers(), net, split)
+    if isinstance(found, Net):
+        return part_of(univariate, conditioner, found.layers(), None if has_context else found, split)
+    return part_of(univariate, conditioner, found.layers, found.fixed(has_context), split, None, found.statistics())
 
 
 # ---- layers as one op ----

@@ -129,6 +129,10 @@ def _nflows(root: str) -> dict[str, Case]:
         net = of("nn.nets.resnet.ResidualNet")
         return lambda i, o: net(i, o, hidden_features=H, num_blocks=1, context_features=context)
 
+    def normed(context: int | None = None) -> Any:
+        net = of("nn.nets.resnet.ResidualNet")
+        return net(D, 3, hidden_features=H, num_blocks=1, context_features=context, use_batch_norm=True)
+
     def conv(i: int, o: int) -> nn.Module:
         return of("nn.nets.resnet.ConvResidualNet")(i, o, hidden_channels=H, num_blocks=1)
 
@@ -184,6 +188,9 @@ def _nflows(root: str) -> dict[str, Case]:
         ),
         resnet: Case(lambda: dense()(D, 3), _net, directions=("forward",)),
         f"{resnet}: context": Case(lambda: dense(C)(D, 3), _net_of_context, directions=("forward",)),
+        f"{resnet}: batch norm": Case(lambda: normed().eval(), _net, directions=("forward",)),
+        f"{resnet}: batch norm, context": Case(lambda: normed(C).eval(), _net_of_context, directions=("forward",)),
+        f"{resnet}: batch norm in training": Case(normed, _net, directions=("forward",)),
         "nn.nets.resnet.ConvResidualNet": Case(lambda: conv(D, 3), _net, image, directions=("forward",)),
         "transforms.conv.OneByOneConvolution": Case(
             lambda: of("transforms.conv.OneByOneConvolution")(D, identity_init=False), _both_ways, image

@@ -12,6 +12,9 @@ from nflows.transforms.base import InputOutsideDomain
 from torch import nn
 
 from flowkernels import compat
+from flowkernels.compat.nflows.composite import Composite as composite
+from flowkernels.nets.batch_norms import BatchNorms
+from flowkernels.transforms.parts import Run
 from tests.compat import nflows_models as models
 from tests.compat.nflows_models import assert_numbers, results
 from tests.compat.parity import accelerated_copy
@@ -109,6 +112,60 @@ def test_dropout_and_batch_norm(training):
     theirs, ours = flow.state_dict(), fast.state_dict()
     for name in (n for n in theirs if "running" in n or "num_batches" in n):
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("context", [None, 3])
+def test_batch_norm_is_fused_in_either_mode(context, monkeypatch):
+    found, run = [], BatchNorms.run
+    monkeypatch.setattr(BatchNorms, "run", lambda *given: found.append(run(*given)) or found[-1])
+    fast = accelerated_copy(models.flow(context=context, activation=F.elu, use_batch_norm=True))
+    x, c = models.normal(6).float(), None if context is None else models.normal(context).float()
+    for turn in range(2):
+        fast.train().log_prob(x, c)
+        assert len(found) == 3 * (turn + 1) and all(y is not None for y in found)
+        fast.eval().log_prob(x, c)
+        assert len(found) == 3 * (turn + 1)
+        pieces = composite.pieces(fast._transform, False, c is not None)
+        assert [type(piece) for piece in pieces] == [Run]  # the whole flow is one op
+
+
+@pytest.mark.parametrize("context", [None, 3])
+def test_batch_norm_follows_its_modes_and_statistics(context):
+    flow = models.flow(context=context, activation=F.elu, use_batch_norm=True).double()
+    fast = accelerated_copy(flow)
+    x, c = models.normal(6), None if context is None else models.normal(context)
+    for turn in range(3):
+        outputs = []
+        for model in (flow, fast):
+            model.train()
+            for scale in (1.0, 0.5):
+                model.zero_grad()
+                model.log_prob(x * scale + turn, c).mean().backward()
+            grads = [p.grad for p in model.parameters()]
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.sub_(0.01 * p.grad)
+            model.eval().requires_grad_()
+            y = model.log_prob(x, c)
+            back = model._transform.inverse(x, c)
+            frozen = torch.autograd.grad(y.mean(), list(model.parameters()))
+            outputs.append([y, *back, *grads, *frozen, *model.buffers()])
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-8, atol=1e-8)
+    compat.restore(fast)
+    torch.testing.assert_close(fast.log_prob(x, c), flow.log_prob(x, c))
+
+
+def test_a_norm_that_asks_to_be_called_is_called():
+    flow, seen = models.flow(use_batch_norm=True), []
+    fast, x = accelerated_copy(flow), models.normal(6).float()
+    norm = next(m for m in fast.modules() if isinstance(m, nn.BatchNorm1d))
+    for training in (True, False):
+        fast.train(training).log_prob(x)
+        hook = norm.register_forward_hook(lambda *_: seen.append(1))
+        fast.log_prob(x)
+        hook.remove()
+        assert seen == [1]
+        seen.clear()
 
 
 # ---- what nflows' own tests ask of these classes ----

@@ -23,7 +23,7 @@ def test_it_is_a_table():
         "accelerated\n"
         "  1 × LULinear                                     product or triangular solves, without a dense matrix\n"
         "  1 × PiecewiseRationalQuadraticCouplingTransform  residual network, spline and feature split run as one op\n"
-        "  1 × ResidualNet                                  network without batch norm runs as one op\n"
+        "  1 × ResidualNet                                  one op; in training with batch norm, layer by layer\n"
         "left alone by design\n"
         "  1 × RandomPermutation                            a permutation is one copy, and nothing is gained on it"
     )

@@ -237,7 +237,34 @@ def _residual_net(dtype: str, blocks: int, context: int) -> Results:
     return with_gradients({"y": y}, leaves)
 
 
+def _normed(dtype: str, activation: str, context: int) -> Results:
+    layers, leaves = _layers(_dense_sizes(D, 9, 2, context), DTYPES[dtype])
+    leaves["x"] = leaf("x", ROWS, D, dtype=DTYPES[dtype])
+    if context:
+        leaves["context"] = leaf("context", ROWS, context, dtype=DTYPES[dtype])
+    for i in range(8):
+        leaves[f"norm {i}"] = leaf(f"norm {i}", H, dtype=DTYPES[dtype])
+    norms = [(leaves[f"norm {i}"], leaves[f"norm {i + 1}"]) for i in range(0, 8, 2)]
+    more = {"context": leaves.get("context"), "norms": norms, "activation": activation}
+    return with_gradients({"y": ops.residual_net(leaves["x"], layers, blocks=2, **more)}, leaves)
+
+
+def _batch_norm(dtype: str, activation: str) -> Results:
+    leaves = {"x": leaf("x", ROWS, H, dtype=DTYPES[dtype])}
+    leaves |= {name: leaf(name, H, dtype=DTYPES[dtype]) for name in ("weight", "bias")}
+    y, mean, var = ops.batch_norm(*leaves.values(), activation=activation)
+    return with_gradients({"y": y, "mean": mean, "var": var}, leaves)
+
+
+def batch_norm() -> Iterator[Case]:
+    for activation, dtype in _ways(ACTIVATIONS, DTYPES):
+        yield Case(f"batch_norm {activation} {dtype}", functools.partial(_batch_norm, dtype, activation))
+
+
 def residual_net() -> Iterator[Case]:
+    for activation, context, dtype in _ways(("elu", "silu"), (0, 3), WIDE):
+        name = f"residual_net norms {activation}{', context' if context else ''} {dtype}"
+        yield Case(name, functools.partial(_normed, dtype, activation, context))
     for blocks, context, dtype in _ways((0, 1, 2), (0, 3), WIDE):
         name = f"residual_net {blocks} blocks{', context' if context else ''} {dtype}"
         yield Case(name, functools.partial(_residual_net, dtype, blocks, context))
@@ -393,6 +420,7 @@ def channels() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     for some in (
-        rqs, affine, masked_linear, made, residual_net, conv_net, flow_layer, autoregressive_inverse, channels,
+        rqs, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer, autoregressive_inverse,
+        channels,
     ):  # fmt: skip
         yield from some()

@@ -29,6 +29,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "rqs": maps.rqs,
     "affine": maps.affine,
     "actnorm": maps.actnorm,
+    "batch_norm": nets.batch_norm,
     "lu_linear": maps.lu_linear,
     "masked_linear": nets.masked_linear,
     "made": nets.made,
@@ -39,6 +40,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "autoregressive_inverse": nets.autoregressive_inverse,
     "block_made": nets.block_made,
 }
+N_OUTPUTS = {"made": 1, "masked_linear": 1, "residual_net": 1, "conv_net": 1, "batch_norm": 3}  # of others 2
 VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault
 THREADS = (1, 1, 1, 2, 3)
 EMULATED = "emulated"  # CUDA's kernels on the CPU, in place of an instruction set
@@ -149,8 +151,8 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
     valid = dataclasses.replace(valid, arguments=made(valid.arguments))
     paths = floating(valid.arguments)
     with machine(None, 1):
-        n_outputs = 1 if valid.op in ("made", "masked_linear", "residual_net", "conv_net") else 2
-        of = draw.choice(([0, 1], [0, 1], [0], [1])) if n_outputs == 2 else [0]
+        n_outputs = N_OUTPUTS.get(valid.op, 2)
+        of = draw.choice(([*range(n_outputs)], [*range(n_outputs)], [0], [n_outputs - 1])) if n_outputs > 1 else [0]
         rule = Rule(valid, paths, of)
     n = 0
     for _ in range(calls):

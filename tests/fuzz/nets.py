@@ -156,6 +156,12 @@ def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual:
     return [*layers, _layer(draw, hidden, n_out)]
 
 
+def _norms(draw: Draw, layers: list[tuple[Tensor, Tensor]], blocks: int, per_block: int) -> list[tuple[Tensor, Tensor]]:
+    """(scale, shift) before each activation of a residual net's blocks."""
+    widths = [len(layers[at][1]) for i in range(blocks) for at in (0, 1 + per_block * i)]
+    return [(draw.values(n), draw.values(n, scale=0.5)) for n in widths]
+
+
 def _context(draw: Draw, lead: tuple[int, ...], rows: dict[Path, int]) -> Tensor | None:
     return _term(draw, lead, draw.size(1, 6), rows, ("context",)) if draw.chance(0.3) else None
 
@@ -168,10 +174,22 @@ def residual_net(draw: Draw) -> Call:
     arguments: dict[str, Any] = {"x": draw.values(*lead, n_in), "layers": layers}
     if context is not None:
         arguments["context"] = context
+    blocks = (len(layers) - 2) // per_block
+    if draw.chance(0.3):
+        arguments["norms"] = _norms(draw, layers, blocks, per_block)
     arguments = _cast(arguments, draw.choice(DTYPES))
-    arguments["blocks"] = (len(layers) - 2) // per_block
-    exact = draw.kind == "halves" and context is None and len(layers) < 5
+    arguments["blocks"] = blocks
+    exact = draw.kind == "halves" and context is None and len(layers) < 5 and "norms" not in arguments
     return Call("residual_net", arguments, rows if lead else {}, exact=exact)
+
+
+def batch_norm(draw: Draw) -> Call:
+    rows, columns = draw.int(2, 200) if draw.chance(0.3) else draw.int(2, 9), draw.size(1)
+    arguments = {"x": draw.values(rows, columns), "weight": draw.values(columns), "bias": draw.values(columns)}
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    # Where a column's values are equal a small eps would multiply the rounding of their mean.
+    arguments |= {"eps": draw.choice((0.1, 1.0)), "activation": draw.choice(ACTIVATIONS)}
+    return Call("batch_norm", arguments, {})
 
 
 def conv_net(draw: Draw) -> Call:

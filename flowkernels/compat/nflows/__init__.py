@@ -86,7 +86,7 @@ TARGETS = {
         masked_linear_refusal,
     ),
     "nn.nets.resnet.ResidualNet": Target(
-        Residual, _FORWARD, "network without batch norm runs as one op", residual_refusal
+        Residual, _FORWARD, "one op; in training with batch norm, layer by layer", residual_refusal
     ),
     "nn.nets.resnet.ConvResidualNet": Target(
         ConvResidual, _FORWARD, "channels last, in place, large batches in pieces", conv_refusal

@@ -38,6 +38,8 @@ class _Dense:
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
         if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
             return None  # nflows joins them row by row
+        if self.found.norm is not None and self.found.wants_layers(x.shape[:-1]):
+            return None
         return self.found.net(x.shape[:-1], context)
 
 
@@ -83,12 +85,12 @@ def coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part |
     if what.net._modules.get("preprocessing") is not None:
         return None
     found = residual.read(walk, what.net, has_context)
-    if found is None:
+    if found is None or found.looks_at_its_batch:
         return None
     univariate: Any = in_our_order(what.map)[0] if what.groups else what.map
-    net = None if has_context else found.net((), None)
-    turned = univariate.inverted() if inverse else univariate
-    return part_of(turned, _Dense(found), found.layers, net, what.split, native_last(what))
+    net, turned = found.fixed(has_context), univariate.inverted() if inverse else univariate
+    last, more = native_last(what), found.statistics()
+    return part_of(turned, _Dense(found), found.layers, net, what.split, last, more)
 
 
 @or_called

@@ -38,6 +38,8 @@ def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
     if context is not None and (context.dim() != 2 or context.shape[0] != x.shape[0]):
         return None
     layers = _kept(net, context is not None)
+    if layers is not None and layers.wants_layers(x.shape[:-1]):
+        return None if net._modules.get("preprocessing") is not None else layers.run_layers(x, context)
     found = None if layers is None else layers.net(x.shape[:-1], context)
     if found is None or mixed(x, found.tensors[0]):
         return None
@@ -47,12 +49,10 @@ def run(net: Any, x: Tensor, context: Tensor | None) -> Tensor | None:
 
 
 def residual_refusal(net: Any) -> str | None:
-    """Why a network would run as before on every call, or None. Hooks and dropout may come and go."""
+    """Why a network would run as before on every call, or None. Hooks, dropout and training may come and go."""
     for block in net.blocks:
         if kind(type(block)) != "ResidualBlock":
             return f"a block is a {type(block).__name__}, not a ResidualBlock"
-        if block.use_batch_norm:
-            return "it has batch norm"
         activation = block.activation  # one that works in place changes the stream that the block adds to
         if name_of(activation) is None:
             return f"its activation is {getattr(activation, '__name__', repr(activation))}, which no kernel has"
