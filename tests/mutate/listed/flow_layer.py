@@ -117,7 +117,7 @@ MUTATIONS = (
     _flow(
         "what a gate needs",
         _FLOW_ARGS,
-        "(«all && !gated») ||",
+        "(«all && !gated && !net.scaled()») ||",
         "all",
         "what stood before a gate is not computed again",
         "tests/ops/test_flow.py -k one_by_one",
@@ -129,7 +129,7 @@ MUTATIONS = (
     _flow(
         "saved under a compiler",
         _FLOW_NATIVE,
-        "(all and not any(net.gates)):\n        return «weights[1:]»",
+        "(all and not any(net.gates) and not any(net.scales)):\n        return «weights[1:]»",
         "weights[2:]",
         "a graph is told of less room than is taken",
         "tests/ops/test_flow.py -k its_fake_says",
