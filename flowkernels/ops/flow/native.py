@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
+from flowkernels._machine import CPU
 from flowkernels.ops.flow_layer import native as layer_native
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
@@ -82,21 +83,23 @@ def fwd_saving(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> tuple[tuple[Tenso
     return (y, ladj), [kept]
 
 
-def _room(spec: FlowSpec, x: Tensor, rows: int, size_of: Callable[[bool], int]) -> Tensor:
+def _room(
+    spec: FlowSpec, x: Tensor, rows: int, size_of: Callable[[bool], int], room: Callable[..., Tensor] = CPU.room
+) -> Tensor:
     """For what is kept: all of it, less, or nothing; ``size_of(all)`` numbers."""
     if rows > _FEW_ROWS:
         if spec.flat:
             return x.new_empty(0)
         size = size_of(True)
         if size * x.element_size() <= _KEEP_ALL:
-            return x.new_empty(size)
-    return x.new_empty(size_of(False))
+            return room(x, size)
+    return room(x, size_of(False))
 
 
 def saves(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> Tensor:
     """What `fwd_saving` saves, of tensors that may have no numbers."""
     rows = math.prod(x.shape[:-1])
-    return _room(spec, x, rows, lambda all: rows * _kept_width(spec, tensors, all))
+    return _room(spec, x, rows, lambda all: rows * _kept_width(spec, tensors, all), Tensor.new_empty)
 
 
 def _kept_width(spec: FlowSpec, tensors: Sequence[Tensor], all: bool) -> int:

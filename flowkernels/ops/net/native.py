@@ -136,7 +136,7 @@ def keep(spec: NetSpec, tensors: Sequence[Tensor], rows: int) -> list[Tensor | N
     kept: list[Tensor | None] = [None] * spec.n
     for i in _kept_layers(spec):
         weight = tensors[2 * i if spec.has_bias else i]
-        kept[i] = weight.new_empty((rows, weight.shape[1]))
+        kept[i] = CPU.room(weight, rows, weight.shape[1])
     return kept
 
 
