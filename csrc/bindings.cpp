@@ -222,7 +222,8 @@ PYBIND11_MODULE(_C, m) {
           net_bwd(a, threads);
         });
 
-  py::class_<UnivariateMap>(m, "UnivariateMap").def(py::init<const AffineSpec&>()).def(py::init<const RqsSpec&>());
+#define FK_MAP_INIT(kind, Spec) .def(py::init<const Spec&>())
+  py::class_<UnivariateMap>(m, "UnivariateMap") FK_MAPS(FK_MAP_INIT);
   py::class_<Columns>(m, "Columns").def(py::init<int64_t, std::vector<int32_t>, std::vector<int32_t>>());
   m.def("flow_layer_fwd", [](const NetLayers& net, const UnivariateMap& map, const Columns& columns, const View& x,
                              const View& y, const View& ladj, int threads) {

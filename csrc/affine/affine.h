@@ -4,6 +4,7 @@
 
 #include "../common/cuda_stream.h"
 #include "../common/view.h"
+#include "../univariate/asked.h"
 
 namespace fk {
 
@@ -29,6 +30,8 @@ struct AffineSpec {
 // layout: event_dims, start, stop, step.
 AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, double low, double high,
                        bool shift_first, const std::array<int64_t, 4>& layout);
+
+void check_each_feature(const AffineSpec&);
 
 // The tensors of a call, all of one logical shape [rows..., event...]. A forward pass has the first five; u is null for
 // additive maps, mask and what a backward pass does not want may be.

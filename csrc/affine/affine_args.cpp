@@ -19,6 +19,11 @@ AffineSpec affine_spec(int scale, double min_scale, double clamp, bool inverse, 
   return {AffineScale(scale), min_scale, clamp, inverse, low, high, shift_first, int(event_dims), start, stop, step};
 }
 
+void check_each_feature(const AffineSpec& s) {
+  if (!s.each_feature())
+    refuse("UnivariateMap: the affine map", "of each feature by itself", "one of a part or of several dims");
+}
+
 namespace {
 
 using A = AffineTensors;

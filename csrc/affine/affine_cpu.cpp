@@ -4,9 +4,17 @@
 #include "../common/kernels.h"
 #include "../common/parallel.h"
 #include "affine.h"
-#include "affine_lanes.h"
+#include "affine_map.h"
 
 namespace fk::FK_ISA {
+
+template <class S>
+BlockMap<S> block_map(const AffineSpec& spec, Arena& arena) {
+  return block_map_of<S, AffineMap<S>>(spec, arena);
+}
+template BlockMap<float> block_map(const AffineSpec&, Arena&);
+template BlockMap<double> block_map(const AffineSpec&, Arena&);
+
 namespace {
 
 using A = AffineTensors;

@@ -12,6 +12,12 @@ struct CircleShift {
   double inv_length;  // of the box
 };
 
+// Puts 0 where z is outside of [low, high], the box of a spline's values.
+struct ZeroOutside {
+  bool wanted;
+  double low, high;
+};
+
 // Solves z_d = f(x_d; params_d(x_<d)) for x, where the masked net returns [features, P] parameters a row; `map` is f's
 // inverse. The net's first layer orders the features.
 struct SweepArgs {
@@ -21,8 +27,8 @@ struct SweepArgs {
   int64_t rows, features;
   const void* z;  // [rows, features], rows z_stride apart
   int64_t z_stride;
-  CircleShift shift;  // fwd: of what the map returns; its derivative is 1, so that bwd need not know
-  bool zero_outside;  // fwd: x is 0 where z is outside of a spline's box
+  CircleShift shift;         // fwd: of what the map returns; its derivative is 1, so that bwd need not know
+  ZeroOutside zero_outside;  // fwd: of x
   // fwd: what the net sees in place of x, [features][5], see periodic_features.h; null: x
   const void* periodic_features;
   const void* seen;    // bwd: what the net saw in place of x, [rows, features] and contiguous; null: x

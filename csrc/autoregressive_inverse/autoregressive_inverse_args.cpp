@@ -24,15 +24,17 @@ SweepArgs sweep_args(const NetLayers& net, const UnivariateMap& map, const View&
   return a;
 }
 
-void check_has_box(const char* name, const UnivariateMap& map) {
-  if (map.is_affine)
-    refuse("sweep: the map", std::string("a spline, as only that has a box, where ") + name + " is", "an affine one");
+MapBox checked_box(const char* name, const UnivariateMap& map) {
+  MapBox box = {};
+  if (!map.visit([&](const auto& spec) { return box_of(spec, &box); }))
+    refuse("sweep: the map", std::string("a spline, as only that has a box, where ") + name + " is", "another");
+  return box;
 }
 
 CircleShift circle_shift_of(const UnivariateMap& map) {
-  check_has_box("half_turn", map);
-  const double left = map.rqs.left, length = map.rqs.right - left;
-  return {left + length / 2, length / 2, 1 / length};
+  const MapBox box = checked_box("half_turn", map);
+  const double length = box.right - box.left;
+  return {box.left + length / 2, length / 2, 1 / length};
 }
 
 }  // namespace
@@ -47,9 +49,12 @@ SweepArgs sweep_fwd_args(const NetLayers& net, const UnivariateMap& map, const V
 }
 
 void sweep_fwd_more(SweepArgs& a, const View& periodic_features, bool zero_outside) {
-  if (zero_outside) check_has_box("zero_outside", a.map);
+  if (zero_outside) {
+    const MapBox box = checked_box("zero_outside", a.map);
+    a.zero_outside = {true, box.bottom, box.top};
+  }
   if (periodic_features.given()) check_contiguous("sweep: waves", periodic_features, a.type, {a.features, 5});
-  a.periodic_features = periodic_features.data, a.zero_outside = zero_outside;
+  a.periodic_features = periodic_features.data;
 }
 
 SweepArgs sweep_bwd_args(const NetLayers& net, const UnivariateMap& map, const View& z, const View& x,

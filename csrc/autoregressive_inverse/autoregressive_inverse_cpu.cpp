@@ -15,6 +15,16 @@ FK_INLINE int64_t feature_at(const Net<S>& net, int64_t f) {
   return net.layer[0].in_at(f);
 }
 
+// Features [first, first + n) in degree order of a row block that holds features in memory's order, of which `skipped`
+// rows come before the block that the map is given.
+template <class S>
+FK_INLINE MappedFeatures<S> next_features(const Net<S>& net, int64_t first, int64_t n, int n_params, S* params,
+                                          int64_t* skipped) {
+  const int32_t* const order = net.layer[0].layer->in_order;
+  *skipped = order ? 0 : first * kRowBlock<S>;
+  return {order ? order + first : nullptr, n, params, nullptr, first * n_params, n_params};
+}
+
 // ---- forward ----
 
 template <class S, class T>
@@ -27,8 +37,8 @@ FK_INLINE T shifted_pair(const CircleShift& shift, T v) {
 
 // 0 where z is outside of the box that a spline's inverse takes; a NaN stays one.
 template <class S, class T>
-FK_INLINE T zero_outside_pair(const RqsSpec& spline, const S* z, T v) {
-  const S low = S(spline.bottom), high = S(spline.top);
+FK_INLINE T zero_outside_pair(const ZeroOutside& box, const S* z, T v) {
+  const S low = S(box.low), high = S(box.high);
   alignas(64) S lanes[kRowBlock<S>];
   store_pair(lanes, v);
   for (int l = 0; l < kRowBlock<S>; ++l) lanes[l] = z[l] < low || z[l] > high ? S(0) : lanes[l];
@@ -45,16 +55,17 @@ FK_INLINE T seen_pair(const PeriodicFeature<S>& feature, T v) {
 }
 
 // The buffers of a tile, [row block][feature or unit][kRowBlock].
-template <class S, class Map>
+template <class S>
 struct ForwardTile {
   S* a[kMaxLayers + 1];  // what enters layer i, in degree order; a[n]: the parameters
   S *add[kMaxLayers], *gate[kMaxLayers];
   S* sums[kMaxLayers];
   S* stream = nullptr;
   S *z, *x, *spare;  // features in memory's order
-  Map map;
+  BlockMap<S> map;
 
-  ForwardTile(const Net<S>& net, const SweepArgs& args, int64_t blocks, Arena& arena) : map(args.map, arena) {
+  ForwardTile(const Net<S>& net, const SweepArgs& args, int64_t blocks, Arena& arena)
+      : map(block_map<S>(args.map, arena)) {
     const int64_t R = kRowBlock<S> * blocks;
     const NetSpec& spec = net.spec;
     int64_t widest = args.features;
@@ -76,9 +87,9 @@ struct ForwardTile {
   }
 };
 
-template <class S, class Map>
-void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, ForwardTile<S, Map>& t) {
-  using T = typename Map::T;
+template <class S>
+void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, ForwardTile<S>& t) {
+  using T = typename BlockMap<S>::T;
   constexpr int R = kRowBlock<S>;
   const NetSpec& spec = net.spec;
   const int n = spec.n, P = args.map.params();
@@ -107,19 +118,24 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
     }
     const int64_t ready = frontier[n - 1].at / P;
     if (ready == known) sweep_is_stuck();
-    for (; known < ready; ++known)
-      for (int64_t s = 0; s < blocks; ++s) {
-        const int64_t at = (s * D + feature_at(net, known)) * R;
-        T out, term;
-        t.map.eval({t.a[n] + s * net.last().out_width * R, nullptr, known * P}, load_pair(t.z + at), &out, &term);
-        if (args.zero_outside) out = zero_outside_pair<S>(args.map.rqs, t.z + at, out);
+    for (int64_t s = 0; s < blocks; ++s) {
+      S *const z = t.z + s * D * R, *const x = t.x + s * D * R;
+      int64_t skipped;
+      const MappedFeatures<S> next =
+          next_features(net, known, ready - known, P, t.a[n] + s * net.last().out_width * R, &skipped);
+      t.map.eval(t.map.map, next, z + skipped, x + skipped, ladj[s]);
+      for (int64_t k = known; k < ready; ++k) {
+        const int64_t at = feature_at(net, k) * R;
+        T out = load_pair(x + at);
+        if (args.zero_outside.wanted) out = zero_outside_pair<S>(args.zero_outside, z + at, out);
         if (args.shift.by != 0) out = shifted_pair<S>(args.shift, out);
-        store_pair(t.x + at, out);
+        store_pair(x + at, out);
         if (args.periodic_features)
-          out = seen_pair(static_cast<const PeriodicFeature<S>*>(args.periodic_features)[feature_at(net, known)], out);
-        store_pair(t.a[0] + (s * net.layer[0].in_width + known) * R, out);
-        ladj[s].add(term);
+          out = seen_pair(static_cast<const PeriodicFeature<S>*>(args.periodic_features)[feature_at(net, k)], out);
+        store_pair(t.a[0] + (s * net.layer[0].in_width + k) * R, out);
       }
+    }
+    known = ready;
   }
   store_row_blocks(rows, t.x, D, nullptr, D, static_cast<S*>(args.x), t.spare);
   for (int64_t s = 0; s < blocks; ++s) {
@@ -132,17 +148,17 @@ void sweep_forward(const SweepArgs& args, const Net<S>& net, const RowTile& rows
 
 // ---- backward ----
 
-template <class S, class Map>
+template <class S>
 struct BackwardTile {
   Tile<S> net;
   S* g[kMaxLayers];                         // gradients of what each layer computes, in row blocks
   S *gate[kMaxLayers], *gated[kMaxLayers];  // gates, and the gradients before them; of layers without one null and g
   S* sums[kMaxLayers];
   S *z, *slope, *gx, *gz, *spare;  // [row blocks][features][kRowBlock]; gx in degree order, the others in memory's
-  Map map;
+  BlockMap<S> map;
 
   BackwardTile(const Net<S>& n, const SweepArgs& args, int64_t blocks, Arena& arena)
-      : net(n, blocks, true, arena), map(args.map, arena) {
+      : net(n, blocks, true, arena), map(block_map<S>(args.map, arena)) {
     constexpr int R = kRowBlock<S>;
     for (int i = 0; i < n.spec.n; ++i) {
       const size_t size = size_t(n.layer[i].out_width * R * blocks);
@@ -162,9 +178,9 @@ struct BackwardTile {
 };
 
 // From the gradient of x in memory's order (in gz) to that of z; leaves the gradients of all layers.
-template <class S, class Map>
-void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, BackwardTile<S, Map>& t) {
-  using T = typename Map::T;
+template <class S>
+void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, BackwardTile<S>& t) {
+  using T = typename BlockMap<S>::T;
   constexpr int R = kRowBlock<S>;
   const NetSpec& spec = net.spec;
   const int n = spec.n, P = args.map.params();
@@ -196,23 +212,32 @@ void solve_back(const SweepArgs& args, const Net<S>& net, const RowTile& rows, B
     retreat_hidden(done * P);
     retreat(net.layer[0], frontier[0], n > 1 ? frontier[1].at : done * P, 0, blocks, t.g[0], t.sums[0], inlet[0]);
     if (done == frontier[0].at) sweep_is_stuck();
-    for (; done > frontier[0].at; --done)
-      for (int64_t s = 0; s < blocks; ++s) {
-        const int64_t f = done - 1, at = (s * D + feature_at(net, f)) * R, width = net.last().out_width;
-        T g_x = load_pair(t.gx + (s * net.layer[0].in_width + f) * R);
-        if (args.slope) g_x = g_x * load_pair(t.slope + at);
-        g_x = g_x + load_pair(t.gz + at);
-        store_pair(t.gz + at,
-                   t.map.grad({t.net.a[n] + s * width * R, nullptr, f * P},
-                              {t.g[n - 1] + s * width * R, nullptr, f * P}, load_pair(t.z + at), g_x, g_ladj[s]));
+    const int64_t first = frontier[0].at;
+    for (int64_t s = 0; s < blocks; ++s) {
+      const int64_t width = net.last().out_width;
+      S *const z = t.z + s * D * R, *const gz = t.gz + s * D * R;
+      const S* const gx = t.gx + s * net.layer[0].in_width * R;
+      S* const slope = args.slope ? t.slope + s * D * R : nullptr;  // becomes the gradient of x
+      for (int64_t f = first; args.slope && f < done; ++f) {
+        const int64_t at = feature_at(net, f) * R;
+        store_pair(slope + at, load_pair(gx + f * R) * load_pair(slope + at));
       }
+      for (int64_t f = first; f < done; ++f) {
+        const int64_t at = feature_at(net, f) * R;
+        store_pair(gz + at, load_pair(args.slope ? slope + at : gx + f * R) + load_pair(gz + at));
+      }
+      int64_t skipped;
+      const MappedFeatures<S> next = next_features(net, first, done - first, P, t.net.a[n] + s * width * R, &skipped);
+      t.map.grad(t.map.map, next, t.g[n - 1] + s * width * R, z + skipped, gz + skipped, g_ladj[s]);
+    }
+    done = first;
   }
   retreat_hidden(0);
 }
 
-template <class S, class Map>
+template <class S>
 void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
-                    BackwardTile<S, Map>& t) {
+                    BackwardTile<S>& t) {
   constexpr int R = kRowBlock<S>;
   const int n = net.spec.n;
   const int64_t D = args.features, blocks = rows.blocks<S>();
@@ -255,25 +280,25 @@ void sweep_backward(const SweepArgs& args, const Net<S>& net, const RowTile& row
 // Multiply-adds a row, or what takes as long.
 int64_t work(const SweepArgs& a) { return a.net.work() + a.features * a.map.params() * kParamWork; }
 
-template <class S, class Map>
+template <class S>
 void fwd(const SweepArgs& a, int threads) {
   const Deal<S> deal(a.net, a.rows, work(a), threads);
   const Call<S> call(a.net, false, a.rows, deal.parts, threads);
   deal.share([&](const auto& next) {
     auto tile =
-        in_scratch(Scratch::tile, [&](Arena& arena) { return ForwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
+        in_scratch(Scratch::tile, [&](Arena& arena) { return ForwardTile<S>(call.net, a, deal.blocks(), arena); });
     RowTile rows;
     while (next(&rows)) sweep_forward(a, call.net, rows, tile);
   });
 }
 
-template <class S, class Map>
+template <class S>
 void bwd(const SweepArgs& a, int threads) {
   const Deal<S> deal(a.net, a.rows, 2 * work(a), threads);
   const Call<S> call(a.net, true, a.rows, deal.parts, threads);
   deal.run([&](int part, int64_t b, int64_t e) {
-    auto tile = in_scratch(Scratch::tile,
-                           [&](Arena& arena) { return BackwardTile<S, Map>(call.net, a, deal.blocks(), arena); });
+    auto tile =
+        in_scratch(Scratch::tile, [&](Arena& arena) { return BackwardTile<S>(call.net, a, deal.blocks(), arena); });
     const Sums<S>* sums = call.clear(part);
     for (; b < e; ++b) sweep_backward(a, call.net, deal.tile(b), sums, tile);
   });
@@ -281,10 +306,10 @@ void bwd(const SweepArgs& a, int threads) {
 }
 
 void fwd_any(const SweepArgs& a, int threads) {
-  by_map(a.type, a.map, [&](auto s, auto map) { fwd<decltype(s), typename decltype(map)::Map>(a, threads); });
+  by_scalar(a.type, [&](auto s) { fwd<decltype(s)>(a, threads); });
 }
 void bwd_any(const SweepArgs& a, int threads) {
-  by_map(a.type, a.map, [&](auto s, auto map) { bwd<decltype(s), typename decltype(map)::Map>(a, threads); });
+  by_scalar(a.type, [&](auto s) { bwd<decltype(s)>(a, threads); });
 }
 
 }  // namespace

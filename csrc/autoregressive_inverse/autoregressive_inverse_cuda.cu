@@ -143,12 +143,7 @@ void run(const SweepArgs& a, const SweepWork& w, const LayerUnits* back, const C
     const auto kernel = back ? sweep_back_kernel<S, Map> : sweep_kernel<S, Map>;
     launch(on, unsigned(tiles < most ? tiles : most), kThreads, shared, kernel, net, a, w, map);
   };
-  if (a.map.is_affine)
-    sweep(AffineMap<S>(a.map));
-  else if (a.map.rqs.clip_size != 0)
-    sweep(SplineMap<S, true>(a.map));
-  else
-    sweep(SplineMap<S, false>(a.map));
+  by_map<S>(a.map, sweep);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ template <class S>
 int64_t lay_out(const NetSpec& spec, const UnivariateMap& map, Net& net) {
   net.n = spec.n;
   net.params = map.params();
-  net.sums = map.is_affine ? 0 : 2 * map.rqs.bins;
+  net.sums = map.visit([](const auto& spec) { return shared_numbers(spec); });
   net.residual = spec.residual;
   int64_t at = 0;
   int units = 0, stream = -1;

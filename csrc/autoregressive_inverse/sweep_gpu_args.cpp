@@ -44,8 +44,7 @@ SweepWork sweep_work(const SweepArgs& a, const NetLayers& net, const SweepSteps&
   if (net.masks() != steps.masks) refuse("sweep: steps", "those of the net's masks", "those of others");
   for (int i = 0; i < net.spec.n; ++i)
     if (net.spec.layers[i].gate) refuse("sweep: gates", "None on a GPU", "a tensor");
-  if (!a.map.is_affine && a.map.rqs.min_lambda != 0)
-    refuse("sweep: the map", "without splits on a GPU", "a linear spline");
+  a.map.visit([](const auto& spec) { check_on_gpu(spec); });
   check_contiguous("sweep: packed", packed, a.type, {sweep_packed(net.spec)});
   return {steps.on_device, steps.n, packed.data};
 }

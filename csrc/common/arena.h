@@ -1,9 +1,9 @@
 // Cuts a buffer into arrays.
 #pragma once
 #include <stddef.h>
+#include <string.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-#include <string.h>
 #endif
 
 #include "workspace.h"
@@ -42,6 +42,15 @@ class Arena {
   char* base_;
   size_t used_ = 0;
 };
+
+// A value in the arena, made of these and the arena itself; only counted where nothing is laid out yet.
+template <class T, class... A>
+T* placed(Arena& arena, const A&... given) {
+  T* const at = arena.take<T>(1);
+  const T made(given..., arena);
+  if (!arena.counts()) memcpy(static_cast<void*>(at), &made, sizeof made);
+  return at;
+}
 
 // What `build(arena)` makes, in this thread's own scratch memory. Called twice: once to count.
 template <class F>

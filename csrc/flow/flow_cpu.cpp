@@ -59,9 +59,7 @@ struct FlowWeights {
     switch (step.kind) {
       case StepKind::layer: {
         const auto& net = *static_cast<const NetStep<S>*>(steps[i]);
-        return by_map<S>(*step.map, [&](auto m) {
-          f(net, NetRoom<S, typename decltype(m)::Map>(step, net.call.net, blocks, backward, arena));
-        });
+        return f(net, NetRoom<S>(step, net.call.net, blocks, backward, arena));
       }
       case StepKind::lu: {
         const auto& lu = *static_cast<const LuStep<S>*>(steps[i]);
@@ -69,9 +67,7 @@ struct FlowWeights {
       }
       case StepKind::scale: return f(*static_cast<const ScaleStep<S>*>(steps[i]), typename ScaleStep<S>::Room());
       case StepKind::elementwise:
-        return by_map<S>(*step.map, [&](auto m) {
-          f(*static_cast<const MapStep<S>*>(steps[i]), MapRoom<S, typename decltype(m)::Map>(step, backward, arena));
-        });
+        return f(*static_cast<const MapStep<S>*>(steps[i]), MapRoom<S>(step, backward, arena));
       case StepKind::normal: return f(*static_cast<const NormalStep<S>*>(steps[i]), typename NormalStep<S>::Room());
     }
   }

@@ -5,13 +5,14 @@
 
 namespace fk::FK_ISA {
 
-template <class S, class Map>
+template <class S>
 struct MapRoom {
   S* grads;  // bwd: [params][kRowBlock]
-  Map map;
+  BlockMap<S> map;
 
   MapRoom(const FlowStep& step, bool backward, Arena& arena)
-      : grads(backward ? arena.take<S>(size_t(step.params() * kRowBlock<S>)) : nullptr), map(*step.map, arena) {}
+      : grads(backward ? arena.take<S>(size_t(step.params() * kRowBlock<S>)) : nullptr),
+        map(block_map<S>(*step.map, arena)) {}
 };
 
 template <class S>
@@ -32,8 +33,7 @@ struct MapStep {
       fill_lanes(static_cast<const S*>(step.scale)[i], 1, params + i * kRowBlock<S>);
   }
 
-  template <class Room>
-  void fwd(const Room& room, const RowTile& rows, S* x, S* ladj) const {
+  void fwd(const MapRoom<S>& room, const RowTile& rows, S* x, S* ladj) const {
     for (int64_t s = 0; s < rows.blocks<S>(); ++s, x += columns.features * kRowBlock<S>, ladj += kRowBlock<S>)
       map_features(columns, room.map, step.map->params(), rows_of_params, 1, params, x, ladj);
   }
@@ -41,8 +41,7 @@ struct MapStep {
   LaneSums<S> sum(int part) const { return {sums + part * LaneSums<S>::size(step.params()), step.params()}; }
   void clear(int part, bool) const { sum(part).clear(); }
 
-  template <class Room>
-  void bwd(const Room& room, const RowTile& rows, int part, bool, S* x, const S* ladj, S* g) const {
+  void bwd(const MapRoom<S>& room, const RowTile& rows, int part, bool, S* x, const S* ladj, S* g) const {
     constexpr int R = kRowBlock<S>;
     const LaneSums<S> own = sum(part);
     clear_past_end(rows, columns.features, g);

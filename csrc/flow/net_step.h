@@ -5,13 +5,13 @@
 
 namespace fk::FK_ISA {
 
-template <class S, class Map>
+template <class S>
 struct NetRoom {
   Tile<S> tile;
-  Map map;
+  BlockMap<S> map;
 
   NetRoom(const FlowStep& step, const Net<S>& net, int64_t blocks, bool backward, Arena& arena)
-      : tile(net, blocks, backward, arena), map(*step.map, arena) {}
+      : tile(net, blocks, backward, arena), map(block_map<S>(*step.map, arena)) {}
 };
 
 template <class S>
@@ -36,8 +36,7 @@ struct NetStep {
     if (!few) FK_ISA::pack(call.net, pass.backward, pass.threads);
   }
 
-  template <class Room>
-  void fwd(const Room& room, const RowTile& rows, S* x, S* ladj) const {
+  void fwd(const NetRoom<S>& room, const RowTile& rows, S* x, S* ladj) const {
     const Net<S>& net = call.net;
     const int64_t blocks = rows.blocks<S>();
     gather_input(columns, net.layer[0], blocks, x, room.tile.a[0]);
@@ -47,8 +46,7 @@ struct NetStep {
 
   void clear(int part, bool is_empty) const { call.clear(part, is_empty); }
 
-  template <class Room>
-  void bwd(const Room& room, const RowTile& rows, int part, bool first, S* x, const S* ladj, S* g) const {
+  void bwd(const NetRoom<S>& room, const RowTile& rows, int part, bool first, S* x, const S* ladj, S* g) const {
     const Net<S>& net = call.net;
     const int64_t blocks = rows.blocks<S>();
     gather_input(columns, net.layer[0], blocks, x, room.tile.a[0]);

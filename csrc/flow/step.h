@@ -19,15 +19,6 @@ struct Pass {
   int parts, threads;
 };
 
-// A value in the arena, made of these and the arena itself; only counted where nothing is laid out yet.
-template <class T, class... A>
-T* placed(Arena& arena, const A&... given) {
-  T* const at = arena.take<T>(1);
-  const T made(given..., arena);
-  if (!arena.counts()) memcpy(static_cast<void*>(at), &made, sizeof made);
-  return at;
-}
-
 // Rows of a row block <- rows of x that stand at `slots`, row k in place rank[k] (k where rank is null).
 template <class S>
 void gather_rows(const int32_t* slots, const int32_t* rank, int64_t n, const S* x, S* to) {

@@ -4,14 +4,10 @@
 #include "layer_tile.h"
 
 namespace fk::FK_ISA {
-
-FK_LAYER_FUNCTIONS_OF(, float);
-FK_LAYER_FUNCTIONS_OF(, double);
-
 namespace {
 
 // What a thread needs for its tiles.
-template <class S, class Map>
+template <class S>
 struct LayerTile {
   TileColumns columns;
   Tile<S> net;
@@ -19,7 +15,7 @@ struct LayerTile {
   S* g;     // the same, of gradients
   S* ladj;  // [row blocks][kRowBlock]; bwd: its gradient
   S* row;
-  Map map;
+  BlockMap<S> map;
 
   LayerTile(const Net<S>& n, const FlowLayerArgs& a, int64_t blocks, bool backward, Arena& arena)
       : columns{a.features, a.in_columns, a.columns, a.n_columns},
@@ -28,28 +24,26 @@ struct LayerTile {
         g(backward ? arena.take<S>(size_t(blocks * a.features * kRowBlock<S>)) : nullptr),
         ladj(arena.take<S>(size_t(blocks * kRowBlock<S>))),
         row(arena.take<S>(size_t(a.features))),
-        map(a.map, arena) {}
+        map(block_map<S>(a.map, arena)) {}
 };
 
-template <class S, class Map>
-void load_and_condition(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t,
-                        bool again) {
+template <class S>
+void load_and_condition(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S>& t, bool again) {
   load_row_blocks(rows, static_cast<const S*>(a.x), a.x_stride, a.features, nullptr, a.features, t.x);
   gather_input(t.columns, net.layer[0], rows.blocks<S>(), t.x, t.net.a[0]);
   forward_tile(net, rows, t.net, net.spec.n, again);
 }
 
-template <class S, class Map>
-void fwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S, Map>& t) {
+template <class S>
+void fwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, LayerTile<S>& t) {
   load_and_condition(a, net, rows, t, false);
   map_features(t.columns, t.map, a.map.params(), net.last(), rows.blocks<S>(), t.net.a[net.spec.n], t.x, t.ladj);
   memcpy(static_cast<S*>(a.ladj) + rows.first, t.ladj, size_t(rows.rows) * sizeof(S));
   store_row_blocks(rows, t.x, a.features, nullptr, a.features, static_cast<S*>(a.y), t.row);
 }
 
-template <class S, class Map>
-void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, const Sums<S>* sums,
-              LayerTile<S, Map>& t) {
+template <class S>
+void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, const Sums<S>* sums, LayerTile<S>& t) {
   load_and_condition(a, net, rows, t, true);
   const int64_t blocks = rows.blocks<S>();
   if (a.grad_y)
@@ -65,7 +59,7 @@ void bwd_tile(const FlowLayerArgs& a, const Net<S>& net, const RowTile& rows, co
   store_row_blocks(rows, t.g, a.features, nullptr, a.features, static_cast<S*>(a.grad_x), t.row);
 }
 
-template <class S, class Map>
+template <class S>
 void run(const FlowLayerArgs& a, int threads, bool backward) {
   const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
   const Deal<S> deal(a.net, a.rows, work, threads);
@@ -73,7 +67,7 @@ void run(const FlowLayerArgs& a, int threads, bool backward) {
   const Net<S>& net = call.net;
   const auto make_tile = [&] {
     return in_scratch(Scratch::tile,
-                      [&](Arena& arena) { return LayerTile<S, Map>(net, a, deal.blocks(), backward, arena); });
+                      [&](Arena& arena) { return LayerTile<S>(net, a, deal.blocks(), backward, arena); });
   };
   if (!backward) {
     deal.share([&](const auto& next) {
@@ -92,10 +86,10 @@ void run(const FlowLayerArgs& a, int threads, bool backward) {
 }
 
 void fwd_any(const FlowLayerArgs& a, int threads) {
-  by_map(a.type, a.map, [&](auto s, auto map) { run<decltype(s), typename decltype(map)::Map>(a, threads, false); });
+  by_scalar(a.type, [&](auto s) { run<decltype(s)>(a, threads, false); });
 }
 void bwd_any(const FlowLayerArgs& a, int threads) {
-  by_map(a.type, a.map, [&](auto s, auto map) { run<decltype(s), typename decltype(map)::Map>(a, threads, true); });
+  by_scalar(a.type, [&](auto s) { run<decltype(s)>(a, threads, true); });
 }
 
 }  // namespace

@@ -21,38 +21,30 @@ void gather_input(const TileColumns& c, const Packed<S>& p, int64_t blocks, cons
       memcpy(to + (p.in_rank ? p.in_rank[k] : k) * kRowBlock<S>, x + c.in[k] * kRowBlock<S>, kRowBlock<S> * sizeof(S));
 }
 
+// The mapped features of a row block whose parameters left the net, or where they would have left it.
+template <class S>
+FK_INLINE MappedFeatures<S> mapped_features(const TileColumns& c, int n_params, const Packed<S>& last, S* params) {
+  return {c.out, c.n_out, params, last.out_rank, 0, n_params};
+}
+
 // Maps features of x in place with the parameters that left the net; ladj [blocks][kRowBlock].
-template <class S, class Map>
-void map_features(const TileColumns& c, const Map& map, int n_params, const Packed<S>& last, int64_t blocks, S* params,
-                  S* x, S* ladj) {
-  using T = typename Map::T;
+template <class S>
+void map_features(const TileColumns& c, const BlockMap<S>& map, int n_params, const Packed<S>& last, int64_t blocks,
+                  S* params, S* x, S* ladj) {
   for (int64_t s = 0; s < blocks; ++s) {
-    LadjSum<T> sum;
-    for (int64_t i = 0; i < c.n_out; ++i) {
-      S* at = x + c.out[i] * kRowBlock<S>;
-      T out, term;
-      map.eval({params, last.out_rank, i * n_params}, load_pair(at), &out, &term);
-      store_pair(at, out);
-      sum.add(term);
-    }
+    LadjSum<typename BlockMap<S>::T> sum;
+    map.eval(map.map, mapped_features(c, n_params, last, params), x, x, sum);
     store_pair(ladj, sum.total());
     x += c.features * kRowBlock<S>, params += last.out_width * kRowBlock<S>, ladj += kRowBlock<S>;
   }
 }
 
 // The way back: g, the gradient of what was mapped, becomes that of x; grads get those of the parameters.
-template <class S, class Map>
-void map_gradients(const TileColumns& c, const Map& map, int n_params, const Packed<S>& last, int64_t blocks, S* params,
-                   const S* x, const S* grad_ladj, S* grads, S* g) {
-  using T = typename Map::T;
+template <class S>
+void map_gradients(const TileColumns& c, const BlockMap<S>& map, int n_params, const Packed<S>& last, int64_t blocks,
+                   S* params, const S* x, const S* grad_ladj, S* grads, S* g) {
   for (int64_t s = 0; s < blocks; ++s) {
-    const T g_ladj = load_pair(grad_ladj);
-    for (int64_t i = 0; i < c.n_out; ++i) {
-      const int64_t at = c.out[i] * kRowBlock<S>;
-      const T g_v = map.grad({params, last.out_rank, i * n_params}, {grads, last.out_rank, i * n_params},
-                             load_pair(x + at), load_pair(g + at), g_ladj);
-      store_pair(g + at, g_v);
-    }
+    map.grad(map.map, mapped_features(c, n_params, last, params), grads, x, g, load_pair(grad_ladj));
     x += c.features * kRowBlock<S>, g += c.features * kRowBlock<S>, grad_ladj += kRowBlock<S>;
     params += last.out_width * kRowBlock<S>, grads += last.out_width * kRowBlock<S>;
   }
@@ -75,18 +67,5 @@ void load_grad_ladj(const RowTile& rows, const void* from, S* to) {
   memset(to, 0, size_t(rows.blocks<S>() * kRowBlock<S>) * sizeof(S));
   if (from) memcpy(to, static_cast<const S*>(from) + rows.first, size_t(rows.rows) * sizeof(S));
 }
-
-// Compiled in flow_layer_cpu.cpp, once for both ops: the same bits from both.
-#define FK_LAYER_FUNCTIONS(EXTERN, S, ...)                                                                          \
-  EXTERN template void map_features(const TileColumns&, const __VA_ARGS__&, int, const Packed<S>&, int64_t, S*, S*, \
-                                    S*);                                                                            \
-  EXTERN template void map_gradients(const TileColumns&, const __VA_ARGS__&, int, const Packed<S>&, int64_t, S*,    \
-                                     const S*, const S*, S*, S*)
-#define FK_LAYER_FUNCTIONS_OF(EXTERN, S)              \
-  FK_LAYER_FUNCTIONS(EXTERN, S, AffineMap<S>);        \
-  FK_LAYER_FUNCTIONS(EXTERN, S, SplineMap<S, false>); \
-  FK_LAYER_FUNCTIONS(EXTERN, S, SplineMap<S, true>)
-FK_LAYER_FUNCTIONS_OF(extern, float);
-FK_LAYER_FUNCTIONS_OF(extern, double);
 
 }  // namespace fk::FK_ISA

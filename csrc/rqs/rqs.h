@@ -4,6 +4,7 @@
 
 #include "../common/cuda_stream.h"
 #include "../common/view.h"
+#include "../univariate/asked.h"
 
 namespace fk {
 
@@ -59,6 +60,12 @@ RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, 
 // Throws where the box, its bins or their slopes have no numbers in the arithmetic type, double where wide: Python's
 // check_box.
 void check_box(const RqsSpec&, bool wide);
+
+// What fused layers ask.
+void check_numbers(const RqsSpec&, DType);
+void check_on_gpu(const RqsSpec&);
+inline int shared_numbers(const RqsSpec& s) { return 2 * s.bins; }
+bool box_of(const RqsSpec&, MapBox*);
 
 // What is checked here is all that a kernel relies on. grad_y and grad_ladj may be none.
 RqsArgs rqs_fwd_args(const RqsSpec&, const View& x, const View& params, const View& y, const View& ladj);

@@ -33,6 +33,17 @@ void check_box(const RqsSpec& s, bool wide) {
          "(" + text(s.left) + ", " + text(s.right) + ", " + text(s.bottom) + ", " + text(s.top) + ")");
 }
 
+void check_numbers(const RqsSpec& s, DType type) { check_box(s, type == DType::f64); }
+
+void check_on_gpu(const RqsSpec& s) {
+  if (s.min_lambda != 0) refuse("sweep: the map", "without splits on a GPU", "a linear spline");
+}
+
+bool box_of(const RqsSpec& s, MapBox* box) {
+  *box = {s.left, s.right, s.bottom, s.top};
+  return true;
+}
+
 // The leading dims of x and params, merged where both tensors allow it.
 static LeadingDims leading_dims_of(const View& x, const View& params) {
   LeadingDims r;

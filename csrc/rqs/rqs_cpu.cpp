@@ -7,7 +7,7 @@
 #include "../common/kernels.h"
 #include "../common/parallel.h"
 #include "rqs.h"
-#include "rqs_blocks.h"
+#include "rqs_map.h"
 
 namespace fk::FK_ISA {
 
@@ -15,6 +15,14 @@ FK_SPLINE_BLOCKS(, ConstsF);
 FK_SPLINE_BLOCKS(, ConstsFClip);
 FK_SPLINE_BLOCKS(, ConstsD);
 FK_SPLINE_BLOCKS(, ConstsDClip);
+
+template <class S>
+BlockMap<S> block_map(const RqsSpec& spec, Arena& arena) {
+  if (spec.clip_size != 0) return block_map_of<S, SplineMap<S, true>>(spec, arena);
+  return block_map_of<S, SplineMap<S, false>>(spec, arena);
+}
+template BlockMap<float> block_map(const RqsSpec&, Arena&);
+template BlockMap<double> block_map(const RqsSpec&, Arena&);
 
 namespace {
 

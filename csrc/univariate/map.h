@@ -3,26 +3,54 @@
 #pragma once
 #include "../affine/affine.h"
 #include "../rqs/rqs.h"
+#include "asked.h"
+
+// do_(kind, type of the settings) of each map. One more is its header above and a line here; on a GPU one in
+// map_cuda.cuh.
+#define FK_MAPS(do_) do_(affine, AffineSpec) do_(rqs, RqsSpec)
 
 namespace fk {
 
-struct UnivariateMap {
-  bool is_affine;
-  AffineSpec affine = {};  // this one,
-  RqsSpec rqs = {};        // or that
+#define FK_MAP_KIND(kind, Spec) kind,
+enum class MapKind { FK_MAPS(FK_MAP_KIND) };
+#undef FK_MAP_KIND
 
-  explicit UnivariateMap(const RqsSpec& s) : is_affine(false), rqs(s) {}
-  explicit UnivariateMap(const AffineSpec& s) : is_affine(true), affine(s) {
-    if (!s.each_feature())
-      refuse("UnivariateMap: the affine map", "of each feature by itself", "one of a part or of several dims");
+// The settings of one of them, and which.
+class UnivariateMap {
+ public:
+#define FK_MAP_FROM(kind, Spec)                                                                           \
+  explicit UnivariateMap(const Spec& s) : kind_(MapKind::kind), params_(s.params()), kind##_settings(s) { \
+    check_each_feature(s);                                                                                \
   }
-  UnivariateMap() = default;
+  FK_MAPS(FK_MAP_FROM)
+#undef FK_MAP_FROM
+  UnivariateMap() : kind_(MapKind::affine), params_(0), affine_settings() {}
+
+  int params() const { return params_; }
+
+  // f(settings), each in a type of its own.
+  template <class F>
+  __attribute__((always_inline)) auto visit(const F& f) const {
+#define FK_MAP_CASE(kind, Spec) \
+  if (kind_ == MapKind::kind) return f(kind##_settings);
+    FK_MAPS(FK_MAP_CASE)
+#undef FK_MAP_CASE
+    __builtin_unreachable();
+  }
 
   // Throws where the map has no numbers in the type of its layer.
   void check(DType type) const {
-    if (!is_affine) check_box(rqs, type == DType::f64);
+    visit([&](const auto& spec) { check_numbers(spec, type); });
   }
-  int params() const { return is_affine ? affine.params() : rqs.params(); }
+
+ private:
+  MapKind kind_;
+  int params_;
+  union {
+#define FK_MAP_SETTINGS(kind, Spec) Spec kind##_settings;
+    FK_MAPS(FK_MAP_SETTINGS)
+#undef FK_MAP_SETTINGS
+  };
 };
 
 }  // namespace fk

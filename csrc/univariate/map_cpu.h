@@ -1,98 +1,13 @@
-// Univariate maps on one row block: parameters arrive as [param][kRowBlock rows].
+// Univariate maps on one row block, [param or feature][kRowBlock rows]. Fused layers know none of them: a map is two
+// functions, compiled in its own <map>_cpu.cpp, and its constants.
 #pragma once
-#include "../affine/affine_lanes.h"
 #include "../common/arena.h"
 #include "../common/by_type.h"
+#include "../common/pair.h"
 #include "../net/gemm.h"
-#include "../rqs/rqs_blocks.h"
 #include "map.h"
 
 namespace fk::FK_ISA {
-
-// The parameters of one feature: param p lies in row(p) of a row block.
-template <class S>
-struct ParamRows {
-  S* block;
-  const int32_t* rank;
-  int64_t first;
-
-  FK_INLINE S* row(int p) const { return block + (rank ? rank[first + p] : first + p) * kRowBlock<S>; }
-};
-
-template <class S, bool Clip>
-struct SplineMap {
-  using T = Pair<typename Simd<S>::V>;
-  Consts<S, Clip> c;
-  Block<S>* blocks;  // [2]
-  bool inverse;
-
-  SplineMap(const UnivariateMap& m, Arena& arena) : c(m.rqs), blocks(arena.take<Block<S>>(2)), inverse(m.rqs.inverse) {}
-
-  static FK_INLINE ParamLanes<S> lanes_of(const ParamRows<S>& p) { return {p.block, 0, p.rank, p.first}; }
-
-  void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
-    eval_blocks(c, lanes_of(params), blocks, inverse, v, out, ladj);
-  }
-
-  // Puts the gradients of the parameters into `grads` and returns that of v.
-  T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
-    return grad_blocks(c, lanes_of(params), lanes_of(grads), blocks, inverse, v, g_out, g_ladj);
-  }
-};
-
-template <class S>
-struct AffineMap {
-  using T = Pair<typename Simd<S>::V>;
-  Affine<S> map;
-  bool additive;
-  int at_logit, at_shift;
-
-  AffineMap(const UnivariateMap& m, Arena&)
-      : map(m.affine),
-        additive(m.affine.scale == AffineScale::additive),
-        at_logit(m.affine.shift_first),
-        at_shift(!additive && !m.affine.shift_first) {}
-
-  FK_INLINE T logit(const ParamRows<S>& p) const { return additive ? T{} : load_pair(p.row(at_logit)); }
-  FK_INLINE T shift(const ParamRows<S>& p) const { return load_pair(p.row(at_shift)); }
-
-  void eval(const ParamRows<S>& params, T v, T* out, T* ladj) const {
-    map.eval(logit(params), shift(params), v, out, ladj);
-  }
-
-  T grad(const ParamRows<S>& params, const ParamRows<S>& grads, T v, T g_out, T g_ladj) const {
-    T g_logit, g_shift;
-    const T g_v = map.grad(logit(params), shift(params), v, g_out, g_ladj, &g_logit, &g_shift);
-    store_pair(grads.row(at_shift), g_shift);
-    if (!additive) store_pair(grads.row(at_logit), g_logit);
-    return g_v;
-  }
-};
-
-// Multiply-adds that take about as long as one parameter of a map.
-constexpr int64_t kParamWork = 32;
-
-template <class M>
-struct MapType {
-  using Map = M;
-};
-
-// Calls f with the type of a map on numbers of type S as that of a value: f(MapType<..>()).
-template <class S, class F>
-void by_map(const UnivariateMap& m, const F& f) {
-  if (m.is_affine)
-    f(MapType<AffineMap<S>>());
-  else if (m.rqs.clip_size != 0)
-    f(MapType<SplineMap<S, true>>());
-  else
-    f(MapType<SplineMap<S, false>>());
-}
-
-// The same with the type of a layer's numbers: f(S(), MapType<..>()).
-template <class F>
-void by_map(DType type, const UnivariateMap& m, const F& f) {
-  by_scalar(type, [&](auto s) { by_map<decltype(s)>(m, [&](auto map) { f(s, map); }); });
-}
 
 // A compensated sum: a row's ladj may have a thousand terms.
 template <class T>
@@ -106,5 +21,83 @@ struct LadjSum {
   }
   FK_INLINE T total() const { return sum + lost; }
 };
+
+// The parameters of one feature: param p lies in row(p) of a row block.
+template <class S>
+struct ParamRows {
+  S* block;
+  const int32_t* rank;
+  int64_t first;
+
+  FK_INLINE S* row(int p) const { return block + (rank ? rank[first + p] : first + p) * kRowBlock<S>; }
+};
+
+// Features that are mapped: feature i of n lies in row at[i] of its row block, its parameters come from i * n_params
+// on.
+template <class S>
+struct MappedFeatures {
+  const int32_t* at;  // null: i
+  int64_t n;
+  S* params;
+  const int32_t* rank;
+  int64_t first;
+  int n_params;
+
+  FK_INLINE int64_t place(int64_t i) const { return (at ? at[i] : i) * kRowBlock<S>; }
+  FK_INLINE ParamRows<S> params_of(int64_t i) const { return {params, rank, first + i * n_params}; }
+  // The same rows of another block.
+  FK_INLINE ParamRows<S> grads_of(int64_t i, S* grads) const { return {grads, rank, first + i * n_params}; }
+};
+
+template <class S>
+struct BlockMap {
+  using T = Pair<typename Simd<S>::V>;
+  const void* map;  // constants, and room to work in
+  // Maps features of v to out, which may be the same block, and adds the terms of ladj.
+  void (*eval)(const void* map, const MappedFeatures<S>&, const S* v, S* out, LadjSum<T>& ladj);
+  // The way back: g, the gradient of what was mapped, becomes that of v; grads get those of the parameters.
+  void (*grad)(const void* map, const MappedFeatures<S>&, S* grads, const S* v, S* g, T g_ladj);
+};
+
+// Of a map M(settings, arena) that has eval and grad of a pair of vectors.
+template <class S, class M, class Spec>
+BlockMap<S> block_map_of(const Spec& spec, Arena& arena) {
+  using T = typename BlockMap<S>::T;
+  return {placed<M>(arena, spec),
+          [](const void* map, const MappedFeatures<S>& f, const S* v, S* out, LadjSum<T>& ladj) {
+            const M& m = *static_cast<const M*>(map);
+            LadjSum<T> sum = ladj;
+            for (int64_t i = 0; i < f.n; ++i) {
+              T y, term;
+              m.eval(f.params_of(i), load_pair(v + f.place(i)), &y, &term);
+              store_pair(out + f.place(i), y);
+              sum.add(term);
+            }
+            ladj = sum;
+          },
+          [](const void* map, const MappedFeatures<S>& f, S* grads, const S* v, S* g, T g_ladj) {
+            const M& m = *static_cast<const M*>(map);
+            for (int64_t i = 0; i < f.n; ++i) {
+              S* const at = g + f.place(i);
+              store_pair(
+                  at, m.grad(f.params_of(i), f.grads_of(i, grads), load_pair(v + f.place(i)), load_pair(at), g_ladj));
+            }
+          }};
+}
+
+// The map of these settings; compiled in <map>_cpu.cpp.
+#define FK_BLOCK_MAP(kind, Spec) \
+  template <class S>             \
+  BlockMap<S> block_map(const Spec&, Arena&);
+FK_MAPS(FK_BLOCK_MAP)
+#undef FK_BLOCK_MAP
+
+template <class S>
+BlockMap<S> block_map(const UnivariateMap& m, Arena& arena) {
+  return m.visit([&](const auto& spec) { return block_map<S>(spec, arena); });
+}
+
+// Multiply-adds that take about as long as one parameter of a map.
+constexpr int64_t kParamWork = 32;
 
 }  // namespace fk::FK_ISA

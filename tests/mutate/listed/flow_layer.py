@@ -37,10 +37,14 @@ MUTATIONS = (
         "ladj of a thousand terms in float",
         "tests/ops/test_flow_layer.py -k thousand",
     ),
-    _layer("order of params", _MAP, "at_logit(«m.affine.shift_first»)", "false", "the logit is the shift"),
     _layer(
-        "columns of the map", _TILE, "S* at = x + «c.out[i]» * kRowBlock<S>;\n      T out", "i", "the first features"
+        "order of params",
+        "csrc/affine/affine_map.h",
+        "at_logit(«s.shift_first»)",
+        "false",
+        "the logit is the shift",
     ),
+    _layer("columns of the map", _MAP, "return («at ? at[i] : i») * kRowBlock<S>;", "i", "the first features"),
     _layer(
         "input order",
         _TILE,
@@ -239,7 +243,11 @@ MUTATIONS = (
         "back: rows past the end", _SWEEP, "«clear_past_end(rows, p.out_width, t.gated[i]);»", "", "they are summed"
     ),
     _sweep(
-        "back: slope", _SWEEP, "«if (args.slope) g_x = g_x * load_pair(t.slope + at);»", "", "the waves have no slope"
+        "back: slope",
+        _SWEEP,
+        "load_pair(«args.slope ? slope + at : gx + f * R»)",
+        "gx + f * R",
+        "the waves have no slope",
     ),
     _seen("edge of the box", _SWEEP, "z[l] < low || «z[l] > high» ?", "z[l] >= high", "the upper edge is outside"),
     _seen("lower edge of the box", _SWEEP, "lanes[l] = «z[l] < low» ||", "z[l] <= low", "the lower edge is outside"),
