@@ -17,6 +17,7 @@
 #include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
+#include "mixture/mixture.h"
 #include "net/net_bindings.h"
 #include "rqs/rqs.h"
 
@@ -138,6 +139,19 @@ PYBIND11_MODULE(_C, m) {
     const RqsArgs a = rqs_bwd_args(s, x, params, grad_y, grad_ladj, grad_x, grad_params);
     py::gil_scoped_release unlocked;
     rqs_bwd(s, a, threads);
+  });
+  py::class_<MixtureSpec>(m, "MixtureSpec").def(py::init(&mixture_spec));
+  m.def("mixture_fwd",
+        [](const MixtureSpec& s, const View& x, const View& params, const View& y, const View& ladj, int threads) {
+          const MapArgs a = map_fwd_args("mixture", s.params(), x, params, y, ladj);
+          py::gil_scoped_release unlocked;
+          mixture_fwd(s, a, threads);
+        });
+  m.def("mixture_bwd", [](const MixtureSpec& s, const View& x, const View& params, const View& grad_y,
+                          const View& grad_ladj, const View& grad_x, const View& grad_params, int threads) {
+    const MapArgs a = map_bwd_args("mixture", s.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
+    py::gil_scoped_release unlocked;
+    mixture_bwd(s, a, threads);
   });
   py::class_<AffineSpec>(m, "AffineSpec").def(py::init(&affine_spec));
   m.def("affine_fwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,

@@ -8,6 +8,7 @@
 #include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
+#include "mixture/mixture.h"
 #include "net/net.h"
 #include "rqs/rqs.h"
 
@@ -55,6 +56,7 @@ namespace fk {
 
 FK_MAP(rqs, RqsSpec, RqsArgs)
 FK_MAP(affine, AffineSpec, AffineArgs)
+FK_MAP(mixture, MixtureSpec, MapArgs)
 FK_OP(actnorm, ActNormArgs)
 FK_OP(batch_norm, BatchNormArgs)
 FK_OP(lu, LuArgs)

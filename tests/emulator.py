@@ -50,6 +50,7 @@ def sources() -> list[Path]:
     """Every kernel, what turns Python's arguments into calls, and the bindings."""
     cuda = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
     args = [f for f in sorted(ROOT.glob("csrc/*/*_args.cpp")) if (f.parent / f"{f.parent.name}_cuda.cu") in cuda]
+    args += [ROOT / "csrc" / f for f in ("univariate/map_args.cpp", "mixture/mixture_args.cpp")]  # the maps there are
     return [*cuda, *args, ROOT / "csrc" / "cuda_bindings.cpp"]
 
 

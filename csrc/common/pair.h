@@ -61,12 +61,32 @@ FK_INLINE auto operator<(Pair<V> p, Pair<V> q) {
   return Pair<decltype(p.a < q.a)>{p.a < q.a, p.b < q.b};
 }
 template <class V>
+FK_INLINE auto operator<=(Pair<V> p, Pair<V> q) {
+  return Pair<decltype(p.a <= q.a)>{p.a <= q.a, p.b <= q.b};
+}
+template <class V>
+FK_INLINE auto operator==(Pair<V> p, Pair<V> q) {
+  return Pair<decltype(p.a == q.a)>{p.a == q.a, p.b == q.b};
+}
+template <class V>
+FK_INLINE auto operator!=(Pair<V> p, Pair<V> q) {
+  return Pair<decltype(p.a != q.a)>{p.a != q.a, p.b != q.b};
+}
+template <class V>
 FK_INLINE Pair<V> operator-(Pair<V> p) {
   return {-p.a, -p.b};
 }
 template <class M>
 FK_INLINE Pair<M> operator&(Pair<M> p, Pair<M> q) {
   return {p.a & q.a, p.b & q.b};
+}
+template <class M>
+FK_INLINE Pair<M> operator|(Pair<M> p, Pair<M> q) {
+  return {p.a | q.a, p.b | q.b};
+}
+template <class M>
+FK_INLINE Pair<M> operator!(Pair<M> p) {
+  return {~p.a, ~p.b};
 }
 template <class M>
 FK_INLINE bool any_(Pair<M> p) {

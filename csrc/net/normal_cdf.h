@@ -14,9 +14,14 @@ inline constexpr double kErfc[26] = {
     3.1309213993429580783e-13,  -1.1270822361367252365e-13, 3.8109052551892320678e-16,  7.1060976136092369431e-15,
     -1.5230282014571041472e-15, -9.4574945712912544535e-17};
 
-// The normal distribution function, from the smaller of its two tails.
+// Phi(-|v|) = t / 2 exp(rest - z^2).
 template <class V>
-FK_INLINE V normal_cdf(V v) {
+struct NormalTail {
+  V z, t, rest;
+};
+
+template <class V>
+FK_INLINE NormalTail<V> normal_tail(V v) {
   using S = typename ScalarOf<V>::S;
   constexpr int kTerms = sizeof(S) == 4 ? 12 : 26;
   const V z = abs_(v) * S(0.70710678118654752), t = 2 / (2 + z), u = 2 * t - 1;
@@ -26,7 +31,15 @@ FK_INLINE V normal_cdf(V v) {
     b2 = b1;
     b1 = b;
   }
-  const V tail = S(0.5) * t * exp_(u * b1 - b2 + S(kErfc[0]) - z * z);
+  return {z, t, u * b1 - b2 + S(kErfc[0])};
+}
+
+// The normal distribution function, from the smaller of its two tails.
+template <class V>
+FK_INLINE V normal_cdf(V v) {
+  using S = typename ScalarOf<V>::S;
+  const NormalTail<V> n = normal_tail(v);
+  const V tail = S(0.5) * n.t * exp_(n.rest - n.z * n.z);
   return select(v > 0, 1 - tail, tail);
 }
 

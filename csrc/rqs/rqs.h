@@ -3,8 +3,8 @@
 #include <stdint.h>
 
 #include "../common/cuda_stream.h"
-#include "../common/view.h"
 #include "../univariate/asked.h"
+#include "../univariate/map_args.h"
 
 namespace fk {
 
@@ -28,30 +28,7 @@ struct RqsSpec {
   int params() const { return before_splits() + (min_lambda != 0 ? bins : 0); }
 };
 
-// x, y, grad_y, grad_x: [rows, features]; params, grad_params: [rows, features, P];
-// ladj, grad_ladj: [rows], float (double where x is double). Outputs are contiguous.
-struct RqsArgs {
-  LeadingDims rows;  // and the row strides of x and params
-  int64_t features;
-  int64_t x_stride;  // between features, in elements
-  int64_t params_stride;
-  DType x_type, params_type;
-  const void* x;
-  const void* params;
-  void* y;  // fwd
-  void* ladj;
-  const void* grad_y;  // bwd; null: zero
-  const void* grad_ladj;
-  void* grad_x;
-  void* grad_params;
-
-  // Element (row, d) lies at (row * features + d) strides in both inputs, and x is dense.
-  bool evenly_spaced() const {
-    return rows.ndim == 1 && x_stride == 1 && rows.stride_a[0] == features &&
-           rows.stride_b[0] == features * params_stride;
-  }
-  bool empty() const { return features == 0 || rows.count() == 0; }
-};
+using RqsArgs = MapArgs;
 
 RqsSpec rqs_spec(int bins, int tails, double left, double right, double bottom, double top, double min_width,
                  double min_height, double min_slope, double logit_scale, double clip_size, double clip_slope,

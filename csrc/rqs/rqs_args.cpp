@@ -2,7 +2,6 @@
 // CPU's module and CUDA's.
 #include <math.h>
 
-#include "../common/view_like.h"
 #include "rqs.h"
 
 namespace fk {
@@ -44,64 +43,16 @@ bool box_of(const RqsSpec& s, MapBox* box) {
   return true;
 }
 
-// The leading dims of x and params, merged where both tensors allow it.
-static LeadingDims leading_dims_of(const View& x, const View& params) {
-  LeadingDims r;
-  for (int i = 0; i < x.ndim - 1; ++i) {
-    const int64_t n = x.size[i], a = x.stride[i], b = params.stride[i];
-    if (n == 1) continue;
-    const int last = r.ndim - 1;
-    const bool joins = last >= 0 && r.stride_a[last] == n * a && r.stride_b[last] == n * b;
-    if (!joins && r.ndim == LeadingDims::kMaxDims)
-      refuse("rqs: x", "of at most 8 leading dims that cannot be merged", "strides " + strides_of(x));
-    const int at = joins ? last : r.ndim++;
-    r.size[at] = joins ? r.size[at] * n : n;
-    r.stride_a[at] = a, r.stride_b[at] = b;
-  }
-  return r;
-}
-
-static RqsArgs inputs(const RqsSpec& spec, const View& x, const View& params) {
-  check_input("rqs: x", x);
-  check_input("rqs: params", params);
-  check_params_type("rqs: params", params, x.type);
-  if (x.ndim < 1) refuse("rqs: x", "[..., D]", "a scalar");
-  const int64_t P = spec.params();
-  check_sizes_like("rqs: params", params, x.size, x.ndim, P);
-  check_box(spec, x.type == DType::f64);
-  if (params.stride[x.ndim] != 1) refuse("rqs: params", "dense in their last dim", "strides " + strides_of(params));
-  RqsArgs a = {};
-  a.rows = leading_dims_of(x, params);
-  a.features = x.size[x.ndim - 1];
-  // Of a single feature, or row, the distance to the next counts for nothing: as if there were no gap.
-  a.x_stride = a.features == 1 ? 1 : x.stride[x.ndim - 1];
-  a.params_stride = a.features == 1 ? P : params.stride[x.ndim - 1];
-  if (a.rows.ndim == 0) {
-    a.rows.ndim = 1, a.rows.size[0] = 1;
-    a.rows.stride_a[0] = a.features, a.rows.stride_b[0] = a.features * a.params_stride;
-  }
-  a.x_type = x.type, a.params_type = params.type;
-  a.x = x.data, a.params = params.data;
-  return a;
-}
-
 RqsArgs rqs_fwd_args(const RqsSpec& spec, const View& x, const View& params, const View& y, const View& ladj) {
-  RqsArgs a = inputs(spec, x, params);
-  check_contiguous_like("rqs: y", y, x.type, x.size, x.ndim);
-  check_contiguous_like("rqs: ladj", ladj, wide_type(x.type), x.size, x.ndim - 1);
-  a.y = y.data, a.ladj = ladj.data;
+  const RqsArgs a = map_fwd_args("rqs", spec.params(), x, params, y, ladj);
+  check_numbers(spec, x.type);
   return a;
 }
 
 RqsArgs rqs_bwd_args(const RqsSpec& spec, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
                      const View& grad_x, const View& grad_params) {
-  RqsArgs a = inputs(spec, x, params);
-  check_contiguous_or_none("rqs: grad_y", grad_y, x.type, x.size, x.ndim);
-  check_contiguous_or_none("rqs: grad_ladj", grad_ladj, wide_type(x.type), x.size, x.ndim - 1);
-  check_contiguous_like("rqs: grad_x", grad_x, x.type, x.size, x.ndim);
-  check_contiguous_like("rqs: grad_params", grad_params, params.type, params.size, params.ndim);
-  a.grad_y = grad_y.data, a.grad_ladj = grad_ladj.data;
-  a.grad_x = grad_x.data, a.grad_params = grad_params.data;
+  const RqsArgs a = map_bwd_args("rqs", spec.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
+  check_numbers(spec, x.type);
   return a;
 }
 

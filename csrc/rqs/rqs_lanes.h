@@ -4,7 +4,7 @@
 #pragma once
 #include "../common/pair.h"
 #include "../common/short_math.h"
-#include "param_lanes.h"
+#include "../univariate/param_lanes.h"
 #include "rqs_bin.h"
 #include "rqs_linear.h"
 

@@ -7,6 +7,10 @@
 
 namespace fk::cuda {
 
+// Refused before a launch, by check_on_gpu: no kernel yet.
+template <class S, class F>
+void with_map(const MixtureSpec&, const F&) {}
+
 // f(the map), in a type of its own: with_map of its settings, in <map>_map.cuh.
 template <class S, class F>
 void by_map(const UnivariateMap& m, const F& f) {

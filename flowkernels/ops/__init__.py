@@ -8,6 +8,7 @@ from .block_made import block_made
 from .conv_net import conv_net
 from .flow import flow
 from .lu_linear import lu_linear
+from .mixture import Mixture, mixture
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .rqs import RQS, rqs
 from .sinh_arcsinh import SinhArcsinh
@@ -17,6 +18,7 @@ __all__ = [
     "Affine",
     "LayerPlan",
     "MadePlan",
+    "Mixture",
     "SinhArcsinh",
     "actnorm",
     "affine",
@@ -29,6 +31,7 @@ __all__ = [
     "lu_linear",
     "made",
     "masked_linear",
+    "mixture",
     "residual_net",
     "rqs",
 ]

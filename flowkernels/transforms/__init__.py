@@ -17,7 +17,7 @@ from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
 from .standardize import Standardize
 from .torch_transform import TorchTransform
-from .univariate import RQS, Affine, SinhArcsinh, Univariate
+from .univariate import RQS, Affine, Mixture, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -35,6 +35,7 @@ __all__ = [
     "LUConv1x1",
     "LULinear",
     "Logit",
+    "Mixture",
     "MultiScale",
     "Permutation",
     "SinhArcsinh",

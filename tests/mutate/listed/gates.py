@@ -7,6 +7,7 @@ _maps = Of("gate maps", "tests/ops/test_entry_points.py -k not cuda")
 _VIEW, _LIKE, _NET = "csrc/common/view.h", "csrc/common/view_like.h", "csrc/net/net_args.cpp"
 _MASK, _LAYER = "csrc/net/mask.h", "csrc/flow_layer/flow_layer_args.cpp"
 _LU, _RQS, _AFFINE = (f"csrc/{op}/{op}_args.cpp" for op in ("lu_linear", "rqs", "affine"))
+_ROWS = "csrc/univariate/map_args.cpp"
 _SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_args.cpp"
 
 MUTATIONS = (
@@ -74,8 +75,8 @@ MUTATIONS = (
     _maps("permutation repeats", _LU, "p >= channels || «seen[size_t(p)]»)", "false", "repeats"),
     _maps("permutation", _LU, "if (p < 0 || «p >= channels» ||", "p > channels", "C"),
     _maps("bins", _RQS, 'check_number("RqsSpec: bins", bins, 1, «128»);', "129", "129"),
-    _maps("leading dims", _RQS, "if (!joins && «r.ndim == LeadingDims::kMaxDims»)", "false", "nine"),
-    _maps("dense params", _RQS, "if («params.stride[x.ndim] != 1») refuse", "false", "strides"),
+    _maps("leading dims", _ROWS, "if (!joins && «r.ndim == LeadingDims::kMaxDims»)", "false", "nine"),
+    _maps("dense params", _ROWS, "if («params.stride[x.ndim] != 1») refuse", "false", "strides"),
     _maps("part", _AFFINE, "if («spec.stop > x.size[m.part]»)", "spec.stop > x.size[m.part] + 1", "past the features"),
     _maps(
         "mask",

@@ -8,8 +8,8 @@ _edges = "tests/ops/test_rqs_edges.py -k (no_param or far_larger or nearly or mi
 _memory = "tests/ops/test_rqs_memory.py -k (view_gives or negative) and not emulated"
 _wide = "tests/ops/test_rqs.py tests/ops/test_rqs_memory.py -k not emulated"
 _MATH, _BIN, _LANES = "csrc/rqs/rqs_math.h", "csrc/rqs/rqs_bin.h", "csrc/rqs/rqs_lanes.h"
-_LINEAR, _CPU = "csrc/rqs/rqs_linear.h", "csrc/rqs/rqs_cpu.cpp"
-_SPEC, _NATIVE = "flowkernels/ops/rqs/spec.py", "flowkernels/ops/rqs/native.py"
+_LINEAR, _WALK = "csrc/rqs/rqs_linear.h", "csrc/univariate/walk.h"
+_SPEC, _NATIVE = "flowkernels/ops/rqs/spec.py", "flowkernels/ops/_row_params.py"
 
 MUTATIONS = (
     # ---- formulas ----
@@ -140,16 +140,16 @@ MUTATIONS = (
         "the last block writes past the end",
         _wide,
     ),
-    _rqs("next row", _CPU, "«cur.next();»", "", "every row is the first", _memory),
+    _rqs("next row", _WALK, "«cur.next();»", "", "every row is the first", _memory),
     _rqs(
         "long row",
-        _CPU,
+        _WALK,
         "long_row += sum_of(buffer, «n»);",
         "2 * L",
         "idle lanes are summed",
         "tests/ops/test_rqs.py -k group+1 and not emulated",
     ),
-    _rqs("row of ladj", _CPU, "d = 0;\n          «++row;»", "", "all rows have the gradient of one", _wide),
+    _rqs("row of ladj", _WALK, "d = 0;\n          «++row;»", "", "all rows have the gradient of one", _wide),
     # ---- Python ----
     _rqs(
         "largest minimum",
@@ -178,7 +178,7 @@ MUTATIONS = (
     ),
     _rqs(
         "strides of params",
-        "csrc/rqs/rqs_args.cpp",
+        "csrc/univariate/map_args.cpp",
         "== n * a && «r.stride_b[last] == n * b»;",
         "true",
         "a stride is not looked at",

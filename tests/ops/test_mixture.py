@@ -1,0 +1,171 @@
+"""The mixture map's values: tails, extremes, what it is the distribution function of, errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import distributions, flows, nets, ops, transforms
+from flowkernels.ops import Mixture
+from flowkernels.ops.mixture.spec import KERNELS, OUTERS
+
+PAIRS = tuple(itertools.product(KERNELS, OUTERS))
+EVERY = pytest.mark.parametrize(("kernel", "outer"), PAIRS)
+WIDE = pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["f32", "f64"])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
+
+
+def draw(*shape: int, components: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=g, dtype=torch.float64)
+    return x, scale * torch.randn(*shape, 3 * components, generator=g, dtype=torch.float64)
+
+
+def values_of(f: Mixture, x: Tensor) -> Tensor:
+    """x, or numbers that the inverse of a map onto (0, 1) takes."""
+    return torch.sigmoid(x) if f.inverse and f.outer == "unit" else x
+
+
+@EVERY
+@BACKENDS
+@pytest.mark.parametrize("components", [1, 2, 7, 128])
+def test_is_the_distribution_function(kernel, outer, components, backend) -> None:
+    x, params = draw(27, 1, components=components)
+    w, m, s = params.unflatten(-1, (3, components)).unbind(-2)
+    parts = torch.distributions.Normal(m, s.exp())
+    if kernel == "logistic":
+        base = torch.distributions.Uniform(torch.zeros_like(m), torch.ones_like(m))
+        steps = [torch.distributions.SigmoidTransform().inv, torch.distributions.AffineTransform(m, s.exp())]
+        parts = torch.distributions.TransformedDistribution(base, steps, validate_args=False)
+    cdf = (w.softmax(-1) * parts.cdf(x[..., None])).sum(-1)
+    log_density = torch.logsumexp(w.log_softmax(-1) + parts.log_prob(x[..., None]), -1)
+    y, ladj = ops.mixture(x, params, components=components, kernel=kernel, outer=outer, backend=backend)
+    of_outer = {"unit": torch.zeros_like(y), "logit": cdf.log() + (1 - cdf).log()}
+    of_outer["probit"] = -0.5 * torch.special.ndtri(cdf).square() - 0.5 * math.log(2 * math.pi)
+    wanted = {"unit": cdf, "logit": torch.logit(cdf), "probit": torch.special.ndtri(cdf)}[outer]
+    inside = ((cdf > 1e-5) & (cdf < 1 - 1e-5))[:, 0]  # beyond, what is wanted has few digits
+    torch.testing.assert_close(y[inside], wanted[inside], rtol=1e-9, atol=1e-9)
+    density = (log_density - of_outer[outer]).sum(-1)
+    torch.testing.assert_close(ladj[inside], density[inside], rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+@WIDE
+@BACKENDS
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_any_finite_params(kernel, outer, inverse, wide, backend) -> None:
+    """Values and gradients are finite for logits, means and log-scales of up to 1e4."""
+    f = Mixture(5, kernel, outer, inverse=inverse)
+    x, params = draw(300, 2, components=5)
+    for scale in (10.0, 1e4):
+        p = (scale * params.clamp(-1, 1)).to(wide).requires_grad_()
+        v = values_of(f, x).to(wide).requires_grad_()
+        y, ladj = f(v, p, backend=backend)
+        assert y.isfinite().all() and ladj.isfinite().all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum() + ladj.sum(), (v, p)))
+
+
+@WIDE
+@BACKENDS
+def test_neither_tail_saturates(wide, backend) -> None:
+    x = torch.tensor([[-1e4, -300.0, -40.0, 40.0, 300.0, 1e4]], dtype=wide)
+    params = torch.zeros(1, 6, 6, dtype=wide)
+    for kernel, outer in (("logistic", "logit"), ("normal", "probit")):
+        y, ladj = ops.mixture(x, params, components=2, kernel=kernel, outer=outer, backend=backend)
+        torch.testing.assert_close(y, x)
+        eps = torch.finfo(wide).eps
+        assert ladj.abs().max() <= 16 * eps * (1e8 if outer == "probit" else 1e4)
+        back, _ = ops.mixture(x, params, components=2, kernel=kernel, outer=outer, inverse=True, backend=backend)
+        torch.testing.assert_close(back, x)
+
+
+@EVERY
+@WIDE
+@BACKENDS
+def test_round_trip(kernel, outer, wide, backend) -> None:
+    """The error of the inverse is that of rounding y and of the evaluation, over the slope there."""
+    f = Mixture(6, kernel, outer)
+    x, params = draw(500, 3, components=6, seed=3)
+    x, params = x.to(wide), params.to(wide)
+    y, _ = f(x, params, backend=backend)
+    back, negated = f(y, params, True, backend=backend)
+    slope = torch.exp(f(x.double()[..., None], params.double()[:, :, None], backend="reference")[1])
+    error, eps = (back - x).double().abs(), torch.finfo(wide).eps
+    assert (error <= eps * (8 * (1 + y.abs()) / slope + 4 * x.abs()) + 4 * eps).all()
+    torch.testing.assert_close(negated, -f(back, params, backend=backend)[1], rtol=64 * eps, atol=64 * eps)
+
+
+@BACKENDS
+def test_a_gap_between_components(backend) -> None:
+    """Where the density underflows, the logarithm of it does not."""
+    params = torch.tensor([[[0.0, 1.0, -100.0, 100.0, -2.0, -2.0]]])
+    y, ladj = ops.mixture(torch.zeros(1, 1), params, components=2, backend=backend)
+    exact, of_exact = ops.mixture(torch.zeros(1, 1).double(), params.double(), components=2, backend="reference")
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ladj.double(), of_exact, rtol=1e-6, atol=0.0)
+    assert of_exact < -700
+
+
+@BACKENDS
+def test_what_the_unit_interval_ends_with(backend) -> None:
+    f, params = Mixture(3, "normal", "unit", inverse=True), draw(1, 5, components=3)[1]
+    x, _ = f(torch.tensor([[0.0, 1.0, 1.5, -0.1, torch.nan]]).double(), params, backend=backend)
+    assert x[0, 0] == -torch.inf and x[0, 1] == torch.inf and x[0, 2:].isnan().all()
+
+
+def test_the_conditional_distribution_function_of_a_mixture_of_gaussians() -> None:
+    """R064: MADE + mixture on the unit box is the autoregressive mixture density; samples come in one sweep."""
+    torch.manual_seed(0)
+    K, D = 5, 3
+    net = nets.MADE(D, 3 * K, hidden=(16,), seed=0)
+    layer = transforms.Autoregressive(net, Mixture(K, "normal", "unit"))
+    flow = flows.Flow(layer, distributions.UniformBox([0.0] * D, [1.0] * D)).double()
+    for p in flow.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    x = torch.randn(50, D).double()
+    w, m, s = net(x).view(50, D, 3, K).unbind(-2)
+    parts = torch.distributions.Normal(m, s.exp())
+    density = (
+        torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=w), parts).log_prob(x).sum(-1)
+    )
+    torch.testing.assert_close(flow.log_prob(x), density, rtol=1e-12, atol=1e-12)
+    sample, log_prob = flow.sample_and_log_prob(200)
+    torch.testing.assert_close(flow.log_prob(sample), log_prob, rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+def test_a_bad_element_stays_alone(kernel, outer) -> None:
+    for f in (Mixture(3, kernel, outer), Mixture(3, kernel, outer, inverse=True)):
+        x, params = draw(20, 4, components=3)
+        x = values_of(f, x)
+        y, ladj = f(x, params)
+        for place in (0, 4, 8):
+            broken = params.clone()
+            broken[7, 2, place] = torch.nan
+            found, part = f(x, broken)
+            assert found[7, 2].isnan() and part[7].isnan()
+            found[7, 2], part[7] = y[7, 2], ladj[7]
+            assert torch.equal(found, y) and torch.equal(part, ladj)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    {
+        "components": ({"components": 0}, "components must be an integer from 1 to 128, got 0"),
+        "too many": ({"components": 129}, "components must be an integer from 1 to 128, got 129"),
+        "kernel": ({"kernel": "cauchy"}, "kernel must be one of logistic, normal, got 'cauchy'"),
+        "outer": ({"outer": "none"}, "outer must be one of logit, probit, unit, got 'none'"),
+        "low": ({"min_log_scale": -21}, "min_log_scale must be a number from -20 to 20, got -21"),
+        "order": ({"min_log_scale": 7.0}, r"min_log_scale must be below max_log_scale = 7.0, got 7.0"),
+        "nan": ({"max_log_scale": math.nan}, "max_log_scale must be a number from -20 to 20, got nan"),
+    }.values(),
+)
+def test_settings(settings, message) -> None:
+    with pytest.raises(ValueError, match=f"^ops.mixture: {message}$"):
+        Mixture(**settings)
+    with pytest.raises(ValueError, match=f"^ops.mixture: {message}$"):
+        ops.mixture(torch.zeros(1, 1), torch.zeros(1, 1, 24), **{"components": 8, **settings})
