@@ -38,12 +38,12 @@ template <class S>
 struct MixtureRoom {
   using T = Pair<typename Simd<S>::V>;
   static constexpr int N = MixtureSpec::kMostComponents;
-  T raw[3 * N];                  // parameters, or their gradients
-  T weight[N], per_scale[N];     // e^(w - max w), e^-s
-  T z[N], small[N], density[N];  // at the last x
-  T terms[3][N];                 // logarithms
-  T hazard[2][N];                // the density over either side
-  T top, total;                  // max w; sum of weights
+  T raw[3 * N];                          // parameters, or their gradients
+  T weight[N], per_scale[N];             // e^(w - max w), e^-s
+  T z[N], small[N], big[N], density[N];  // at the last x
+  T terms[3][N];                         // logarithms
+  T hazard[2][N];                        // the density over either side
+  T top, total;                          // max w; sum of weights
 };
 
 template <class S, class T>
@@ -108,17 +108,19 @@ struct MixtureSlopes {
   T below, above;
 };
 
-// The smaller of the two sides of one component at z, and its density.
+// The two sides of one component at z, and its density.
 template <bool Normal, class T>
-FK_INLINE void component(T z, T* small, T* density) {
+FK_INLINE void component(T z, T* small, T* big, T* density) {
   using S = typename ScalarOf<T>::S;
   if constexpr (Normal) {
     const auto tail = normal_tail(z);
-    *small = S(0.5) * tail.t * exp_(tail.rest - S(0.5) * z * z);
-    *density = S(0.39894228040143268) * exp_(S(-0.5) * z * z);
+    const T e = exp_(S(-0.5) * z * z);  // with the same rounding in both, whose ratio matters
+    *small = S(0.5) * tail.t * exp_(tail.rest) * e;
+    *big = 1 - *small;
+    *density = S(0.39894228040143268) * e;
   } else {
     const T e = exp_(-abs_(z)), q = 1 / (1 + e);
-    *small = e * q;
+    *small = e * q, *big = q;
     *density = *small * q;
   }
 }
@@ -128,10 +130,10 @@ FK_INLINE MixtureSums<T> plain_sums(const C& c, MixtureRoom<S>& r, T x) {
   MixtureSums<T> s = {T{}, T{}, T{}};
   for (int k = 0; k < c.K; ++k) {
     const T z = min_(max_((x - r.raw[c.K + k]) * r.per_scale[k], T{} - c.kFar), T{} + c.kFar);
-    T small, density;
-    component<Normal>(z, &small, &density);
-    r.z[k] = z, r.small[k] = small, r.density[k] = density;
-    const T big = 1 - small, w = r.weight[k];
+    T small, big, density;
+    component<Normal>(z, &small, &big, &density);
+    r.z[k] = z, r.small[k] = small, r.big[k] = big, r.density[k] = density;
+    const T w = r.weight[k];
     const auto up = z >= 0;
     s.below = s.below + w * select(up, big, small);
     s.above = s.above + w * select(up, small, big);
@@ -252,15 +254,14 @@ FK_INLINE MixtureOut<T> outer_of(const C& c, const MixtureRoom<S>& r, const At& 
     }
     return {select(low, half, 1 - half), ladj, half};
   }
-  T log_p = log_(select(low, s.below, s.above) / r.total), density = log_(s.density / r.total);
-  if (at.any_far) {
-    const T log_total = log_(r.total);
-    log_p = select(at.far, select(low, l.below, l.above) - log_total, log_p);
-    density = select(at.far, l.density - log_total, density);
-  }
+  T log_p = log_(select(low, s.below, s.above) / r.total);
+  if (at.any_far) log_p = select(at.far, select(low, l.below, l.above) - log_(r.total), log_p);
   T rate;
   const T t = normal_quantile(-log_p, &rate);
-  return {select(low, -t, t), density + (S(0.5) * t * t + S(0.91893853320467274)), rate};
+  // Not log density - log phi(y), whose squares cancel, but where the density itself has no digits left.
+  T ladj = log_(select(low, at.slopes.below, at.slopes.above) / rate);
+  if (at.any_far) ladj = select(at.far, l.density - log_(r.total) + (S(0.5) * t * t + S(0.91893853320467274)), ladj);
+  return {select(low, -t, t), ladj, rate};
 }
 
 // The logit of the distribution function that y asks for, and where a component of mean 0 and scale 1 has it.
@@ -345,7 +346,7 @@ __attribute__((noinline)) T grad_mixture(const C& c, const ParamLanes<S>& params
     T share = r.weight[k] * (r.density[k] * r.per_scale[k]) / at.plain.density;
     if (at.any_far) share = select(at.far, exp_(r.terms[2][k] - at.logs.density), share);
     r.density[k] = share;
-    const T big_less_small = 1 - 2 * r.small[k];
+    const T big_less_small = r.big[k] - r.small[k];
     const T rho = c.normal ? -r.z[k] : select(r.z[k] >= 0, -big_less_small, big_less_small);
     bend = bend + share * (r.per_scale[k] * rho);
   }
@@ -370,7 +371,7 @@ __attribute__((noinline)) T grad_mixture(const C& c, const ParamLanes<S>& params
   }
   const T all = (below + above + g_l) / r.total, moved = above * g.above - below * g.below;
   for (int k = 0; k < c.K; ++k) {
-    const T z = r.z[k], share = r.density[k], small = r.small[k], big = 1 - small;
+    const T z = r.z[k], share = r.density[k], small = r.small[k], big = r.big[k];
     const auto up = z >= 0;
     T in_below = r.weight[k] * select(up, big, small) / at.plain.below;
     T in_above = r.weight[k] * select(up, small, big) / at.plain.above;

@@ -5,6 +5,7 @@ from .bnaf import BNAF
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
+from .gaussianization import Gaussianization
 from .glow import Glow
 from .latent import attribute_vector, bits_per_dim, inpaint
 from .made import MADE, MixtureMADE
@@ -21,6 +22,7 @@ __all__ = [
     "CouplingFlow",
     "Flow",
     "FlowDistribution",
+    "Gaussianization",
     "Glow",
     "MixtureMADE",
     "RealNVP",

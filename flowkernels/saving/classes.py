@@ -233,8 +233,8 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.Glow, flows.IAF, flows.MADE, flows.MAF, flows.NICE,
-            flows.NSF, flows.RealNVP,
+            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.Gaussianization, flows.Glow, flows.IAF, flows.MADE,
+            flows.MAF, flows.NICE, flows.NSF, flows.RealNVP,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),

@@ -77,6 +77,31 @@ def rqs() -> Iterator[Case]:
         )
 
 
+def _mixture(dtype: str, params_dtype: str, lead: tuple[int, ...], **settings: Any) -> Results:
+    x = leaf("x", *lead, D, scale=1.2, dtype=DTYPES[dtype])
+    params = leaf("params", *lead, D, 3 * settings["components"], dtype=DTYPES[params_dtype])
+    value = torch.sigmoid(x) if settings["inverse"] and settings["outer"] == "unit" else x
+    y, ladj = ops.mixture(value, params, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, {"x": x, "params": params})
+
+
+def mixture() -> Iterator[Case]:
+    for kernel, outer, inverse, dtype in _ways(
+        ("logistic", "normal"), ("logit", "probit", "unit"), (False, True), DTYPES
+    ):
+        settings = {"kernel": kernel, "outer": outer, "inverse": inverse}
+        yield Case(
+            f"mixture {kernel} {outer} {_way(inverse)} {dtype}",
+            functools.partial(_mixture, dtype, dtype, (ROWS,), components=5, **settings),
+        )
+    for components, inverse, dtype in _ways((1, 128), (False, True), WIDE):
+        settings = {"kernel": "logistic", "outer": "logit", "inverse": inverse}
+        yield Case(
+            f"mixture of {components} {_way(inverse)} {dtype}",
+            functools.partial(_mixture, dtype, dtype, (3, 7), components=components, **settings),
+        )
+
+
 def _affine(dtype: str, form: str, **settings: Any) -> Results:
     shape = (6, 4, 3, 3) if form in ("image", "image mask") else (ROWS, D)
     if form.startswith("image"):
@@ -420,7 +445,7 @@ def channels() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     for some in (
-        rqs, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer, autoregressive_inverse,
-        channels,
+        rqs, mixture, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
+        autoregressive_inverse, channels,
     ):  # fmt: skip
         yield from some()

@@ -28,6 +28,7 @@ _C: Any = importlib.import_module("flowkernels._native").C
 GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "rqs": maps.rqs,
     "affine": maps.affine,
+    "mixture": maps.mixture,
     "actnorm": maps.actnorm,
     "batch_norm": nets.batch_norm,
     "lu_linear": maps.lu_linear,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkernels.ops import RQS, Affine
 from flowkernels.ops.affine.scales import CLAMPED, FLOORED, SCALES
+from flowkernels.ops.mixture.spec import KERNELS, OUTERS
 from flowkernels.ops.rqs.spec import count_params
 
 from .calls import Call, Path, Recipe
@@ -122,6 +123,30 @@ def rqs(draw: Draw) -> Call:
     rows = {("x",): 1, ("params",): 2} if lead else {}
     arguments = {"x": x, "params": params, **settings}
     return Call("rqs", arguments, rows, sizes_of("rqs", arguments), extreme)
+
+
+# ---- mixtures ----
+
+
+def mixture(draw: Draw) -> Call:
+    settings: dict[str, Any] = {
+        "components": draw.choice((1, 2, 3, 5, 8, draw.int(1, 128) if draw.chance(0.1) else 4)),
+        "kernel": draw.choice(KERNELS),
+        "outer": draw.choice(OUTERS),
+        "inverse": draw.chance(0.5),
+    }
+    if draw.chance(0.3):
+        settings["min_log_scale"], settings["max_log_scale"] = draw.choice(((-1.0, 1.0), (-3, 0.5), (0.0, 2.0)))
+    lead, D = draw.lead(), draw.size()
+    of_x, of_params = draw.choice(PAIRS)
+    x = draw.values(*lead, D)
+    if settings["inverse"] and settings["outer"] == "unit":
+        x = torch.sigmoid(x.clamp(-4, 4))
+    params = draw.values(*lead, D, 3 * settings["components"])
+    rows = {("x",): 1, ("params",): 2} if lead else {}
+    # Far out, a probit's ladj bends by the difference of two nearly equal numbers: the truth is its own rounding.
+    extreme = draw.kind == "large" and settings["outer"] == "probit"
+    return Call("mixture", {"x": x.to(of_x), "params": params.to(of_params), **settings}, rows, {}, extreme)
 
 
 # ---- affine maps ----

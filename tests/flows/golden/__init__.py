@@ -18,7 +18,20 @@ from torch import Tensor, nn
 
 from flowkernels import nets
 from flowkernels.distributions import DiagonalLogistic, DiagonalNormal, StandardNormal, UniformBox
-from flowkernels.flows import BNAF, IAF, MADE, MAF, NICE, NSF, CouplingFlow, Flow, Glow, MixtureMADE, RealNVP
+from flowkernels.flows import (
+    BNAF,
+    IAF,
+    MADE,
+    MAF,
+    NICE,
+    NSF,
+    CouplingFlow,
+    Flow,
+    Gaussianization,
+    Glow,
+    MixtureMADE,
+    RealNVP,
+)
 from flowkernels.transforms import (
     RQS,
     Affine,
@@ -102,12 +115,15 @@ CASES: dict[str, Callable[[], Flow]] = {
     "realnvp-images": lambda: RealNVP((1, 4, 4), transforms=1, hidden=(2,), levels=1, batch_norm=True).eval(),
     "glow": lambda: Glow((1, 4, 4), levels=2, steps=1, hidden=(2, 2), preprocessing=[Dequantize(4, 3)]).eval(),
     "glow-classes": lambda: Glow((1, 4, 4), levels=1, steps=1, hidden=2, classes=2, permutation="shuffle").eval(),
+    "gaussianization": lambda: Gaussianization(3, transforms=2, components=2),
+    "gaussianization-context": lambda: Gaussianization(3, 2, components=2, kernel="logistic", rotate=False, **SMALL),
     "standardized": _standardized,
     "by-hand": _by_hand,
     "levels": _levels,
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "made-mixture", "embedding", "embedding-net", "glow-classes",
+    "gaussianization-context",
 }  # fmt: skip
 LEVELS = {"glow", "levels"}  # which take whole numbers
 
