@@ -10,6 +10,7 @@ from .flow import flow
 from .lu_linear import lu_linear
 from .mixture import Mixture, mixture
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
+from .polynomial import Polynomial, polynomial
 from .rqs import RQS, rqs
 from .sinh_arcsinh import SinhArcsinh
 
@@ -19,6 +20,7 @@ __all__ = [
     "LayerPlan",
     "MadePlan",
     "Mixture",
+    "Polynomial",
     "SinhArcsinh",
     "actnorm",
     "affine",
@@ -32,6 +34,7 @@ __all__ = [
     "made",
     "masked_linear",
     "mixture",
+    "polynomial",
     "residual_net",
     "rqs",
 ]

@@ -17,7 +17,7 @@ from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
 from .standardize import Standardize
 from .torch_transform import TorchTransform
-from .univariate import RQS, Affine, Mixture, SinhArcsinh, Univariate
+from .univariate import RQS, Affine, Mixture, Polynomial, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -38,6 +38,7 @@ __all__ = [
     "Mixture",
     "MultiScale",
     "Permutation",
+    "Polynomial",
     "SinhArcsinh",
     "Squeeze",
     "Standardize",

@@ -18,7 +18,7 @@ from torch import Tensor
 import flowkernels
 from flowkernels import backends, nets, ops, transforms
 from flowkernels.backends import BackendUnavailableError
-from flowkernels.ops import RQS, Affine, MadePlan, Mixture, SinhArcsinh
+from flowkernels.ops import RQS, Affine, MadePlan, Mixture, Polynomial, SinhArcsinh
 from flowkernels.ops.affine.scales import RENAMED, SCALES, TABLE
 from flowkernels.ops.flow_layer import columns, flow_layer
 from flowkernels.ops.univariate import Map, can_fuse
@@ -43,6 +43,10 @@ MAPS: dict[str, Map] = {
     "sinh-arcsinh": SinhArcsinh(),
     "mixture": Mixture(4),
     "mixture of normals": Mixture(3, "normal", "probit"),
+    "squares": Polynomial(degree=2, terms=2, bound=2.0),
+    "squares of Pyro": Polynomial(degree=2, terms=2, bound=1.0, slope=1e-2, squares="sum", shift=False),
+    "Bernstein": Polynomial("bernstein", 4),
+    "Bernstein, linear tails": Polynomial("bernstein", 3, tails="linear", bound=1.5),
 }
 EVERY = pytest.mark.parametrize("f", MAPS.values(), ids=MAPS)
 # An event inside of every box, where the spline that is 0 outside of it is a bijection.
@@ -62,7 +66,7 @@ def test_is_a_value(f) -> None:
     assert same is not f and same == f and hash(same) == hash(f) and {f: 1}[same] == 1
     assert f != f.inverted() and dataclasses.replace(f, inverse=not f.inverse) == f.inverted()
     assert all(f != other for other in MAPS.values() if other is not f)
-    assert eval(repr(f), {cls.__name__: cls for cls in (RQS, Affine, Mixture, SinhArcsinh)}) == f
+    assert eval(repr(f), {cls.__name__: cls for cls in (RQS, Affine, Mixture, Polynomial, SinhArcsinh)}) == f
     for given in (f, f.inverted()):
         found = pickle.loads(pickle.dumps(given))
         assert found == given and found.inverted() == given.inverted() and found.n_params == f.n_params
@@ -348,7 +352,7 @@ def test_the_function_is_the_map(name) -> None:
     settings = {field.name: getattr(f, field.name) for field in dataclasses.fields(f) if field.init}
     if type(f) is Affine:
         settings["min_scale"] = f.floor  # whose default is another one
-    function: Any = {RQS: ops.rqs, Affine: ops.affine, Mixture: ops.mixture}[type(f)]
+    function: Any = {RQS: ops.rqs, Affine: ops.affine, Mixture: ops.mixture, Polynomial: ops.polynomial}[type(f)]
     for a, b in zip(function(X, params, **settings), f(X, params), strict=True):
         assert torch.equal(a, b)
 

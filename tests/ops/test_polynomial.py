@@ -1,0 +1,267 @@
+"""Polynomial maps: those of zuko and Pyro, the inverse to the last ulp, large logits, derivatives, PyTorch's modes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkernels import ops
+from flowkernels.ops import Polynomial
+from flowkernels.ops.polynomial.quadrature import nodes_and_weights
+from tests.numbers import assert_within_rule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SOS = [
+    {},
+    {"degree": 0, "terms": 1},
+    {"degree": 1, "terms": 5, "bound": 2.0},
+    {"degree": 7, "terms": 2, "slope": 0.1},
+    {"degree": 3, "squares": "sum", "bound": 1.0, "slope": 1e-8, "shift": False},
+]
+BERNSTEIN = [
+    {"family": "bernstein"},
+    {"family": "bernstein", "degree": 1, "bound": 2.0},
+    {"family": "bernstein", "degree": 64, "edge": 1e-6},
+    {"family": "bernstein", "tails": "linear"},
+    {"family": "bernstein", "tails": "linear", "degree": 1, "edge": 1e-6},
+]
+EVERY = pytest.mark.parametrize("settings", [*SOS, *BERNSTEIN], ids=str)
+
+
+def given(settings: dict[str, Any], rows: int = 40, features: int = 3, size: float = 1.0, seed: int = 0) -> Any:
+    """x, also outside of every box, and params, in float64."""
+    g = torch.Generator().manual_seed(seed)
+    f = Polynomial(**settings)
+    x = 3 * torch.randn(rows, features, generator=g).double()
+    return f, x, size * torch.randn(rows, features, f.n_params, generator=g).double()
+
+
+# ---- against the libraries ----
+
+
+@pytest.mark.parametrize(("terms", "degree", "slope"), [(3, 4, 1e-3), (1, 0, 0.5), (2, 6, 1e-6)])
+def test_is_the_sum_of_squares_of_zuko(terms, degree, slope) -> None:
+    transforms = pytest.importorskip("zuko.transforms")
+    f, x, params = given({"terms": terms, "degree": degree, "slope": slope})
+    theirs = transforms.SOSPolynomialTransform(params[..., :-1].unflatten(-1, (terms, degree + 1)), slope=slope)
+    y, slopes = theirs.call_and_ladj(x)
+    torch.testing.assert_close(f(x, params), (y + params[..., -1], slopes.sum(-1)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 17, 30])
+@pytest.mark.parametrize(
+    ("name", "tails"), [("BernsteinTransform", "linear"), ("BoundedBernsteinTransform", "identity")]
+)
+def test_is_the_bernstein_polynomial_of_zuko(name, tails, n) -> None:
+    transforms = pytest.importorskip("zuko.transforms")
+    f, x, params = given({"family": "bernstein", "degree": n - 1, "tails": tails, "edge": 1e-6}, size=2.0)
+    theirs = getattr(transforms, name)(params)
+    y, slopes = theirs.call_and_ladj(x)
+    assert (x.abs() > 5).any()
+    torch.testing.assert_close(f(x, params), (y, slopes.sum(-1)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(f(y, params, True)[0], theirs.inv(y), rtol=1e-6, atol=3e-6)  # their bisection's error
+
+
+def test_is_the_polynomial_of_pyro() -> None:
+    T = pytest.importorskip("pyro.distributions.transforms")
+    f, x, params = given({"squares": "sum", "bound": 1.0, "slope": 1e-8, "shift": False})
+
+    class Net(torch.nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            return params.mT
+
+    theirs = T.Polynomial(Net(), 3, count_degree=4, count_sum=3).double()
+    wanted = theirs(x)
+    y, ladj = f(x, params)
+    # Their reciprocals are numbers of float32; the 1e-8 of their ladj is the slope here.
+    torch.testing.assert_close(y + theirs.c, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ladj, theirs.log_abs_det_jacobian(x, wanted), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", range(1, 17))
+def test_quadrature(n) -> None:
+    nodes, weights = nodes_and_weights(n)
+    assert list(nodes) == sorted(nodes) and min(weights) > 0 and nodes[0] > 0 and nodes[-1] < 1
+    for power in range(2 * n):
+        found = math.fsum(w * t**power for t, w in zip(nodes, weights, strict=True))
+        assert abs(found - 1 / (power + 1)) < 4e-16
+
+
+# ---- numbers ----
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_numbers(settings, inverse, kind) -> None:
+    f, x, params = given(settings)
+    f = f.inverted() if inverse else f
+    x, params = (x / 4 if kind is torch.float16 else x).to(kind), params.to(kind)
+    found, eager = f(x, params), f.reference(x, params)
+    assert found[0].dtype is kind and found[1].dtype is torch.float32
+    for a, b, truth in zip(found, eager, f.reference(x.double(), params.double()), strict=True):
+        assert_within_rule(a, b, truth)
+
+
+@EVERY
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_any_finite_logits(settings, size, kind) -> None:
+    f, x, params = given(settings, 200, 2, size)
+    x, params = x.to(kind).requires_grad_(), params.to(kind).requires_grad_()
+    with torch.no_grad():
+        y = f(x, params)[0]
+    for g, v in ((f, x), (f.inverted(), y.requires_grad_())):
+        out, ladj = g(v, params)
+        assert out.isfinite().all() and ladj.isfinite().all()
+        for grad in torch.autograd.grad(out.sum() + ladj.sum(), (v, params)):
+            assert grad.isfinite().all()
+    if kind is torch.float64:
+        again = f(f(y, params, True)[0], params)[0]
+        torch.testing.assert_close(again, y, rtol=1e-12, atol=1e-12)
+
+
+@EVERY
+def test_inverse_to_the_last_ulp(settings) -> None:
+    """In float64 what is found is as near as a spacing of x lets y be."""
+    f, x, params = given(settings, 300)
+    y, _ = f(x, params)
+    back, _ = f(y, params, True)
+    slope = f(back.unsqueeze(-1), params.unsqueeze(-2))[1].exp()
+    eps = torch.finfo(torch.float64).eps
+    size = y.abs() + (params[..., -1].abs() if f.of_squares and f.shift else f.bound + f.degree)
+    assert ((back - x).abs() <= 8 * eps * (x.abs() + (f.degree + 2) * size / slope)).all()
+
+
+@EVERY
+def test_outside_of_a_box(settings) -> None:
+    f, _, params = given(settings, 4, 2)
+    if f.of_squares:
+        return
+    x = torch.tensor([-1e3, -f.bound, f.bound, 1e4]).double().unsqueeze(-1).expand(4, 2)
+    y, ladj = f(x, params)
+    back, negated = f(y, params, True)
+    torch.testing.assert_close((back, negated), (x, -ladj), rtol=1e-10, atol=1e-10)
+    if f.tails == "identity":
+        beyond = 2 * f.bound * f.edge * x.sign()
+        assert torch.equal(y, x + beyond) and (ladj == 0).all()
+    else:
+        near = x.sign() * (f.bound * (1 - 2 * f.edge))
+        at, of_end = f(near.unsqueeze(-1), params.unsqueeze(-2))
+        line = at.squeeze(-1) + (x - near) * of_end.exp()
+        torch.testing.assert_close(y, line, rtol=1e-10, atol=1e-10)
+
+
+@EVERY
+def test_bad_values_stay_in_their_row(settings) -> None:
+    f, x, params = given(settings)
+    clean = f(x, params), f(x, params, True)
+    x[3, 1], params[5, 0, 0], params[7, 2, -1] = torch.nan, torch.nan, torch.inf
+    rest = [r for r in range(len(x)) if r not in (3, 5, 7)]
+    for wanted, found in zip(clean, (f(x, params), f(x, params, True)), strict=True):
+        assert torch.equal(found[0][rest], wanted[0][rest]) and torch.equal(found[1][rest], wanted[1][rest])
+        assert found[0][3, 1].isnan() and (found[1][3].isnan() or f.degree == 0)
+
+
+# ---- derivatives ----
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_derivatives(settings, inverse) -> None:
+    if settings.get("degree", 0) > 16 or settings.get("slope", 1) < 1e-6:
+        settings = {**settings, "degree": 5, "slope": 1e-2}
+    f, x, params = given(settings, 3, 1, 0.5, seed=3)
+    f = f.inverted() if inverse else f
+    x, params = (x / 3).requires_grad_(), params.requires_grad_()
+    assert torch.autograd.gradcheck(f, (x, params), check_forward_ad=True)
+    reference = f.reference
+    assert torch.autograd.gradgradcheck(reference, (x, params), atol=1e-4)
+
+
+def test_gradients_of_the_inverse_are_those_of_the_inverse_function() -> None:
+    f, x, params = given({}, 20, 1)
+    y, _ = f(x, params)
+    y.requires_grad_(), params.requires_grad_()
+    back, _ = f(y, params, True)
+    found = torch.autograd.grad(back.sum(), (y, params))
+    at = back.detach().requires_grad_()
+    again, _ = f(at, params)
+    (slope,) = torch.autograd.grad(again.sum(), at, retain_graph=True)
+    (of_params,) = torch.autograd.grad(again.sum(), params)
+    torch.testing.assert_close(found, (1 / slope, -of_params / slope.unsqueeze(-1)), rtol=1e-10, atol=1e-12)
+
+
+# ---- PyTorch's modes ----
+
+
+@pytest.mark.parametrize("settings", [SOS[2], BERNSTEIN[1]], ids=str)
+def test_modes(settings) -> None:
+    f, x, params = given(settings, 4, 2)
+    for g in (f, f.inverted()):
+        wanted = g(x, params)
+        torch.testing.assert_close(torch.func.vmap(g)(x, params), wanted)
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda x, p, g=g: g(x, p), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, params), wanted)
+
+        class Module(torch.nn.Module):
+            def forward(self, x: Tensor, params: Tensor, g: Any = g) -> Any:
+                return g(x, params)
+
+        exported = torch.export.export(Module(), (x, params))
+        torch.testing.assert_close(exported.module()(x, params), wanted)
+
+
+@EVERY
+def test_the_library_op(settings) -> None:
+    f, x, params = given(settings, 3, 2)
+    found = torch.ops.flowkernels.polynomial(x, params, *f.packed(), "auto")
+    torch.testing.assert_close(found, f(x, params))
+    assert Polynomial.from_packed(*f.packed()) == f
+
+
+def test_strides_and_leading_dims() -> None:
+    f, x, params = given({}, 24, 3)
+    wanted = f(x, params)
+    shaped = f(x.view(2, 3, 4, 3).transpose(0, 1), params.view(2, 3, 4, 3, -1).transpose(0, 1))
+    torch.testing.assert_close(shaped[0].transpose(0, 1).reshape(24, 3), wanted[0])
+    torch.testing.assert_close(f(x.mT.contiguous().mT, params.mT.contiguous().mT), wanted)
+    assert f(x.float(), params.bfloat16())[0].dtype is torch.float32
+
+
+# ---- arguments ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"family": "cubic"}, 'family must be "sos" or "bernstein", got \'cubic\''),
+        ({"degree": 16}, 'degree must be an integer from 0 to 15 where family is "sos", got 16'),
+        ({"family": "bernstein", "degree": 0}, 'degree must be an integer from 1 to 64 where family is "bernstein"'),
+        ({"degree": 2.0}, "degree must be an integer"),
+        ({"terms": 0}, "terms must be an integer from 1 to 32, got 0"),
+        ({"bound": -1.0}, "bound must be a number from 1e-15 to 1e\\+15, got -1.0"),
+        ({"bound": [1.0]}, "bound must be a number"),
+        ({"slope": 0.0}, "slope must be a number from 1e-15 to 1e\\+15, got 0.0"),
+        ({"squares": "product"}, 'squares must be "mean" or "sum"'),
+        ({"shift": 1}, "shift must be True or False, got 1"),
+        ({"tails": None}, 'tails must be "identity" or "linear", got None'),
+        ({"edge": math.nan}, "edge must be a number from 0 to 0.1, got nan"),
+    ],
+)
+def test_settings_that_break_the_contract(settings, message) -> None:
+    x, params = torch.zeros(2, 1), torch.zeros(2, 1, 16)
+    for call in (lambda: Polynomial(**settings), lambda: ops.polynomial(x, params, **settings)):
+        with pytest.raises(ValueError, match="^ops.polynomial: " + message):
+            call()
+
+
+def test_settings_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert Polynomial(degree=numpy.int64(4), bound=numpy.float32(10), shift=numpy.bool_(True)) == Polynomial()
