@@ -11,6 +11,7 @@ from .latent import attribute_vector, bits_per_dim, inpaint
 from .made import MADE, MixtureMADE
 from .nsf import NSF
 from .realnvp import RealNVP
+from .sos import SOS
 
 __all__ = [
     "BNAF",
@@ -19,6 +20,7 @@ __all__ = [
     "MAF",
     "NICE",
     "NSF",
+    "SOS",
     "CouplingFlow",
     "Flow",
     "FlowDistribution",

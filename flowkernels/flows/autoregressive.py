@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from flowkernels._arguments import flag, widths
+from flowkernels._arguments import flag, is_whole, widths
 from flowkernels.distributions import Base, StandardNormal
 from flowkernels.nets import MADE, Activation
-from flowkernels.nets.degrees import Seed
+from flowkernels.nets.degrees import Seed, is_grouped
+from flowkernels.nets.degrees import parts as parts_of
 from flowkernels.ops.univariate import n_params_of
 from flowkernels.transforms import Affine, Autoregressive, Composite, Inverse, Transform, Univariate
 
@@ -32,10 +34,11 @@ def autoregressive_layers(
     dropout: float = 0.0,
     batch_norm: bool = False,
     order: str = "reversed",
+    groups: int | Sequence[Sequence[int]] | None = None,
     linear: str | None = None,
     seed: Seed = None,
 ) -> list[Transform]:
-    """Layers that start near the identity, each with another order of the features."""
+    """Layers that start near the identity, each with another order of the features, or of their groups."""
     draws = check_layers(flow, features, context, transforms, univariate, batch_norm, seed)
     if net not in ("residual", "mlp") or batch_norm:
         given = f"{net!r}, batch_norm={batch_norm}"
@@ -45,8 +48,11 @@ def autoregressive_layers(
         raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
     # Under layers that turn the features round, one order all along is the natural one and the other by turns.
     orders = ("reversed" if linear == "reverse" else "natural", "reversed")
+    parts = None if groups is None else _parts(flow, groups, features)
+    levels = features if parts is None else len(parts)
     layers = []
     for i in range(transforms):
+        kind = "random" if order == "random" else orders[i % 2]
         made = MADE(
             features,
             n_params_of(univariate),
@@ -55,14 +61,32 @@ def autoregressive_layers(
             context=context,
             activation=activation,
             dropout=dropout,
-            order="random" if order == "random" else orders[i % 2],
+            order=kind if parts is None else _ordered(parts, kind, draws),
             # nflows' degrees, except where they would hide most features from the last ones.
-            degrees="sequential" if min(sizes, default=0) >= features - 1 else "even",
+            degrees="sequential" if min(sizes, default=0) >= levels - 1 else "even",
             seed=draws,
         )
         made.start_at(torch.tensor(univariate.identity).repeat(features))
         layers.append(Autoregressive(made, univariate))
     return interleaved(flow, linear, layers, features, draws)
+
+
+def _parts(flow: str, groups: Any, features: int) -> list[list[int]]:
+    """Groups as they are given, or so many of neighbours."""
+    if is_whole(groups):
+        if not 1 <= groups <= features:
+            raise ValueError(f"flows.{flow}: groups must be from 1 to {features} or lists of features, got {groups!r}")
+        ends = [features * i // int(groups) for i in range(int(groups) + 1)]
+        return [list(range(*ends[i : i + 2])) for i in range(int(groups))]
+    if not is_grouped(groups):
+        raise ValueError(f"flows.{flow}: groups must be a number or lists of features, got {groups!r:.60}")
+    return parts_of(f"flows.{flow}", "groups", groups, features)
+
+
+def _ordered(parts: list[list[int]], kind: str, draws: torch.Generator | None) -> list[list[int]]:
+    if kind == "random":
+        return [parts[i] for i in torch.randperm(len(parts), generator=draws, device="cpu").tolist()]
+    return parts if kind == "natural" else parts[::-1]
 
 
 class MAF(Flow):
@@ -84,6 +108,8 @@ class MAF(Flow):
         residual: residual blocks, as nflows has them, instead of plain layers.
         activation, dropout: of the networks; see `flowkernels.nets.MADE`.
         order: ``"reversed"``: natural in the first layer, then turned round from layer to layer; ``"random"``.
+        groups: features of a group do not see each other: a K-way split, between a coupling (K = 2) and a feature after
+            another, whose sampling has K levels. K, of neighbours; or lists of features, whose order ``order`` turns.
         linear: a layer before each autoregressive one and one after the last: ``"lu"``, ``"permutation"``,
             ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
         seed: of the random orders and of what ``linear`` draws, a number or a generator on the CPU.
@@ -122,6 +148,7 @@ class MAF(Flow):
         activation: Activation = "relu",
         dropout: float = 0.0,
         order: str = "reversed",
+        groups: int | Sequence[Sequence[int]] | None = None,
         linear: str | None = None,
         seed: Seed = None,
         base: Base | None = None,
@@ -131,7 +158,8 @@ class MAF(Flow):
         layers = autoregressive_layers(
             flow, features, context, transforms, hidden, Affine() if univariate is None else univariate,
             net="residual" if flag(f"flows.{flow}", "residual", residual) else "mlp",
-            activation=activation, dropout=dropout, order=order, linear=linear, seed=seed,
+            activation=activation, dropout=dropout, order=order, groups=groups, linear=linear,
+            seed=seed,
         )  # fmt: skip
         super().__init__(Composite(self._turned(layers)), StandardNormal(features) if base is None else base, embedding)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,15 @@ from flowkernels._arguments import permutation
 Seed = int | torch.Generator | None
 
 
-def input_degrees(order: str | Sequence[int] | Tensor, D: int, generator: torch.Generator | None) -> list[int]:
-    """The rank of every feature in the order, from 1 on."""
+Order = str | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+
+def input_degrees(order: Order, D: int, generator: torch.Generator | None) -> list[int]:
+    """The rank of every feature in the order, from 1 on; that of its group, where the order is one of groups."""
+    if is_grouped(order):
+        groups = parts("nets.MADE", "order", order, D)
+        ranks = {d: 1 + rank for rank, group in enumerate(groups) for d in group}
+        return [ranks[d] for d in range(D)]
     if not isinstance(order, str):
         indices = permutation("nets.MADE", "order", order, D)
     elif order == "random":
@@ -25,6 +33,22 @@ def input_degrees(order: str | Sequence[int] | Tensor, D: int, generator: torch.
     return [1 + rank for rank in sorted(range(D), key=indices.__getitem__)]
 
 
+def is_grouped(order: object) -> bool:
+    """Whether an order is one of groups of features, such as ``[[0, 1], [2, 3]]``."""
+    if isinstance(order, (str, bytes, Tensor)) or not isinstance(order, Sequence):
+        return False
+    return any(isinstance(group, Iterable) and not isinstance(group, str) for group in order)
+
+
+def parts(where: str, name: str, groups: Any, D: int) -> list[list[int]]:
+    """Groups that hold each of 0 to D-1 once, none of them empty."""
+    listed = [list(g) if isinstance(g, Iterable) and not isinstance(g, str) else [] for g in groups]
+    if not all(listed):
+        raise ValueError(f"{where}: {name} must be groups of features, none empty, got {groups!r:.60}")
+    permutation(where, name, [d for group in listed for d in group], D)
+    return [[int(d) for d in group] for group in listed]
+
+
 def output_degrees(inputs: Sequence[int], params_per_feature: int) -> list[int]:
     """The degree of each feature, once per parameter."""
     return [d for d in inputs for _ in range(params_per_feature)]
@@ -33,8 +57,8 @@ def output_degrees(inputs: Sequence[int], params_per_feature: int) -> list[int]:
 def hidden_degrees(
     kind: str, inputs: Sequence[int], widths: Sequence[int], residual: bool, generator: torch.Generator | None
 ) -> list[list[int]]:
-    """The degrees of each hidden layer's units, from 1 (0 where there is one feature) to D - 1."""
-    D = len(inputs)
+    """The degrees of each hidden layer's units, from 1 (0 where there is one feature) to D - 1; D counts groups."""
+    D = max(inputs)
     levels, lowest = max(1, D - 1), min(1, D - 1)
     if kind == "sequential":
         return [[k % levels + lowest for k in range(n)] for n in widths]

@@ -15,7 +15,7 @@ from flowkernels.ops.net.activations import FUNCTIONS, check_activation, name_of
 from flowkernels.ops.net.net import fitting, made_net
 
 from .common import Activation, check_context, check_dtypes, start_at
-from .degrees import Seed, hidden_degrees, input_degrees, output_degrees
+from .degrees import Order, Seed, hidden_degrees, input_degrees, output_degrees
 from .reading import Kept, Walk, linear, no_dropout
 
 
@@ -118,7 +118,9 @@ class MADE(nn.Module):
         activation: relu, leaky_relu, elu, gelu, silu, tanh or identity; or torch's function or module class for it.
         dropout: probability, after the activation of each hidden layer but the first, or inside each block.
         order: in which features see each other: ``"natural"`` (the first one first), ``"reversed"``, ``"random"``, or
-            D indices, the feature that sees none first.
+            D indices, the feature that sees none first; or groups of indices, ``[[0, 1], [2, 3]]``, the features of
+            which see those of the groups before theirs: with two a coupling, with K of them a K-way split, whose
+            inverse has K levels.
         degrees: of hidden units. ``"sequential"``: 1, 2, ..., D-1, 1, 2, ... (nflows; units beyond a width of D-1 are
             not there, and the last features see only the first ones); ``"even"``: from 1 to D-1 in equal steps, which
             a layer narrower than D-1 wants; ``"random"``: as in the paper.
@@ -154,7 +156,7 @@ class MADE(nn.Module):
         context: int = 0,
         activation: Activation = "relu",
         dropout: float = 0.0,
-        order: str | Sequence[int] | Tensor = "natural",
+        order: Order = "natural",
         degrees: str = "sequential",
         seed: Seed = None,
         context_activation: bool = True,
@@ -199,8 +201,13 @@ class MADE(nn.Module):
         return self.plan.order
 
     def shuffle_order(self, seed: Seed = None) -> None:
-        """Draws another order of the features; the weights stay (order-agnostic training)."""
-        inputs = input_degrees("random", self.features, generator("nets.MADE", seed))
+        """Draws another order of the features, or of their groups; the weights stay (order-agnostic training)."""
+        draws, groups = generator("nets.MADE", seed), self.plan.groups
+        if len(groups) == self.features:
+            inputs = input_degrees("random", self.features, draws)
+        else:
+            drawn = torch.randperm(len(groups), generator=draws, device="cpu").tolist()
+            inputs = input_degrees([groups[i] for i in drawn], self.features, draws)
         hidden = [layer.degrees.tolist() for layer in self._linears()[:-1]]
         self._store([inputs, *hidden, output_degrees(inputs, self.params_per_feature)])
 

@@ -234,7 +234,7 @@ MODULES: dict[str, Part] = {
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
             flows.BNAF, flows.CouplingFlow, flows.Flow, flows.Gaussianization, flows.Glow, flows.IAF, flows.MADE,
-            flows.MAF, flows.NICE, flows.NSF, flows.RealNVP,
+            flows.MAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -289,7 +289,9 @@ MODULES: dict[str, Part] = {
     **{f"torch.nn.{name}": part for name, part in TORCH.items()},
 }  # fmt: skip
 # Maps of one feature: frozen dataclasses, whose fields are their arguments.
-MAPS: dict[str, type] = {f"ops.{cls.__name__}": cls for cls in (ops.Affine, ops.Mixture, ops.RQS, ops.SinhArcsinh)}
+MAPS: dict[str, type] = {
+    f"ops.{cls.__name__}": cls for cls in (ops.Affine, ops.Mixture, ops.Polynomial, ops.RQS, ops.SinhArcsinh)
+}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **activations.FUNCTIONS,
     "celu": F.celu, "cos": torch.cos, "logsigmoid": F.logsigmoid, "mish": F.mish, "relu6": F.relu6, "selu": F.selu,

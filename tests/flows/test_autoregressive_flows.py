@@ -15,8 +15,8 @@ from torch import distributions as td
 
 from flowkernels import nets
 from flowkernels.distributions import DiagonalNormal
-from flowkernels.flows import IAF, MADE, MAF, NSF, Flow, MixtureMADE
-from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse
+from flowkernels.flows import IAF, MADE, MAF, NSF, SOS, Flow, MixtureMADE
+from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse, Polynomial
 from tests.flows.test_flows import integral
 from tests.transforms.test_transforms import randomise
 
@@ -26,6 +26,7 @@ FLOWS = {
     "maf-residual": functools.partial(MAF, transforms=2, hidden=(16, 16), residual=True, order="random", seed=0),
     "maf-spline": functools.partial(MAF, transforms=2, hidden=(16,), univariate=RQS(bins=4, tail_bound=4.0)),
     "maf-exp": functools.partial(MAF, transforms=2, hidden=(16,), univariate=Affine("exp"), activation="tanh"),
+    "sos": functools.partial(SOS, transforms=2, hidden=(16,), degree=2, terms=2, bound=4.0),
     "iaf": functools.partial(IAF, transforms=3, hidden=(16, 16)),
     "nsf": functools.partial(NSF, transforms=2, bins=4, hidden=(16, 16), autoregressive=True),
     "nsf-mlp": functools.partial(
@@ -214,6 +215,36 @@ def test_orders() -> None:
     one, two = ([t.conditioner.order.tolist() for t in MAF(9, transforms=3, order="random", seed=s).transform]
                 for s in (5, 5))  # fmt: skip
     assert one == two and one[0] != one[1] != one[2]
+
+
+def test_groups() -> None:
+    given = [[0, 3], [1, 2, 4]]
+    flow = MAF(5, groups=given, transforms=3, hidden=(16,))
+    found = [layer.conditioner.plan.groups for layer in flow.transform]
+    assert found == [((0, 3), (1, 2, 4)), ((1, 2, 4), (0, 3)), ((0, 3), (1, 2, 4))]
+    randomise(flow.double())
+    x = torch.randn(9, 5).double()
+    z, ladj = flow.transform(x)
+    torch.testing.assert_close(flow.transform.inverse(z), (x, -ladj))
+    layer = flow.transform[0]
+    (moved,) = torch.autograd.functional.jacobian(lambda v: (layer(v)[0].sum(0),), x)
+    assert [d for d in range(5) if moved[d, :, 3].abs().sum() > 0] == [1, 2, 3, 4]  # itself, and the next group
+    assert [layer.conditioner.plan.groups for layer in MAF(7, groups=3, transforms=1).transform] == [
+        ((0, 1), (2, 3), (4, 5, 6))
+    ]
+    several = [MAF(6, groups=3, order="random", transforms=1, seed=i).transform[0] for i in range(9)]
+    drawn = {layer.conditioner.plan.groups for layer in several}
+    assert len(drawn) > 1 and all(sorted(groups) == [(0, 1), (2, 3), (4, 5)] for groups in drawn)
+    for wrong, message in ((0, "from 1 to 6"), (7, "from 1 to 6"), ([0, 1], "a number or lists"), ([[0], [9]], "once")):
+        with pytest.raises(ValueError, match=f"flows.MAF: groups must .*{message}"):
+            MAF(6, groups=wrong)
+
+
+def test_sos_is_a_maf_of_polynomials() -> None:
+    flow = SOS(3, transforms=2, hidden=8, degree=1, terms=2, order="random", seed=0)
+    assert {layer.univariate for layer in flow.transform} == {Polynomial(degree=1, terms=2)}
+    with pytest.raises(TypeError, match=r"flows\.SOS: univariate must not be given"):
+        SOS(3, univariate=Affine())
 
 
 def test_settings_arrive() -> None:

@@ -22,6 +22,8 @@ NETS = {
     "residual context": functools.partial(MADE, 5, 3, hidden=(16, 16), residual=True, context=C, order=[4, 0, 2, 1, 3]),
     "random degrees": functools.partial(MADE, 5, 3, hidden=(16, 16), residual=True, degrees="random", seed=1),
     "narrow": functools.partial(MADE, 7, 2, hidden=(3, 2), degrees="even"),
+    "groups": functools.partial(MADE, 5, 3, hidden=(16, 11), order=[[3, 0], [4], [1, 2]]),
+    "residual groups": functools.partial(MADE, 5, 3, hidden=(16, 16), residual=True, order=[[3, 0], [4], [1, 2]]),
     "one feature": functools.partial(MADE, 1, 3, hidden=(8, 8), context=C),
 }
 EVERY = pytest.mark.parametrize("build", NETS.values(), ids=NETS)
@@ -130,6 +132,18 @@ def test_order(order, wanted) -> None:
         net = make(functools.partial(MADE, 4, 2, hidden=(40, 40), activation="tanh", order=given))
         assert net.order.tolist() == wanted
         assert torch.equal(sees(net)[wanted][:, wanted], torch.ones(4, 4).tril(-1).bool())
+
+
+def test_groups_see_all_before_theirs_and_none_of_their_own() -> None:
+    net = make(functools.partial(MADE, 5, 2, hidden=(40, 40), activation="tanh", order=[[3, 0], [4], [1, 2]]))
+    before = {0: [], 3: [], 4: [0, 3], 1: [0, 3, 4], 2: [0, 3, 4]}
+    for d, seen in enumerate(sees(net)):
+        assert seen.nonzero().flatten().tolist() == before[d]
+    net.shuffle_order(1)
+    assert sorted(net.plan.groups) == [(0, 3), (1, 2), (4,)]
+    again = MADE(5, 2, hidden=(40, 40), activation="tanh").double()
+    again.load_state_dict(net.state_dict())
+    assert again.plan.groups == net.plan.groups
 
 
 def test_random_order_has_a_seed() -> None:
@@ -287,6 +301,8 @@ X = torch.zeros(4, 5)
         (lambda: MADE(3, 2, activation="selu"), "activation must be one of .*, got 'selu'"),
         (lambda: MADE(3, 2, activation=torch.sin), "activation must be one of .*, got <built-in"),
         (lambda: MADE(3, 2, order="sorted"), "order must be \"natural\", .*, got 'sorted'"),
+        (lambda: MADE(3, 2, order=[[0], []]), r"order must be groups of features, none empty, got \[\[0\], \[\]\]"),
+        (lambda: MADE(3, 2, order=[[0], [0, 1]]), "order must hold each of 0 to 2 once"),
         (lambda: MADE(3, 2, order=[0, 2, 2]), r"order must hold each of 0 to 2 once, got \[0, 2, 2\]"),
         (lambda: MADE(3, 2, degrees="odd"), "degrees must be \"sequential\", .*, got 'odd'"),
         (lambda: MADE(5, 2)(X, X), r"context must be None where context=0, got \[4, 5\]"),

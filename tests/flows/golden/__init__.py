@@ -25,6 +25,7 @@ from flowkernels.flows import (
     MAF,
     NICE,
     NSF,
+    SOS,
     CouplingFlow,
     Flow,
     Gaussianization,
@@ -43,6 +44,7 @@ from flowkernels.transforms import (
     Logit,
     MultiScale,
     Permutation,
+    Polynomial,
     SinhArcsinh,
     Squeeze,
     Standardize,
@@ -100,6 +102,9 @@ CASES: dict[str, Callable[[], Flow]] = {
     "nsf-batch-norm": lambda: NSF(3, bins=3, batch_norm=True, dropout=0.5, **SMALL).eval(),
     "nsf-one-feature": lambda: NSF(1, bins=3, **SMALL),
     "maf": lambda: MAF(3, 2, univariate=SinhArcsinh(1.5), activation="tanh", dropout=0.1, **SMALL).eval(),
+    "maf-polynomial": lambda: MAF(3, univariate=Polynomial("bernstein", 4, edge=1e-6), **SMALL),
+    "maf-groups": lambda: MAF(4, groups=[[0, 3], [1], [2]], **SMALL),
+    "sos": lambda: SOS(3, 2, degree=2, terms=2, **SMALL),
     "maf-mixture": lambda: MAF(3, residual=True, base=MixtureMADE(nets.MADE(3, 6, (4,))), **SMALL),
     "iaf": lambda: IAF(3, 2, linear="permutation", univariate=Affine("exp"), **SMALL),
     "made": lambda: MADE(3, hidden=(5, 4), order=[2, 0, 1], degrees="random"),
@@ -122,8 +127,8 @@ CASES: dict[str, Callable[[], Flow]] = {
     "levels": _levels,
 }
 CONTEXTS = {
-    "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "made-mixture", "embedding", "embedding-net", "glow-classes",
-    "gaussianization-context",
+    "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "made-mixture", "sos", "embedding", "embedding-net",
+    "glow-classes", "gaussianization-context",
 }  # fmt: skip
 LEVELS = {"glow", "levels"}  # which take whole numbers
 
