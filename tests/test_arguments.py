@@ -210,7 +210,8 @@ def test_masks_of_any_numbers(mask) -> None:
 )
 def test_orders(order) -> None:
     raises(lambda: Permutation(order), "Permutation: order must hold each of 0 to D-1 once")
-    raises(lambda: nets.MADE(2, 2, order=order), "MADE: order must")
+    if order != [[0, 1]]:  # a group
+        raises(lambda: nets.MADE(2, 2, order=order), "MADE: order must")
 
 
 # ---- tensors ----

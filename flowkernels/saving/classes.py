@@ -278,6 +278,7 @@ MODULES: dict[str, Part] = {
         lambda m: {"features": m.features, "channel_dim": m.channel_dim},
         lambda features, channel_dim: transforms.Permutation(range(features), channel_dim),
     ),
+    "transforms.Softclip": _attributes(transforms.Softclip, "bound", "event_dims"),
     "transforms.Standardize": Part(
         transforms.Standardize, lambda m: {"shape": list(m.mean.shape)}, _standardize
     ),

@@ -15,6 +15,7 @@ from .logit import Logit
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
+from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
 from .univariate import RQS, Affine, Mixture, Polynomial, SinhArcsinh, Univariate
@@ -40,6 +41,7 @@ __all__ = [
     "Permutation",
     "Polynomial",
     "SinhArcsinh",
+    "Softclip",
     "Squeeze",
     "Standardize",
     "TorchTransform",

@@ -396,6 +396,7 @@ def _pyro_cases(root: str) -> dict[str, Case]:
     spline, conditional = "spline.Spline", "spline.ConditionalSpline"
     ar, of_context = (f"spline_autoregressive.{n}SplineAutoregressive" for n in ("", "Conditional"))
     maf, maf_of_context = (f"affine_autoregressive.{n}AffineAutoregressive" for n in ("", "Conditional"))
+    polynomial = "polynomial.Polynomial"
     coupling, affine = "spline_coupling.SplineCoupling", "affine_coupling.AffineCoupling"
     affine_of_context = "affine_coupling.ConditionalAffineCoupling"
     context = functools.partial(_class, "pyro.nn.dense_nn")
@@ -416,6 +417,9 @@ def _pyro_cases(root: str) -> dict[str, Case]:
             lambda: of(maf)(AutoRegressiveNN(D, [H])), _pyro, dtype=torch.float32
         ),
         maf_of_context: Case(lambda: of(maf_of_context)(ConditionalAutoRegressiveNN(D, C, [H])), _pyro_of_context),
+        polynomial: Case(
+            lambda: of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2), _pyro, directions=("forward",)
+        ),
         coupling: Case(lambda: of(coupling)(D, 2, upper(linear), K), _pyro),
         f"{coupling}: identity": Case(lambda: of(coupling)(D, 2, upper(quadratic), K, identity=True, **two), _pyro),
         affine: Case(lambda: of(affine)(2, DenseNN(2, [H], [2, 2])), _pyro),

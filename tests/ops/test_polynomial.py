@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SOS = [
     {},
     {"degree": 0, "terms": 1},
-    {"degree": 1, "terms": 5, "bound": 2.0},
+    {"degree": 1, "terms": 5, "bound": 20.0, "bounded": True},
     {"degree": 7, "terms": 2, "slope": 0.1},
     {"degree": 3, "squares": "sum", "bound": 1.0, "slope": 1e-8, "shift": False},
 ]
@@ -168,6 +168,15 @@ def test_bad_values_stay_in_their_row(settings) -> None:
         assert found[0][3, 1].isnan() and (found[1][3].isnan() or f.degree == 0)
 
 
+def test_a_bounded_inverse_stops() -> None:
+    transforms = pytest.importorskip("zuko.transforms")
+    f, x, params = given({"bounded": True, "shift": False}, size=0.1)
+    theirs = transforms.SOSPolynomialTransform(params.unflatten(-1, (3, 5)))
+    y = 20 * x
+    torch.testing.assert_close(f(y, params, True)[0], theirs.inv(y), rtol=0, atol=1e-6)
+    assert f(y, params, True)[0].abs().max() == 10
+
+
 # ---- derivatives ----
 
 
@@ -250,6 +259,7 @@ def test_strides_and_leading_dims() -> None:
         ({"bound": [1.0]}, "bound must be a number"),
         ({"slope": 0.0}, "slope must be a number from 1e-15 to 1e\\+15, got 0.0"),
         ({"squares": "product"}, 'squares must be "mean" or "sum"'),
+        ({"bounded": "no"}, "bounded must be True or False, got 'no'"),
         ({"shift": 1}, "shift must be True or False, got 1"),
         ({"tails": None}, 'tails must be "identity" or "linear", got None'),
         ({"edge": math.nan}, "edge must be a number from 0 to 0.1, got nan"),

@@ -16,7 +16,7 @@ from flowkernels.compat.layer import Layer, by_feature, or_reason
 from flowkernels.compat.reading.dense import too_wide
 from flowkernels.compat.reading.masks import read_plan, with_context
 from flowkernels.nets.reading import may_read, of_parameters
-from flowkernels.ops import RQS, Affine
+from flowkernels.ops import RQS, Affine, Polynomial
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net, fitting, made_net
@@ -37,6 +37,18 @@ def spline(layer: Any) -> RQS:
 def affine(layer: Any) -> Affine:
     bounds = (layer.log_scale_min_clip, layer.log_scale_max_clip)
     return Affine.kept(scale="clip", log_bounds=bounds, shift_first=True)  # Pyro has means | log-scales
+
+
+def polynomial(layer: Any) -> Polynomial:
+    """But for its constant, which is a parameter of the layer and none of its network's."""
+    return Polynomial.kept(
+        degree=layer.count_degree, terms=layer.count_sum, bound=1.0, slope=1e-8, squares="sum", shift=False
+    )
+
+
+def polynomial_refusal(layer: Any) -> object:
+    """Why a polynomial has no kernel."""
+    return or_reason(polynomial, layer)
 
 
 def _will_be(layer: Any, **defaults: Any) -> Any:

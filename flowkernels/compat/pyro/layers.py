@@ -137,3 +137,45 @@ class ConditionalAffineAutoregressive(Conditional):
     """Those of an accelerated ConditionalAffineAutoregressive."""
 
     parts: ClassVar = {"": AffineAutoregressive}
+
+
+# ---- polynomials ----
+
+
+def _polynomial(layer: Any, x: Tensor, seen: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+    """The polynomials of x by the parameters that the network returns of what is seen; None where Pyro is to say no."""
+    univariate = describe.polynomial(layer)
+    params = layer.arn(seen).view(*x.shape[:-1], univariate.n_params, layer.input_dim).mT
+    return None if mixed(x, params) else univariate(x, params, inverse)
+
+
+class Polynomial(FastMethods):
+    """The methods of an accelerated Polynomial."""
+
+    @or_theirs
+    def _call(self: Any, x: Tensor) -> Any:
+        if x.dim() == 0 or x.shape[-1] != self.input_dim or x.dtype is not self.c.dtype:
+            return None
+        fused = _fused(self.arn, describe.polynomial(self), x, False)
+        if fused is None:
+            fused = _polynomial(self, x, x, False)
+        if fused is None:
+            return None
+        self._cached_logDetJ = fused[1]
+        return fused[0] + self.c
+
+    def _inverse(self: Any, y: Tensor) -> Tensor:
+        if y.dim() == 0 or y.shape[-1] != self.input_dim:  # no pass of the network would say so
+            raise ValueError(f"compat.pyro: y must be [..., {self.input_dim}], got {list(y.shape)}")
+        y = y - self.c
+        solved = _fused(self.arn, describe.polynomial(self), y, True)
+        if solved is None:
+            x, solved = torch.zeros_like(y), None
+            for _ in range(self.input_dim):
+                solved = _polynomial(self, y, x, True)
+                if solved is None:
+                    raise TypeError(f"compat.pyro: y must be in the dtype of the network, got {y.dtype}")
+                x = solved[0]
+        assert solved is not None  # there is a feature
+        self._cached_logDetJ = -solved[1]
+        return solved[0]

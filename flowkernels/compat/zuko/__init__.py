@@ -7,6 +7,7 @@ A lazy transform returns a subclass of the transform of zuko that it returned be
 | log-determinant of an inverse                       | of the forward map at x | of the inverse map at y        |
 | inverse where rounding makes the discriminant < 0   | NaN                     | the root, at disc = 0          |
 | a bin below what float32 can divide                 | NaN                     | a bin of 1e-12 of the box      |
+| inverse of a polynomial                             | bisection, to 1e-6      | Newton, to the last ulp        |
 | a batch of no rows                                  | RuntimeError            | no rows                        |
 | float16 and bfloat16                                | ladj in that type       | ladj in float32                |
 | `base` of the transform of an elementwise layer     | built on every call     | built when it is asked for     |
@@ -66,13 +67,13 @@ LIBRARY = Library(
     {
         "flows.autoregressive.MaskedAutoregressiveTransform": _lazy(
             "AutoregressiveTransform",
-            "spline (circular ones too) or affine map and network as one op; inverse in one sweep",
+            "spline (circular ones too), affine map or polynomial and network as one op; inverse in one sweep",
         ),
         "flows.coupling.GeneralCouplingTransform": _lazy(
-            "CouplingTransform", "network, map (spline or affine) and feature split run as one op"
+            "CouplingTransform", "network, map (spline, affine or polynomial) and feature split run as one op"
         ),
         "flows.gaussianization.ElementWiseTransform": _lazy(
-            "DependentTransform", "spline", "elementwise_refusal", "forward"
+            "DependentTransform", "spline or polynomial", "elementwise_refusal", "forward"
         ),
     },
     base="lazy.LazyTransform",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zuko import distributions as D
 from zuko import flows, lazy, transforms
 from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.flows.polynomial import ShiftedSOSPTransform
 from zuko.flows.spline import CircularRQSTransform
 from zuko.nn import MLP as TheirMLP
 from zuko.nn import Linear as TheirLinear
@@ -26,7 +27,7 @@ from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
 from flowkernels.ops import MadePlan
 from flowkernels.ops.net.activations import TABLE, name_of
-from flowkernels.transforms import Autoregressive, Composite, Coupling, Inverse, Permutation, Transform
+from flowkernels.transforms import Autoregressive, Composite, Coupling, Inverse, Permutation, Softclip, Transform
 
 from .describe import describe, plan_of
 
@@ -63,6 +64,8 @@ def _transform(module: Any, features: int) -> Transform:
 def _fixed(transform: Any, features: int) -> Transform:
     if isinstance(transform, transforms.PermutationTransform):
         return Permutation(transform.order)
+    if type(transform) is transforms.SoftclipTransform:
+        return Softclip(transform.bound)
     if type(transform) is torch.distributions.AffineTransform:
         return fixed_affine(features, torch.as_tensor(transform.scale), torch.as_tensor(transform.loc))
     raise CannotConvert(f"convert: every layer must be one that native flows have, got {transform}")
@@ -168,6 +171,8 @@ def _their_base(base: Any) -> Any:
 def _their_layer(part: Any) -> Any:
     if type(part) is Permutation and part.channel_dim == -1:
         return lazy.UnconditionalTransform(transforms.PermutationTransform, order=part.order.clone(), buffer=True)
+    if type(part) is Softclip and part.event_dims == 1:
+        return lazy.UnconditionalTransform(transforms.SoftclipTransform, bound=part.bound)
     if type(part) is Autoregressive and type(part.conditioner) is MADE and not part.conditioner.residual:
         return _their_autoregressive(part)
     if type(part) is Coupling and type(part.conditioner) is MLP:
@@ -186,6 +191,19 @@ def _their_univariate(part: Any) -> dict[str, Any]:
     if has_settings(univariate, scale="soft_clip"):
         slope = math.exp(-univariate.bound)
         return {"univariate": functools.partial(transforms.MonotonicAffineTransform, slope=slope), "shapes": [(), ()]}
+    if has_settings(univariate, family="sos", squares="mean", bounded=True):
+        terms, n = univariate.terms, univariate.degree + 1
+        settings = {"slope": univariate.slope}
+        if univariate.shift and univariate.bound == 10:
+            return {"univariate": functools.partial(ShiftedSOSPTransform, **settings), "shapes": [(terms, n), ()]}
+        if not univariate.shift:
+            sos = functools.partial(transforms.SOSPolynomialTransform, bound=univariate.bound, **settings)
+            return {"univariate": sos, "shapes": [(terms, n)]}
+    if has_settings(univariate, family="bernstein") and univariate.edge > 0:
+        bounded = univariate.tails == "identity"
+        kind = transforms.BoundedBernsteinTransform if bounded else transforms.BernsteinTransform
+        made = functools.partial(kind, bound=univariate.bound, eps=univariate.edge)
+        return {"univariate": made, "shapes": [(univariate.n_params,)]}
     if not has_settings(univariate, **_SPLINE):
         raise cannot("to_zuko", part, f"with {univariate}")
     K = univariate.bins

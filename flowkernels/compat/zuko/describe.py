@@ -12,16 +12,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from zuko.flows.polynomial import ShiftedSOSPTransform
 from zuko.flows.spline import CircularRQSTransform
 from zuko.nn import MaskedLinear, MaskedMLP
-from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+from zuko.transforms import (
+    BernsteinTransform,
+    BoundedBernsteinTransform,
+    MonotonicAffineTransform,
+    MonotonicRQSTransform,
+    SOSPolynomialTransform,
+)
 
 from flowkernels.compat.engine.reads import CachedRead
 from flowkernels.compat.layer import Layer
 from flowkernels.compat.reading.dense import read_sequence
 from flowkernels.compat.reading.masks import read_plan, with_context
 from flowkernels.nets.reading import Kept, Walk, may_compute
-from flowkernels.ops import RQS, Affine
+from flowkernels.ops import RQS, Affine, Polynomial
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.net import fitting, made_net
 from flowkernels.ops.split import Split, split_of
@@ -48,6 +55,8 @@ def univariate_of(layer: Any) -> Map | str:
 
 def _read(function: Any, items: tuple[tuple[str, Any], ...], shapes: tuple[Sequence[int], ...]) -> Map | str:
     settings = dict(items)
+    if function in _POLYNOMIALS:
+        return _polynomial(function, settings, shapes)
     slope = settings.pop("slope", _SLOPE)
     if function is MonotonicAffineTransform and not settings and shapes == ((), ()):
         return Affine("soft_clip", clamp=-math.log(slope), shift_first=True)
@@ -61,6 +70,25 @@ def _read(function: Any, items: tuple[tuple[str, Any], ...], shapes: tuple[Seque
     if shapes != ((K,), (K,), (K - 1,)):
         return f"the parameters of its spline have shapes {shapes}"
     return RQS(K, tail_bound=bound, parametrization="soft_clip", slope=slope, circle_shift=circular)
+
+
+_POLYNOMIALS = (ShiftedSOSPTransform, SOSPolynomialTransform, BernsteinTransform, BoundedBernsteinTransform)
+_EPS = 1e-6  # zuko's default: where tails of Bernstein polynomials begin, and how far bisection goes
+
+
+def _polynomial(function: Any, settings: dict[str, Any], shapes: tuple[Sequence[int], ...]) -> Map | str:
+    of_squares, shifted = function in _POLYNOMIALS[:2], function is ShiftedSOSPTransform
+    taken = {"slope"} if shifted else {"bound", "eps", *(["slope"] if of_squares else [])}
+    if settings.keys() - taken:
+        return f"its univariate is given {', '.join(settings.keys() - taken)}"
+    if [len(s) for s in shapes] != ([2, 0] if shifted else [2] if of_squares else [1]):
+        return f"the parameters of its polynomial have shapes {shapes}"
+    edge = settings.pop("eps", _EPS)
+    if of_squares:  # bisection stops at the bound; its tolerance is none of ours
+        terms, n = shapes[0]
+        return Polynomial("sos", n - 1, terms, shift=shifted, bounded=True, **settings)
+    tails = "identity" if function is BoundedBernsteinTransform else "linear"
+    return Polynomial("bernstein", shapes[0][0] - 1, tails=tails, edge=edge, **settings)
 
 
 _known = functools.lru_cache(maxsize=256)(_read)
@@ -94,8 +122,8 @@ def describe(layer: Any, split: Split | None = None) -> Layer | str:
 def elementwise_refusal(layer: Any) -> object:
     """Why an elementwise layer gains nothing, if that is a string."""
     found = univariate_of(layer)
-    # Without bins to be searched.
-    return found if isinstance(found, str) or found.bins else "its affine map alone is as fast in zuko"
+    # A product and a sum.
+    return found if isinstance(found, str) or found.n_params > 2 else "its affine map alone is as fast in zuko"
 
 
 # ---- masked networks ----

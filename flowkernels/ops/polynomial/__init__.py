@@ -50,6 +50,7 @@ def polynomial(
     slope: float = 1e-3,
     squares: str = "mean",
     shift: bool = True,
+    bounded: bool = False,
     tails: str = "identity",
     edge: float = 0.0,
     inverse: bool = False,
@@ -79,6 +80,7 @@ def polynomial(
         slope: :math:`\epsilon`, the smallest slope of ``"sos"``, at least 1e-15.
         squares: ``"mean"``: as above (zuko); ``"sum"``: :math:`\sum_k (\sum_j a_{kj} (u/B)^j)^2` (the paper, Pyro).
         shift: False: c is 0, and P one less.
+        bounded: the inverse stops at -B and B, as zuko's bisection does.
         tails: outside of the box. ``"identity"``: y = x; N = P + 4, the steps of :math:`\theta` are a softmax between
             two fixed ones at either end, by which slope and curvature have no jump (zuko's
             ``BoundedBernsteinTransform``). ``"linear"``: on with the slope of the end, where the curvature is 0;
@@ -110,7 +112,7 @@ def polynomial(
         >>> torch.allclose(back, x, atol=1e-4), torch.allclose(ladj, -neg, atol=1e-3)
         (True, True)
     """
-    settings = (family, degree, terms, bound, slope, squares, shift, tails, edge, inverse)
+    settings = (family, degree, terms, bound, slope, squares, shift, bounded, tails, edge, inverse)
     if torch.compiler.is_compiling():
         # Checked here as well: some compilers make a frozen dataclass without its __post_init__.
         return Polynomial(*checked(*settings))(x, params, backend=backend)

@@ -21,12 +21,13 @@ def fwd(spec: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     if not spec.inverse:
         y, slope = family.value(spec, x, params)
         return y.to(out_dtype), slope.log().sum(-1)
-    found = family.solve(spec, x.detach(), params.detach())
-    exact = found
+    fixed = params.detach()
+    exact = found = family.solve(spec, x.detach(), fixed)
     # Newton's step squares an error: after one, the derivatives of the root are those of the implicit function theorem,
-    # after two also those of these. Its value stays what was found.
+    # after two also those of these. Its value stays what was found, which is the root of what it gives.
+    target = family.value(spec, found, fixed)[0] + (x - x.detach())
     for _ in range(2):
         y, slope = family.value(spec, exact, params)
-        exact = exact - (y - x) / slope
+        exact = exact - (y - target) / slope
     exact = found + (exact - exact.detach())
     return exact.to(out_dtype), -family.value(spec, exact, params)[1].log().sum(-1)

@@ -45,7 +45,7 @@ def solve(spec: Any, y: Tensor, params: Tensor) -> Tensor:
     off = y - shift
     size, sign = off.abs(), torch.where(off < 0, -1.0, 1.0).to(y.dtype)
     most = 1e300 if y.dtype is torch.float64 else 1e37
-    high = (size / spec.slope).clamp(max=most)
+    high = (size / spec.slope).clamp(max=spec.bound if spec.bounded else most)
     least = 1 / most
 
     def at(m: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def _number(name: str, given: Any, low: float, high: float) -> float:
 
 def checked(*settings: Any) -> tuple[Any, ...]:
     """Checks every setting, in the order of the fields of `Polynomial`, and returns them, each in its own type."""
-    family, degree, terms, bound, slope, squares, shift, tails, edge, inverse = settings
+    family, degree, terms, bound, slope, squares, shift, bounded, tails, edge, inverse = settings
     family = _choice("family", FAMILIES, family)
     of_squares = family == "sos"
     least, most = (0, MOST_SOS_DEGREE) if of_squares else (1, MOST_BERNSTEIN_DEGREE)
@@ -53,8 +53,9 @@ def checked(*settings: Any) -> tuple[Any, ...]:
     bound, slope = _number("bound", bound, 1e-15, 1e15), _number("slope", slope, 1e-15, 1e15)
     squares, tails = _choice("squares", SQUARES, squares), _choice("tails", TAILS, tails)
     edge = _number("edge", edge, 0, 0.1)
-    shift, inverse = flag("ops.polynomial", "shift", shift), flag("ops.polynomial", "inverse", inverse)
-    return family, int(degree), int(terms), bound, slope, squares, shift, tails, edge, inverse
+    shift, bounded = flag("ops.polynomial", "shift", shift), flag("ops.polynomial", "bounded", bounded)
+    inverse = flag("ops.polynomial", "inverse", inverse)
+    return family, int(degree), int(terms), bound, slope, squares, shift, bounded, tails, edge, inverse
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Polynomial(Map):
     value itself.
 
     Args:
-        family, degree, terms, bound, slope, squares, shift, tails, edge: see `flowkernels.ops.polynomial`.
+        family, degree, terms, bound, slope, squares, shift, bounded, tails, edge: see `flowkernels.ops.polynomial`.
         inverse: this is the map y → x.
 
     Raises:
@@ -94,6 +95,7 @@ class Polynomial(Map):
     slope: float = 1e-3
     squares: str = "mean"
     shift: bool = True
+    bounded: bool = False
     tails: str = "identity"
     edge: float = 0.0
     inverse: bool = False
@@ -184,7 +186,7 @@ class Polynomial(Map):
 
     schema: ClassVar[dict[str, type]] = {
         "family": str, "degree": int, "terms": int, "bound": float, "slope": float, "squares": str, "shift": bool,
-        "tails": str, "edge": float, "inverse": bool,
+        "bounded": bool, "tails": str, "edge": float, "inverse": bool,
     }  # fmt: skip
 
     def packed(self) -> tuple[Any, ...]:

@@ -46,6 +46,7 @@ from flowkernels.transforms import (
     Permutation,
     Polynomial,
     SinhArcsinh,
+    Softclip,
     Squeeze,
     Standardize,
     Unsqueeze,
@@ -83,6 +84,11 @@ def _standardized() -> Flow:
         Composite([Standardize(torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.5, 2.0, 3.0])), *flow.transform]),
         flow.base,
     )
+
+
+def _softclip() -> Flow:
+    first, second = SOS(3, degree=1, terms=2, **SMALL).transform
+    return Flow(Composite([first, Softclip(4.0), second]), StandardNormal(3))
 
 
 def _embedding() -> nn.Module:
@@ -123,6 +129,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "gaussianization": lambda: Gaussianization(3, transforms=2, components=2),
     "gaussianization-context": lambda: Gaussianization(3, 2, components=2, kernel="logistic", rotate=False, **SMALL),
     "standardized": _standardized,
+    "softclip": _softclip,
     "by-hand": _by_hand,
     "levels": _levels,
 }
