@@ -19,6 +19,7 @@
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
 #include "net/net_bindings.h"
+#include "polynomial/polynomial.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -167,6 +168,19 @@ PYBIND11_MODULE(_C, m) {
         affine_bwd_args(s, passes, x, params, shift, mask, grad_y, grad_ladj, grad_x, grad_params, grad_shift);
     py::gil_scoped_release unlocked;
     affine_bwd(s, a, threads);
+  });
+  py::class_<PolynomialSpec>(m, "PolynomialSpec").def(py::init(&polynomial_spec));
+  m.def("polynomial_fwd",
+        [](const PolynomialSpec& s, const View& x, const View& params, const View& y, const View& ladj, int threads) {
+          const MapArgs a = map_fwd_args("polynomial", s.params(), x, params, y, ladj);
+          py::gil_scoped_release unlocked;
+          polynomial_fwd(s, a, threads);
+        });
+  m.def("polynomial_bwd", [](const PolynomialSpec& s, const View& x, const View& params, const View& grad_y,
+                             const View& grad_ladj, const View& grad_x, const View& grad_params, int threads) {
+    const MapArgs a = map_bwd_args("polynomial", s.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
+    py::gil_scoped_release unlocked;
+    polynomial_bwd(s, a, threads);
   });
   m.def("actnorm_fwd", [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
                           const View& y, const View& ladj, int threads) {

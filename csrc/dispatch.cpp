@@ -10,6 +10,7 @@
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
 #include "net/net.h"
+#include "polynomial/polynomial.h"
 #include "rqs/rqs.h"
 
 // Declares one set of kernels per instruction set, and op_kernels(), the one that runs.
@@ -57,6 +58,7 @@ namespace fk {
 FK_MAP(rqs, RqsSpec, RqsArgs)
 FK_MAP(affine, AffineSpec, AffineArgs)
 FK_MAP(mixture, MixtureSpec, MapArgs)
+FK_MAP(polynomial, PolynomialSpec, MapArgs)
 FK_OP(actnorm, ActNormArgs)
 FK_OP(batch_norm, BatchNormArgs)
 FK_OP(lu, LuArgs)

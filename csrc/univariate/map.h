@@ -3,12 +3,13 @@
 #pragma once
 #include "../affine/affine.h"
 #include "../mixture/mixture.h"
+#include "../polynomial/polynomial.h"
 #include "../rqs/rqs.h"
 #include "asked.h"
 
 // do_(kind, type of the settings) of each map. One more is its header above and a line here; on a GPU one in
 // map_cuda.cuh.
-#define FK_MAPS(do_) do_(affine, AffineSpec) do_(mixture, MixtureSpec) do_(rqs, RqsSpec)
+#define FK_MAPS(do_) do_(affine, AffineSpec) do_(mixture, MixtureSpec) do_(polynomial, PolynomialSpec) do_(rqs, RqsSpec)
 
 namespace fk {
 

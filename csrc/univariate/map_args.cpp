@@ -31,7 +31,8 @@ MapArgs inputs(const std::string& op, int64_t P, const View& x, const View& para
   check_params_type((op + ": params").c_str(), params, x.type);
   if (x.ndim < 1) refuse(op + ": x", "[..., D]", "a scalar");
   check_sizes_like((op + ": params").c_str(), params, x.size, x.ndim, P);
-  if (params.stride[x.ndim] != 1) refuse(op + ": params", "dense in their last dim", "strides " + strides_of(params));
+  if (params.stride[x.ndim] != 1 && P > 1)
+    refuse(op + ": params", "dense in their last dim", "strides " + strides_of(params));
   MapArgs a = {};
   a.rows = leading_dims_of(op, x, params);
   a.features = x.size[x.ndim - 1];

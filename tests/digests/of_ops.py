@@ -102,6 +102,38 @@ def mixture() -> Iterator[Case]:
         )
 
 
+POLYNOMIALS: dict[str, dict[str, Any]] = {
+    "squares": {},
+    "squares of degree 0": {"degree": 0, "terms": 1},
+    "sums of squares": {"degree": 3, "squares": "sum", "bound": 4.0, "slope": 1e-8, "shift": False},
+    "bounded squares": {"degree": 7, "terms": 2, "bounded": True},
+    "Bernstein": {"family": "bernstein"},
+    "Bernstein with edges": {"family": "bernstein", "degree": 5, "edge": 1e-6, "bound": 2.0},
+    "Bernstein of degree 64": {"family": "bernstein", "degree": 64},
+    "Bernstein with linear tails": {"family": "bernstein", "degree": 8, "tails": "linear"},
+}
+
+
+def _polynomial(dtype: str, params_dtype: str, lead: tuple[int, ...], **settings: Any) -> Results:
+    x = leaf("x", *lead, D, scale=2.5, dtype=DTYPES[dtype])
+    params = leaf("params", *lead, D, ops.Polynomial(**settings).n_params, dtype=DTYPES[params_dtype])
+    y, ladj = ops.polynomial(x, params, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, {"x": x, "params": params})
+
+
+def polynomial() -> Iterator[Case]:
+    for (name, settings), inverse, dtype in _ways(POLYNOMIALS.items(), (False, True), DTYPES):
+        yield Case(
+            f"polynomial {name} {_way(inverse)} {dtype}",
+            functools.partial(_polynomial, dtype, dtype, (ROWS,), inverse=inverse, **settings),
+        )
+    for params_dtype, inverse in _ways(("bf16", "f16"), (False, True)):
+        yield Case(
+            f"polynomial f32 with params {params_dtype} {_way(inverse)}",
+            functools.partial(_polynomial, "f32", params_dtype, (3, 7), inverse=inverse),
+        )
+
+
 def _affine(dtype: str, form: str, **settings: Any) -> Results:
     shape = (6, 4, 3, 3) if form in ("image", "image mask") else (ROWS, D)
     if form.startswith("image"):
@@ -322,6 +354,8 @@ MAPS: dict[str, Any] = {
     "rqs circular": transforms.RQS(bins=6, tails="circular", tail_bound=2.0),
     "rqs linear order": transforms.RQS(bins=6, tail_bound=2.0, order="linear"),
     "rqs soft_clip": transforms.RQS(bins=6, tail_bound=2.0, parametrization="soft_clip"),
+    "squares": transforms.Polynomial(degree=3, terms=2, bound=4.0),
+    "Bernstein": transforms.Polynomial("bernstein", 6, bound=2.0),
     **{f"affine {scale}": transforms.Affine(scale) for scale in SCALES},
 }
 
@@ -445,7 +479,7 @@ def channels() -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     for some in (
-        rqs, mixture, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
+        rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
         autoregressive_inverse, channels,
     ):  # fmt: skip
         yield from some()

@@ -29,6 +29,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "rqs": maps.rqs,
     "affine": maps.affine,
     "mixture": maps.mixture,
+    "polynomial": maps.polynomial,
     "actnorm": maps.actnorm,
     "batch_norm": nets.batch_norm,
     "lu_linear": maps.lu_linear,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkernels.ops import RQS, Affine
+from flowkernels.ops import RQS, Affine, Polynomial
 from flowkernels.ops.affine.scales import CLAMPED, FLOORED, SCALES
 from flowkernels.ops.mixture.spec import KERNELS, OUTERS
 from flowkernels.ops.rqs.spec import count_params
@@ -147,6 +147,35 @@ def mixture(draw: Draw) -> Call:
     # Far out, a probit's ladj bends by the difference of two nearly equal numbers: the truth is its own rounding.
     extreme = draw.kind == "large" and settings["outer"] == "probit"
     return Call("mixture", {"x": x.to(of_x), "params": params.to(of_params), **settings}, rows, {}, extreme)
+# ---- polynomials ----
+
+
+def polynomial_settings(draw: Draw) -> dict[str, Any]:
+    """Settings of a polynomial, without a direction."""
+    if draw.chance(0.5):
+        found: dict[str, Any] = {"degree": draw.choice((0, 1, 2, 4, 4, 7)), "terms": draw.choice((1, 2, 3, 5))}
+        if draw.chance(0.3):
+            found |= {"squares": "sum", "slope": draw.choice((1e-2, 0.5))}
+        if draw.chance(0.3):
+            found["bound"] = draw.choice((5.0, 20))
+        if draw.chance(0.3):
+            found["shift"] = False
+        return found
+    found = {"family": "bernstein", "degree": draw.choice((1, 2, 4, 8, 16, 30))}
+    if draw.chance(0.4):
+        found["tails"] = "linear"
+        found["bound"] = draw.choice((2.0, 10))
+        found["edge"] = 1e-6
+    return found
+
+
+def polynomial(draw: Draw) -> Call:
+    settings = {**polynomial_settings(draw), "inverse": draw.chance(0.5)}
+    lead, D, P = draw.lead(), draw.size(), Polynomial(**settings).n_params
+    # No copies of one element: their roundings are alike and add up, and eager's do not show how far.
+    params = draw.values(*lead, D, P) + 0.1 * draw.noise((*lead, D, P))
+    arguments = {"x": draw.values(*lead, D).to(of_x), "params": params.to(of_params), **settings}
+    return Call("polynomial", arguments, {("x",): 1, ("params",): 2} if lead else {})
 
 
 # ---- affine maps ----

@@ -95,17 +95,89 @@ def test_quadrature(n) -> None:
 # ---- numbers ----
 
 
+def results(f: Any, x: Tensor, params: Tensor, weights: Any, backend: str | None = None) -> list[Tensor]:
+    """y, ladj and the gradients of x and params, where the outputs have these gradients."""
+    x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
+    y, ladj = f(x, params, backend=backend)
+    grads = torch.autograd.grad((y, ladj), (x, params), [w.to(y.dtype) for w in weights])
+    return [t.detach() for t in (y, ladj, *grads)]
+
+
+def problem(settings: dict[str, Any], inverse: bool, rows: int = 200) -> Any:
+    """A map, x and params of float32 in either direction, and gradients of the outputs."""
+    f, x, params = given(settings, rows, 3, seed=1)
+    x, params = x.float(), params.float()
+    if inverse:
+        x, f = f(x, params, backend="reference")[0], f.inverted()
+    g = torch.Generator().manual_seed(2)
+    return f, x, params, (torch.randn(rows, 3, generator=g), torch.randn(rows, generator=g))
+
+
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_numbers(settings, inverse, kind) -> None:
-    f, x, params = given(settings)
-    f = f.inverted() if inverse else f
-    x, params = (x / 4 if kind is torch.float16 else x).to(kind), params.to(kind)
-    found, eager = f(x, params), f.reference(x, params)
-    assert found[0].dtype is kind and found[1].dtype is torch.float32
-    for a, b, truth in zip(found, eager, f.reference(x.double(), params.double()), strict=True):
-        assert_within_rule(a, b, truth)
+def test_numbers(settings, inverse, all_isas) -> None:
+    f, x, params, weights = problem(settings, inverse)
+    g, eps = torch.Generator().manual_seed(3), torch.finfo(torch.float32).eps
+
+    def noisy(t: Tensor) -> Tensor:
+        return t * (1 + eps * torch.randn(t.shape, generator=g))
+
+    truth = results(f, x.double(), params.double(), weights, "reference")
+    moves, draws = ([torch.zeros_like(t) for t in truth] for _ in range(2))
+    for _ in range(4):  # how far rounding the inputs moves the truth, and how far eager is off
+        moved = noisy(x), noisy(params)
+        eager = results(f, *moved, weights, "reference")
+        exact = results(f, *(t.double() for t in moved), weights, "reference")
+        for m, d, e, t, t0 in zip(moves, draws, eager, exact, truth, strict=True):
+            m += (t - t0).square() / 4
+            torch.maximum(d, (e - t).abs(), out=d)
+    units = [m.sqrt() for m in moves]
+    units[1] += eps  # a log rounds its argument
+    units[3] = units[3].amax(-1, keepdim=True).expand_as(units[3])  # they share one sum
+    eager = results(f, x, params, weights, "reference")
+    for isa in all_isas:
+        for i, found in enumerate(results(f, x, params, weights)):
+            assert_within_rule(found, eager[i], truth[i], f"{isa}: result {i}", condition=(units[i], draws[i]))
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_float64_has_its_digits(settings, inverse, all_isas) -> None:
+    f, x, params, weights = problem(settings, inverse)
+    x, params = x.double(), params.double()
+    wanted = results(f, x, params, weights, "reference")
+    for _ in all_isas:
+        torch.testing.assert_close(results(f, x, params, weights), wanted, rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_16_bits_are_computed_in_float32(settings, inverse) -> None:
+    f, x, params, weights = problem({**settings, "bound": 4.0}, inverse, 40)
+    for kind in (torch.bfloat16, torch.float16):
+        narrow = (x / 4).clamp(-50, 50).to(kind), params.to(kind)
+        found = results(f, *narrow, weights)
+        wanted = results(f, *(t.float() for t in narrow), [w.to(kind).float() for w in weights])
+        assert found[0].dtype is found[2].dtype is found[3].dtype is kind and found[1].dtype is torch.float32
+        for a, b in zip((found[0], found[2], found[3]), (wanted[0], wanted[2], wanted[3]), strict=True):
+            torch.testing.assert_close(a, b.to(kind), rtol=torch.finfo(kind).eps, atol=1e-5)
+        torch.testing.assert_close(f(*narrow)[1], f(*(t.float() for t in narrow))[1], rtol=0, atol=0)
+
+
+@EVERY
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+def test_bits_do_not_depend_on_neighbours(settings, inverse, all_isas) -> None:
+    """Lanes stop one by one: a row has its bits in a large batch, alone, and beside a NaN."""
+    f, x, params, weights = problem(settings, inverse, 70)
+    for _ in all_isas:
+        whole = results(f, x, params, weights)
+        for rows in (slice(0, 1), slice(3, 9), slice(37, 70)):
+            some = results(f, x[rows], params[rows], [w[rows] for w in weights])
+            assert all(torch.equal(a, b[rows]) for a, b in zip(some, whole, strict=True))
+        broken = x.clone()
+        broken[::7, 1] = torch.nan
+        for a, b in zip(results(f, broken, params, weights), whole, strict=True):
+            assert torch.equal(a[1::7], b[1::7])
 
 
 @EVERY

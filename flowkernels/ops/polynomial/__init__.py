@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowkernels.ops._routing import Op
 
-from . import reference
-from .spec import Polynomial, checked
+from . import native, reference
+from .spec import NO_GPU, Polynomial, checked
 
 __all__ = ["Polynomial", "polynomial"]
 
@@ -31,10 +31,11 @@ Polynomial._op = Op(
     "polynomial",
     spec_type=Polynomial,
     reference=reference.fwd,
-    table={"reference": reference},
+    table={"cpu": native.cpu, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_fake,
+    missing=dict.fromkeys(("cuda", "triton"), NO_GPU),
     sample=lambda: (Polynomial(), (torch.zeros(1, 1), torch.zeros(1, 1, 16))),
 )
 

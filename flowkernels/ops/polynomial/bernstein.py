@@ -21,7 +21,7 @@ def differences(spec: Any, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         steps = torch.softmax(params, dim=-1) * spec.free
         last = torch.full_like(params[..., 0], spec.bound)
         return torch.cat((end, steps, end), dim=-1), -last, last
-    steps = F.softplus(params[..., 1:]).clamp(min=LEAST[params.dtype])
+    steps = F.softplus(params[..., 1:], threshold=50.0).clamp(min=LEAST[params.dtype])
     steps = torch.cat((steps[..., :1], steps, steps[..., -1:]), dim=-1)
     first = params[..., 0] - spec.lowered
     return steps, first, first + steps.sum(-1)

@@ -12,9 +12,10 @@ from flowkernels._arguments import flag, is_number, is_whole
 from flowkernels.ops.univariate import Map, by_element, refuse_tensors
 
 from . import reference
-from .quadrature import MOST_NODES
+from .quadrature import MOST_NODES, RULES
 
 FAMILIES = ("sos", "bernstein")
+NO_GPU = "no kernel for polynomials there yet"
 TAILS = ("identity", "linear")
 SQUARES = ("mean", "sum")
 MOST_SOS_DEGREE, MOST_TERMS, MOST_BERNSTEIN_DEGREE = MOST_NODES - 1, 32, 64
@@ -150,6 +151,23 @@ class Polynomial(Map):
 
     def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return reference.fwd(self, x, params)
+
+    def why_not(self, backend: str) -> str | None:
+        return NO_GPU if backend in ("cuda", "triton") else None
+
+    def settings(self, module: Any) -> Any:
+        """The polynomial as this compiled module's `polynomial_fwd` takes it; made once."""
+        found = self._handles.get((module, "polynomial"))
+        if found is None:
+            rule = RULES[self.degree] if self.of_squares else ((), ())
+            found = self._handles[module, "polynomial"] = module.PolynomialSpec(
+                self.of_squares, self.degree, self.terms, self.bound, self.slope, self.centre, self.weight, self.shift,
+                self.bounded, self.tails == "linear", self.edge, self.inverse, *map(list, rule),
+            )  # fmt: skip
+        return found
+
+    def _handle(self, module: Any) -> Any:
+        return module.UnivariateMap(self.settings(module))
 
     # ---- numbers that follow from the settings ----
 
