@@ -390,6 +390,10 @@ def _pyro_cases(root: str) -> dict[str, Case]:
     quadratic, linear = [K, K, K - 1], [K, K, K - 1, K]
     two = {"order": "quadratic"}
 
+    def exact(layer: Any) -> Any:
+        layer.mask = layer.power_mask.double().reciprocal()  # else of float32, in a layer of float64 too
+        return layer
+
     def upper(params: list[int]) -> Any:
         return DenseNN(2, [H], [2 * n for n in params])
 
@@ -418,7 +422,7 @@ def _pyro_cases(root: str) -> dict[str, Case]:
         ),
         maf_of_context: Case(lambda: of(maf_of_context)(ConditionalAutoRegressiveNN(D, C, [H])), _pyro_of_context),
         polynomial: Case(
-            lambda: of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2), _pyro, directions=("forward",)
+            lambda: exact(of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2)), _pyro, directions=("forward",)
         ),
         coupling: Case(lambda: of(coupling)(D, 2, upper(linear), K), _pyro),
         f"{coupling}: identity": Case(lambda: of(coupling)(D, 2, upper(quadratic), K, identity=True, **two), _pyro),

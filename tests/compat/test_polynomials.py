@@ -143,8 +143,9 @@ def test_pyro(skips, lead, monkeypatch):
         back = fast.inv(z)
         found = fast.log_abs_det_jacobian(back, z)
         torch.testing.assert_close(fast(back), z, rtol=within, atol=within)
-        if dtype is torch.float64:  # in float32 a slope of 1e-8 says little of x
-            torch.testing.assert_close((back, found), (x, ladj), rtol=1e-7, atol=1e-7)
+        if dtype is torch.float64:  # in float32 a slope near 1e-8 says little of x
+            torch.testing.assert_close(fast(back), z, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close((back, found), (x, ladj), rtol=1e-5, atol=1e-5)
     with pytest.raises(KeyError):
         plain.inv(z)
     with pytest.raises(ValueError, match=r"compat.pyro: y must be \[\.\.\., 4\], got"):

@@ -10,8 +10,7 @@ In a `ComposeTransformModule` neighbouring couplings are one op: it hands x from
 its log-determinant by itself, with a cache of the last pair in each. One call would have to replace the class of the
 distribution, which is the user's and is mostly made anew in each call of a model; so lists run layer by layer.
 
-Pyro's Polynomial has no inverse but of what it has just returned; accelerated it has one. Its log-determinant counts a
-slope of 1e-8 that its y does not have: here y has it too.
+Pyro's Polynomial has no inverse but of what it has just returned; accelerated it has one.
 """
 
 from __future__ import annotations

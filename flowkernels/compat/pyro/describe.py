@@ -23,6 +23,7 @@ from flowkernels.ops.net.net import dense_net, fitting, made_net
 from flowkernels.ops.split import split_of
 from flowkernels.ops.univariate import Map
 
+SLOPE = 1e-8  # that the log-determinant of Pyro's polynomials counts, and their values do not have
 _LEAST = 1e-3  # Pyro's minimum sizes and slope, which its layers do not let one set
 
 # ---- maps ----
@@ -42,7 +43,7 @@ def affine(layer: Any) -> Affine:
 def polynomial(layer: Any) -> Polynomial:
     """But for its constant, which is a parameter of the layer and none of its network's."""
     return Polynomial.kept(
-        degree=layer.count_degree, terms=layer.count_sum, bound=1.0, slope=1e-8, squares="sum", shift=False
+        degree=layer.count_degree, terms=layer.count_sum, bound=1.0, slope=SLOPE, squares="sum", shift=False
     )
 
 

@@ -162,20 +162,28 @@ class Polynomial(FastMethods):
         if fused is None:
             return None
         self._cached_logDetJ = fused[1]
-        return fused[0] + self.c
+        return fused[0] - describe.SLOPE * x + self.c
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
         if y.dim() == 0 or y.shape[-1] != self.input_dim:  # no pass of the network would say so
             raise ValueError(f"compat.pyro: y must be [..., {self.input_dim}], got {list(y.shape)}")
         y = y - self.c
-        solved = _fused(self.arn, describe.polynomial(self), y, True)
-        if solved is None:
-            x, solved = torch.zeros_like(y), None
-            for _ in range(self.input_dim):
-                solved = _polynomial(self, y, x, True)
-                if solved is None:
-                    raise TypeError(f"compat.pyro: y must be in the dtype of the network, got {y.dtype}")
-                x = solved[0]
-        assert solved is not None  # there is a feature
-        self._cached_logDetJ = -solved[1]
-        return solved[0]
+        x, ladj = _inverted(self, y)
+        if x.dtype is torch.float64:  # which alone can tell
+            x, ladj = _inverted(self, y + describe.SLOPE * x)
+        self._cached_logDetJ = -ladj
+        return x
+
+
+def _inverted(layer: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x of polynomials that have the slope that Pyro's log-determinant counts and its y lacks; and ladj."""
+    solved = _fused(layer.arn, describe.polynomial(layer), y, True)
+    if solved is not None:
+        return solved
+    x = ladj = torch.zeros_like(y)
+    for _ in range(layer.input_dim):
+        found = _polynomial(layer, y, x, True)
+        if found is None:
+            raise TypeError(f"compat.pyro: y must be in the dtype of the network, got {y.dtype}")
+        x, ladj = found
+    return x, ladj
