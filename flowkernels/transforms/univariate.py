@@ -11,7 +11,6 @@ from flowkernels.ops.univariate import Univariate
 __all__ = ["RQS", "Affine", "Mixture", "Polynomial", "SinhArcsinh", "Univariate", "check_univariate"]
 
 
-
 def check_univariate(name: str, univariate: object) -> None:
     """Raises unless it can be the map of a layer."""
     has_params = hasattr(univariate, "n_params")

@@ -147,6 +147,8 @@ def mixture(draw: Draw) -> Call:
     # Far out, a probit's ladj bends by the difference of two nearly equal numbers: the truth is its own rounding.
     extreme = draw.kind == "large" and settings["outer"] == "probit"
     return Call("mixture", {"x": x.to(of_x), "params": params.to(of_params), **settings}, rows, {}, extreme)
+
+
 # ---- polynomials ----
 
 
@@ -164,7 +166,9 @@ def polynomial_settings(draw: Draw) -> dict[str, Any]:
     found = {"family": "bernstein", "degree": draw.choice((1, 2, 4, 8, 16, 30))}
     if draw.chance(0.4):
         found["tails"] = "linear"
+    if draw.chance(0.3):
         found["bound"] = draw.choice((2.0, 10))
+    if draw.chance(0.3):
         found["edge"] = 1e-6
     return found
 
@@ -172,6 +176,7 @@ def polynomial_settings(draw: Draw) -> dict[str, Any]:
 def polynomial(draw: Draw) -> Call:
     settings = {**polynomial_settings(draw), "inverse": draw.chance(0.5)}
     lead, D, P = draw.lead(), draw.size(), Polynomial(**settings).n_params
+    of_x, of_params = draw.choice(PAIRS)
     # No copies of one element: their roundings are alike and add up, and eager's do not show how far.
     params = draw.values(*lead, D, P) + 0.1 * draw.noise((*lead, D, P))
     arguments = {"x": draw.values(*lead, D).to(of_x), "params": params.to(of_params), **settings}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .solve import root
+from flowkernels.ops._root import root
 
 # Far below the spacing of y, and large enough that its logarithm is a number: softplus is 0 at -1e4.
 LEAST = {torch.float32: 1e-12, torch.float64: 1e-24}

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkernels.ops._root import root
+
 from .quadrature import RULES
-from .solve import root
 
 
 def _split(spec: Any, params: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -76,7 +76,7 @@ MUTATIONS = (
     _maps("permutation", _LU, "if (p < 0 || «p >= channels» ||", "p > channels", "C"),
     _maps("bins", _RQS, 'check_number("RqsSpec: bins", bins, 1, «128»);', "129", "129"),
     _maps("leading dims", _ROWS, "if (!joins && «r.ndim == LeadingDims::kMaxDims»)", "false", "nine"),
-    _maps("dense params", _ROWS, "if («params.stride[x.ndim] != 1») refuse", "false", "strides"),
+    _maps("dense params", _ROWS, "if («params.stride[x.ndim] != 1 && P > 1»)", "false", "strides"),
     _maps("part", _AFFINE, "if («spec.stop > x.size[m.part]»)", "spec.stop > x.size[m.part] + 1", "past the features"),
     _maps(
         "mask",
