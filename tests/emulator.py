@@ -60,6 +60,7 @@ def sources() -> list[Path]:
 def compile_module(name: str, files: Sequence[Path]) -> Path:
     """The shared library of these sources and the emulator, if it is not there yet for this state of the sources."""
     text = b"".join(f.read_bytes() for f in [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(HERE.iterdir())])
+    text += " ".join(map(str, files)).encode()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
