@@ -290,11 +290,15 @@ template <class C, class S = typename C::S, class T = typename MixtureRoom<S>::T
 __attribute__((noinline)) T mixture_root(const C& c, MixtureRoom<S>& r, T y) {
   T quantile;
   const T target = target_of(c, y, &quantile);
-  T low = T{} + S(__builtin_inff()), high = T{} - S(__builtin_inff());
+  constexpr S kLeast = sizeof(S) == 4 ? S(1e-37) : S(1e-300);  // of slopes: of plateaus it is 0
+  T low = T{} + S(__builtin_inff()), high = T{} - S(__builtin_inff()), steepest = {};
   for (int k = 0; k < c.K; ++k) {
     const T at = r.raw[c.K + k] + quantile / r.per_scale[k];
     low = min_(at, low), high = max_(at, high);
+    steepest = max_(r.per_scale[k], steepest);
   }
+  // Steps over which no component's slope changes much.
+  const T short_step = S(0x1p-6) / steepest;
   T x = low + S(0.5) * (high - low), last = T{} + S(__builtin_inff());
   x = select(low < high, x, low);
   const T enough = (1 + abs_(target)) * (4 * c.kEps);
@@ -304,15 +308,17 @@ __attribute__((noinline)) T mixture_root(const C& c, MixtureRoom<S>& r, T y) {
     T logit = log_(at.plain.below / at.plain.above);
     if (at.any_far) logit = select(at.far, at.logs.below - at.logs.above, logit);
     const MixtureSlopes<T> g = at.slopes;
-    const T miss = logit - target, size = abs_(miss), slope = max_(g.below + g.above, T{} + c.kTiny * c.kTiny);
+    const T miss = logit - target, size = abs_(miss), slope = max_(g.below + g.above, T{} + kLeast);
     low = select(miss < S(0), x, low), high = select(miss > S(0), x, high);
     const T tangent = x - miss / slope, inside = min_(max_(tangent, low), high);
     const auto small = size <= enough;
     const auto halved = size < S(0.5) * last;
     const auto within = inside == tangent;
-    const auto newton = small | (halved & within);
+    // At a root the tangent gives the last digits; of a plateau it leads away from it.
+    const auto last_digits = within & (abs_(tangent - x) <= short_step);
     const T middle = low + S(0.5) * (high - low);
-    const T next = select(done, x, select(newton, inside, middle));
+    const T on = select(halved & within, inside, middle);
+    const T next = select(done, x, select(small, select(last_digits, inside, x), on));
     // NaN is never equal to itself, and done at once.
     done = done | small | (abs_(next - x) <= c.kEps * abs_(x)) | (miss != miss);
     x = select(miss != miss, miss, next), last = size;

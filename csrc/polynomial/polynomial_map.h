@@ -42,8 +42,9 @@ struct SquaresMap {
   FK_INLINE void eval(const ParamRows<S>& p, T v, T* out, T* ladj) const {
     const S* c = in_order(p, params, room);
     if (!inverse) return f.eval(c, v, out, ladj);
-    *out = f.solve(c, v);
-    *ladj = -log_(f.density(c, *out / f.bound));
+    const T x = f.solve(c, v);
+    *ladj = -log_(f.density(c, x / f.bound));
+    *out = select(*ladj == *ladj, x, *ladj);  // a search leaves out what is no number
   }
 
   // Of an inverse by the implicit function theorem: see README.md.

@@ -303,6 +303,10 @@ def kept(owner: nn.Module, way: Way, read: Callable[..., tuple[Walk, T]], *given
     return said
 
 
+forgotten: list[Any] = [_kept]  # what is kept of modules that may have other methods by the next call
+
+
 def forget() -> None:
     """Lets every module be read again."""
-    _kept.clear()
+    for kept_of_modules in forgotten:
+        kept_of_modules.clear()

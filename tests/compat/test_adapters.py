@@ -59,6 +59,7 @@ def instances() -> dict[str, nn.Module]:
         pyro.affine_coupling(3),
         pyro.conditional_affine_autoregressive(3, 2),
         pyro.conditional_affine_coupling(3, 2),
+        pyro.polynomial(3, [8]),
     ]
     return {type(module).__name__: module for module in found}
 

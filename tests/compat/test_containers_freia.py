@@ -523,5 +523,5 @@ def test_files(tmp_path, ran) -> None:
         {k: v + 0.01 if v.is_floating_point() and "perm" not in k else v for k, v in inn.state_dict().items()}
     )
     assert not torch.allclose(inn(x)[0], expected)
-    inn[0].load_state_dict(torch.load(tmp_path / "block.pt"))
+    inn[0].load_state_dict(torch.load(tmp_path / "block.pt", weights_only=True))
     assert ran == [3, 3]

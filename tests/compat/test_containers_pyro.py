@@ -300,3 +300,18 @@ def test_a_context_is_bound_by_pyro(ran) -> None:
         found.append([*forward(whole, x), *inverse(whole, x.clone())])
     torch.testing.assert_close(*found)
     assert ran == []
+
+
+def test_nothing_is_kept_from_before_it_was_accelerated() -> None:
+    whole, x = make("affine"), drawn(B, D)
+    compat.accelerate(whole)
+    whole(x)
+    compat.restore(whole)
+    whole.clear_cache()
+    with torch.no_grad():
+        for p in whole.parameters():
+            p.add_(0.1)
+    expected = whole(x)
+    whole.clear_cache()
+    compat.accelerate(whole)
+    torch.testing.assert_close(whole(x), expected)

@@ -145,3 +145,26 @@ def test_a_trainer_of_another_version_is_left_alone(monkeypatch):
     with flowkernels.accelerate_library("sbi"):
         assert base.Adam is theirs
     assert base.Adam is theirs and not hasattr(base, "clip_grad_norm_")
+
+
+def test_parameters_that_come_one_by_one(tmp_path, monkeypatch):
+    """sbi hands over a generator. What torch refuses is refused, and what has no fused step takes torch's own."""
+    from sbi.inference.trainers import base
+
+    with flowkernels.accelerate_library("sbi"):
+        q = nn.Parameter(torch.ones(3))
+        q.grad = torch.full((3,), 4.0)
+        assert base.clip_grad_norm_(iter([q]), 1.0) > 6 and q.grad.norm() < 1.01
+        q.grad = torch.full((3,), float("inf"))
+        with pytest.raises(RuntimeError, match="non-finite"):
+            base.clip_grad_norm_(iter([q]), 1.0, error_if_nonfinite=True)
+        q.grad = torch.full((3,), 4.0).to_sparse()
+        with pytest.raises((RuntimeError, NotImplementedError)) as ours:
+            base.clip_grad_norm_(iter([q]), 1.0)
+        with pytest.raises(type(ours.value)):
+            torch.nn.utils.clip_grad_norm_(iter([q]), 1.0)
+        waves = nn.Parameter(torch.ones(2, dtype=torch.cfloat))
+        adam = base.Adam(iter([waves]), lr=0.1)
+        (waves.abs().sum()).backward()
+        adam.step()
+        assert not adam.defaults["fused"]

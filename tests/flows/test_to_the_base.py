@@ -214,3 +214,9 @@ def test_compiled_it_is_one_node_to_the_base() -> None:
     flow.transform.register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match="a compiled flow must have the layers with which it was compiled"):
         compiled(x)
+
+
+def test_a_method_that_all_bases_are_given(bases, monkeypatch) -> None:
+    flow, x = built(), drawn(B, D)
+    monkeypatch.setattr(StandardNormal, "log_prob", lambda self, z, context=None: z.sum(-1))
+    assert torch.equal(flow.log_prob(x), in_parts(flow, x)) and True not in bases

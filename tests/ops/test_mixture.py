@@ -275,3 +275,31 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
             assert_within_rule(
                 found[i], eager[i], truth[i], f"{isa}: {name}", condition=(moves[i], draws[i]), dtype=torch.float32
             )
+
+
+@BACKENDS
+@WIDE
+@pytest.mark.parametrize("scale", [-3.0, -4.0, -6.5])
+@pytest.mark.parametrize(("kernel", "outer"), [("normal", "probit"), ("normal", "logit"), ("logistic", "logit")])
+def test_a_plateau_between_two_modes(kernel, outer, scale, wide, backend) -> None:
+    """Halfway between narrow modes the slope is next to nothing, or 0: every x there is a root, the modes are none."""
+    params = torch.tensor([0, 0, -1.0, 1, scale, scale], dtype=wide).view(1, 1, 6)
+    f = Mixture(2, kernel, outer)
+    y = torch.zeros(1, 1, dtype=wide)
+    x, ladj = f.inverted()(y, params, backend=backend)
+    assert x.abs() < 0.9 and ladj > 10
+    assert f(x, params)[0].abs() < 1e-6
+
+
+@BACKENDS
+@WIDE
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "outer"), [("normal", "probit"), ("normal", "logit"), ("logistic", "logit")])
+def test_what_was_found_is_a_root(kernel, outer, size, wide, backend) -> None:
+    """Where several scales lie far apart, too: not near some x, of which there may be many, but of this y."""
+    x, params = (t.to(wide) for t in draw(4000, 1, components=3, scale=size))
+    f = Mixture(3, kernel, outer)
+    y, _ = f(3 * x, params)
+    back, ladj = f.inverted()(y, params, backend=backend)
+    again, _ = f(back, params)
+    assert ladj.isfinite().all() and ((again - y).abs() <= 1e-4 * (1 + y.abs())).all()

@@ -347,3 +347,26 @@ def test_settings_that_break_the_contract(settings, message) -> None:
 def test_settings_of_numpy() -> None:
     numpy = pytest.importorskip("numpy")
     assert Polynomial(degree=numpy.int64(4), bound=numpy.float32(10), shift=numpy.bool_(True)) == Polynomial()
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("settings", [s for s in (*SOS, *BERNSTEIN) if s.get("degree") != 0], ids=str)
+def test_parameters_that_are_no_numbers_have_no_inverse(settings, backend) -> None:
+    f, y, params = given(settings)
+    clean, _ = f.inverted()(y, params, backend=backend)
+    params[3, 1] = float("nan")
+    x, ladj = f.inverted()(y, params, backend=backend)
+    assert x[3, 1].isnan() and ladj[3].isnan()
+    rest = torch.ones_like(x, dtype=torch.bool)
+    rest[3, 1] = False
+    assert torch.equal(x[rest], clean[rest])
+
+
+@pytest.mark.parametrize("settings", [*SOS, {"terms": 1}, {"terms": 1, "shift": False}], ids=str)
+def test_the_identity_has_as_many_numbers_as_there_are_parameters(settings) -> None:
+    f = Polynomial(**settings)
+    assert len(f.identity) == f.n_params
+    x = torch.linspace(-2, 2, 9).double().unsqueeze(-1)
+    y, ladj = f(x, torch.tensor(f.identity).double().expand(9, 1, -1))
+    torch.testing.assert_close(y, x)
+    torch.testing.assert_close(ladj, torch.zeros(9).double(), rtol=0, atol=1e-6)

@@ -17,7 +17,7 @@ from flowkernels import _native, backends, flows
 from flowkernels.nets import MLP
 from flowkernels.ops.flow import native as flow_native
 from flowkernels.ops.flow.spec import named
-from flowkernels.transforms import RQS, ActNorm, Affine, BatchNorm, Composite, Coupling, Permutation
+from flowkernels.transforms import RQS, ActNorm, Affine, BatchNorm, Composite, Coupling, Mixture, Permutation
 from tests.transforms.test_runs import drawn, filled
 
 pytestmark = [
@@ -35,6 +35,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "Real NVP": lambda: flows.RealNVP(D, **SIX),
     "MAF": lambda: flows.MAF(D, **SIX),
     "NICE": lambda: flows.NICE(D, **SIX),
+    "SOS": lambda: flows.SOS(D, transforms=2, hidden=(12, 12)),
+    "MAF of mixtures": lambda: flows.MAF(D, **SIX, univariate=Mixture(2)),
 }
 
 

@@ -11,6 +11,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 # Library → modules that train, in which these names are torch's.
 _MODULES = {"sbi": ("sbi.inference.trainers.base", "sbi.inference.trainers.marginal.marginal_base")}
 _FASTER = {"Adam": "fused", "clip_grad_norm_": "foreach"}
@@ -18,18 +21,23 @@ _replaced: list[tuple[str, Any, str, Any, Any]] = []  # library, module, name, w
 
 
 def _with(function: Callable[..., Any], setting: str) -> Callable[..., Any]:
-    """The function with a setting on, unless it is given, or cannot be on for these tensors."""
+    """A function of parameters with a setting on, unless it is given, or is not known for these."""
 
     @functools.wraps(function, updated=())
-    def faster(*args: Any, **kwargs: Any) -> Any:
-        if {"fused", "foreach"}.isdisjoint(kwargs):
-            try:
-                return function(*args, **kwargs, **{setting: True})
-            except RuntimeError:  # a device or a dtype that it does not know; said before anything is changed
-                pass
-        return function(*args, **kwargs)
+    def faster(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)  # which may be a generator
+        if {"fused", "foreach"}.isdisjoint(kwargs) and all(map(_is_plain, listed)):
+            kwargs = {**kwargs, setting: True}
+        return function(listed, *args, **kwargs)
 
     return faster
+
+
+def _is_plain(t: Any) -> bool:
+    """Whether both settings know a parameter: in dense memory, of real numbers, where torch has them."""
+    if not isinstance(t, Tensor) or not t.is_floating_point() or not (t.is_cpu or t.is_cuda):
+        return False
+    return t.layout is torch.strided and (t.grad is None or t.grad.layout is torch.strided)
 
 
 def hasten(library: str) -> None:

@@ -18,13 +18,14 @@ from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs, or
 from flowkernels.compat.engine.runs import kind, pays_with_graph
 from flowkernels.nets.reading import Walk
 from flowkernels.ops._kept import made_to_stay
-from flowkernels.transforms.parts import KERNELS, Leaf, Run, kept
+from flowkernels.transforms.parts import KERNELS, Leaf, Run, forgotten, kept
 from flowkernels.transforms.runs import Piece, read_listed
 
 from .part import Link, is_permutation, read
 
 KIND = kind(lambda walk, link, inverse, before: [Leaf(link, inverse)], read)
 _last: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor, Tensor]] = weakref.WeakKeyDictionary()
+forgotten.append(_last)
 _inverses: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 

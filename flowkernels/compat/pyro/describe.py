@@ -47,6 +47,22 @@ def polynomial(layer: Any) -> Polynomial:
     )
 
 
+def _read_powers(powers: Tensor, reciprocals: Tensor) -> bool:
+    n = torch.arange(len(powers), dtype=torch.float64)
+    expected = 1 + n + n.unsqueeze(-1)
+    return powers.shape == expected.shape == reciprocals.shape and bool(
+        torch.equal(powers.double(), expected) and torch.allclose(reciprocals.double(), 1 / expected, 1e-2)
+    )
+
+
+_powers = CachedRead[bool](_read_powers)
+
+
+def has_its_powers(layer: Any) -> bool:
+    """Whether the buffers of a polynomial's exponents, and of their reciprocals, are as they were made."""
+    return bool(_powers(layer, (layer.power_mask, layer.mask)))
+
+
 def polynomial_refusal(layer: Any) -> object:
     """Why a polynomial has no kernel."""
     return or_reason(polynomial, layer)

@@ -156,6 +156,8 @@ class Polynomial(FastMethods):
     def _call(self: Any, x: Tensor) -> Any:
         if x.dim() == 0 or x.shape[-1] != self.input_dim or x.dtype is not self.c.dtype:
             return None
+        if not describe.has_its_powers(self):
+            return None
         fused = _fused(self.arn, describe.polynomial(self), x, False)
         if fused is None:
             fused = _polynomial(self, x, x, False)
@@ -167,6 +169,8 @@ class Polynomial(FastMethods):
     def _inverse(self: Any, y: Tensor) -> Tensor:
         if y.dim() == 0 or y.shape[-1] != self.input_dim:  # no pass of the network would say so
             raise ValueError(f"compat.pyro: y must be [..., {self.input_dim}], got {list(y.shape)}")
+        if not describe.has_its_powers(self):
+            return original_class(self)._inverse(self, y)
         y = y - self.c
         x, ladj = _inverted(self, y)
         if x.dtype is torch.float64:  # which alone can tell

@@ -61,7 +61,7 @@ def block_made(
         activation: between layers, increasing: ``"tanh"``, ``"sigmoid"``, ``"elu"`` or ``"leaky_relu"``.
         residual: True: y + x; a tensor of one number, the gate g: :math:`\sigma(g)\,x + (1 - \sigma(g))\,y`. Without
             one, and where the activation is bounded, y is bounded too, and the inverse of what lies outside is NaN.
-        inverse: evaluate y → x; ``ladj`` is then that of the inverse.
+        inverse: evaluate y → x; ``ladj`` is then that of the inverse. Roots are looked for up to 1e18 (float64: 1e150).
         backend: run on this one or raise; plain PyTorch is the only one yet.
 
     Returns:

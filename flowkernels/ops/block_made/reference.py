@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "leaky_relu": (F.leaky_relu, lambda z: torch.where(z < 0, z.new_full((), math.log(0.01)), z.new_zeros(()))),
 }
 # How far from 0 a root is looked for.
-_FARTHEST = {torch.float32: 1e15, torch.float64: 1e60}
+_FARTHEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
 class Block(NamedTuple):

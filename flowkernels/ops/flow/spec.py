@@ -12,13 +12,11 @@ from torch import Tensor
 
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import _dispatch_modes
-from flowkernels.ops.affine import Affine
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
 from flowkernels.ops.net.net import Net
 from flowkernels.ops.net.plan import LayerPlan, MadePlan
 from flowkernels.ops.net.spec import NetSpec
-from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map
 
@@ -48,7 +46,6 @@ class Order(NamedTuple):
 Step = FlowLayerSpec | Order | OwnSpec
 # Flows that a graph holds by a name: what they are now; see `flowkernels.transforms.compiled`.
 named: dict[str, Callable[[], FlowSpec]] = {}
-_MAPS: dict[str, Any] = {kind.__name__: kind for kind in (RQS, Affine)}  # that a graph's words can name
 
 
 def count_tensors(step: FlowLayerSpec | OwnSpec) -> int:
@@ -143,7 +140,9 @@ def _settings(f: Map) -> list[Any]:
 
 
 def _map_of(kind: str, settings: dict[str, Any]) -> Map:
-    return _MAPS[kind].kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    from flowkernels import ops  # which has every map, and imports this
+
+    return getattr(ops, kind).kept(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 
 @functools.lru_cache(maxsize=256)

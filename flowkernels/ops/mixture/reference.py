@@ -126,7 +126,8 @@ def _newton(spec: Mixture, x: Tensor, target: Tensor, c: _Components) -> tuple[T
     """How much too large the logit is at x, and where its tangent is right."""
     s = _sums(spec, x, c)
     miss = s.below - s.above - target
-    return miss, x - miss / (torch.exp(s.density - s.below) + torch.exp(s.density - s.above))
+    slope = torch.exp(s.density - s.below) + torch.exp(s.density - s.above)
+    return miss, x - miss / slope.clamp_min(torch.finfo(x.dtype).tiny)  # of a plateau it is 0
 
 
 def _root(spec: Mixture, y: Tensor, target: Tensor, c: _Components) -> Tensor:
@@ -135,12 +136,16 @@ def _root(spec: Mixture, y: Tensor, target: Tensor, c: _Components) -> Tensor:
     low, high = each.amin(-1), each.amax(-1)
     x, last = low + 0.5 * (high - low), torch.full_like(target, torch.inf)
     enough = 4 * torch.finfo(y.dtype).eps * (1 + target.abs())
+    short_step = torch.exp(c.log_scale).amin(-1) / 64  # over which no component's slope changes much
     for _ in range(64 if y.dtype == torch.float64 else 40):
         miss, tangent = _newton(spec, x, target, c)
         low, high = torch.where(miss < 0, x, low), torch.where(miss > 0, x, high)
         inside, size = torch.minimum(torch.maximum(tangent, low), high), miss.abs()
-        good = (size <= enough) | ((inside == tangent) & (size <= 0.5 * last))
-        x, last = torch.where(good, inside, low + 0.5 * (high - low)), size
+        within, small = inside == tangent, size <= enough
+        # At a root the tangent gives the last digits; of a plateau it leads away from it.
+        polished = torch.where(within & ((tangent - x).abs() <= short_step), inside, x)
+        on = torch.where(within & (size <= 0.5 * last), inside, low + 0.5 * (high - low))
+        x, last = torch.where(small, polished, on), size
     return x
 
 

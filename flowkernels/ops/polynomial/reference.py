@@ -30,4 +30,8 @@ def fwd(spec: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         y, slope = family.value(spec, exact, params)
         exact = exact - (y - target) / slope
     exact = found + (exact - exact.detach())
-    return exact.to(out_dtype), -family.value(spec, exact, params)[1].log().sum(-1)
+    slope = family.value(spec, exact, params)[1]
+    # A search leaves out what is no number, and what lies outside of a box does not see the parameters.
+    of_all = slope + 0 * family.value(spec, torch.zeros_like(exact), fixed)[1]
+    exact = torch.where(of_all.isnan(), of_all, exact)
+    return exact.to(out_dtype), -slope.log().sum(-1)

@@ -124,7 +124,7 @@ class Polynomial(Map):
             logit = step + math.log(-math.expm1(-step))  # the softplus of which is the step
             return (self.lowered - self.bound, *(logit,) * (n - 1))
         root = math.sqrt(max(0.0, 1 - self.slope) / (self.terms * self.weight))
-        of_term = (root - self.centre, *(0.0,) * (n // self.terms - 1))
+        of_term = (root - self.centre, *(0.0,) * self.degree)
         return of_term * self.terms + (0.0,) * self.shift
 
     def __call__(
