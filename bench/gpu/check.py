@@ -130,6 +130,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
                 time.sleep(0.05)
 
 
+def _by_itself() -> None:
+    """In a phase's process, before its command: a group of its own, which SIGINT stops also where nohup ignores it."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(phase: Phase, seconds: float, env: dict[str, str], log: Path) -> dict[str, object]:
     """Runs a phase for so long at most, its output at the end of the log; its row of the table."""
     if phase.needs and shutil.which(phase.needs, path=env["PATH"]) is None:
@@ -145,7 +151,7 @@ def run(phase: Phase, seconds: float, env: dict[str, str], log: Path) -> dict[st
         while True:
             before = phase.ran.read_text() if phase.ran else ""
             process = subprocess.Popen(
-                phase.command, cwd=ROOT, env=env, stdout=to, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp
+                phase.command, cwd=ROOT, env=env, stdout=to, stderr=subprocess.STDOUT, preexec_fn=_by_itself
             )
             try:
                 code = process.wait(max(1.0, seconds - (time.monotonic() - start)))

@@ -58,15 +58,15 @@ def test_a_phase_may_take_what_those_before_it_left() -> None:
 def test_a_phase_is_stopped_with_all_it_started_and_says_what_it_saw(tmp_path, monkeypatch) -> None:
     """A compiler or a sanitizer's target that ran on would spoil the times of the next phase."""
     env, log = gpu_check.environment(tmp_path), tmp_path / "log"
-    monkeypatch.setattr(gpu_check, "GRACE_SECONDS", 6)
+    monkeypatch.setattr(gpu_check, "GRACE_SECONDS", 3)
     waits = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('a failure', flush=True); time.sleep(60)"
     program = (  # silent when it is stopped: a traceback would fall between the other's words
         "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True)\n"
         "try: p.wait()\nexcept KeyboardInterrupt: p.wait()"
     )
     starts = gpu_check.Phase("starts", 1, [sys.executable, "-c", program, sys.executable, "-c", waits])
-    row = gpu_check.run(starts, 20.0, env, log)  # seconds in which a busy machine starts two Pythons
-    assert row["status"] == "stopped after 20 s" and "a failure" in log.read_text().splitlines()
+    row = gpu_check.run(starts, 10.0, env, log)  # seconds in which a busy machine starts two Pythons
+    assert row["status"] == "stopped after 10 s" and "a failure" in log.read_text().splitlines()
     started = next(int(line) for line in log.read_text().splitlines() if line.isdigit())
     state = Path(f"/proc/{started}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"

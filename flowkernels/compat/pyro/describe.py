@@ -48,7 +48,7 @@ def polynomial(layer: Any) -> Polynomial:
 
 
 def _read_powers(powers: Tensor, reciprocals: Tensor) -> bool:
-    n = torch.arange(len(powers), dtype=torch.float64)
+    n = torch.arange(len(powers), dtype=torch.float64, device=powers.device)
     expected = 1 + n + n.unsqueeze(-1)
     return powers.shape == expected.shape == reciprocals.shape and bool(
         torch.equal(powers.double(), expected) and torch.allclose(reciprocals.double(), 1 / expected, 1e-2)
