@@ -1,4 +1,4 @@
-"""Maps whose parameters are rows of one tensor, on the compiled kernels of a CPU or a GPU: allocates, calls."""
+"""Maps whose parameters are rows of one tensor: what a compiler is told of them, and the kernels of a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from flowkernels._native import DTYPES
 
 _WIDE = (torch.float32, torch.float64)
 _MAX_LEADING = 8  # of csrc/common/tensor.h
+
+
+def fake(spec: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    """y and ladj without their values."""
+    dtype = torch.promote_types(x.dtype, params.dtype)
+    ladj_dtype = torch.promote_types(dtype, torch.float32)
+    return (
+        torch.empty(x.shape, dtype=dtype, device=x.device),
+        torch.empty(x.shape[:-1], dtype=ladj_dtype, device=x.device),
+    )
 
 
 def _readable(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

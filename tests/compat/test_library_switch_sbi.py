@@ -107,6 +107,7 @@ def test_trainers_have_a_fused_adam_while_it_is_on(tmp_path, monkeypatch):
         assert type(base.Adam([nn.Parameter(torch.ones(2, dtype=torch.cfloat))], lr=0.1)) is torch.optim.Adam
         given = base.Adam([nn.Parameter(torch.ones(2))], lr=0.1, foreach=True)
         assert given.defaults["foreach"] and not given.defaults["fused"]
+        assert type(base.Adam(params=[nn.Parameter(torch.ones(2))], lr=0.1)) is torch.optim.Adam
     assert (base.Adam, base.clip_grad_norm_) == theirs
     assert type(trainer.optimizer) is torch.optim.Adam and trainer.optimizer.defaults["fused"] is True
     assert trained("NPE", "maf", tmp_path, monkeypatch)[0].optimizer.defaults["fused"] is None

@@ -24,11 +24,14 @@ def _with(function: Callable[..., Any], setting: str) -> Callable[..., Any]:
     """A function of parameters with a setting on, unless it is given, or is not known for these."""
 
     @functools.wraps(function, updated=())
-    def faster(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+    def faster(*args: Any, **kwargs: Any) -> Any:
+        if not args:  # by name, which differs
+            return function(**kwargs)
+        parameters, *rest = args
         listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)  # which may be a generator
         if {"fused", "foreach"}.isdisjoint(kwargs) and all(map(_is_plain, listed)):
             kwargs = {**kwargs, setting: True}
-        return function(listed, *args, **kwargs)
+        return function(listed, *rest, **kwargs)
 
     return faster
 

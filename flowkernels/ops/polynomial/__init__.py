@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from flowkernels.ops import _row_params
 from flowkernels.ops._routing import Op
 
 from . import native, reference
@@ -17,15 +18,6 @@ __all__ = ["Polynomial", "polynomial"]
 _kept = functools.lru_cache(maxsize=256, typed=True)(Polynomial)  # typed: True must not pass because 1 has
 
 
-def _fake(spec: Polynomial, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, params.dtype)
-    ladj_dtype = torch.promote_types(dtype, torch.float32)
-    return (
-        torch.empty(x.shape, dtype=dtype, device=x.device),
-        torch.empty(x.shape[:-1], dtype=ladj_dtype, device=x.device),
-    )
-
-
 # Saves x and params for backward, and nothing else.
 Polynomial._op = Op(
     "polynomial",
@@ -34,7 +26,7 @@ Polynomial._op = Op(
     table={"cpu": native.cpu, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
-    fake=_fake,
+    fake=_row_params.fake,
     missing=dict.fromkeys(("cuda", "triton"), NO_GPU),
     sample=lambda: (Polynomial(), (torch.zeros(1, 1), torch.zeros(1, 1, 16))),
 )

@@ -8,6 +8,7 @@ import operator
 import torch
 from torch import Tensor
 
+from flowkernels.ops import _row_params
 from flowkernels.ops._checks import without_flags
 from flowkernels.ops._routing import Op, _jit_tracing
 
@@ -19,15 +20,6 @@ __all__ = ["MAX_BINS", "RQS", "rqs"]
 _kept = functools.lru_cache(maxsize=1024, typed=True)(RQS)  # typed: 8.0 must not pass because 8 has
 
 
-def _fake(spline: RQS, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, params.dtype)
-    ladj_dtype = torch.promote_types(dtype, torch.float32)
-    return (
-        torch.empty(x.shape, dtype=dtype, device=x.device),
-        torch.empty(x.shape[:-1], dtype=ladj_dtype, device=x.device),
-    )
-
-
 # Saves x and params for backward, and nothing else.
 RQS._op = Op(
     "rqs",
@@ -36,7 +28,7 @@ RQS._op = Op(
     table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
-    fake=_fake,
+    fake=_row_params.fake,
     sample=lambda: (RQS(8), (torch.zeros(1, 1), torch.zeros(1, 1, 23))),
 )
 
