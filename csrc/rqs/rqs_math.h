@@ -90,17 +90,17 @@ struct BinGrad {
   T x0, w, y0, h, d0, d1, lambda, x;
 };
 
-// d loss / d theta, from the same.
+// d ladj / d x of the forward direction.
 template <class T>
-FK_INLINE T grad_of_theta(const Bin<T>& b, const Shape<T>& p, T gy, T gl) {
+FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
   const T one_2theta = 1 - 2 * p.theta;
-  return gy * b.w * slope_of(p) +
-         gl * (2 * (b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) * reciprocal(p.slope_num) -
-               2 * p.beta * one_2theta * p.inv_den);
+  const T of_num = (b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta)) * reciprocal(p.slope_num);
+  // Per x before it is multiplied: beside a slope of 1e30, of a box far wider than high, 1 / den alone is too large.
+  return 2 * (of_num * b.inv_w - p.beta * one_2theta * (p.inv_den * b.inv_w));
 }
 
 template <class T>
-FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl, T g_theta) {
+FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl, T g_x) {
   const T iden = p.inv_den, inum = reciprocal(p.slope_num), iw = b.inv_w;
   const T one_2t = 1 - 2 * p.t, rest = 1 - p.theta;
   // (y - y0) / h, from the nearer end: at the upper knot it is 1 exactly, and the terms below that
@@ -112,22 +112,12 @@ FK_INLINE BinGrad<T> grad_of(const Bin<T>& b, const Shape<T>& p, T gy, T gl, T g
   BinGrad<T> g;
   g.d0 = gyh * p.t * (1 - r) + gl * rest * rest * inum - common;
   g.d1 = gl * p.theta * p.theta * inum - gyh * p.t * r - common;
-  g.x = g_theta * iw;
+  g.x = g_x;
   g.x0 = -g.x;
   g.h = gy * r + g_s * iw;
-  g.w = -(g_s * p.s + g_theta * p.theta) * iw;
+  g.w = -(g_s * p.s * iw + g_x * p.theta);
   g.y0 = gy;
   return g;
-}
-
-// d ladj / d x of the forward direction; the inverse's backward needs it.
-template <class T>
-FK_INLINE T ladj_slope(const Bin<T>& b, const Shape<T>& p) {
-  const T one_2theta = 1 - 2 * p.theta;
-  return 2 *
-         (quotient(b.d1 * p.theta + p.s * one_2theta - b.d0 * (1 - p.theta), p.slope_num) -
-          p.beta * one_2theta * p.inv_den) *
-         b.inv_w;
 }
 
 // What a spline is between its knots: here, and `Linear` in rqs_linear.h. v is x, or y where `inverse`.
@@ -151,11 +141,11 @@ struct Quadratic {
   template <class T, class M, class S>
   static FK_INLINE BinGrad<T> grad(const Bin<T>& b, bool inverse, T v, M last, const S (&high)[2], T g_out, T g_ladj) {
     const Shape<T> p = shape_at(b, inverse ? theta_of_y(b, v, last, high[1]) : theta_of_x(b, v, last, high[0]));
-    if (!inverse) return grad_of(b, p, g_out, g_ladj, grad_of_theta(b, p, g_out, g_ladj));
-    // Implicit function theorem: see the derivation. x moves with its bin, and ladj does not: what in g_theta is of
-    // ladj cancels, and in a bin that is all but gone its rounding would be all that is left.
+    if (!inverse) return grad_of(b, p, g_out, g_ladj, g_out * slope_of(p) + g_ladj * ladj_slope(b, p));
+    // Implicit function theorem: see the derivation. x moves with its bin, and ladj does not: what in g_x is of ladj
+    // cancels, and in a bin that is all but gone its rounding would be all that is left.
     const T g_v = quotient(g_out - g_ladj * ladj_slope(b, p), slope_of(p));
-    BinGrad<T> g = grad_of(b, p, -g_v, -g_ladj, -g_out * b.w);
+    BinGrad<T> g = grad_of(b, p, -g_v, -g_ladj, -g_out);
     g.x = g_v;  // x0 keeps the rounding of w's: on the upper edge, which no parameter moves, they cancel to 0
     return g;
   }

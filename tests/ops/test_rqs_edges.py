@@ -114,6 +114,19 @@ def test_the_log_of_a_slope_that_is_no_number(isa, device) -> None:
 
 
 @pytest.mark.interpreted
+@DIRECTIONS
+def test_gradients_of_slopes_that_are_large_per_bin(all_isas, inverse, device) -> None:
+    """At a knot of slope 1e30, of a box far wider than high, ladj's slope is a number; counted by the bin's width it is
+    too large for one."""
+    edges = torch.tensor([[[20.0, 0.0, 1e30, 1e30]]]).expand(4, 1, 4)
+    x = torch.tensor([[11.4], [20.9], [25.5], [29.9]] if inverse else [[-5.0], [-4.9], [1e9], [2.0**31]])
+    settings = {"bins": 1, "tails": None, "box": (-5.0, 2.0**31, 10.0, 30.0), "inverse": inverse}
+    found = run(x.to(device), edges.to(device), **settings)
+    for result in found:
+        assert result.isfinite().all()
+
+
+@pytest.mark.interpreted
 @OF_EVERY_KIND
 @DIRECTIONS
 def test_the_gradient_of_the_first_bin(all_isas, kind, inverse, device) -> None:

@@ -442,18 +442,19 @@ def in_bin_bwd(
     one_2t = 1.0 - 2.0 * t
     q = s * inv_den
     slope = q * (q * slope_num)
-    ladj_theta = 2.0 * (d1 * theta + s * one_2theta - d0 * rest) * inv_num - 2.0 * beta * one_2theta * inv_den
+    # Per x before it is multiplied: beside a slope of 1e30, of a box far wider than high, 1 / den alone is too large.
+    of_num = (d1 * theta + s * one_2theta - d0 * rest) * inv_num
+    ladj_slope = 2.0 * (of_num / w - beta * one_2theta * (inv_den / w))
     gy = given
     if INVERSE:  # implicit function theorem: see the derivation
-        g_v = (given - gl * ladj_theta / w) / slope
+        g_v = (given - gl * ladj_slope) / slope
         gy = -g_v
         gl = -gl
     # (y - y0) / h from the nearer end: at the upper knot it is 1 exactly, and what vanishes there vanishes.
     r = tl.where(theta > 0.5, 1.0 - (s * rest * rest + d1 * t) * inv_den, num * inv_den)
     gyh = gy * h * inv_den
     # Of the inverse, x moves with its bin, and ladj does not: what cancels would leave its rounding.
-    g_theta = -given * w if INVERSE else gy * w * slope + gl * ladj_theta
-    g_x = g_theta / w
+    g_x = -given if INVERSE else gy * slope + gl * ladj_slope
     g_s = gyh * (theta * theta - r * one_2t) + gl * 2.0 * (1.0 / s + t * inv_num - one_2t * inv_den)
     common = gl * 2.0 * t * inv_den
     if NEED_X:
@@ -463,7 +464,7 @@ def in_bin_bwd(
         g_d0 = (gyh * t * (1.0 - r) + gl * rest * rest * inv_num - common) * _slope_grad(d0, u0, CLIP)
         g_d1 = (gl * theta * theta * inv_num - gyh * t * r - common) * _slope_grad(d1, u1, CLIP)
         g_h = tl.where(inside, gy * r + g_s / w, 0.0)
-        g_w = tl.where(inside, -(g_s * s + g_theta * theta) / w, 0.0)
+        g_w = tl.where(inside, -(g_s * s / w + g_x * theta), 0.0)
         g_x0 = tl.where(inside, -g_x, 0.0)
         g_y0 = tl.where(inside, gy, 0.0)
         before, here, after = _size_coefficients(k, mw, bw, rw, g_x0, g_w, K, FREE_X, SCALE)

@@ -57,7 +57,7 @@ MUTATIONS = (
         "1 - r cancels at the upper knot",
         _edges,
     ),
-    _rqs("grad w", _MATH, "g.w = «-(g_s * p.s + g_theta * p.theta) * iw»;", "-(g_s * p.s) * iw", "a term is dropped"),
+    _rqs("grad w", _MATH, "g.w = «-(g_s * p.s * iw + g_x * p.theta)»;", "-(g_s * p.s) * iw", "a term is dropped"),
     _rqs("ladj of the inverse", _MATH, "*ladj = «-log_slope(p)»;", "log_slope(p)", "sign"),
     _rqs(
         "logistic",
