@@ -103,6 +103,7 @@ class Call:
     extreme: bool = False  # rounding decides on the values, which must still be numbers
     at_rounded: bool = False  # gradients are taken at what is returned, rounded: more, in a steep bin, than of inputs
     exact: bool = False  # no sum or product rounds: all backends agree, also where a slope jumps
+    made_of: float = 0.0  # the numbers that cancel in results that may be far smaller
 
 
 class Results(NamedTuple):

@@ -293,7 +293,9 @@ def check_wrong(valid: Call, fault: Fault, draw: Draw) -> int:
     try:
         extreme = valid.extreme or fault.extreme
         sizes = maps.sizes_of(valid.op, arguments)
-        accepted = Call(valid.op, arguments, sizes=sizes, extreme=extreme, at_rounded=valid.at_rounded)
+        accepted = Call(
+            valid.op, arguments, sizes=sizes, extreme=extreme, at_rounded=valid.at_rounded, made_of=valid.made_of
+        )
         return 2 + check_valid(accepted, draw, calls=1)
     except Wrong as error:
         raise wrong(error.message) from error

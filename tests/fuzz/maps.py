@@ -146,7 +146,10 @@ def mixture(draw: Draw) -> Call:
     rows = {("x",): 1, ("params",): 2} if lead else {}
     # Far out, a probit's ladj bends by the difference of two nearly equal numbers: the truth is its own rounding.
     extreme = draw.kind == "large" and settings["outer"] == "probit"
-    return Call("mixture", {"x": x.to(of_x), "params": params.to(of_params), **settings}, rows, {}, extreme)
+    arguments = {"x": x.to(of_x), "params": params.to(of_params), **settings}
+    # A logit or probit of 0 is that of a half, of masses whose roundings stay; and of one component alone ladj does not
+    # move, by what cancels between the kernel's density and the outer one's.
+    return Call("mixture", arguments, rows, {}, extreme, made_of=1.0)
 
 
 # ---- polynomials ----

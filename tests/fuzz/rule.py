@@ -144,8 +144,8 @@ class Rule:
         n = len(self.truth) - len(self.wanted)
         alike = self.truth[:n] if i < n else self.truth[n:]
         size = 0.0 if i < n else self.call.sizes.get(self.wanted[i - n], 0.0)
-        made_of = 1 / size if size > 0 else max(self.call.sizes.values(), default=0.0)
-        return max(_worst(t, np.zeros(())) for t in alike) + made_of
+        of_box = 1 / size if size > 0 else max(self.call.sizes.values(), default=0.0)
+        return max(_worst(t, np.zeros(())) for t in alike) + max(of_box, self.call.made_of)
 
     def _draw(self, n: int) -> None:
         """Eager's errors and the truth's moves over n draws in all."""
