@@ -2,12 +2,13 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, channels, common, cuda, flow_layer, gates, net, rqs
+from . import affine, batch_norm, channels, common, cuda, flow_layer, gates, net, rqs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
     *affine.MUTATIONS,
     *channels.MUTATIONS,
+    *batch_norm.MUTATIONS,
     *net.MUTATIONS,
     *flow_layer.MUTATIONS,
     *gates.MUTATIONS,
