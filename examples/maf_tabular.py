@@ -1,4 +1,5 @@
 """Trains a masked autoregressive flow and an autoregressive neural spline flow on tables, and times their samples.
+`--models all` trains a flow of every map, of equal depth and for as many epochs: which map should one take?
 
 By default on two data sets of scikit-learn, or on every .npy, .csv or .parquet file that is given: rows of numbers,
 one column per feature. Per table and model: standardises, splits into training, validation and test rows, trains until
@@ -9,6 +10,7 @@ of a file that hold few distinct values want the same.
 
 How times are measured: in this process, turn by turn, after a warm-up; the table gives the median of the calls. The
 peers need one pass of every network per feature, so they draw fewer points, and the ratio is of the time per point.
+Of more than two models, a last table has test nats, training and sampling beside each other, and a picture of them.
 """
 
 from __future__ import annotations
@@ -37,15 +39,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.datasets import load_breast_cancer, load_digits
+from tabular_flows import BINS, KINDS, LAYERS, TAIL_BOUND, new_flow
 from torch import Tensor
 
 from flowkernels import compat, nets
-from flowkernels.flows import MAF, NSF, Flow
+from flowkernels.flows import Flow
 from flowkernels.training import Epoch, fit
 
-BATCH, LEARNING_RATE, LAYERS, BINS, TAIL_BOUND = 256, 1e-3, 2, 8, 5.0  # layers of each network, or residual blocks
+BATCH, LEARNING_RATE = 256, 1e-3
 FEWEST_ROWS, REPEATS = 30, 3
-TITLES = {"maf": "MAF", "nsf": "autoregressive NSF"}
+PEERS = ("maf", "nsf")  # the models that other libraries have too
 COLOURS = ("#d95f02", "#1b6ca8")
 
 # ---- data ----
@@ -159,15 +162,6 @@ def split(rows: Tensor, generator: torch.Generator) -> Split:
 # ---- models ----
 
 
-def new_flow(kind: str, features: int, args: argparse.Namespace) -> Flow:
-    hidden = (args.hidden,) * LAYERS
-    if kind == "maf":
-        return MAF(features, transforms=args.transforms, hidden=hidden)
-    return NSF(
-        features, transforms=args.transforms, hidden=hidden, bins=BINS, tail_bound=TAIL_BOUND, autoregressive=True
-    )
-
-
 def same_in_nflows(kind: str, flow: Flow, args: argparse.Namespace) -> Any:
     """An nflows model with the weights and the masks of ours.
 
@@ -278,6 +272,8 @@ def samplers(
 ) -> Iterator[tuple[Sampler, str]]:
     """Ours and the peers that are installed, each with what to say about it."""
     yield Sampler("flowkernels", args.samples, flow.sample), ""
+    if kind not in PEERS:
+        return
     if args.peer_samples != args.samples:  # beside the peers at their own batch size
         yield Sampler("flowkernels", args.peer_samples, flow.sample), ""
     try:
@@ -317,11 +313,12 @@ def median_seconds(found: list[Sampler]) -> list[float]:
     return [statistics.median(t) for t in times]
 
 
-def show_times(kind: str, flow: Flow, data: Split, args: argparse.Namespace, console: Console) -> None:
+def show_times(kind: str, flow: Flow, data: Split, args: argparse.Namespace, console: Console) -> float:
+    """Returns our seconds for a point."""
     found, notes = zip(*samplers(kind, flow, data, args, console), strict=True)
     seconds = median_seconds(list(found))
     D = data.test.shape[1]
-    table = Table(title=f"sampling the {TITLES[kind]}, {D} features, threads: {torch.get_num_threads()}", width=80)
+    table = Table(title=f"sampling the {KINDS[kind].title}, {D} features, threads: {torch.get_num_threads()}", width=80)
     for heading in ("", "points", "time, s", "µs per point", "times ours"):
         table.add_column(heading, justify="right" if heading else "left")
     ours = seconds[0] / found[0].points
@@ -330,9 +327,10 @@ def show_times(kind: str, flow: Flow, data: Split, args: argparse.Namespace, con
         table.add_row(sampler.name, f"{sampler.points:,}", f"{s:.3f}", f"{1e6 * each:.1f}", f"{each / ours:.1f}")
     table.caption = "; ".join([f"median of {REPEATS} calls; the ratio is of times per point", *filter(None, notes)])
     console.print(table)
+    return ours
 
 
-# ---- the picture ----
+# ---- the pictures ----
 
 
 def worth_seeing(rows: Tensor, most: int = 4) -> list[int]:
@@ -380,6 +378,58 @@ def draw_pairs(path: Path, data: Data, samples: Tensor, title: str) -> None:
     plt.close(figure)
 
 
+class Found(NamedTuple):
+    """What one model came to."""
+
+    title: str
+    values: Tensor  # log-likelihoods of the test rows, standardised
+    epochs: int = 0
+    seconds: float = 0.0  # of training
+    per_point: float = 0.0  # seconds
+
+
+def show_maps(found: list[Found], data: Data, parts: Split, path: Path, console: Console) -> None:
+    """All models of one table beside each other, and their picture."""
+    table = Table(title=f"{data.name}: the maps beside each other, threads: {torch.get_num_threads()}", width=100)
+    headings = (
+        "",
+        "nats per row",
+        "± std. error",
+        "parameters",
+        "epochs",
+        "training, s",
+        "s per epoch",
+        "µs per sample",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for f in found:
+        error, each = f.values.std().item() / len(f.values) ** 0.5, f.seconds / max(f.epochs, 1)
+        table.add_row(
+            f.title, f"{f.values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", str(f.epochs),
+            f"{f.seconds:.1f}", f"{each:.2f}", f"{1e6 * f.per_point:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    panels = (
+        ("test nats per row above a normal density", [(f.values - found[0].values).mean().item() for f in found[1:]]),
+        ("training, seconds an epoch", [f.seconds / max(f.epochs, 1) for f in found[1:]]),
+        ("sampling, µs a point", [1e6 * f.per_point for f in found[1:]]),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(11, 0.4 * len(found) + 1.2), sharey=True, layout="constrained")
+    for ax, (title, values), colour in zip(axes, panels, (COLOURS[1], COLOURS[0], COLOURS[0]), strict=True):
+        bars = ax.barh([f.title for f in found[1:]], values, color=colour, height=0.6)
+        ax.bar_label(bars, [f"{v:.3g}" for v in values], padding=3, fontsize=8)
+        ax.margins(x=0.15)
+        ax.set_title(title, fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{data.name}: {len(data.columns)} features", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    console.print(f"  picture of the maps: {path}", soft_wrap=True)
+
+
 # ---- the story ----
 
 
@@ -387,16 +437,14 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
     parts = split(data.rows, torch.Generator().manual_seed(args.seed))
     sizes = " / ".join(f"{len(p):,}" for p in parts[:3])
     console.rule(f"{data.name}: {len(data.columns)} features, rows {sizes}")
-    found = {"normal density": (normal_density(parts), "")}
+    found = [Found("normal density", normal_density(parts))]
     for kind in args.models:
         torch.manual_seed(args.seed)
         flow = new_flow(kind, len(data.columns), args)
-        console.print(f"{TITLES[kind]}, {sum(p.numel() for p in flow.parameters()):,} parameters")
+        console.print(f"{KINDS[kind].title}, {sum(p.numel() for p in flow.parameters()):,} parameters")
         start = time.perf_counter()
         epochs = train(flow, parts, args, console)
-        found[TITLES[kind]] = (
-            log_likelihoods(flow, parts.test), f"{epochs} epochs, {time.perf_counter() - start:.1f} s"
-        )  # fmt: skip
+        seconds = time.perf_counter() - start
         settings = {
             "model": kind,
             "features": len(data.columns),
@@ -408,15 +456,22 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
         console.print(f"  checkpoint: {save(args.out, name, flow, parts, settings)}", soft_wrap=True)
         picture = args.out / f"{name}.png"
         samples = flow.sample(min(args.samples, 2000)).double() * parts.std + parts.mean
-        draw_pairs(picture, data, samples, f"{data.name}, {TITLES[kind]}")
+        draw_pairs(picture, data, samples, f"{data.name}, {KINDS[kind].title}")
         console.print(f"  pair plot: {picture}", soft_wrap=True)
-        show_times(kind, flow, parts, args, console)
+        per_point = show_times(kind, flow, parts, args, console)
+        values = log_likelihoods(flow, parts.test)
+        found.append(Found(KINDS[kind].title, values, epochs, seconds, per_point))
+    if len(args.models) > 2:
+        show_maps(found, data, parts, args.out / f"{data.name}_maps.png", console)
+        return
     table = Table(title=f"{data.name}: log-likelihood of {len(parts.test):,} test rows", width=80)
     for heading in ("", "nats per row", "± standard error", "training"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, (values, note) in found.items():
-        error = values.std().item() / len(values) ** 0.5
-        table.add_row(name, f"{values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", note)
+    for f in found:
+        error, note = f.values.std().item() / len(f.values) ** 0.5, f"{f.epochs} epochs, {f.seconds:.1f} s"
+        table.add_row(
+            f.title, f"{f.values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", note if f.epochs else ""
+        )
     table.caption = "in the units of the data given; higher is better"
     console.print(table)
 
@@ -426,7 +481,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("files", nargs="*", type=Path, help=".npy, .csv or .parquet (default: digits, breast cancer)")
-    parser.add_argument("--models", nargs="+", choices=list(TITLES), default=list(TITLES), help="default: both")
+    parser.add_argument(
+        "--models", nargs="+", choices=[*KINDS, "all"], default=list(PEERS), help=f"default: {' '.join(PEERS)}"
+    )
     parser.add_argument("--epochs", type=positive, default=200, help="at most (default: 200); Ctrl-C stops early")
     parser.add_argument(
         "--patience", type=positive, default=15, help="epochs without a better validation (default: 15)"
@@ -442,6 +499,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the split, the noise and the weights (default: 0)")
     parser.add_argument("--quick", action="store_true", help="tiny models, two epochs, few samples: seconds")
     args = parser.parse_args(argv)
+    if "all" in args.models:
+        args.models = list(KINDS)
     if args.quick:
         args.epochs, args.transforms, args.hidden = 2, 2, 32
         args.samples, args.peer_samples = min(args.samples, 500), min(args.peer_samples, 50)

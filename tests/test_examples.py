@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowkernels import flows
+
 from .examples import load
 
 for name in ("matplotlib", "nflows", "rich", "safetensors", "sklearn"):
@@ -54,7 +56,7 @@ def test_maf_tabular(tabular, table, tmp_path, capsys):
     files = sorted(p.name for p in out.iterdir())
     assert len(files) == 4  # and no part of a checkpoint
     assert [f for f in files if f.endswith(".png")] == ["some.table_maf.png", "some.table_nsf.png"]
-    for kind, flow_class in (("maf", tabular.MAF), ("nsf", tabular.NSF)):
+    for kind, flow_class in (("maf", flows.MAF), ("nsf", flows.NSF)):
         with safetensors.safe_open(out / f"some.table_{kind}.safetensors", "pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
             settings = json.loads(file.metadata()["settings"])
@@ -63,6 +65,16 @@ def test_maf_tabular(tabular, table, tmp_path, capsys):
         flow = flow_class(3, transforms=settings["transforms"], hidden=(settings["hidden"],) * 2, **own)
         assert tensors.pop("data.mean").shape == tensors.pop("data.std").shape == (3,)
         flow.load_state_dict(tensors)
+
+
+def test_maf_tabular_of_every_map(tabular, table, tmp_path, capsys):
+    arguments = ["--quick", "--models", "all", "--samples", "20", "--peer-samples", "5"]
+    tabular.main([str(table), *arguments, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    for kind in tabular.KINDS.values():
+        assert kind.title in said
+    assert "the maps beside each other" in said
+    assert (tmp_path / "some.table_maps.png").stat().st_size > 0
 
 
 def test_peers_that_are_not_installed_are_skipped(tabular, table, tmp_path, capsys, monkeypatch):
