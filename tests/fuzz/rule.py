@@ -23,6 +23,7 @@ TRUTH = 2.0**-40
 GELU = 2.0**-48  # 1 + erf of the reference cancels where the kernel's normal tail does not
 DRAWS = (4, 16, 64, 256)
 OF_VALUE = ("elu", "tanh")
+OF_SLOPES = ("block_made",)  # returns the logarithms of its slopes: takes none from a rounded value, has no identity
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
@@ -39,7 +40,7 @@ def _is_finite(of: np.ndarray | None) -> bool:
 
 
 def _array(t: Tensor | None) -> np.ndarray | None:
-    return None if t is None else t.detach().to(torch.float64).numpy().ravel()
+    return None if t is None else t.detach().resolve_neg().to(torch.float64).numpy().ravel()
 
 
 class Rule:
@@ -106,7 +107,7 @@ class Rule:
         if error <= 2 * self._errors[i] + few:
             return
         of_gradient = i >= len(self.truth) - len(self.wanted)
-        if of_gradient and self.call.arguments.get("activation") in OF_VALUE:
+        if of_gradient and self.call.op not in OF_SLOPES and self.call.arguments.get("activation") in OF_VALUE:
             few += torch.finfo(self.wide).eps * self._without_activation(i)
         moves = 64 if self.call.at_rounded and of_gradient else ULPS
         if found.dtype == torch.float64:
@@ -129,7 +130,7 @@ class Rule:
         ladj = self.eager[1] if len(self.truth) - len(self.wanted) == 2 else None
         if i < 2 or ladj is None or found.shape[: ladj.dim()] != ladj.shape:
             return np.ones(found.numel(), dtype=bool)
-        of_row = ladj.isnan().logical_not().reshape(*ladj.shape, *[1] * (found.dim() - ladj.dim()))
+        of_row = ladj.isnan().logical_not().reshape([*ladj.shape, *[1] * (found.dim() - ladj.dim())])
         return of_row.expand(found.shape).numpy().ravel()
 
     def _without_activation(self, i: int) -> float:

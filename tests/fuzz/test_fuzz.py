@@ -14,12 +14,12 @@ from torch import Tensor
 from flowkernels import backends, ops
 
 from . import workers
-from .calls import FUNCTIONS, Call
+from .calls import FUNCTIONS, Call, floating, run
 from .cases import CASES, Case, call_of
 from .check import GENERATORS, check_case, check_valid, check_wrong
 from .draw import Draw
 from .faults import Fault
-from .rule import Wrong
+from .rule import Rule, Wrong
 
 CASES_OF_AN_OP = 40  # at each first seed; about ten calls each
 
@@ -55,6 +55,39 @@ def test_known(case: Case) -> None:
             check_wrong(call, Fault(case.why, call.arguments, True), draw)
         else:
             check_valid(call, draw)
+
+
+# ---- the fuzzer judges ----
+
+
+def _block(lead: tuple[int, ...]) -> Call:
+    """A call whose last tensor has no dims, of an op that has no identity among its activations."""
+    draw = Draw("block", 0)
+    layers = [(draw.values(6, 3), draw.values(6)), (draw.values(3, 6), draw.values(3))]
+    arguments = {"x": draw.values(*lead, 3), "layers": layers, "residual": draw.values(), "activation": "tanh"}
+    return Call("block_made", arguments)
+
+
+@pytest.mark.parametrize("lead", [(), (5,)], ids=str)
+def test_right_results_are_right_whatever_their_dims_and_signs(lead) -> None:
+    """A gradient of no dims beside a ladj of none; a tensor whose sign is not in memory."""
+    call = _block(lead)
+    rule = Rule(call, paths := floating(call.arguments), [0, 1])
+    outputs, grads = run(call.op, call.arguments, "reference", paths, [0, 1])
+    for i, t in enumerate([*outputs, *grads]):
+        assert t is not None
+        rule.check(i, t, "as it is")
+        rule.check(i, torch._neg_view(-t), "negative")
+
+
+def test_a_wrong_gradient_is_named_without_an_activation_of_slope_1() -> None:
+    """Not an error of the op, which refuses activations that it has not."""
+    call = _block((5,))
+    rule = Rule(call, paths := floating(call.arguments), [0, 1])
+    _, grads = run(call.op, call.arguments, "reference", paths, [0, 1])
+    assert grads[1] is not None
+    with pytest.raises(Wrong, match=r"gradient of layers\[0\]\[0\] is wrong"):
+        rule.check(3, 1.001 * grads[1], "")
 
 
 # ---- the fuzzer finds ----
