@@ -2,11 +2,14 @@
 # says so. There must be one OpenMP in the process, torch's: on Linux libgomp. Clang compiles for its own libomp, so
 # common/parallel.h calls libgomp by name there. On macOS torch brings a libomp that ends the process where it finds
 # a second one.
+option(FLOWKERNELS_LINK_OPENMP "OFF: name no libgomp; of wheels for ARM, where torch brings it under another name" ON)
 add_library(fk_openmp INTERFACE)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   find_package(OpenMP COMPONENTS CXX)
-  if(OpenMP_CXX_FOUND)
+  if(OpenMP_CXX_FOUND AND FLOWKERNELS_LINK_OPENMP)
     target_link_libraries(fk_openmp INTERFACE OpenMP::OpenMP_CXX)
+  elseif(OpenMP_CXX_FOUND)
+    target_compile_options(fk_openmp INTERFACE ${OpenMP_CXX_FLAGS})
   endif()
 elseif(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND NOT CMAKE_DISABLE_FIND_PACKAGE_OpenMP)
   include(CheckCXXSourceCompiles)
@@ -16,7 +19,9 @@ elseif(CMAKE_SYSTEM_NAME STREQUAL "Linux" AND NOT CMAKE_DISABLE_FIND_PACKAGE_Ope
   unset(CMAKE_REQUIRED_LIBRARIES)
   if(FK_HAS_LIBGOMP)
     target_compile_definitions(fk_openmp INTERFACE FK_LIBGOMP)
-    target_link_libraries(fk_openmp INTERFACE gomp)
+    if(FLOWKERNELS_LINK_OPENMP)
+      target_link_libraries(fk_openmp INTERFACE gomp)
+    endif()
   endif()
 endif()
 if(NOT OpenMP_CXX_FOUND AND NOT FK_HAS_LIBGOMP)

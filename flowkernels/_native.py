@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +23,21 @@ def _load(name: str, build: str) -> tuple[Any, str | None]:
         return None, f"flowkernels.{name} did not load ({error}); {build}"
 
 
+def share_threads(package: Path) -> list[Path]:
+    """Puts torch's OpenMP where the modules look first, and returns where it was.
+
+    Wheels for ARM bring a libgomp under a name of their own, so that the modules would load the system's beside it: a
+    second pool of threads, which waits for the cores of the first.
+    """
+    found = [p for folder in (package / "lib", package.with_name("torch.libs")) for p in folder.glob("libgomp-*.so*")]
+    for path in found:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return found
+
+
+if sys.platform == "linux":
+    share_threads(Path(torch.__file__).parent)
 C, why_missing = _load("_C", "build it with `pip install .`")
 CUDA, why_cuda_missing = _load("_cuda", "FLOWKERNELS_CUDA=ON builds it, with nvcc")
 

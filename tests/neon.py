@@ -28,6 +28,9 @@ from flowkernels import _native
 from tests import emulator
 
 assert _native.C is not None and _native.C.isas() == ["neon"], _native.why_missing
+maps = open("/proc/self/maps").read()
+pools = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line}
+assert len(pools) == 1 and "torch.libs" in pools.pop(), maps
 emulator.available = emulator.running = contextlib.nullcontext
 
 class Every:
@@ -84,6 +87,7 @@ def build() -> None:
         f"-DCMAKE_CXX_FLAGS=-idirafter {SYSTEM / 'usr/include'}",
         "-DPYTHON_MODULE_EXTENSION=.cpython-311-aarch64-linux-gnu.so", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={MODULES / 'flowkernels'}", "-DFLOWKERNELS_CUDA=OFF",
+        "-DFLOWKERNELS_LINK_OPENMP=OFF",  # as in wheels
         *os.environ.get("CMAKE_ARGS", "").split(),
     ]  # fmt: skip
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)

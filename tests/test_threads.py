@@ -112,6 +112,21 @@ def test_shares_the_pool_of_torch() -> None:
     assert new == "0", "torch started a pool of its own after ours"
 
 
+def test_finds_an_openmp_of_another_name(tmp_path) -> None:
+    """As wheels of torch for ARM have one, in a folder beside the package."""
+    renamed = tmp_path / "torch.libs" / "libgomp-0123abcd.so.1.0.0"
+    renamed.parent.mkdir()
+    out = python(f"""
+        import pathlib, shutil
+        from flowkernels import _native
+        path, = set(re.findall(r"\\S*/libgomp[-.\\w]*", open("/proc/self/maps").read()))
+        shutil.copy(path, {str(renamed)!r})
+        print(*_native.share_threads(pathlib.Path({str(tmp_path / "torch")!r})))
+        assert {str(renamed)!r} in open("/proc/self/maps").read()
+    """)
+    assert out.split() == [str(renamed)]
+
+
 def test_releases_the_gil() -> None:
     """Another Python thread keeps running while a kernel does."""
     x, params = torch.zeros(400_000, 3), torch.ones(1, 3, 23).expand(400_000, 3, 23)
