@@ -10,6 +10,7 @@
 #include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "batch_norm/batch_norm.h"
+#include "block_made/block_made.h"
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/view_caster.h"
@@ -97,6 +98,32 @@ static std::unique_ptr<NetLayers> dense_net(const NetPlan& plan, int64_t rows, c
   try {
     return net_layers(plan, rows, tensors, kept, grads);
   } catch (const std::invalid_argument&) { return nullptr; }
+}
+
+// The layers of a block autoregressive map: weight, bias and, where rows have norms, log_norm of each, then a gate
+// where there is one. `grads`: room beside each tensor, or none at all.
+static std::unique_ptr<BlockLayers> block_layers(int64_t rows, int64_t features, int activation, int residual,
+                                                 bool inverse, bool has_norms, const py::sequence& tensors,
+                                                 const py::sequence& grads) {
+  const size_t each = has_norms ? 3 : 2, n = tensors.size() / each;
+  const size_t gates = size_t(residual == int(BlockResidual::gated));
+  check_length("block_made: tensors", tensors, n * each + gates);
+  if (grads.size()) check_length("block_made: grads", grads, tensors.size());
+  auto net = std::make_unique<BlockLayers>(rows, features, int64_t(n), activation, residual, inverse);
+  BlockViews v;
+  const auto take = [&](size_t at, View& of, View& grad) {
+    read(tensors[at], of);
+    if (grads.size()) read(grads[at], grad);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    take(i * each, v.weight, v.grad_weight), take(i * each + 1, v.bias, v.grad_bias);
+    if (has_norms) take(i * each + 2, v.log_norm, v.grad_log_norm);
+    net->add(v);
+  }
+  View gate, grad_gate;
+  if (gates) take(n * each, gate, grad_gate);
+  net->close(gate, grad_gate);
+  return net;
 }
 
 // What kernels are told of a tensor, for tests: address, dtype, sizes, strides; `exchanged`: in one call of C, if it
@@ -211,6 +238,20 @@ PYBIND11_MODULE(_C, m) {
         batch_norm_bwd_args(activation, eps, x, weight, bias, y, mean, var, grad_y, grad_x, grad_weight, grad_bias);
     py::gil_scoped_release unlocked;
     batch_norm_bwd(a, threads);
+  });
+  py::class_<BlockLayers>(m, "BlockLayers").def(py::init(&block_layers), py::keep_alive<1, 8>());
+  m.def("block_made_fwd", [](const BlockLayers& net, const View& x, const View& y, const View& ladj, int threads) {
+    check_threads(threads);
+    const BlockArgs a = block_made_fwd_args(net, x, y, ladj);
+    py::gil_scoped_release unlocked;
+    block_made_fwd(a, threads);
+  });
+  m.def("block_made_bwd", [](const BlockLayers& net, const View& x, const View& y, const View& grad_y,
+                             const View& grad_ladj, const View& grad_x, int threads) {
+    check_threads(threads);
+    const BlockArgs a = block_made_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
+    py::gil_scoped_release unlocked;
+    block_made_bwd(a, threads);
   });
   m.def("check_permutation", &check_permutation);
   m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,

@@ -3,6 +3,7 @@
 #include "affine/affine.h"
 #include "autoregressive_inverse/autoregressive_inverse.h"
 #include "batch_norm/batch_norm.h"
+#include "block_made/block_made.h"
 #include "common/isa.h"
 #include "common/kernels.h"
 #include "flow/flow.h"
@@ -61,6 +62,7 @@ FK_MAP(mixture, MixtureSpec, MapArgs)
 FK_MAP(polynomial, PolynomialSpec, MapArgs)
 FK_OP(actnorm, ActNormArgs)
 FK_OP(batch_norm, BatchNormArgs)
+FK_OP(block_made, BlockArgs)
 FK_OP(lu, LuArgs)
 FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)

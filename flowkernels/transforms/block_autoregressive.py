@@ -49,20 +49,6 @@ class BlockLinear(nn.Module):
         self.log_norm = nn.Parameter(uniform(rows).clamp_(min=1e-6).log().to(like))
         self.bias = nn.Parameter((bound * (2 * uniform(rows) - 1)).to(like))
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias as `flowkernels.ops.block_made` takes them: logarithms on the diagonal blocks."""
-        D, a, b = self.features, self.after, self.before
-        blocks = self.weight.unflatten(0, (D, a)).unflatten(2, (D, b))  # [D, a, D, b]
-        d = torch.arange(D, device=self.weight.device)
-        on = (d.view(D, 1, 1, 1) == d.view(1, 1, D, 1)).expand_as(blocks)
-        below = d.view(D, 1, 1, 1) > d.view(1, 1, D, 1)
-        zero = blocks.new_zeros(())
-        logs = torch.where(on, blocks, zero)
-        squares = torch.where(on, logs.exp(), torch.where(below, blocks, zero)).square().sum((2, 3), keepdim=True)
-        log_length = self.log_norm.view(D, a, 1, 1) - 0.5 * squares.log()
-        found = torch.where(on, blocks + log_length, blocks * log_length.exp())
-        return found.flatten(2).flatten(0, 1), self.bias
-
     def extra_repr(self) -> str:
         return f"{self.features}, {self.before}, {self.after}"
 
@@ -125,8 +111,11 @@ class BlockAutoregressive(Transform):
     def _run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         check_features("transforms.BlockAutoregressive", x, self.features)
         residual = self.residual == "sum" if self.gate is None else self.gate
-        layers = [layer() for layer in self.layers]
-        return ops.block_made(x, layers, activation=self.activation, residual=residual, inverse=inverse)
+        parts: list[BlockLinear] = [*self.layers]  # type: ignore[assignment]
+        return ops.block_made(
+            x, [(part.weight, part.bias) for part in parts], log_norms=[part.log_norm for part in parts],
+            activation=self.activation, residual=residual, inverse=inverse,
+        )  # fmt: skip
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._run(x, False)

@@ -318,6 +318,36 @@ def batch_norm() -> Iterator[Case]:
         yield Case(f"batch_norm {activation} {dtype}", functools.partial(_batch_norm, dtype, activation))
 
 
+def _block_made(dtype: str, residual: str, norms: bool, **settings: Any) -> Results:
+    leaves = {"x": leaf("x", ROWS, D, dtype=DTYPES[dtype])}
+    units = (1, 3, 2, 1)
+    for k, (a, b) in enumerate(itertools.pairwise(units)):
+        leaves[f"weight {k}"] = leaf(f"weight {k}", D * b, D * a, scale=0.5, dtype=DTYPES[dtype])
+        leaves[f"bias {k}"] = leaf(f"bias {k}", D * b, scale=0.5, dtype=DTYPES[dtype])
+        if norms:
+            leaves[f"log_norm {k}"] = leaf(f"log_norm {k}", D * b, scale=0.5, dtype=DTYPES[dtype])
+    if residual == "gated":
+        leaves["gate"] = leaf("gate", 1, dtype=DTYPES[dtype])
+    layers = [(leaves[f"weight {k}"], leaves[f"bias {k}"]) for k in range(3)]
+    log_norms = [leaves[f"log_norm {k}"] for k in range(3)] if norms else None
+    of_y = leaves["gate"] if residual == "gated" else residual == "sum"
+    y, ladj = ops.block_made(leaves["x"], layers, log_norms=log_norms, residual=of_y, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def block_made() -> Iterator[Case]:
+    for activation, residual, inverse, dtype in _ways(
+        ("tanh", "sigmoid", "elu", "leaky_relu"), ("none", "sum", "gated"), (False, True), DTYPES
+    ):
+        if inverse and residual == "none":  # not every y has an x
+            continue
+        norms = residual == "gated"
+        yield Case(
+            f"block_made {activation} {residual} {_way(inverse)} {dtype}",
+            functools.partial(_block_made, dtype, residual, norms, activation=activation, inverse=inverse),
+        )
+
+
 def residual_net() -> Iterator[Case]:
     for activation, context, dtype in _ways(("elu", "silu"), (0, 3), WIDE):
         name = f"residual_net norms {activation}{', context' if context else ''} {dtype}"
@@ -480,6 +510,6 @@ def channels() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     for some in (
         rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
-        autoregressive_inverse, channels,
+        autoregressive_inverse, block_made, channels,
     ):  # fmt: skip
         yield from some()

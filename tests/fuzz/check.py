@@ -196,8 +196,6 @@ def _check_valid(valid: Call, draw: Draw, calls: int) -> int:
 
 def _is_torchs(valid: Call) -> bool:
     """Whether torch computes a part of the call, whose bits depend on the number of threads."""
-    if valid.op == "block_made":  # all of it
-        return True
     if valid.op == "conv_net":  # where convolutions are not of the kind that runs on pixels as rows
         layers = valid.arguments["layers"]
         return len(layers) < 2 or any(weight.shape[-1] > 1 for weight, _ in layers[1:-1])

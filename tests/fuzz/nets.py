@@ -278,7 +278,8 @@ def flow(draw: Draw) -> Call:
 
 
 def block_made(draw: Draw) -> Call:
-    """One to three layers; the blocks' logarithms are moderate, and what lies above them is anything."""
+    """One to three layers, some with rows of given norms; the blocks' logarithms are moderate, and what lies above them
+    is anything."""
     lead, D, n = draw.lead(), draw.size(1, 7), draw.int(1, 3)
     units = [1, *(draw.int(1, 4) for _ in range(n - 1)), 1]
     layers = [
@@ -286,6 +287,8 @@ def block_made(draw: Draw) -> Call:
     ]
     residual = draw.choice((True, False, draw.values(1, scale=0.5)))
     arguments: dict[str, Any] = {"x": draw.values(*lead, D), "layers": layers, "residual": residual}
+    if draw.chance(0.4):
+        arguments["log_norms"] = [draw.values(D * b, scale=0.5) for b in units[1:]]
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments |= {"activation": draw.choice(("tanh", "sigmoid", "elu", "leaky_relu")), "inverse": draw.chance(0.3)}
     return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))

@@ -186,14 +186,20 @@ def test_errors(change, error, message) -> None:
 
 
 def test_rows_have_lengths_of_their_own() -> None:
+    """The op with norms is the op of weights that have them, of whose blocks it takes the logarithms."""
     layer = BlockAutoregressive(3, (4,), seed=0).double()
+    scaled = []
     for part in layer.layers:
-        weight, _ = part()
         a, b, D = part.after, part.before, 3
         on = torch.eye(D).repeat_interleave(a, 0).repeat_interleave(b, 1).bool()
         below = torch.ones(D, D).tril(-1).repeat_interleave(a, 0).repeat_interleave(b, 1).bool()
-        effective = torch.where(on, weight.exp(), torch.where(below, weight, 0.0))
-        torch.testing.assert_close(effective.norm(dim=1), part.log_norm.exp())
+        effective = torch.where(on, part.weight.exp(), torch.where(below, part.weight, 0.0))
+        effective = effective * (part.log_norm.exp() / effective.norm(dim=1)).unsqueeze(1)
+        scaled.append((torch.where(on, effective.log(), effective), part.bias))
+    x = drawn(20, 3)
+    expected = ops.block_made(x, scaled, residual=layer.gate)
+    for found, right in zip(layer(x), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("residual", [None, "sum", "gated"])

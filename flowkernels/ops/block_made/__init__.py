@@ -12,7 +12,7 @@ from flowkernels._arguments import flag
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_pair, check_sequence, check_tensor
 
-from . import reference
+from . import native, reference
 from .reference import ACTIVATIONS
 
 __all__ = ["block_made"]
@@ -24,14 +24,27 @@ class BlockSpec(NamedTuple):
     activation: str
     residual: str  # "none", "sum" or "gated", whose gate is the last tensor
     inverse: bool
+    normalized: bool  # each layer has a third tensor, the logarithms of its rows' norms
+
+
+def _fake(spec: BlockSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    x = tensors[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=wide)
 
 
 _op = Op(
     "block_made",
     spec_type=BlockSpec,
     reference=reference.fwd,
-    table={"reference": reference},
-    sample=lambda: (BlockSpec("tanh", "none", False), (torch.zeros(1, 1), *[torch.zeros(1, 1), torch.zeros(1)] * 2)),
+    table={"cpu": native, "reference": reference},
+    inputs=("tensors[]",),
+    n_outputs=2,
+    fake=_fake,
+    sample=lambda: (
+        BlockSpec("tanh", "none", False, False),
+        (torch.zeros(1, 1), *[torch.zeros(1, 1), torch.zeros(1)] * 2),
+    ),
 )
 
 
@@ -39,6 +52,7 @@ def block_made(
     x: Tensor,
     layers: Sequence[tuple[Tensor, Tensor]],
     *,
+    log_norms: Sequence[Tensor] | None = None,
     activation: str = "tanh",
     residual: Tensor | bool = False,
     inverse: bool = False,
@@ -58,11 +72,13 @@ def block_made(
         x: ``[..., D]``; float32, float64, bfloat16 or float16.
         layers: weight ``[D o, D i]`` and bias ``[D o]`` of each, of the dtype of ``x``, at least one; i is 1 for the
             first and o for the last. What lies above the diagonal blocks is not read.
+        log_norms: weight normalization: ``[D o]`` of each layer; every row of :math:`W_k`, exponentials and all, is
+            scaled to the length of this logarithm. None: weights are as they are given.
         activation: between layers, increasing: ``"tanh"``, ``"sigmoid"``, ``"elu"`` or ``"leaky_relu"``.
         residual: True: y + x; a tensor of one number, the gate g: :math:`\sigma(g)\,x + (1 - \sigma(g))\,y`. Without
             one, and where the activation is bounded, y is bounded too, and the inverse of what lies outside is NaN.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse. Roots are looked for up to 1e18 (float64: 1e150).
-        backend: run on this one or raise; plain PyTorch is the only one yet.
+        backend: run on this one or raise. The kernel is the CPU's; elsewhere plain PyTorch runs.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).
@@ -91,7 +107,7 @@ def block_made(
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         options = ", ".join(f'"{name}"' for name in ACTIVATIONS)
         raise ValueError(f"{_NAME}: activation must be one of {options}, got {activation!r:.60}")
-    tensors = _checked(x, layers)
+    tensors = _checked(x, layers, log_norms)
     kind = "gated"
     if isinstance(residual, Tensor):
         check_tensor(_NAME, "residual", residual, x)
@@ -100,16 +116,20 @@ def block_made(
         tensors.append(residual.reshape(()))
     else:
         kind = "sum" if flag(_NAME, "residual", residual) else "none"
-    return _op(BlockSpec(activation, kind, inverse), backend, x, *tensors)  # type: ignore[return-value]
+    return _op(BlockSpec(activation, kind, inverse, log_norms is not None), backend, x, *tensors)  # type: ignore[return-value]
 
 
-def _checked(x: Tensor, layers: Any) -> list[Tensor]:
-    """Weights and biases, one behind another."""
+def _checked(x: Tensor, layers: Any, log_norms: Any) -> list[Tensor]:
+    """Weights, biases and norms, layer after layer."""
     D = x.shape[-1]
     check_sequence(_NAME, "layers", layers, "a list of (weight, bias)")
     if not layers or D == 0:
         what, given = ("layers", 0) if D else ("features of x", 0)
         raise ValueError(f"{_NAME}: {what} must be at least one, got {given}")
+    if log_norms is not None:
+        check_sequence(_NAME, "log_norms", log_norms, "None or a list of tensors")
+        if len(log_norms) != len(layers):
+            raise ValueError(f"{_NAME}: log_norms must be {len(layers)}, one per layer, got {len(log_norms)}")
     units, tensors = 1, []
     for k, layer in enumerate(layers):
         name, last = f"layers[{k}]", k == len(layers) - 1
@@ -126,4 +146,9 @@ def _checked(x: Tensor, layers: Any) -> list[Tensor]:
             raise ValueError(f"{_NAME}: {name} bias must be {shape[:1]}, got {list(bias.shape)}")
         units = shape[0] // D
         tensors += [weight, bias]
+        if log_norms is not None:
+            check_tensor(_NAME, f"log_norms[{k}]", log_norms[k], x)
+            if list(log_norms[k].shape) != shape[:1]:
+                raise ValueError(f"{_NAME}: log_norms[{k}] must be {shape[:1]}, got {list(log_norms[k].shape)}")
+            tensors.append(log_norms[k])
     return tensors

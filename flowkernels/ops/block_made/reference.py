@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "elu": (F.elu, lambda z: z.clamp(max=0)),
     "leaky_relu": (F.leaky_relu, lambda z: torch.where(z < 0, z.new_full((), math.log(0.01)), z.new_zeros(()))),
 }
+RESIDUALS = ("none", "sum", "gated")
 # How far from 0 a root is looked for.
 _FARTHEST = {torch.float32: 1e18, torch.float64: 1e150}
 
@@ -33,9 +34,10 @@ class Block(NamedTuple):
     bias: Tensor
 
 
-def _blocks(features: int, tensors: Sequence[Tensor]) -> list[Block]:
-    found = []
-    for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
+def _blocks(features: int, tensors: Sequence[Tensor], normalized: bool) -> list[Block]:
+    found, each = [], 3 if normalized else 2
+    for at in range(0, len(tensors), each):
+        weight, bias = tensors[at : at + 2]
         o, i = (n // features for n in weight.shape)
         d = torch.arange(features, device=weight.device)
         rows, columns = d.repeat_interleave(o).unsqueeze(1), d.repeat_interleave(i)
@@ -43,8 +45,11 @@ def _blocks(features: int, tensors: Sequence[Tensor]) -> list[Block]:
         zero = weight.new_zeros(())
         # What is not on the diagonal must not reach an exponential, whose gradient would be inf * 0.
         effective = torch.where(on, torch.where(on, weight, zero).exp(), torch.where(below, weight, zero))
-        logs = weight.unflatten(0, (features, o)).unflatten(2, (features, i)).diagonal(dim1=0, dim2=2)
-        found.append(Block(effective, logs.movedim(-1, 0), bias))
+        logs = weight.unflatten(0, (features, o)).unflatten(2, (features, i)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        if normalized:
+            longer = tensors[at + 2] - 0.5 * effective.square().sum(1).log()
+            effective, logs = effective * longer.exp().unsqueeze(1), logs + longer.view(features, o, 1)
+        found.append(Block(effective, logs, bias))
     return found
 
 
@@ -69,7 +74,7 @@ def _through(
 
 def _with_residual(residual: str, gate: Tensor | None, x: Tensor, y: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
     if residual == "sum":
-        return x + y, F.softplus(logs)
+        return x + y, torch.logaddexp(logs, logs.new_zeros(()))  # softplus stops at 20
     if residual == "gated":
         assert gate is not None  # for the type checker
         share = torch.sigmoid(gate)
@@ -79,12 +84,12 @@ def _with_residual(residual: str, gate: Tensor | None, x: Tensor, y: Tensor, log
 
 
 def fwd(spec: Any, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """``x [..., D]``, then weight and bias of each layer, and the gate where there is one → y, ladj."""
+    """``x [..., D]``, then weight, bias (and norm) of each layer, and the gate where there is one → y, ladj."""
     out_dtype = x.dtype
     wide = torch.promote_types(out_dtype, torch.float32)
     x, *tensors = (t.to(wide) for t in (x, *tensors))  # type: ignore[assignment]
     gate = tensors[-1] if spec.residual == "gated" else None
-    layers = _blocks(x.shape[-1], tensors[:-1] if gate is not None else tensors)
+    layers = _blocks(x.shape[-1], tensors[:-1] if gate is not None else tensors, spec.normalized)
     if spec.inverse:
         y, logs = _inverse(spec, x, layers, gate)
         return y.to(out_dtype), -logs.sum(-1)
