@@ -103,13 +103,13 @@ static std::unique_ptr<NetLayers> dense_net(const NetPlan& plan, int64_t rows, c
 // The layers of a block autoregressive map: weight, bias and, where rows have norms, log_norm of each, then a gate
 // where there is one. `grads`: room beside each tensor, or none at all.
 static std::unique_ptr<BlockLayers> block_layers(int64_t rows, int64_t features, int activation, int residual,
-                                                 bool inverse, bool has_norms, const py::sequence& tensors,
+                                                 bool inverse, double eps, bool has_norms, const py::sequence& tensors,
                                                  const py::sequence& grads) {
   const size_t each = has_norms ? 3 : 2, n = tensors.size() / each;
   const size_t gates = size_t(residual == int(BlockResidual::gated));
   check_length("block_made: tensors", tensors, n * each + gates);
   if (grads.size()) check_length("block_made: grads", grads, tensors.size());
-  auto net = std::make_unique<BlockLayers>(rows, features, int64_t(n), activation, residual, inverse);
+  auto net = std::make_unique<BlockLayers>(rows, features, int64_t(n), activation, residual, inverse, eps);
   BlockViews v;
   const auto take = [&](size_t at, View& of, View& grad) {
     read(tensors[at], of);
@@ -239,7 +239,7 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     batch_norm_bwd(a, threads);
   });
-  py::class_<BlockLayers>(m, "BlockLayers").def(py::init(&block_layers), py::keep_alive<1, 8>());
+  py::class_<BlockLayers>(m, "BlockLayers").def(py::init(&block_layers), py::keep_alive<1, 9>());
   m.def("block_made_fwd", [](const BlockLayers& net, const View& x, const View& y, const View& ladj, int threads) {
     check_threads(threads);
     const BlockArgs a = block_made_fwd_args(net, x, y, ladj);

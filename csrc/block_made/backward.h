@@ -71,7 +71,7 @@ FK_INLINE PairOf<S> gate_gradient(const BlockNet<S>& net, const BlockTile<S>& ti
     of_values = of_values + load_pair(g_y + d * R) * (load_pair(x + d * R) - f);
     T share, rest;
     r.shares(load_pair(tile.f_logs + (s * D + d) * R), &share, &rest);
-    of_slopes = of_slopes + (r.passed * rest - r.kept * share);
+    of_slopes = of_slopes + (r.slope_kept * rest + r.slope_passed * share);
   }
   return (r.kept * r.passed) * of_values + g_ladj * of_slopes;
 }

@@ -28,6 +28,7 @@ struct BlockArgs {
   Increasing activation;
   BlockResidual residual;
   bool inverse;
+  double eps;  // what Pyro adds: to norms, to their squares in logarithms, and there to the gate's shares
   int64_t rows, features;
   const BlockLayer* layers;
   int n;
@@ -56,7 +57,7 @@ struct BlockViews {
 // The layers of a call on so many rows. What kernels read has been checked against the tensors.
 class BlockLayers {
  public:
-  BlockLayers(int64_t rows, int64_t features, int64_t layers, int activation, int residual, bool inverse);
+  BlockLayers(int64_t rows, int64_t features, int64_t layers, int activation, int residual, bool inverse, double eps);
   BlockLayers(const BlockLayers&) = delete;  // args point into it
 
   void add(const BlockViews&);

@@ -10,7 +10,8 @@ constexpr int64_t kBytesOfWork = 64;                // what a tile holds of a un
 
 }  // namespace
 
-BlockLayers::BlockLayers(int64_t rows, int64_t features, int64_t layers, int activation, int residual, bool inverse) {
+BlockLayers::BlockLayers(int64_t rows, int64_t features, int64_t layers, int activation, int residual, bool inverse,
+                         double eps) {
   check_number("block_made: rows", rows, 1, INT64_MAX);  // tiles divide by their number
   check_number("block_made: features", features, 1, INT32_MAX);
   check_number("block_made: the number of layers", layers, 1, kMaxLayers);
@@ -18,6 +19,7 @@ BlockLayers::BlockLayers(int64_t rows, int64_t features, int64_t layers, int act
   check_number("block_made: residual", residual, 0, int(BlockResidual::gated));
   layers_.reserve(size_t(layers));
   args.activation = Increasing(activation), args.residual = BlockResidual(residual), args.inverse = inverse;
+  args.eps = eps;
   args.rows = rows, args.features = features;
   args.layers = layers_.data(), args.n = int(layers);
 }

@@ -23,7 +23,7 @@ struct BlockNet {
     lay(shared, backward, few, parts, packs, true);
     for (int k = 0; k < a.n; ++k)
       parallel_for(a.out(k), 1 + kGrainWork / (4 * a.in(k)), threads, [&](int64_t from, int64_t to) {
-        for (; from < to; ++from) fill_unit(blocks[k], from);
+        for (; from < to; ++from) fill_unit(blocks[k], a.eps, from);
       });
     if (packs && !few) pack(call.net, backward, threads);
   }
@@ -66,29 +66,33 @@ struct BlockNet {
     const int64_t n = b.before(), own = unit / b.after() * n;
     S* const to = static_cast<S*>(layer.grad_weight) + unit * b.n_in;
     const S* const weight = b.weight + unit * b.n_in;
-    const auto of_logarithm = [&](int64_t j) {
+    const auto of_slope = [&](int64_t j) {
       double outer = 0, by_pair = 0;
       for (int t = 0; t < parts; ++t) {
         const BlockSums<S>& of = sums_of(t, k);
         for (int l = 0; l < kLanes<S>; ++l) outer += double(of.outer[(unit * n + j) * kLanes<S> + l]);
         by_pair += double(of.by_pair[unit * n + j]);
       }
-      const double of_value = double(to[own + j]) * double(weight[own + j]);
-      return of_value + double(b.ratio[unit * n + j]) * outer + by_pair;
+      return double(b.ratio[unit * n + j]) * outer + by_pair;
     };
+    const auto of_value = [&](int64_t j) { return double(to[own + j]) * double(weight[own + j]); };
     if (!b.shift) {
-      for (int64_t j = 0; j < n; ++j) to[own + j] = S(of_logarithm(j));
+      for (int64_t j = 0; j < n; ++j) to[own + j] = S(of_value(j) + of_slope(j));
       return;
     }
-    double of_shift = 0;
-    for (int64_t j = 0; j < n; ++j) of_shift += of_logarithm(j);
-    for (int64_t j = 0; j < own; ++j) of_shift += double(to[j]) * double(weight[j]);
+    double of_scale = 0, of_shift = 0;
+    for (int64_t j = 0; j < n; ++j) of_scale += of_value(j), of_shift += of_slope(j);
+    for (int64_t j = 0; j < own; ++j) of_scale += double(to[j]) * double(weight[j]);
     const S* const given = static_cast<const S*>(layer.weight) + unit * layer.weight_stride;
-    const double scale = double(exp_one(b.shift[unit])), square = b.square[unit];
-    for (int64_t j = 0; j < own; ++j) to[j] = S(double(to[j]) * scale - of_shift * (double(given[j]) / square));
+    const double square = b.square[unit], root = __builtin_sqrt(square);
+    // Of w by the square: in scale w / (root (root + eps)), in shift w / (square + eps).
+    const double less_root = square / (square + root * args.eps), less = square / (square + args.eps);
+    const double both = of_scale * less_root + of_shift * less;
+    for (int64_t j = 0; j < own; ++j)
+      to[j] = S(double(to[j]) * double(b.scale[unit]) - both * (double(given[j]) / square));
     for (int64_t j = 0; j < n; ++j)
-      to[own + j] = S(of_logarithm(j) - of_shift * (exp_one(2 * double(given[own + j])) / square));
-    if (layer.grad_log_norm) static_cast<S*>(layer.grad_log_norm)[unit] = S(of_shift);
+      to[own + j] = S((of_value(j) + of_slope(j)) - both * (exp_one(2 * double(given[own + j])) / square));
+    if (layer.grad_log_norm) static_cast<S*>(layer.grad_log_norm)[unit] = S(of_scale + of_shift);
   }
 
   void lay(Arena& arena, bool backward, bool few, int parts, bool packs, bool fill) {

@@ -23,11 +23,12 @@ template <class S>
 struct Blocks {
   const BlockLayer* layer;
   int64_t n_in, n_out;
-  S* weight;       // [n_out, n_in]: exponentials on the diagonal blocks; nothing above them
-  S* ratio;        // [n_out, before]
-  S* most;         // [n_out]
-  S* shift;        // [n_out] what row norms add to logarithms
-  double* square;  // [n_out] of rows before they are scaled; both null: they are not
+  S* weight;  // [n_out, n_in]: exponentials on the diagonal blocks; nothing above them
+  S* ratio;   // [n_out, before]
+  S* most;    // [n_out]
+  S* shift;   // [n_out] what row norms add to logarithms; `scale`: and what they multiply values with
+  S* scale;
+  double* square;  // [n_out] of rows before they are scaled; all null: they are not
   int32_t* limit;  // [n_out] inputs that each unit sees
 
   int64_t before() const { return layer->before; }
@@ -61,29 +62,31 @@ Blocks<S> lay_out_blocks(const BlockArgs& a, int k, Arena& arena) {
   b.most = arena.take<S>(size_t(b.n_out));
   b.limit = arena.take<int32_t>(size_t(b.n_out));
   b.shift = b.layer->log_norm ? arena.take<S>(size_t(b.n_out)) : nullptr;
+  b.scale = b.layer->log_norm ? arena.take<S>(size_t(b.n_out)) : nullptr;
   b.square = b.layer->log_norm ? arena.take<double>(size_t(b.n_out)) : nullptr;
   return b;
 }
 
 // Weights and ratios of one unit.
 template <class S>
-void fill_unit(const Blocks<S>& b, int64_t unit) {
+void fill_unit(const Blocks<S>& b, double eps, int64_t unit) {
   const int64_t d = unit / b.after(), own = d * b.before(), end = own + b.before();
   const S* const from = static_cast<const S*>(b.layer->weight) + unit * b.layer->weight_stride;
   S* const to = b.weight + unit * b.n_in;
-  S most = from[own], shift = 0, scale = 1;
+  S most = from[own], shift = 0, scale = 1, log_scale = 0;
   for (int64_t j = own; j < end; ++j) most = from[j] > most || from[j] != from[j] ? from[j] : most;
   if (b.shift) {
     double square = 0;
     for (int64_t j = 0; j < own; ++j) square += double(from[j]) * double(from[j]);
     for (int64_t j = own; j < end; ++j) square += exp_one(2 * double(from[j]));
     b.square[unit] = square;
-    shift = S(double(static_cast<const S*>(b.layer->log_norm)[unit]) - 0.5 * log_one(square));
-    b.shift[unit] = shift;
-    scale = exp_one(shift);
+    const double norm = double(static_cast<const S*>(b.layer->log_norm)[unit]);
+    b.shift[unit] = shift = S(norm - 0.5 * log_one(square + eps));
+    log_scale = S(norm - log_one(__builtin_sqrt(square) + eps));
+    b.scale[unit] = scale = exp_one(log_scale);
   }
   for (int64_t j = 0; j < own; ++j) to[j] = from[j] * scale;
-  for (int64_t j = own; j < end; ++j) to[j] = exp_one(from[j] + shift);
+  for (int64_t j = own; j < end; ++j) to[j] = exp_one(from[j] + log_scale);
   // Products are formed in whole panels: what lies above is not read, but it must be numbers.
   memset(to + end, 0, size_t(b.n_in - end) * sizeof(S));
   most = most > -__builtin_inff() || most != most ? most : S(0);  // of none but zeros
@@ -200,8 +203,10 @@ template <class S>
 struct Residual {
   using T = PairOf<S>;
   BlockResidual kind;
-  S kept = 0, passed = 1;          // y = kept x + passed f
-  S log_kept = 0, log_passed = 0;  // of a gate
+  S kept = 0, passed = 1;              // y = kept x + passed f
+  S log_kept = 0, log_passed = 0;      // of a gate
+  S slope_kept = 0, slope_passed = 0;  // of these by the gate
+  S twice_eps = 0;
   explicit Residual(const BlockArgs& a) : kind(a.residual) {
     if (kind == BlockResidual::sum) kept = 1;
     if (kind != BlockResidual::gated) return;
@@ -211,6 +216,10 @@ struct Residual {
     const bool up = g[0] >= 0;
     kept = up ? other : share, passed = up ? share : other;
     log_kept = (min_(g, V{}) - rest)[0], log_passed = (min_(-g, V{}) - rest)[0];
+    twice_eps = S(2 * a.eps);
+    if (a.eps > 0) log_kept = log_one(kept + S(a.eps)), log_passed = log_one(passed + S(a.eps));
+    slope_kept = kept * passed / (kept + S(a.eps)), slope_passed = -kept * passed / (passed + S(a.eps));
+    if (a.eps == 0) slope_kept = passed, slope_passed = -kept;
     if (g[0] != g[0]) kept = passed = log_kept = log_passed = g[0];
   }
 
@@ -223,7 +232,12 @@ struct Residual {
     if (kind == BlockResidual::none) return l;
     const T of_kept = both<T>(log_kept), of_f = l + log_passed;
     const T high = select(of_f > log_kept, of_f, of_kept), low = select(of_f > log_kept, of_kept, of_f);
-    return select(l == l, high + log1p_unit(exp_(low - high)), l);
+    const T far = select(l == l, high + log1p_unit(exp_(low - high)), l);
+    if (kind == BlockResidual::sum) return far;
+    // Shares of 1 cancel in the logarithm where the slope is near 1: log(1 + u), u = passed (e^l - 1).
+    const T shrunk = expm1_nonpositive(-abs_(l)), grown = -shrunk / (S(1) + shrunk);
+    const T u = twice_eps + (passed + twice_eps / 2) * select(l > S(0), grown, shrunk), one = S(1) + u;
+    return select((l < S(4)) & (u > S(-0.5)), log_(one) + (u - (one - S(1))) / one, far);
   }
   // How much of the slope is f's, and the rest.
   FK_INLINE void shares(T l, T* of_f, T* rest) const {

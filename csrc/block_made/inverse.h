@@ -174,17 +174,19 @@ void solve_block_back(const BlockNet<S>& net, const RowTile& rows, const BlockTi
         products(b.weight + behind * b.n_in + d * b.before(), b.n_in, 1, g[k] + behind * R, b.n_out - behind,
                  b.before(), [&](int64_t j, T sum) { store_pair(own.g[k] + j * R, sum); });
       }
-      // Through the feature's own layers, from a gradient of its last z; into g with `keep`.
-      const auto through = [&](T of_last, bool keep) {
+      // Through the feature's own layers, from a gradient of its last z; beside what is known, and then into g with
+      // `keep`.
+      const auto through = [&](T of_last, bool known, bool keep) {
         store_pair(own.h[a.n % 2], of_last);
         for (int k = a.n - 1; k >= 0; --k) {
           const Blocks<S>& b = net.blocks[k];
           S* const to = own.h[k % 2];
           products(b.own(d, 0), b.n_in, 1, own.h[(k + 1) % 2], b.after(), b.before(), [&](int64_t j, T sum) {
-            sum = sum + load_pair(own.g[k] + j * R);
+            if (known) sum = sum + load_pair(own.g[k] + j * R);
             if (k > 0) {
               const int64_t at = (d * b.before() + j) * R;
-              sum = load_pair(g[k - 1] + at) + sum * with_slope(a.activation, load_pair(z[k - 1] + at)).slope;
+              sum = sum * with_slope(a.activation, load_pair(z[k - 1] + at)).slope;
+              if (known) sum = sum + load_pair(g[k - 1] + at);
               if (keep) store_pair(g[k - 1] + at, sum);
             }
             store_pair(to + j * R, sum);
@@ -194,10 +196,16 @@ void solve_block_back(const BlockNet<S>& net, const RowTile& rows, const BlockTi
       };
       S* const at = tile.y + (s * D + d) * R;
       const T log_slope = net.residual.log_slope(load_pair(tile.f_logs + (s * D + d) * R));
-      const T of_y = (load_pair(at) + through(T{}, false)) * exp_(-log_slope);
+      T of_y = load_pair(at) + through(T{}, true, false);
+      if (a.eps == 0) {
+        of_y = of_y * exp_(-log_slope);
+      } else {  // ladj's slope is not quite y's
+        const T of_f = net.residual.passed * through(both<T>(S(1)), false, false);
+        of_y = of_y / (a.residual == BlockResidual::none ? of_f : of_f + net.residual.kept);
+      }
       const T of_last = -(net.residual.passed * of_y);
       store_pair(g[a.n - 1] + d * R, of_last);
-      through(of_last, true);
+      through(of_last, true, true);
       store_pair(at, of_y);
     }
 }

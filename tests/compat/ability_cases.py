@@ -400,7 +400,7 @@ def _pyro_cases(root: str) -> dict[str, Case]:
     spline, conditional = "spline.Spline", "spline.ConditionalSpline"
     ar, of_context = (f"spline_autoregressive.{n}SplineAutoregressive" for n in ("", "Conditional"))
     maf, maf_of_context = (f"affine_autoregressive.{n}AffineAutoregressive" for n in ("", "Conditional"))
-    polynomial = "polynomial.Polynomial"
+    polynomial, block = "polynomial.Polynomial", "block_autoregressive.BlockAutoregressive"
     coupling, affine = "spline_coupling.SplineCoupling", "affine_coupling.AffineCoupling"
     affine_of_context = "affine_coupling.ConditionalAffineCoupling"
     context = functools.partial(_class, "pyro.nn.dense_nn")
@@ -424,6 +424,7 @@ def _pyro_cases(root: str) -> dict[str, Case]:
         polynomial: Case(
             lambda: exact(of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2)), _pyro, directions=("forward",)
         ),
+        block: Case(lambda: of(block)(D, [3, 2], residual="gated"), _pyro, directions=("forward",)),
         coupling: Case(lambda: of(coupling)(D, 2, upper(linear), K), _pyro),
         f"{coupling}: identity": Case(lambda: of(coupling)(D, 2, upper(quadratic), K, identity=True, **two), _pyro),
         affine: Case(lambda: of(affine)(2, DenseNN(2, [H], [2, 2])), _pyro),

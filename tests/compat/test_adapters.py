@@ -60,6 +60,7 @@ def instances() -> dict[str, nn.Module]:
         pyro.conditional_affine_autoregressive(3, 2),
         pyro.conditional_affine_coupling(3, 2),
         pyro.polynomial(3, [8]),
+        pyro.block_autoregressive(3, hidden_factors=[2]),
     ]
     return {type(module).__name__: module for module in found}
 

@@ -331,6 +331,7 @@ def _block_made(dtype: str, residual: str, norms: bool, **settings: Any) -> Resu
     layers = [(leaves[f"weight {k}"], leaves[f"bias {k}"]) for k in range(3)]
     log_norms = [leaves[f"log_norm {k}"] for k in range(3)] if norms else None
     of_y = leaves["gate"] if residual == "gated" else residual == "sum"
+    settings["eps"] = 1e-8 if norms else 0.0
     y, ladj = ops.block_made(leaves["x"], layers, log_norms=log_norms, residual=of_y, **settings)
     return with_gradients({"y": y, "ladj": ladj}, leaves)
 

@@ -291,4 +291,5 @@ def block_made(draw: Draw) -> Call:
         arguments["log_norms"] = [draw.values(D * b, scale=0.5) for b in units[1:]]
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments |= {"activation": draw.choice(("tanh", "sigmoid", "elu", "leaky_relu")), "inverse": draw.chance(0.3)}
+    arguments["eps"] = draw.choice((0.0, 0.0, 1e-8, 0.1))
     return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))

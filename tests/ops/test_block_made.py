@@ -175,6 +175,12 @@ ONE = torch.zeros(3, 3), torch.zeros(3)
         ({"residual": 1}, ValueError, "residual must be"),
         ({"residual": torch.zeros(2)}, ValueError, r"residual must be True, False or one number, got \[2\]"),
         ({"inverse": 1}, ValueError, "inverse must be"),
+        ({"eps": -1e-9}, ValueError, "eps must be a number from 0 to 1, got -1e-09"),
+        ({"eps": "a"}, ValueError, "eps must be a number from 0 to 1, got 'a'"),
+        ({"log_norms": 3}, TypeError, "log_norms must be None or a list of tensors, got int 3"),
+        ({"log_norms": []}, ValueError, "log_norms must be 1, one per layer, got 0"),
+        ({"log_norms": [torch.zeros(2)]}, ValueError, r"log_norms\[0\] must be \[3\], got \[2\]"),
+        ({"log_norms": [torch.zeros(3).double()]}, TypeError, r"log_norms\[0\] must be of the dtype of x"),
     ],
 )  # fmt: skip
 def test_errors(change, error, message) -> None:

@@ -10,14 +10,15 @@ In a `ComposeTransformModule` neighbouring couplings are one op: it hands x from
 its log-determinant by itself, with a cache of the last pair in each. One call would have to replace the class of the
 distribution, which is the user's and is mostly made anew in each call of a model; so lists run layer by layer.
 
-Pyro's Polynomial has no inverse but of what it has just returned; accelerated it has one.
+Pyro's Polynomial and BlockAutoregressive have no inverse but of what they have just returned; accelerated they have
+one.
 """
 
 from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from . import chain, coupling, describe, layers
+from . import block, chain, coupling, describe, layers
 
 _COUPLING = (
     "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
@@ -55,6 +56,12 @@ LIBRARY = Library(
             frozenset({"_call", "_inverse"}),
             "sums of squares and network as one op; inverse, which Pyro lacks, in one sweep",
             describe.polynomial_refusal,
+        ),
+        "distributions.transforms.block_autoregressive.BlockAutoregressive": Target(
+            block.BlockAutoregressive,
+            frozenset({"_call", "_inverse", "log_abs_det_jacobian"}),
+            "masked layers, their norms and the Jacobian as one op; inverse, which Pyro lacks, in one sweep",
+            describe.block_refusal,
         ),
         "distributions.transforms.spline_coupling.SplineCoupling": Target(
             coupling.SplineCoupling,

@@ -68,6 +68,56 @@ def polynomial_refusal(layer: Any) -> object:
     return or_reason(polynomial, layer)
 
 
+# ---- block autoregressive layers ----
+
+EPS = 1e-8  # that Pyro adds to norms, and to the gate in logarithms
+# Pyro's activations by their class, as the op has them.
+INCREASING = {
+    "TanhTransform": "tanh", "SigmoidTransform": "sigmoid", "ELUTransform": "elu", "LeakyReLUTransform": "leaky_relu"
+}  # fmt: skip
+
+
+def _read_blocks(on: Tensor, below: Tensor, features: int) -> bool:
+    """Whether the masks of a layer are those of its blocks."""
+    if on.shape != below.shape or on.dim() != 2 or any(n % features for n in on.shape):
+        return False
+    of_units = torch.ones(on.shape[0] // features, on.shape[1] // features, device=on.device)
+    eye = torch.eye(features, device=on.device)
+    expected = torch.kron(eye, of_units), torch.kron(torch.ones_like(eye).tril(-1), of_units)
+    return torch.equal(on.float(), expected[0]) and torch.equal(below.float(), expected[1])
+
+
+_blocks = CachedRead[bool](_read_blocks)
+
+
+def block_refusal(layer: Any) -> str | None:
+    """Why a block autoregressive layer has no kernel, or None."""
+    linear = importlib.import_module("pyro.distributions.transforms.block_autoregressive").MaskedBlockLinear
+    if type(layer.T).__name__ not in INCREASING:
+        return f"its activation is a {type(layer.T).__name__}"
+    if not all(type(m) is linear and isinstance(m.bias, Tensor) for m in layer.layers):
+        return "its layers are not Pyro's own"
+    return None
+
+
+def block_tensors(layer: Any, x: Tensor) -> tuple[list[Any], list[Tensor]] | None:
+    """Weight and bias of each layer, and the logarithms of its rows' norms; None where the layers must be called."""
+    parts, D = [*layer.layers], layer.input_dim
+    if block_refusal(layer) is not None or x.dim() == 0 or x.shape[-1] != D:
+        return None
+    found, norms = [], []
+    for m in parts:
+        given = [m._parameters.get(name) for name in ("_weight", "bias", "_diag_weight")]
+        if any(t is None for t in given) or not _blocks(m, (m.mask_d, m.mask_o), D):
+            return None
+        found.append((given[0], given[1]))
+        norms.append(given[2].squeeze(-1))  # type: ignore[union-attr]
+    tensors = [t for pair in found for t in pair] + ([layer.gate] if layer.residual == "gated" else [])
+    if not may_read(parts, found[0][0], x, *tensors):
+        return None
+    return found, norms
+
+
 def _will_be(layer: Any, **defaults: Any) -> Any:
     """The settings of what a conditional layer will make, or else the layer, which has them itself."""
     return types.SimpleNamespace(**{**defaults, **layer.kwargs}) if hasattr(layer, "kwargs") else layer

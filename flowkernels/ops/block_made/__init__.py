@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag
+from flowkernels._arguments import flag, is_number
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_pair, check_sequence, check_tensor
 
@@ -24,7 +24,8 @@ class BlockSpec(NamedTuple):
     activation: str
     residual: str  # "none", "sum" or "gated", whose gate is the last tensor
     inverse: bool
-    normalized: bool  # each layer has a third tensor, the logarithms of its rows' norms
+    normalized: bool = False  # each layer has a third tensor, the logarithms of its rows' norms
+    eps: float = 0.0
 
 
 def _fake(spec: BlockSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +43,7 @@ _op = Op(
     n_outputs=2,
     fake=_fake,
     sample=lambda: (
-        BlockSpec("tanh", "none", False, False),
+        BlockSpec("tanh", "none", False),
         (torch.zeros(1, 1), *[torch.zeros(1, 1), torch.zeros(1)] * 2),
     ),
 )
@@ -55,6 +56,7 @@ def block_made(
     log_norms: Sequence[Tensor] | None = None,
     activation: str = "tanh",
     residual: Tensor | bool = False,
+    eps: float = 0.0,
     inverse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -77,6 +79,8 @@ def block_made(
         activation: between layers, increasing: ``"tanh"``, ``"sigmoid"``, ``"elu"`` or ``"leaky_relu"``.
         residual: True: y + x; a tensor of one number, the gate g: :math:`\sigma(g)\,x + (1 - \sigma(g))\,y`. Without
             one, and where the activation is bounded, y is bounded too, and the inverse of what lies outside is NaN.
+        eps: what is added to the norms of rows, in ladj to their squares and to the gate's :math:`\sigma`, at least 0.
+            Pyro adds 1e-8, and its ladj is off by as much; 0 adds nothing.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse. Roots are looked for up to 1e18 (float64: 1e150).
         backend: run on this one or raise. The kernel is the CPU's; elsewhere plain PyTorch runs.
 
@@ -104,6 +108,8 @@ def block_made(
     """
     check_tensor(_NAME, "x", x)
     flag(_NAME, "inverse", inverse)
+    if not is_number(eps) or not 0 <= eps <= 1:
+        raise ValueError(f"{_NAME}: eps must be a number from 0 to 1, got {eps!r:.60}")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         options = ", ".join(f'"{name}"' for name in ACTIVATIONS)
         raise ValueError(f"{_NAME}: activation must be one of {options}, got {activation!r:.60}")
@@ -116,7 +122,7 @@ def block_made(
         tensors.append(residual.reshape(()))
     else:
         kind = "sum" if flag(_NAME, "residual", residual) else "none"
-    return _op(BlockSpec(activation, kind, inverse, log_norms is not None), backend, x, *tensors)  # type: ignore[return-value]
+    return _op(BlockSpec(activation, kind, inverse, log_norms is not None, float(eps)), backend, x, *tensors)  # type: ignore[return-value]
 
 
 def _checked(x: Tensor, layers: Any, log_norms: Any) -> list[Tensor]:

@@ -32,8 +32,8 @@ def _dense(t: Tensor) -> Tensor:
 
 def _layers(spec: Any, rows: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] = ()) -> Any:
     n, D = rows.shape
-    codes = _CODES[spec.activation], _RESIDUAL_CODES[spec.residual]
-    return _native.C.BlockLayers(n, D, *codes, spec.inverse, spec.normalized, [_dense(t) for t in tensors], grads)
+    settings = _CODES[spec.activation], _RESIDUAL_CODES[spec.residual], spec.inverse, spec.eps, spec.normalized
+    return _native.C.BlockLayers(n, D, *settings, [_dense(t) for t in tensors], grads)
 
 
 def _fwd(spec: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -27,14 +27,18 @@ _FARTHEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
 class Block(NamedTuple):
-    """A layer: its masked weight with the diagonal blocks' exponentials, their logarithms ``[D, o, i]``, its bias."""
+    """A layer: its masked weight with the diagonal blocks' exponentials, their logarithms ``[D, o, i]``, its bias.
+
+    With an eps logarithms are not quite those of the weights, which ladj has and Newton's steps do not.
+    """
 
     weight: Tensor
     logs: Tensor
     bias: Tensor
+    exact: Tensor
 
 
-def _blocks(features: int, tensors: Sequence[Tensor], normalized: bool) -> list[Block]:
+def _blocks(features: int, tensors: Sequence[Tensor], normalized: bool, eps: float) -> list[Block]:
     found, each = [], 3 if normalized else 2
     for at in range(0, len(tensors), each):
         weight, bias = tensors[at : at + 2]
@@ -46,10 +50,15 @@ def _blocks(features: int, tensors: Sequence[Tensor], normalized: bool) -> list[
         # What is not on the diagonal must not reach an exponential, whose gradient would be inf * 0.
         effective = torch.where(on, torch.where(on, weight, zero).exp(), torch.where(below, weight, zero))
         logs = weight.unflatten(0, (features, o)).unflatten(2, (features, i)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        exact = logs
         if normalized:
-            longer = tensors[at + 2] - 0.5 * effective.square().sum(1).log()
-            effective, logs = effective * longer.exp().unsqueeze(1), logs + longer.view(features, o, 1)
-        found.append(Block(effective, logs, bias))
+            norm, square = tensors[at + 2], effective.square().sum(1)
+            root = square.sqrt() + eps
+            effective = effective * (norm.exp() / root).unsqueeze(1)
+            logs, exact = (
+                logs + t.view(features, o, 1) for t in (norm - 0.5 * (square + eps).log(), norm - root.log())
+            )
+        found.append(Block(effective, logs, bias, exact))
     return found
 
 
@@ -72,13 +81,17 @@ def _through(
     return h, logs, entered
 
 
-def _with_residual(residual: str, gate: Tensor | None, x: Tensor, y: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
+def _with_residual(
+    residual: str, eps: float, gate: Tensor | None, x: Tensor, y: Tensor, logs: Tensor
+) -> tuple[Tensor, Tensor]:
     if residual == "sum":
         return x + y, torch.logaddexp(logs, logs.new_zeros(()))  # softplus stops at 20
     if residual == "gated":
         assert gate is not None  # for the type checker
         share = torch.sigmoid(gate)
         kept, passed = F.logsigmoid(gate), F.logsigmoid(-gate)
+        if eps > 0:
+            kept, passed = (share + eps).log(), (torch.sigmoid(-gate) + eps).log()
         return share * x + (1 - share) * y, torch.logaddexp(kept.expand_as(logs), passed + logs)
     return y, logs
 
@@ -89,12 +102,12 @@ def fwd(spec: Any, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(out_dtype, torch.float32)
     x, *tensors = (t.to(wide) for t in (x, *tensors))  # type: ignore[assignment]
     gate = tensors[-1] if spec.residual == "gated" else None
-    layers = _blocks(x.shape[-1], tensors[:-1] if gate is not None else tensors, spec.normalized)
+    layers = _blocks(x.shape[-1], tensors[:-1] if gate is not None else tensors, spec.normalized, spec.eps)
     if spec.inverse:
         y, logs = _inverse(spec, x, layers, gate)
         return y.to(out_dtype), -logs.sum(-1)
     y, logs, _ = _through([(b.weight, b.logs, b.bias) for b in layers], x, x.new_zeros(*x.shape, 1), spec.activation)
-    y, logs = _with_residual(spec.residual, gate, x, y, logs.squeeze(-1))
+    y, logs = _with_residual(spec.residual, spec.eps, gate, x, y, logs.squeeze(-1))
     return y.to(out_dtype), logs.sum(-1)
 
 
@@ -106,16 +119,17 @@ def _inverse(spec: Any, y: Tensor, layers: Sequence[Block], gate: Tensor | None)
     entered: list[list[Tensor]] = [[] for _ in layers]
     found, logs = [], []
     for d in range(y.shape[-1]):
-        own = []
-        for k, (weight, of_block, bias) in enumerate(layers):
+        own, of_ladj = [], []
+        for k, (weight, of_block, bias, exact) in enumerate(layers):
             o, i = of_block.shape[1:]
             rows, constant = slice(d * o, (d + 1) * o), bias[d * o : (d + 1) * o]
             if d > 0:
                 before = torch.cat(entered[k], -1)
                 constant = constant + F.linear(before, weight[rows, : d * i])
-            own.append((weight[rows, d * i : (d + 1) * i], of_block[d : d + 1], constant))
+            own.append((weight[rows, d * i : (d + 1) * i], exact[d : d + 1], constant))
+            of_ladj.append((own[-1][0], of_block[d : d + 1], constant))
 
-        at = functools.partial(_of_one, own, gate, spec.activation, spec.residual)
+        at = functools.partial(_of_one, own, gate, spec.activation, spec.residual, 0.0)
         target = y[..., d]
         v = start = _start(own, gate, spec, target)
         # Newton's step squares an error: after one, the derivatives of the root are those of the implicit function
@@ -124,7 +138,7 @@ def _inverse(spec: Any, y: Tensor, layers: Sequence[Block], gate: Tensor | None)
             f, log, _inner = at(v)
             v = v - (f - target) * (-log).exp()
         v = start + (v - v.detach())
-        _, log, inner = at(v)
+        _, log, inner = _of_one(of_ladj, gate, spec.activation, spec.residual, spec.eps, v)
         for k, h in enumerate(inner):
             entered[k].append(h)
         found.append(v)
@@ -133,11 +147,11 @@ def _inverse(spec: Any, y: Tensor, layers: Sequence[Block], gate: Tensor | None)
 
 
 def _of_one(
-    own: Sequence[tuple[Tensor, ...]], gate: Tensor | None, activation: str, residual: str, v: Tensor
+    own: Sequence[tuple[Tensor, ...]], gate: Tensor | None, activation: str, residual: str, eps: float, v: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """A feature's own function of one number: its value, the logarithm of its slope, what enters each layer."""
     f, log, inner = _through(own, v.unsqueeze(-1), v.new_zeros(*v.shape, 1, 1), activation)  # type: ignore[arg-type]
-    f, log = _with_residual(residual, gate, v, f.squeeze(-1), log.squeeze(-1).squeeze(-1))
+    f, log = _with_residual(residual, eps, gate, v, f.squeeze(-1), log.squeeze(-1).squeeze(-1))
     return f, log, inner
 
 
@@ -154,7 +168,7 @@ def _start(own: Sequence[tuple[Tensor, ...]], gate: Tensor | None, spec: Any, ta
 def _root(target: Tensor, tensors: Sequence[Tensor], activation: str, residual: str) -> Tensor:
     gate = tensors[-1] if residual == "gated" else None
     own = [tuple(tensors[k : k + 3]) for k in range(0, len(tensors) - 2, 3)]
-    return _solve(functools.partial(_of_one, own, gate, activation, residual), target)
+    return _solve(functools.partial(_of_one, own, gate, activation, residual, 0.0), target)
 
 
 _lib.define("block_root(Tensor target, Tensor[] tensors, str activation, str residual) -> Tensor")
