@@ -401,6 +401,7 @@ def _pyro_cases(root: str) -> dict[str, Case]:
     ar, of_context = (f"spline_autoregressive.{n}SplineAutoregressive" for n in ("", "Conditional"))
     maf, maf_of_context = (f"affine_autoregressive.{n}AffineAutoregressive" for n in ("", "Conditional"))
     polynomial, block = "polynomial.Polynomial", "block_autoregressive.BlockAutoregressive"
+    neural, neural_of_context = (f"neural_autoregressive.{n}NeuralAutoregressive" for n in ("", "Conditional"))
     coupling, affine = "spline_coupling.SplineCoupling", "affine_coupling.AffineCoupling"
     affine_of_context = "affine_coupling.ConditionalAffineCoupling"
     context = functools.partial(_class, "pyro.nn.dense_nn")
@@ -423,6 +424,14 @@ def _pyro_cases(root: str) -> dict[str, Case]:
         maf_of_context: Case(lambda: of(maf_of_context)(ConditionalAutoRegressiveNN(D, C, [H])), _pyro_of_context),
         polynomial: Case(
             lambda: exact(of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2)), _pyro, directions=("forward",)
+        ),
+        neural: Case(
+            lambda: of(neural)(AutoRegressiveNN(D, [H], [4] * 3), hidden_units=4), _pyro, directions=("forward",)
+        ),
+        neural_of_context: Case(
+            lambda: of(neural_of_context)(ConditionalAutoRegressiveNN(D, C, [H], [4] * 3), hidden_units=4),
+            _pyro_of_context,
+            directions=("forward",),
         ),
         block: Case(lambda: of(block)(D, [3, 2], residual="gated"), _pyro, directions=("forward",)),
         coupling: Case(lambda: of(coupling)(D, 2, upper(linear), K), _pyro),

@@ -60,6 +60,8 @@ def instances() -> dict[str, nn.Module]:
         pyro.conditional_affine_autoregressive(3, 2),
         pyro.conditional_affine_coupling(3, 2),
         pyro.polynomial(3, [8]),
+        pyro.neural_autoregressive(3, [8], width=4),
+        pyro.conditional_neural_autoregressive(3, 2, [8], width=4),
         pyro.block_autoregressive(3, hidden_factors=[2]),
     ]
     return {type(module).__name__: module for module in found}

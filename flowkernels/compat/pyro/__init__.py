@@ -10,15 +10,15 @@ In a `ComposeTransformModule` neighbouring couplings are one op: it hands x from
 its log-determinant by itself, with a cache of the last pair in each. One call would have to replace the class of the
 distribution, which is the user's and is mostly made anew in each call of a model; so lists run layer by layer.
 
-Pyro's Polynomial and BlockAutoregressive have no inverse but of what they have just returned; accelerated they have
-one.
+Pyro's Polynomial, BlockAutoregressive and NeuralAutoregressive have no inverse but of what they have just returned;
+accelerated they have one.
 """
 
 from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from . import block, chain, coupling, describe, layers
+from . import block, chain, coupling, describe, layers, neural
 
 _COUPLING = (
     "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
@@ -26,6 +26,7 @@ _COUPLING = (
 )
 _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"
+_NEURAL = "inverse, which Pyro lacks, of sigmoid and tanh: a pass of the network for each feature"
 _CONDITION, _CALLS = frozenset({"condition"}), frozenset({"_call", "_inverse", "log_abs_det_jacobian"})
 
 _SPLINES = "splines of both orders"
@@ -56,6 +57,12 @@ LIBRARY = Library(
             frozenset({"_call", "_inverse"}),
             "sums of squares and network as one op; inverse, which Pyro lacks, in one sweep",
             describe.polynomial_refusal,
+        ),
+        "distributions.transforms.neural_autoregressive.NeuralAutoregressive": Target(
+            neural.NeuralAutoregressive, frozenset({"_inverse"}), _NEURAL, describe.neural_refusal
+        ),
+        "distributions.transforms.neural_autoregressive.ConditionalNeuralAutoregressive": Target(
+            neural.ConditionalNeuralAutoregressive, _CONDITION, _NEURAL, describe.neural_refusal
         ),
         "distributions.transforms.block_autoregressive.BlockAutoregressive": Target(
             block.BlockAutoregressive,

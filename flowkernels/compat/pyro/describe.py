@@ -16,7 +16,7 @@ from flowkernels.compat.layer import Layer, by_feature, or_reason
 from flowkernels.compat.reading.dense import too_wide
 from flowkernels.compat.reading.masks import read_plan, with_context
 from flowkernels.nets.reading import may_read, of_parameters
-from flowkernels.ops import RQS, Affine, Polynomial
+from flowkernels.ops import RQS, Affine, Mixture, Polynomial
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.activations import name_of
 from flowkernels.ops.net.net import dense_net, fitting, made_net
@@ -66,6 +66,34 @@ def has_its_powers(layer: Any) -> bool:
 def polynomial_refusal(layer: Any) -> object:
     """Why a polynomial has no kernel."""
     return or_reason(polynomial, layer)
+
+
+# ---- neural autoregressive layers ----
+
+_OF_SIGMOID = {"SigmoidTransform": 1.0, "TanhTransform": 2.0}  # a sigmoid's argument, of theirs
+_WIDEST = 20.0  # the farthest that log-scales may go
+
+
+def twice(layer: Any) -> float:
+    """What a neural layer's arguments are multiplied with to be those of a sigmoid."""
+    return _OF_SIGMOID[type(layer.T).__name__]
+
+
+def mixture(layer: Any) -> Mixture:
+    return Mixture.kept(components=layer.hidden_units, min_log_scale=-_WIDEST, max_log_scale=_WIDEST)
+
+
+def neural_refusal(layer: Any) -> object:
+    """Why a neural autoregressive layer has no inverse."""
+    if hasattr(layer, "kwargs"):
+        name = str(layer.kwargs.get("activation", "sigmoid"))
+        known = name in ("sigmoid", "tanh")
+    else:
+        name = type(layer.T).__name__
+        known = name in _OF_SIGMOID
+    if not known:
+        return f"no kernel inverts sums of its {name}"
+    return or_reason(mixture, _will_be(layer, hidden_units=16))
 
 
 # ---- block autoregressive layers ----
