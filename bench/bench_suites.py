@@ -12,7 +12,7 @@ import torch
 from bench import calls
 from bench.report import memory
 from bench.suite import Ready, Row, Size, Suite
-from bench.suites import affine, dropin, glow, glue, lu, masked, mixture, model, polynomial, rqs, sample
+from bench.suites import affine, block, dropin, glow, glue, lu, masked, mixture, model, polynomial, rqs, sample
 from bench.timing import Beside
 
 # In the order of a run and of its tables.
@@ -21,6 +21,7 @@ SUITES: tuple[Suite[Any, Any], ...] = (
     rqs.SUITE,
     mixture.SUITE,
     polynomial.SUITE,
+    block.SUITE,
 )  # fmt: skip
 PARAMS = [pytest.param(suite, *point, id=suite.id(*point)) for suite in SUITES for point in suite.points]
 

@@ -103,6 +103,19 @@ def test_slopes_whose_terms_are_far_apart(kind, isa) -> None:
         torch.testing.assert_close(mine.double(), truth, rtol=1e-5, atol=1e-5, msg=lambda m, i=i: f"result {i}: {m}")
 
 
+@pytest.mark.parametrize("gate", [0.0, 2.0, -3.0])
+def test_a_gated_slope_near_1_keeps_its_digits(gate, isa) -> None:
+    """log(s + (1 - s) e^l) is small beside log s where l is small."""
+    logs = torch.tensor([1e-3, -1e-4, 1e-6, -2.0, 5.0])
+    share = torch.tensor(gate).double().sigmoid()
+    for log in logs:
+        _, ladj = ops.block_made(
+            torch.ones(1, 1), [(log.view(1, 1), torch.zeros(1))], residual=torch.tensor(gate), backend="cpu"
+        )
+        exact = torch.log1p((1 - share) * torch.expm1(log.double()))
+        torch.testing.assert_close(ladj.double(), exact.view(1), rtol=1e-6, atol=0)
+
+
 def test_a_row_of_zero_weights_has_a_slope_of_zero() -> None:
     """exp(-inf) on a block: the logarithm of a slope that is none."""
     layers = [
