@@ -2,7 +2,7 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, batch_norm, channels, common, cuda, flow_layer, gates, net, rqs
+from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, net, rqs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
@@ -11,6 +11,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *batch_norm.MUTATIONS,
     *net.MUTATIONS,
     *flow_layer.MUTATIONS,
+    *block_made.MUTATIONS,
     *gates.MUTATIONS,
     *common.MUTATIONS,
     *cuda.MUTATIONS,
