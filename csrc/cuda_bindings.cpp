@@ -9,8 +9,10 @@
 #include "common/device.h"
 #include "common/view_caster.h"
 #include "lu_linear/lu_linear.h"
+#include "mixture/mixture.h"
 #include "net/epilogue.h"
 #include "net/net_bindings.h"
+#include "polynomial/polynomial.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -36,6 +38,34 @@ PYBIND11_MODULE(_cuda, m) {
     py::gil_scoped_release unlocked;
     rqs_bwd(s, a, stream_of(device, stream));
   });
+  py::class_<MixtureSpec>(m, "MixtureSpec", py::module_local()).def(py::init(&mixture_spec));
+  m.def("mixture_fwd", [](const MixtureSpec& s, const View& x, const View& params, const View& y, const View& ladj,
+                          int device, uintptr_t stream) {
+    const MapArgs a = map_fwd_args("mixture", s.params(), x, params, y, ladj);
+    py::gil_scoped_release unlocked;
+    mixture_fwd(s, a, stream_of(device, stream));
+  });
+  m.def("mixture_bwd",
+        [](const MixtureSpec& s, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
+           const View& grad_x, const View& grad_params, int device, uintptr_t stream) {
+          const MapArgs a = map_bwd_args("mixture", s.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
+          py::gil_scoped_release unlocked;
+          mixture_bwd(s, a, stream_of(device, stream));
+        });
+  py::class_<PolynomialSpec>(m, "PolynomialSpec", py::module_local()).def(py::init(&polynomial_spec));
+  m.def("polynomial_fwd", [](const PolynomialSpec& s, const View& x, const View& params, const View& y,
+                             const View& ladj, int device, uintptr_t stream) {
+    const MapArgs a = map_fwd_args("polynomial", s.params(), x, params, y, ladj);
+    py::gil_scoped_release unlocked;
+    polynomial_fwd(s, a, stream_of(device, stream));
+  });
+  m.def("polynomial_bwd",
+        [](const PolynomialSpec& s, const View& x, const View& params, const View& grad_y, const View& grad_ladj,
+           const View& grad_x, const View& grad_params, int device, uintptr_t stream) {
+          const MapArgs a = map_bwd_args("polynomial", s.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
+          py::gil_scoped_release unlocked;
+          polynomial_bwd(s, a, stream_of(device, stream));
+        });
   py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
   m.def("affine_fwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
                          const View& mask, const View& y, const View& ladj, int device, uintptr_t stream) {
@@ -151,6 +181,8 @@ PYBIND11_MODULE(_cuda, m) {
   bind_net(m);
   py::class_<UnivariateMap>(m, "UnivariateMap", py::module_local())
       .def(py::init<const AffineSpec&>())
+      .def(py::init<const MixtureSpec&>())
+      .def(py::init<const PolynomialSpec&>())
       .def(py::init<const RqsSpec&>());
   m.def("sweep_fits", &sweep_fits);
   m.def("sweep_packed", [](const NetLayers& net) { return sweep_packed(net.spec); });

@@ -50,11 +50,7 @@ def sources() -> list[Path]:
     """Every kernel, what turns Python's arguments into calls, and the bindings."""
     cuda = sorted(ROOT.glob("csrc/*/*_cuda.cu"))
     args = [f for f in sorted(ROOT.glob("csrc/*/*_args.cpp")) if (f.parent / f"{f.parent.name}_cuda.cu") in cuda]
-    args += [
-        ROOT / "csrc" / f
-        for f in ("univariate/map_args.cpp", *(f"{m}/{m}_args.cpp" for m in ("mixture", "polynomial")))
-    ]
-    return [*cuda, *args, ROOT / "csrc" / "cuda_bindings.cpp"]
+    return [*cuda, *args, ROOT / "csrc" / "univariate" / "map_args.cpp", ROOT / "csrc" / "cuda_bindings.cpp"]
 
 
 def compile_module(name: str, files: Sequence[Path]) -> Path:

@@ -96,7 +96,7 @@ std::vector<LayerUnits> sweep_units(const NetLayers&, const std::vector<std::arr
 
 int64_t sweep_packed(const NetSpec&);
 // Whether 32 rows of what enters the layers, so many units in all, find room in shared memory; bins: 0 for affine maps.
-bool sweep_fits(int64_t units, int params, int bins, int type, int device);
+bool sweep_fits(int64_t units, const UnivariateMap&, int type, int device);
 void sweep_fwd(const SweepArgs&, const SweepWork&, const CudaStream&);
 void sweep_bwd(const SweepArgs&, const SweepWork&, const LayerUnits* of_layers, const CudaStream&);
 

@@ -154,9 +154,10 @@ int64_t sweep_packed(const NetSpec& spec) {
   return cuda::lay_out<float>(spec, {}, net);  // of double it is no more: its vectors are shorter
 }
 
-bool sweep_fits(int64_t units, int params, int bins, int type, int device) {
-  const size_t bytes = DType(type) == DType::f64 ? cuda::Shared<double>::bytes(units, params, 2 * bins)
-                                                 : cuda::Shared<float>::bytes(units, params, 2 * bins);
+bool sweep_fits(int64_t units, const UnivariateMap& map, int type, int device) {
+  const int numbers = map.visit([](const auto& spec) { return shared_numbers(spec); });
+  const size_t bytes = DType(type) == DType::f64 ? cuda::Shared<double>::bytes(units, map.params(), numbers)
+                                                 : cuda::Shared<float>::bytes(units, map.params(), numbers);
   return int64_t(bytes) <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 

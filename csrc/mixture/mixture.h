@@ -23,10 +23,12 @@ struct MixtureSpec {
 
 MixtureSpec mixture_spec(int components, int kernel, int outer, double low, double high, bool inverse);
 
-// What fused layers ask.
-void check_on_gpu(const MixtureSpec&);
+// Weights and inverse scales.
+inline int shared_numbers(const MixtureSpec& s) { return 2 * s.components; }
 
 void mixture_fwd(const MixtureSpec&, const MapArgs&, int threads);
 void mixture_bwd(const MixtureSpec&, const MapArgs&, int threads);
+void mixture_fwd(const MixtureSpec&, const MapArgs&, const CudaStream&);
+void mixture_bwd(const MixtureSpec&, const MapArgs&, const CudaStream&);
 
 }  // namespace fk

@@ -10,6 +10,4 @@ MixtureSpec mixture_spec(int components, int kernel, int outer, double low, doub
   return {components, MixtureKernel(kernel), MixtureOuter(outer), low, high, inverse};
 }
 
-void check_on_gpu(const MixtureSpec&) { refuse("sweep: the map", "one with a kernel on a GPU", "a mixture"); }
-
 }  // namespace fk

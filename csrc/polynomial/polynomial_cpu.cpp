@@ -7,8 +7,8 @@ namespace fk::FK_ISA {
 
 template <class S>
 BlockMap<S> block_map(const PolynomialSpec& spec, Arena& arena) {
-  if (spec.of_squares) return block_map_of<S, SquaresMap<S>>(spec, arena);
-  return block_map_of<S, BernsteinMap<S>>(spec, arena);
+  if (spec.of_squares) return block_map_of<S, PolynomialMap<S, Squares<S>>>(spec, arena);
+  return block_map_of<S, PolynomialMap<S, Bernstein<S>>>(spec, arena);
 }
 template BlockMap<float> block_map(const PolynomialSpec&, Arena&);
 template BlockMap<double> block_map(const PolynomialSpec&, Arena&);

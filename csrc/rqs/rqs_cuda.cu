@@ -1,15 +1,9 @@
-// The rational-quadratic spline on a GPU: one thread per element. Params are rows of P numbers, so a warp fetches those
-// of its elements together, in whole sectors, into shared memory, and every thread works on its own row there; backward
-// leaves the row's gradient in its place and the warp stores them together. A block takes whole rows of features, so
-// that ladj is summed in shared memory, in an order that the number of features alone decides.
-//
-// Usual calls (float32, a usual number of bins, linear tails, no gaps) have a kernel of their own: the next rows are on
-// their way, past the registers, while these are computed, and loops over bins are unrolled.
-#include "../common/divide.cuh"
-#include "../common/launch.cuh"
-#include "../common/reduce.cuh"
-#include "../common/storage.cuh"
-#include "rqs_row_grad.cuh"
+// The rational-quadratic spline on a GPU, by the walk of all maps. Usual calls (float32, a usual number of bins, linear
+// tails, no gaps) have a kernel of their own: the next rows are on their way, past the registers, while these are
+// computed, and loops over bins are unrolled.
+#include "rqs_map.cuh"
+
+#include "../univariate/walk.cuh"
 
 #include <cuda_pipeline_primitives.h>
 
@@ -17,194 +11,12 @@ namespace fk {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
-// Elements whose ladj a block keeps; longer rows are summed on the way.
-constexpr int kGroup = 512, kSmallGroup = 128;
-constexpr int64_t kManyElements = int64_t(1) << 18;  // from which blocks take large groups
-constexpr size_t kDynamicBytes = 43 << 10;           // of shared memory, which every GPU gives unasked
-constexpr int kElements = 32;                        // of a warp at a time
+// ---- of a number of bins that the compiler knows, in float32 without gaps ----
 
-struct Call {
-  int ndim;
-  Divisor size[LeadingDims::kMaxDims];
-  int64_t x_row[LeadingDims::kMaxDims], params_row[LeadingDims::kMaxDims];
-  int64_t rows, rows_per_block, x_stride, params_stride;
-  Divisor features;
-  int64_t D;
-  int log_lanes;                    // log2 of how many lanes share a row's ladj
-  unsigned per_row;                 // 2^20 / D and a little: n per_row / 2^20 is n / D for n and D up to kGroup
-  int P, pitch, lanes, warp_words;  // params, the distance of rows in shared memory, elements and memory of a warp
-  bool inverse, even, flat_in, flat_out;
-  DType x_type, params_type;
-  RqsArgs a;
+struct FixedCall : Call {
+  unsigned per_row;  // 2^20 / D and a little: n per_row / 2^20 is n / D for n and D up to kGroup
+  bool inverse;
 };
-
-struct Place {
-  int64_t row, x, params;  // row of ladj, offsets of x and of the params
-};
-
-__device__ __forceinline__ Place place(const Call& c, int64_t element) {
-  int64_t d = element, row = c.features.split(d);
-  Place p = {row, element, element * c.params_stride};
-  if (c.even) return p;
-  p.x = d * c.x_stride;
-  p.params = d * c.params_stride;
-  int64_t rest = row;
-  for (int i = c.ndim - 1; i >= 0; --i) {
-    int64_t index = rest;
-    rest = i > 0 ? c.size[i].split(index) : 0;
-    p.x += index * c.x_row[i];
-    p.params += index * c.params_row[i];
-  }
-  return p;
-}
-
-// ---- params between memory and the warp's rows in shared memory ----
-
-// Rows that lie without gaps on both sides: 16 bytes' worth of S at a time. In shared memory they begin where they do
-// in memory, within a vector.
-template <class S>
-__device__ __forceinline__ void fetch_flat(const Call& c, int64_t first, int n, S* rows, int lane) {
-  constexpr int V = kVector<S>;
-  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
-  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
-    if (i >= begin && i + V <= end) {
-      S v[V];
-      load_vector(c.params_type, c.a.params, i, v);
-      store_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
-    } else {
-      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
-        rows[j - base] = load<S>(c.params_type, c.a.params, j);
-    }
-  }
-}
-template <class S>
-__device__ __forceinline__ void put_flat(const Call& c, int64_t first, int n, const S* rows, int lane) {
-  constexpr int V = kVector<S>;
-  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
-  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
-    if (i >= begin && i + V <= end) {
-      S v[V];
-      load_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
-      store_vector(c.params_type, c.a.grad_params, i, v);
-    } else {
-      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
-        store(c.params_type, c.a.grad_params, j, rows[j - base]);
-    }
-  }
-}
-
-// Row after row, which may lie anywhere: `at`, of the lane's own row.
-template <class S>
-__device__ __forceinline__ void fetch_rows(const Call& c, int64_t at, int n, S* rows, int lane) {
-  for (int r = 0; r < n; ++r) {
-    const int64_t from = __shfl_sync(0xffffffffu, at, r);
-    for (int p = lane; p < c.P; p += 32) rows[r * c.pitch + p] = load<S>(c.params_type, c.a.params, from + p);
-  }
-}
-template <class S>
-__device__ __forceinline__ void put_rows(const Call& c, int64_t first, int n, const S* rows, int lane) {
-  for (int r = 0; r < n; ++r)
-    for (int p = lane; p < c.P; p += 32)
-      store(c.params_type, c.a.grad_params, (first + r) * c.P + p, rows[r * c.pitch + p]);
-}
-
-// ---- a block ----
-
-// ladj of a row from what its threads have of it. The whole block takes part.
-template <class S>
-__device__ __forceinline__ void sum_long_row(const Call& c, double total, int64_t row) {
-  __shared__ double partial[kWarps];
-  const double sum = sum_block(total, partial);
-  if (threadIdx.x == 0) static_cast<S*>(c.a.ladj)[row] = S(sum);
-}
-
-// ladj of rows r0 to r1 from those of their elements. The whole block takes part.
-template <class S>
-__device__ __forceinline__ void sum_rows(const Call& c, const S* ladjs, int64_t r0, int64_t r1) {
-  const int group = 1 << c.log_lanes, lane = int(threadIdx.x) & (group - 1), rows = kThreads >> c.log_lanes;
-  const int n = int(r1 - r0), D = int(c.D);
-  S* const ladj = static_cast<S*>(c.a.ladj) + r0;
-  __syncthreads();
-  for (int first = 0; first < n; first += rows) {
-    const int row = first + (int(threadIdx.x) >> c.log_lanes);
-    double sum = 0;
-    if (row < n)
-      for (int d = lane; d < D; d += group) sum += ladjs[row * D + d];
-    sum = sum_lanes(sum, group);
-    if (row < n && lane == 0) ladj[row] = S(sum);
-  }
-  __syncthreads();  // before the next ladjs
-}
-
-template <class S, bool Clip, bool Backward>
-__global__ void __launch_bounds__(kThreads, 4)
-    rqs_kernel(const __grid_constant__ Constants<S, Clip> c, const __grid_constant__ Call call) {
-  FK_DYNAMIC_SHARED(bytes);
-  __shared__ S ladjs[kGroup];
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  S* const rows = reinterpret_cast<S*>(bytes) + warp * call.warp_words;
-  S* const sums = rows + call.warp_words - 2 * c.bins * call.lanes + lane;
-  const RqsArgs& a = call.a;
-  const int64_t D = call.D;
-  const bool long_row = D > kGroup;
-
-  for (int64_t r0 = int64_t(blockIdx.x) * call.rows_per_block; r0 < call.rows;
-       r0 += int64_t(gridDim.x) * call.rows_per_block) {
-    const int64_t r1 = r0 + call.rows_per_block < call.rows ? r0 + call.rows_per_block : call.rows, end = r1 * D;
-    double total = 0;
-    for (int64_t e0 = r0 * D + warp * call.lanes; e0 < end; e0 += kWarps * call.lanes) {
-      const int n = end - e0 < call.lanes ? int(end - e0) : call.lanes;
-      const bool busy = lane < n;
-      const int64_t e = e0 + (busy ? lane : 0);
-      const Place at = place(call, e);
-      const S v = load<S>(call.x_type, a.x, at.x);
-      S g_out = 0, g_ladj = 0;
-      if (Backward && a.grad_y) g_out = load<S>(call.x_type, a.grad_y, e);
-      if (Backward && a.grad_ladj) g_ladj = static_cast<const S*>(a.grad_ladj)[at.row];
-      if (call.flat_in)
-        fetch_flat(call, e0, n, rows, lane);
-      else
-        fetch_rows(call, at.params, n, rows, lane);
-      __syncwarp();
-      const int64_t shift = call.flat_in ? e0 * call.P % kVector<S> : 0;
-      S* const row = rows + shift + lane * call.pitch;
-      if (busy) {
-        S top[2];
-        const Found<S> f = find(c, row, sums, call.lanes, call.inverse, v, top);
-        if constexpr (Backward) {
-          const FoundGrad<S> g = grad_found(c, f, call.inverse, v, g_out, g_ladj);
-          replace_by_gradient(c, row, f, g, top);
-          store(call.x_type, a.grad_x, e, g.v);
-        } else {
-          S out, ladj;
-          eval_found(c, f, call.inverse, v, &out, &ladj);
-          store(call.x_type, a.y, e, out);
-          if (long_row)
-            total += ladj;
-          else
-            ladjs[e - r0 * D] = ladj;
-        }
-      }
-      __syncwarp();
-      if constexpr (Backward) {
-        if (call.flat_out)
-          put_flat(call, e0, n, rows, lane);
-        else
-          put_rows(call, e0, n, rows + shift, lane);
-        __syncwarp();  // before the next rows
-      }
-    }
-    if constexpr (!Backward) {
-      if (long_row)
-        sum_long_row<S>(call, total, r0);
-      else
-        sum_rows(call, ladjs, r0, r1);
-    }
-  }
-}
-
-// ---- the same, of a number of bins that the compiler knows, in float32 without gaps ----
 
 // What comes with an element's params.
 struct Inputs {
@@ -215,7 +27,7 @@ template <class C, bool Backward>
 __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
                                             : Backward   ? 5
                                                          : 8)
-    rqs_fixed_kernel(const __grid_constant__ C c, const __grid_constant__ Call call) {
+    rqs_fixed_kernel(const __grid_constant__ C c, const __grid_constant__ FixedCall call) {
   constexpr int P = C::params, kWords = kElements * P;  // of a warp's rows, which are whole vectors
   static_assert(P % 2 == 1, "rows would begin in the same banks");
   FK_DYNAMIC_SHARED(bytes);
@@ -313,16 +125,16 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
 // ---- on the host ----
 
 template <int K, bool Clip>
-void run_fixed(const RqsSpec& spec, const Call& c, const CudaStream& on, bool backward) {
+void run_fixed(const RqsSpec& spec, const FixedCall& c, const CudaStream& on, bool backward) {
   using C = FixedConstants<K, Clip>;
   const auto kernel = backward ? rqs_fixed_kernel<C, true> : rqs_fixed_kernel<C, false>;
-  launch(on, grid_of((c.rows + c.rows_per_block - 1) / c.rows_per_block), kThreads,
-         sizeof(float) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
+  launch(on, walk_grid(c), kThreads, sizeof(float) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
 }
 
 // By a kernel that knows the number of bins; false where there is none.
 template <bool Clip>
-bool run_if_usual(const RqsSpec& spec, Call c, const CudaStream& on, bool backward) {
+bool run_if_usual(const RqsSpec& spec, const Call& walk, const CudaStream& on, bool backward) {
+  FixedCall c = {walk, 0, spec.inverse};
   const bool in_vectors = backward ? c.flat_out : c.flat_in;
   if (!in_vectors || spec.tails != Tails::linear || c.x_type != DType::f32 || c.params_type != DType::f32) return false;
   // Blocks begin at whole vectors of params.
@@ -339,42 +151,10 @@ bool run_if_usual(const RqsSpec& spec, Call c, const CudaStream& on, bool backwa
 
 template <class S, bool Clip>
 void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {
-  Call c = {};
-  c.a = a;
-  c.ndim = a.rows.ndim;
-  for (int i = 0; i < c.ndim; ++i) {
-    c.size[i] = Divisor(a.rows.size[i]);
-    c.x_row[i] = a.rows.stride_a[i];
-    c.params_row[i] = a.rows.stride_b[i];
-  }
-  c.rows = a.rows.count();
-  c.D = a.features;
-  c.features = Divisor(a.features);
-  c.x_stride = a.x_stride, c.params_stride = a.params_stride;
-  c.x_type = a.x_type, c.params_type = a.params_type;
-  c.P = spec.params();
-  c.pitch = c.P | 1;  // rows begin in different banks
-  c.inverse = spec.inverse;
-  c.even = a.evenly_spaced();
-  const uintptr_t vector = uintptr_t(kVector<S> * bytes_of(a.params_type));
-  const bool odd = c.P % 2 == 1;
-  c.flat_in = odd && c.even && c.params_stride == c.P && uintptr_t(a.params) % vector == 0;
-  c.flat_out = c.flat_in && uintptr_t(a.grad_params) % vector == 0;
-  const int group = c.rows * c.D < kManyElements ? kSmallGroup : kGroup;
-  c.rows_per_block = c.D < group ? group / c.D : 1;
-  while (c.log_lanes < 5 && int64_t(1) << c.log_lanes < c.D) ++c.log_lanes;
+  const Call c = walk_call(a, spec.params());
   if constexpr (sizeof(S) == 4)
     if (run_if_usual<Clip>(spec, c, on, backward)) return;
-  // Room for the rows, wherever in a vector they begin, and for 2K sums of each. At least 2 lanes: whole vectors.
-  constexpr int V = kVector<S>;
-  const auto words = [&](int lanes) { return (lanes * c.pitch + 2 * V - 2) / V * V + 2 * spec.bins * lanes; };
-  const auto bytes = [&](int lanes) { return sizeof(S) * size_t(kWarps * words(lanes)); };
-  c.lanes = 32;
-  while (c.lanes > 2 && bytes(c.lanes) > kDynamicBytes) c.lanes /= 2;
-  c.warp_words = words(c.lanes);
-  const auto kernel = backward ? rqs_kernel<S, Clip, true> : rqs_kernel<S, Clip, false>;
-  launch(on, grid_of((c.rows + c.rows_per_block - 1) / c.rows_per_block), kThreads, bytes(c.lanes), kernel,
-         Constants<S, Clip>(spec), c);
+  walk<S>(SplineMap<S, Clip, true>(spec), shared_numbers(spec), c, on, backward);
 }
 
 void run(const RqsSpec& spec, const RqsArgs& a, const CudaStream& on, bool backward) {

@@ -22,7 +22,7 @@ void check_numbers(const Spec&, DType) {}
 template <class Spec>
 void check_on_gpu(const Spec&) {}
 
-// Numbers that a thread of a GPU needs in shared memory, beside the parameters.
+// Numbers that a map works in, beside the parameters; of a thread of a GPU in shared memory.
 template <class Spec>
 int shared_numbers(const Spec&) {
   return 0;

@@ -2,14 +2,13 @@
 // the row; backward leaves the gradient there, and returns that of the value.
 #pragma once
 #include "../affine/affine_map.cuh"
+#include "../mixture/mixture_map.cuh"
 #include "../rqs/rqs_map.cuh"
 #include "map.h"
 
 namespace fk::cuda {
 
-// Refused before a launch, by check_on_gpu: no kernel yet.
-template <class S, class F>
-void with_map(const MixtureSpec&, const F&) {}
+// Refused before a launch, by check_on_gpu: its constants and a net's are more than a kernel may be given.
 template <class S, class F>
 void with_map(const PolynomialSpec&, const F&) {}
 

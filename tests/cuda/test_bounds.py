@@ -29,8 +29,20 @@ def rqs(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Ca
     return ops.rqs, [torch.randn(shape).to(dtype), params.to(dtype)]
 
 
+def mixture(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Callable[..., Any], list[Tensor]]:
+    params = torch.randn(*shape, 3 * settings["components"])
+    return ops.mixture, [torch.randn(shape).to(dtype), params.to(dtype)]
+
+
+def polynomial(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Callable[..., Any], list[Tensor]]:
+    params = torch.randn(*shape, ops.Polynomial(**settings).n_params)
+    return ops.polynomial, [torch.randn(shape).to(dtype), params.to(dtype)]
+
+
 CASES = {
     "affine": affine,
+    "mixture": mixture,
+    "polynomial": polynomial,
     "rqs": rqs,
 }  # name: shape, dtype, settings -> op and its tensors
 SHAPES = ((1, 1), (5, 7), (3, 32), (2, 1028), (5, 1031), (201, 3), (65, 4))
@@ -38,6 +50,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "affine": (
         {"scale": "sigmoid"}, {"scale": "additive", "inverse": True}, {"scale": "exp", "mask": True},
         {"scale": "tanh", "part": slice(None, None, 2)}, {"scale": "softplus", "part": slice(0, 1)},
+    ),
+    "mixture": (
+        {"components": 8}, {"components": 3, "kernel": "normal", "outer": "probit", "inverse": True},
+        {"components": 33, "kernel": "normal", "outer": "unit"},
+    ),
+    "polynomial": (
+        {"inverse": True}, {"degree": 15, "terms": 2}, {"family": "bernstein", "tails": "linear"},
+        {"family": "bernstein", "degree": 40, "inverse": True},
     ),
     "rqs": (
         {"bins": 8}, {"bins": 3, "tails": "circular", "inverse": True}, {"bins": 32, "parametrization": "soft_clip"},

@@ -34,9 +34,13 @@ from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
+from flowkernels.ops.mixture import Mixture
+from flowkernels.ops.mixture import triton as mixture
 from flowkernels.ops.net import triton as masked_linear
 from flowkernels.ops.net.plan import MadePlan, layer_plan
 from flowkernels.ops.net.spec import NetSpec
+from flowkernels.ops.polynomial import Polynomial
+from flowkernels.ops.polynomial import triton as polynomial
 from flowkernels.ops.rqs import triton as rqs
 from flowkernels.ops.rqs.spec import RQS
 
@@ -57,12 +61,15 @@ _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 # ---- the calls ----
 
 
-def _spline(fwd: bool, bins: int, inverse: bool = False) -> Callable[[], object]:
-    spec = RQS(bins, inverse=inverse)
-    x, params = torch.zeros(4096, 64), torch.zeros(4096, 64, spec.n_params)
+def _map(op: Any, fwd: bool, spec: Any, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    x, params = torch.zeros(4096, 64, dtype=dtype), torch.zeros(4096, 64, spec.n_params, dtype=dtype)
     if fwd:
-        return lambda: rqs.fwd(spec, x, params)
-    return lambda: rqs.bwd(spec, (x, x[:, 0]), (x, params), (True, True))
+        return lambda: op.fwd(spec, x, params)
+    return lambda: op.bwd(spec, (x, x[:, 0]), (x, params), (True, True))
+
+
+def _spline(fwd: bool, bins: int, inverse: bool = False) -> Callable[[], object]:
+    return _map(rqs, fwd, RQS(bins, inverse=inverse))
 
 
 def _affine(fwd: bool, scale: str) -> Callable[[], object]:
@@ -122,11 +129,26 @@ def _sweep(fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32) -> Ca
 
 
 _SPLINE = RQS(8)
+_INVERSE, _NORMAL = Mixture(8, inverse=True), Mixture(33, "normal", "probit", inverse=True)
+_BERNSTEIN = Polynomial("bernstein", inverse=True)
+_STEEP = Polynomial("bernstein", 64, tails="linear", inverse=True)
 CASES = {
     "rqs fwd, K=8": _spline(True, 8),
     "rqs fwd, K=8, inverse": _spline(True, 8, True),
     "rqs bwd, K=8": _spline(False, 8),
     "rqs bwd, K=32": _spline(False, 32),
+    "mixture fwd, K=8": _map(mixture, True, Mixture(8)),
+    "mixture fwd, K=8, inverse": _map(mixture, True, _INVERSE),
+    "mixture bwd, K=8, inverse": _map(mixture, False, _INVERSE),
+    "mixture bwd, normal, K=33, inverse": _map(mixture, False, _NORMAL),
+    "mixture bwd, normal, K=33, inverse, float64": _map(mixture, False, _NORMAL, torch.float64),
+    "polynomial fwd, squares": _map(polynomial, True, Polynomial()),
+    "polynomial fwd, squares, inverse": _map(polynomial, True, Polynomial(inverse=True)),
+    "polynomial bwd, squares, inverse": _map(polynomial, False, Polynomial(inverse=True)),
+    "polynomial bwd, squares, L=15, float64": _map(polynomial, False, Polynomial(degree=15), torch.float64),
+    "polynomial fwd, Bernstein, inverse": _map(polynomial, True, _BERNSTEIN),
+    "polynomial bwd, Bernstein, inverse": _map(polynomial, False, _BERNSTEIN),
+    "polynomial bwd, Bernstein, N=65, inverse, float64": _map(polynomial, False, _STEEP, torch.float64),
     "affine fwd, sigmoid": _affine(True, "sigmoid"),
     "affine bwd, sigmoid": _affine(False, "sigmoid"),
     "actnorm fwd": _actnorm(True),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from torch import Tensor
 from flowkernels import _native, distributions, flows, nets, ops, transforms
 from flowkernels.ops import Mixture
 from flowkernels.ops.mixture.spec import KERNELS, OUTERS
+from tests.device import here
 from tests.numbers import assert_within_rule
 from tests.ops.gate import assert_refused
 
+MACHINE = pytest.mark.usefixtures("machine")  # the CPU, and CUDA's kernels in the emulator
 PAIRS = tuple(itertools.product(KERNELS, OUTERS))
 EVERY = pytest.mark.parametrize(("kernel", "outer"), PAIRS)
 WIDE = pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -24,8 +28,8 @@ BACKENDS = pytest.mark.parametrize("backend", ["reference", None], ids=["referen
 
 def draw(*shape: int, components: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape, generator=g, dtype=torch.float64)
-    return x, scale * torch.randn(*shape, 3 * components, generator=g, dtype=torch.float64)
+    x = torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
+    return here(x), here(scale * torch.randn(*shape, 3 * components, generator=g, dtype=torch.float64, device="cpu"))
 
 
 def values_of(f: Mixture, x: Tensor) -> Tensor:
@@ -33,6 +37,7 @@ def values_of(f: Mixture, x: Tensor) -> Tensor:
     return torch.sigmoid(x) if f.inverse and f.outer == "unit" else x
 
 
+@MACHINE
 @EVERY
 @BACKENDS
 @pytest.mark.parametrize("components", [1, 2, 7, 128])
@@ -56,6 +61,7 @@ def test_is_the_distribution_function(kernel, outer, components, backend) -> Non
     torch.testing.assert_close(ladj[inside], density[inside], rtol=1e-9, atol=1e-9)
 
 
+@MACHINE
 @EVERY
 @WIDE
 @BACKENDS
@@ -72,6 +78,8 @@ def test_any_finite_params(kernel, outer, inverse, wide, backend) -> None:
         assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum() + ladj.sum(), (v, p)))
 
 
+@pytest.mark.interpreted
+@MACHINE
 @WIDE
 @BACKENDS
 def test_neither_tail_saturates(wide, backend) -> None:
@@ -86,6 +94,7 @@ def test_neither_tail_saturates(wide, backend) -> None:
         torch.testing.assert_close(back, x)
 
 
+@MACHINE
 @EVERY
 @WIDE
 @BACKENDS
@@ -102,6 +111,8 @@ def test_round_trip(kernel, outer, wide, backend) -> None:
     torch.testing.assert_close(negated, -f(back, params, backend=backend)[1], rtol=64 * eps, atol=64 * eps)
 
 
+@pytest.mark.interpreted
+@MACHINE
 @BACKENDS
 def test_a_gap_between_components(backend) -> None:
     """Where the density underflows, the logarithm of it does not."""
@@ -113,6 +124,8 @@ def test_a_gap_between_components(backend) -> None:
     assert of_exact < -700
 
 
+@pytest.mark.interpreted
+@MACHINE
 @BACKENDS
 def test_what_the_unit_interval_ends_with(backend) -> None:
     f, params = Mixture(3, "normal", "unit", inverse=True), draw(1, 5, components=3)[1]
@@ -140,6 +153,8 @@ def test_the_conditional_distribution_function_of_a_mixture_of_gaussians() -> No
     torch.testing.assert_close(flow.log_prob(sample), log_prob, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.interpreted
+@MACHINE
 @EVERY
 def test_a_bad_element_stays_alone(kernel, outer) -> None:
     for f in (Mixture(3, kernel, outer), Mixture(3, kernel, outer, inverse=True)):
@@ -237,6 +252,26 @@ def test_the_gate_of_settings() -> None:
 # ---- the numbers rule ----
 
 
+@pytest.mark.interpreted(
+    "1-forward-normal-logit",
+    "1-forward-normal-unit",
+    "1-inverse-normal-logit",
+    "1-inverse-normal-probit",
+    "1-inverse-normal-unit",
+    "8-forward-logistic-logit",
+    "8-forward-logistic-probit",
+    "8-forward-logistic-unit",
+    "8-forward-normal-logit",
+    "8-forward-normal-probit",
+    "8-forward-normal-unit",
+    "8-inverse-logistic-logit",
+    "8-inverse-logistic-probit",
+    "8-inverse-logistic-unit",
+    "8-inverse-normal-logit",
+    "8-inverse-normal-probit",
+    "8-inverse-normal-unit",
+)
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("components", [1, 8, 33])
@@ -247,10 +282,11 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
     f = Mixture(components, kernel, outer, inverse=inverse)
     x, params = draw(400, 3, components=components, seed=5, scale=0.7)
     v = values_of(f, x).float()
-    weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(9)).double() for t in (v, v[:, 0])]
+    drawn = [torch.randn(t.shape, generator=torch.Generator().manual_seed(9), device="cpu") for t in (v, v[:, 0])]
+    weights = [here(t.double()) for t in drawn]
     eps = torch.finfo(torch.float32).eps
 
-    def run(a: Tensor, p: Tensor, dtype: torch.dtype, backend: str = "reference") -> list[Tensor]:
+    def run(a: Tensor, p: Tensor, dtype: torch.dtype, backend: str | None = "reference") -> list[Tensor]:
         a, p = a.to(dtype).requires_grad_(), p.to(dtype).requires_grad_()
         y, ladj = f(a, p, backend=backend)
         grads = torch.autograd.grad([y, ladj], [a, p], [w.to(dtype) for w in weights])
@@ -262,7 +298,8 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
     draws = [(e - t).abs() for e, t in zip(eager, truth, strict=True)]
     for seed in range(3):  # inputs rounded once more, either way, and eager's error there
         g = torch.Generator().manual_seed(seed)
-        near = [t.double() * (1 + eps / 2 * torch.randn(t.shape, generator=g).sign()) for t in (v, params)]
+        signs = [here(torch.randn(t.shape, generator=g, device="cpu").sign()) for t in (v, params)]
+        near = [t.double() * (1 + eps / 2 * s) for t, s in zip((v, params), signs, strict=True)]
         moves = [
             torch.maximum(m, (a - b).abs()) for m, a, b in zip(moves, run(*near, torch.float64), truth, strict=True)
         ]
@@ -270,13 +307,14 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
         pairs = zip(run(*near, torch.float32), run(*near, torch.float64), strict=True)
         draws = [torch.maximum(d, (a - b).abs()) for d, (a, b) in zip(draws, pairs, strict=True)]
     for isa in all_isas:
-        found = run(v, params, torch.float32, "cpu")
+        found = run(v, params, torch.float32, None)
         for i, name in enumerate(("y", "ladj", "grad x", "grad params")):
             assert_within_rule(
                 found[i], eager[i], truth[i], f"{isa}: {name}", condition=(moves[i], draws[i]), dtype=torch.float32
             )
 
 
+@MACHINE
 @BACKENDS
 @WIDE
 @pytest.mark.parametrize("scale", [-3.0, -4.0, -6.5])
@@ -291,6 +329,7 @@ def test_a_plateau_between_two_modes(kernel, outer, scale, wide, backend) -> Non
     assert f(x, params)[0].abs() < 1e-6
 
 
+@MACHINE
 @BACKENDS
 @WIDE
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -303,3 +342,12 @@ def test_what_was_found_is_a_root(kernel, outer, size, wide, backend) -> None:
     back, ladj = f.inverted()(y, params, backend=backend)
     again, _ = f(back, params)
     assert ladj.isfinite().all() and ((again - y).abs() <= 1e-4 * (1 + y.abs())).all()
+
+
+def test_triton_has_the_numbers_of_the_normal_tail() -> None:
+    """Stated twice, as a kernel of Triton reads them from memory."""
+    from flowkernels.ops.mixture.triton import ERFC
+
+    header = Path(__file__).parents[2] / "csrc/common/normal_tail.h"
+    text = header.read_text().partition("#define FK_ERFC")[2].partition("namespace")[0]
+    assert tuple(map(float, re.findall(r"-?\d\.\d+(?:e-?\d+)?", text))) == ERFC

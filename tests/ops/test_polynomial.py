@@ -12,6 +12,7 @@ from torch import Tensor
 from flowkernels import ops
 from flowkernels.ops import Polynomial
 from flowkernels.ops.polynomial.quadrature import nodes_and_weights
+from tests.device import here
 from tests.numbers import assert_within_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,6 +31,7 @@ BERNSTEIN = [
     {"family": "bernstein", "tails": "linear"},
     {"family": "bernstein", "tails": "linear", "degree": 1, "edge": 1e-6},
 ]
+MACHINE = pytest.mark.usefixtures("machine")  # the CPU, and CUDA's kernels in the emulator
 EVERY = pytest.mark.parametrize("settings", [*SOS, *BERNSTEIN], ids=str)
 
 
@@ -37,8 +39,10 @@ def given(settings: dict[str, Any], rows: int = 40, features: int = 3, size: flo
     """x, also outside of every box, and params, in float64."""
     g = torch.Generator().manual_seed(seed)
     f = Polynomial(**settings)
-    x = 3 * torch.randn(rows, features, generator=g).double()
-    return f, x, size * torch.randn(rows, features, f.n_params, generator=g).double()
+    x, params = (
+        torch.randn(*shape, generator=g, device="cpu") for shape in ((rows, features), (rows, features, f.n_params))
+    )
+    return f, here(3 * x.double()), here(size * params.double())
 
 
 # ---- against the libraries ----
@@ -110,9 +114,25 @@ def problem(settings: dict[str, Any], inverse: bool, rows: int = 200) -> Any:
     if inverse:
         x, f = f(x, params, backend="reference")[0], f.inverted()
     g = torch.Generator().manual_seed(2)
-    return f, x, params, (torch.randn(rows, 3, generator=g), torch.randn(rows, generator=g))
+    weights = torch.randn(rows, 3, generator=g, device="cpu"), torch.randn(rows, generator=g, device="cpu")
+    return f, x, params, tuple(map(here, weights))
 
 
+@pytest.mark.interpreted(
+    "forward-{}",
+    "forward-{'degree': 7, 'terms': 2, 'slope': 0.1}",
+    "forward-{'degree': 3, 'squares': 'sum', 'bound': 1.0, 'slope': 1e-08, 'shift': False}",
+    "forward-{'family': 'bernstein'}",
+    "forward-{'family': 'bernstein', 'degree': 64, 'edge': 1e-06}",
+    "forward-{'family': 'bernstein', 'tails': 'linear'}",
+    "inverse-{}",
+    "inverse-{'degree': 7, 'terms': 2, 'slope': 0.1}",
+    "inverse-{'degree': 3, 'squares': 'sum', 'bound': 1.0, 'slope': 1e-08, 'shift': False}",
+    "inverse-{'family': 'bernstein'}",
+    "inverse-{'family': 'bernstein', 'degree': 64, 'edge': 1e-06}",
+    "inverse-{'family': 'bernstein', 'tails': 'linear'}",
+)
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_numbers(settings, inverse, all_isas) -> None:
@@ -120,7 +140,7 @@ def test_numbers(settings, inverse, all_isas) -> None:
     g, eps = torch.Generator().manual_seed(3), torch.finfo(torch.float32).eps
 
     def noisy(t: Tensor) -> Tensor:
-        return t * (1 + eps * torch.randn(t.shape, generator=g))
+        return t * (1 + eps * here(torch.randn(t.shape, generator=g, device="cpu")))
 
     truth = results(f, x.double(), params.double(), weights, "reference")
     moves, draws = ([torch.zeros_like(t) for t in truth] for _ in range(2))
@@ -140,6 +160,12 @@ def test_numbers(settings, inverse, all_isas) -> None:
             assert_within_rule(found, eager[i], truth[i], f"{isa}: result {i}", condition=(units[i], draws[i]))
 
 
+@pytest.mark.interpreted(
+    "inverse-{}",
+    "inverse-{'family': 'bernstein', 'degree': 64, 'edge': 1e-06}",
+    "inverse-{'family': 'bernstein', 'tails': 'linear'}",
+)
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_float64_has_its_digits(settings, inverse, all_isas) -> None:
@@ -150,6 +176,7 @@ def test_float64_has_its_digits(settings, inverse, all_isas) -> None:
         torch.testing.assert_close(results(f, x, params, weights), wanted, rtol=1e-9, atol=1e-9)
 
 
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_16_bits_are_computed_in_float32(settings, inverse) -> None:
@@ -164,6 +191,7 @@ def test_16_bits_are_computed_in_float32(settings, inverse) -> None:
         torch.testing.assert_close(f(*narrow)[1], f(*(t.float() for t in narrow))[1], rtol=0, atol=0)
 
 
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_bits_do_not_depend_on_neighbours(settings, inverse, all_isas) -> None:
@@ -180,6 +208,12 @@ def test_bits_do_not_depend_on_neighbours(settings, inverse, all_isas) -> None:
             assert torch.equal(a[1::7], b[1::7])
 
 
+@pytest.mark.interpreted(
+    "torch.float32-10000.0-{}",
+    "torch.float32-10000.0-{'family': 'bernstein'}",
+    "torch.float32-10000.0-{'family': 'bernstein', 'tails': 'linear'}",
+)
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
@@ -198,6 +232,7 @@ def test_any_finite_logits(settings, size, kind) -> None:
         torch.testing.assert_close(again, y, rtol=1e-12, atol=1e-12)
 
 
+@MACHINE
 @EVERY
 def test_inverse_to_the_last_ulp(settings) -> None:
     """In float64 what is found is as near as a spacing of x lets y be."""
@@ -210,6 +245,7 @@ def test_inverse_to_the_last_ulp(settings) -> None:
     assert ((back - x).abs() <= 8 * eps * (x.abs() + (f.degree + 2) * size / slope)).all()
 
 
+@MACHINE
 @EVERY
 def test_outside_of_a_box(settings) -> None:
     f, _, params = given(settings, 4, 2)
@@ -229,6 +265,15 @@ def test_outside_of_a_box(settings) -> None:
         torch.testing.assert_close(y, line, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.interpreted(
+    "{}",
+    "{'degree': 7, 'terms': 2, 'slope': 0.1}",
+    "{'degree': 3, 'squares': 'sum', 'bound': 1.0, 'slope': 1e-08, 'shift': False}",
+    "{'family': 'bernstein'}",
+    "{'family': 'bernstein', 'degree': 64, 'edge': 1e-06}",
+    "{'family': 'bernstein', 'tails': 'linear'}",
+)
+@MACHINE
 @EVERY
 def test_bad_values_stay_in_their_row(settings) -> None:
     f, x, params = given(settings)
@@ -249,9 +294,20 @@ def test_a_bounded_inverse_stops() -> None:
     assert f(y, params, True)[0].abs().max() == 10
 
 
+@MACHINE
+def test_the_largest() -> None:
+    """513 params, of which few rows fit in a GPU's shared memory at a time."""
+    for inverse in (False, True):
+        f, x, params, weights = problem({"degree": 15, "terms": 32}, inverse, 5)
+        x, params = x.double(), params.double()
+        wanted = results(f, x, params, weights, "reference")
+        torch.testing.assert_close(results(f, x, params, weights), wanted, rtol=1e-9, atol=1e-9)
+
+
 # ---- derivatives ----
 
 
+@MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_derivatives(settings, inverse) -> None:
@@ -265,6 +321,7 @@ def test_derivatives(settings, inverse) -> None:
     assert torch.autograd.gradgradcheck(reference, (x, params), atol=1e-4)
 
 
+@MACHINE
 def test_gradients_of_the_inverse_are_those_of_the_inverse_function() -> None:
     f, x, params = given({}, 20, 1)
     y, _ = f(x, params)
@@ -307,6 +364,8 @@ def test_the_library_op(settings) -> None:
     assert Polynomial.from_packed(*f.packed()) == f
 
 
+@pytest.mark.interpreted
+@MACHINE
 def test_strides_and_leading_dims() -> None:
     f, x, params = given({}, 24, 3)
     wanted = f(x, params)
@@ -349,6 +408,7 @@ def test_settings_of_numpy() -> None:
     assert Polynomial(degree=numpy.int64(4), bound=numpy.float32(10), shift=numpy.bool_(True)) == Polynomial()
 
 
+@MACHINE
 @pytest.mark.parametrize("backend", ["reference", None])
 @pytest.mark.parametrize("settings", [s for s in (*SOS, *BERNSTEIN) if s.get("degree") != 0], ids=str)
 def test_parameters_that_are_no_numbers_have_no_inverse(settings, backend) -> None:

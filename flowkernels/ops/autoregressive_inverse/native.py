@@ -33,8 +33,8 @@ def why_not(on: Cpu | Cuda, spec: SweepSpec, *tensors: Tensor) -> str | None:
     if spec.only_on_cpu():
         return f"no kernel for {spec.only_on_cpu()}"
     x, dtype = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
-    units, P = sum(layer.n_in for layer in spec.plan().layers), spec.plan().params_per_feature
-    if not on.module.sweep_fits(units, P, spec.univariate.bins, DTYPES[dtype], x.device.index or 0):
+    units = sum(layer.n_in for layer in spec.plan().layers)
+    if not on.module.sweep_fits(units, _map(on, spec), DTYPES[dtype], x.device.index or 0):
         return "the hidden units of 32 rows do not fit in the GPU's shared memory"
     return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowkernels.ops import _row_params
 from flowkernels.ops._routing import Op
 
-from . import native, reference
+from . import native, reference, triton
 from .spec import MAX_COMPONENTS, Mixture, checked
 
 __all__ = ["MAX_COMPONENTS", "Mixture", "mixture"]
@@ -23,11 +23,10 @@ Mixture._op = Op(
     "mixture",
     spec_type=Mixture,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_row_params.fake,
-    missing={name: f"no kernel for mixtures on {name} yet" for name in ("cuda", "triton")},
     sample=lambda: (Mixture(8), (torch.zeros(1, 1), torch.zeros(1, 1, 24))),
 )
 

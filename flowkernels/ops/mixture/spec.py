@@ -125,7 +125,7 @@ class Mixture(Map):
         return reference.fwd(self, x, params)
 
     def why_not(self, backend: str) -> str | None:
-        return f"no kernel for mixtures on {backend} yet" if backend in ("cuda", "triton") else None
+        return "no kernel for mixtures in fused layers on triton" if backend == "triton" else None
 
     def settings(self, module: Any) -> Any:
         """The map as this compiled module's `mixture_fwd` takes it; made once."""

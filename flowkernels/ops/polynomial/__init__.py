@@ -10,8 +10,8 @@ from torch import Tensor
 from flowkernels.ops import _row_params
 from flowkernels.ops._routing import Op
 
-from . import native, reference
-from .spec import NO_GPU, Polynomial, checked
+from . import native, reference, triton
+from .spec import Polynomial, checked
 
 __all__ = ["Polynomial", "polynomial"]
 
@@ -23,11 +23,10 @@ Polynomial._op = Op(
     "polynomial",
     spec_type=Polynomial,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("x", "params"),
     n_outputs=2,
     fake=_row_params.fake,
-    missing=dict.fromkeys(("cuda", "triton"), NO_GPU),
     sample=lambda: (Polynomial(), (torch.zeros(1, 1), torch.zeros(1, 1, 16))),
 )
 

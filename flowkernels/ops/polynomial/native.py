@@ -1,4 +1,4 @@
-"""The polynomial on the compiled kernels of a CPU."""
+"""The polynomial on the compiled kernels of a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 from torch import Tensor
 
-from flowkernels._machine import CPU, Cpu, Cuda, backend
+from flowkernels._machine import CPU, CUDA, Cpu, Cuda, backend
 from flowkernels.ops import _row_params
 
 from .spec import Polynomial
@@ -16,9 +16,6 @@ def why_not(on: Cpu | Cuda, spec: Polynomial, x: Tensor, params: Tensor) -> str 
     return _row_params.why_not(on, x, params)
 
 
-cpu = backend(
-    CPU,
-    functools.partial(_row_params.fwd, "polynomial_fwd"),
-    functools.partial(_row_params.bwd, "polynomial_bwd"),
-    why_not,
-)
+fwd = functools.partial(_row_params.fwd, "polynomial_fwd")
+bwd = functools.partial(_row_params.bwd, "polynomial_bwd")
+cpu, cuda = (backend(machine, fwd, bwd, why_not) for machine in (CPU, CUDA))

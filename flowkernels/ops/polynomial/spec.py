@@ -15,7 +15,6 @@ from . import reference
 from .quadrature import MOST_NODES, RULES
 
 FAMILIES = ("sos", "bernstein")
-NO_GPU = "no kernel for polynomials there yet"
 TAILS = ("identity", "linear")
 SQUARES = ("mean", "sum")
 MOST_SOS_DEGREE, MOST_TERMS, MOST_BERNSTEIN_DEGREE = MOST_NODES - 1, 32, 64
@@ -153,7 +152,7 @@ class Polynomial(Map):
         return reference.fwd(self, x, params)
 
     def why_not(self, backend: str) -> str | None:
-        return NO_GPU if backend in ("cuda", "triton") else None
+        return f"no kernel for polynomials in fused layers on {backend}" if backend in ("cuda", "triton") else None
 
     def settings(self, module: Any) -> Any:
         """The polynomial as this compiled module's `polynomial_fwd` takes it; made once."""

@@ -1,9 +1,8 @@
 """The spline in Triton, on the formulas of csrc/rqs/rqs_math.h.
 
-A program owns R rows and walks their features BD at a time, so that ladj is summed by one program in one order: no
-atomics, the same bits every time. One thread has one element. Logits come in tiles [E, 8], neighbours in memory for
-neighbouring threads, and are split into eight vectors [E], so that what follows is arithmetic of one thread with
-itself: sums along the axis of a tile would leave every thread of a row with the same element to work on.
+One thread has one element. Logits come in tiles [E, 8], neighbours in memory for neighbouring threads, and are split
+into eight vectors [E], so that what follows is arithmetic of one thread with itself: sums along the axis of a tile
+would leave every thread of a row with the same element to work on.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import triton
 import triton.language as tl
 
 from flowkernels.ops._triton_math import exp, exp_nonpositive, sigmoid, softplus
+from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
 
 @triton.jit
@@ -364,12 +364,9 @@ def rqs_fwd(
     dtype: tl.constexpr = ladj_ptr.dtype.element_ty
     # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
     end = K if K <= 8 else bins
-    e = tl.arange(0, R * BD)
-    row = tl.program_id(0).to(tl.int64) * R + e // BD
-    total = tl.zeros([R], tl.float64)  # terms of both signs: an addition an element, which no GPU notices
+    total = tl.zeros([R], tl.float64)
     for first in range(0, D, BD):
-        feature = first + e % BD
-        ok = (row < rows) & (feature < D)
+        row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
         y, log_slope = mapped(
@@ -377,9 +374,8 @@ def rqs_fwd(
             SCALE, CLIP, EDGE, INVERSE,
         )  # fmt: skip
         tl.store(y_ptr + row * D + feature, y.to(y_ptr.dtype.element_ty), mask=ok)
-        total += tl.sum(tl.reshape(tl.where(ok, log_slope, 0.0).to(tl.float64), [R, BD]), 1)
-    r = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    tl.store(ladj_ptr + r, total.to(dtype), mask=r < rows)
+        total += of_rows(log_slope, ok, R, BD)
+    store_rows(ladj_ptr, total, rows, R)
 
 
 @triton.jit
@@ -492,23 +488,15 @@ def rqs_bwd(
     """Gradients of x [rows, D] and params [rows, D, P], dense, from those of y (dense) and ladj."""
     # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
     end = K if K <= 8 else bins
-    e = tl.arange(0, R * BD)
-    row = tl.program_id(0).to(tl.int64) * R + e // BD
     for first in range(0, D, BD):
-        feature = first + e % BD
-        ok = (row < rows) & (feature < D)
+        row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
         at = params_ptr + row * p_row + feature * p_feature
         k, _x0, w, _y0, h, u0, u1, bw, mw, rw, top_w, bh, mh, rh, top_h, d0, d1, theta, inside = in_bin(
             v, at, ok, p_param, end, K, TAILS, LEFT, FREE_X, LEAST_X, BOTTOM, FREE_Y, LEAST_Y, RIGHT, TOP, MIN_SLOPE,
             SCALE, CLIP, EDGE, INVERSE,
         )  # fmt: skip
-        given = tl.zeros_like(v)
-        if HAS_Y:
-            given = tl.load(grad_y_ptr + row * D + feature, mask=ok, other=0.0).to(dtype)
-        gl = tl.zeros_like(v)
-        if HAS_LADJ:
-            gl = tl.load(grad_ladj_ptr + row, mask=ok, other=0.0).to(dtype)
+        given, gl = grads_of(grad_y_ptr, grad_ladj_ptr, row, feature, D, ok, HAS_Y, HAS_LADJ, dtype)
         P: tl.constexpr = 3 * K + (-1 if TAILS == "linear" else 0 if TAILS == "circular" else 1)
         to = grad_params_ptr + (row * D + feature) * P
         in_bin_bwd(

@@ -13,6 +13,7 @@ _lu = Of("cuda lu_linear", "tests/cuda/test_channels.py tests/ops/test_lu_linear
 _sweep = Of("cuda sweep", "tests/cuda/test_sweep.py")
 _masked = Of("cuda masked", "tests/cuda/test_net_blocks.py")
 _REDUCE, _RQS, _FIND = "csrc/common/reduce.cuh", "csrc/rqs/rqs_cuda.cu", "csrc/rqs/rqs_find.cuh"
+_WALK = "csrc/univariate/walk.cuh"
 _AFFINE, _ACTNORM = "csrc/affine/affine_cuda.cu", "csrc/actnorm/actnorm_cuda.cu"
 _LU, _LU_TILE, _TRIANGLE = (f"csrc/lu_linear/{f}" for f in ("lu_linear_cuda.cu", "tile_cuda.cuh", "triangle_cuda.cuh"))
 _SWEEP = "csrc/autoregressive_inverse/autoregressive_inverse_cuda.cu"
@@ -37,12 +38,12 @@ MUTATIONS = (
     ),
     # ---- rqs ----
     _rqs(
-        "barrier of ladj", _RQS, "«__syncthreads();»\n  for (int first = 0; first < n", "", "read before it is written"
+        "barrier of ladj", _WALK, "«__syncthreads();»\n  for (int first = 0; first < n", "", "read before it is written"
     ),
-    _rqs("barrier behind ladj", _RQS, "«__syncthreads();»  // before the next ladjs", "", "written before it is read"),
+    _rqs("barrier behind ladj", _WALK, "«__syncthreads();»  // before the next ladjs", "", "written before it is read"),
     _rqs(
         "warp's rows",
-        _RQS,
+        _WALK,
         "shift, lane);\n        «__syncwarp();»  // before",
         "",
         "rows are overwritten before they are put",
@@ -62,7 +63,7 @@ MUTATIONS = (
     _rqs("circular slope", _FIND, "slopes[«knot == c.bins ? 0 : knot»]", "knot", "reads past the row", _numbers),
     _rqs(
         "last param",
-        _RQS,
+        _WALK,
         "j < i + V && «j < end»; ++j)\n        rows[j - base]",
         "j + 1 < end",
         "the last param of the last row is not read",
@@ -70,7 +71,7 @@ MUTATIONS = (
     ),
     _rqs(
         "end of a vector, put",
-        _RQS,
+        _WALK,
         "if («i >= begin && i + V <= end») {\n      S v[V];\n      load_vector(sizeof",
         "i >= begin",
         "writes past its own rows",
@@ -78,7 +79,7 @@ MUTATIONS = (
     ),
     _rqs(
         "odd rows",
-        _RQS,
+        _WALK,
         "c.flat_in = odd && «c.even» && c.params",
         "true",
         "strided rows are read as flat ones",

@@ -1,48 +1,49 @@
-// Bernstein polynomials on a box, in lanes, each seen from the nearer end of the box. See ops/polynomial/README.md.
+// Bernstein polynomials on a box, each seen from the nearer end of it; written once for lanes and for a thread of a
+// GPU. See ops/polynomial/README.md. Included after Numbers and find_root of either.
 #pragma once
-#include "../univariate/root_lanes.h"
 #include "polynomial.h"
 
 namespace fk::FK_ISA {
 
-// Where a lane stands: at u of the box from the nearer end, or inside as far as the polynomial goes.
+// Where a value stands: at u of the box from the nearer end, or inside as far as the polynomial goes.
 template <class T, class M>
 struct BernsteinPlace {
   M mirrored, outside;
   T u, inside;
 };
 
+// Room to work in: the steps; from the nearer end, and their sums, or gradients of the former.
+template <class C>
+struct BernsteinRoom {
+  C steps, near, before;
+};
+
 template <class S>
 struct Bernstein {
-  using V = typename Simd<S>::V;
-  using T = Pair<V>;
-  using M = Pair<typename Simd<S>::I>;
-  static constexpr int N = 2 * kLanes<S>, kMost = PolynomialSpec::kMaxSteps;
+  using C = Numbers<S>;
+  using T = typename C::T;
+  using M = decltype(T{} < T{});
+  using Room = BernsteinRoom<C>;
+  static constexpr int kMost = PolynomialSpec::kMaxSteps;
   // Far below the spacing of y, and large enough that its logarithm is a number: softplus is 0 at -1e4.
   static constexpr S kLeast = sizeof(S) == 4 ? S(1e-12) : S(1e-24);
 
   int params, n;  // n: steps
-  bool linear;
+  bool linear, inverse;
   S bound, width, end, free, lowered, edge;
   S choose[kMost];  // n - 1 over i
 
-  // Room to work in, [n][N] each.
-  S *steps, *near, *before, *grads;  // the steps; from the nearer end, and their sums; gradients of the former
-
-  Bernstein(const PolynomialSpec& s, Arena& arena)
+  explicit Bernstein(const PolynomialSpec& s)
       : params(s.params()),
         n(s.steps()),
         linear(s.linear_tails),
+        inverse(s.inverse),
         bound(S(s.bound)),
         width(S(2 * s.bound)),
         end(S(2 * s.bound / (s.params() + 4))),
         free(S(2 * s.bound - 8 * s.bound / (s.params() + 4))),
         lowered(S(0.69314718055994530942 * s.params() / 2)),
-        edge(S(s.edge)),
-        steps(arena.take<S>(size_t(n) * N)),
-        near(arena.take<S>(size_t(n) * N)),
-        before(arena.take<S>(size_t(n) * N)),
-        grads(arena.take<S>(size_t(n) * N)) {
+        edge(S(s.edge)) {
     double c = 1;
     for (int i = 0; i < n; ++i) {
       choose[i] = S(c);
@@ -50,52 +51,54 @@ struct Bernstein {
     }
   }
 
+  FK_INLINE Room rooms(C of) const { return {of, of.from(n), of.from(2 * n)}; }
+
   static FK_INLINE T softplus(T u) {
     const T e = exp_(-abs_(u)), zero = {};
-    return max_(u, zero) + T{log1p_unit(e.a), log1p_unit(e.b)};
+    return max_(u, zero) + log1p_unit(e);
   }
 
   // The steps, and the first and the last coefficient.
-  void read(const S* p, T* first, T* last) const {
+  FK_FUNCTION void read(Room room, C p, T* first, T* last) const {
     const T zero = {};
     if (!linear) {
-      for (int i : {0, 1, n - 2, n - 1}) store_pair(steps + i * N, zero + end);
-      T most = load_pair(p), sum = {};
-      for (int i = 1; i < params; ++i) most = max_(most, load_pair(p + i * N));
+      for (int i = 0; i < 2; ++i) room.steps.put(i, zero + end), room.steps.put(n - 2 + i, zero + end);
+      T most = p.get(0), sum = {};
+      for (int i = 1; i < params; ++i) most = max_(most, p.get(i));
       for (int i = 0; i < params; ++i) {
-        const T e = exp_(load_pair(p + i * N) - most);
-        store_pair(steps + (i + 2) * N, e);
+        const T e = exp_(p.get(i) - most);
+        room.steps.put(i + 2, e);
         sum = sum + e;
       }
       const T share = free / sum;
-      for (int i = 2; i < params + 2; ++i) store_pair(steps + i * N, load_pair(steps + i * N) * share);
+      for (int i = 2; i < params + 2; ++i) room.steps.put(i, room.steps.get(i) * share);
       *last = zero + bound, *first = zero - bound;
       return;
     }
     T sum = {};
     for (int i = 1; i < params; ++i) {
-      const T step = max_(softplus(load_pair(p + i * N)), zero + kLeast);
-      store_pair(steps + i * N, step);
+      const T step = max_(softplus(p.get(i)), zero + kLeast);
+      room.steps.put(i, step);
       sum = sum + step;
     }
-    const T low = load_pair(steps + N), high = load_pair(steps + (params - 1) * N);
-    store_pair(steps, low);
-    store_pair(steps + params * N, high);
-    *first = load_pair(p) - lowered;
+    const T low = room.steps.get(1), high = room.steps.get(params - 1);
+    room.steps.put(0, low);
+    room.steps.put(params, high);
+    *first = p.get(0) - lowered;
     *last = *first + (sum + low + high);
   }
 
-  FK_INLINE T step_at(int i, M mirrored) const {
-    return select(mirrored, load_pair(steps + (n - 1 - i) * N), load_pair(steps + i * N));
+  FK_INLINE T step_at(Room room, int i, M mirrored) const {
+    return select(mirrored, room.steps.get(n - 1 - i), room.steps.get(i));
   }
 
   // The steps as the nearer end has them, and their sums, both times the binomials.
-  void order(M mirrored) const {
+  FK_FUNCTION void order(Room room, M mirrored) const {
     T sum = {};
     for (int i = 0; i < n; ++i) {
-      const T step = step_at(i, mirrored);
-      store_pair(near + i * N, step * choose[i]);
-      store_pair(before + i * N, sum * choose[i]);
+      const T step = step_at(room, i, mirrored);
+      room.near.put(i, step * choose[i]);
+      room.before.put(i, sum * choose[i]);
       sum = sum + step;
     }
   }
@@ -105,16 +108,16 @@ struct Bernstein {
   struct Sums {
     T low, of_before, of_near;
   };
-  FK_INLINE Sums sums(T u) const {
+  FK_INLINE Sums sums(Room room, T u) const {
     const T rest = S(1) - u, r = u / rest, square = r * r;
     const int top = (n - 1) / 2;
-    T b0 = load_pair(before + 2 * top * N), s0 = load_pair(near + 2 * top * N), b1 = {}, s1 = {}, low = T{} + S(1);
-    if (n % 2 == 0) b1 = load_pair(before + (n - 1) * N), s1 = load_pair(near + (n - 1) * N);
+    T b0 = room.before.get(2 * top), s0 = room.near.get(2 * top), b1 = {}, s1 = {}, low = T{} + S(1);
+    if (n % 2 == 0) b1 = room.before.get(n - 1), s1 = room.near.get(n - 1);
     for (int i = top - 1; i >= 0; --i) {
-      b0 = b0 * square + load_pair(before + 2 * i * N);
-      s0 = s0 * square + load_pair(near + 2 * i * N);
-      b1 = b1 * square + load_pair(before + (2 * i + 1) * N);
-      s1 = s1 * square + load_pair(near + (2 * i + 1) * N);
+      b0 = b0 * square + room.before.get(2 * i);
+      s0 = s0 * square + room.near.get(2 * i);
+      b1 = b1 * square + room.before.get(2 * i + 1);
+      s1 = s1 * square + room.near.get(2 * i + 1);
       low = low * rest * rest;  // not by squares, each of which would double the errors before it
     }
     if (n % 2 == 0) low = low * rest;
@@ -122,8 +125,8 @@ struct Bernstein {
   }
 
   // How far y is above the coefficient of the nearer end, u of the box away from it, and the slope by u.
-  FK_INLINE void rise(T u, T* y, T* slope) const {
-    const Sums at = sums(u);
+  FK_INLINE void rise(Room room, T u, T* y, T* slope) const {
+    const Sums at = sums(room, u);
     *y = at.low * (at.of_before + u * at.of_near);
     *slope = S(n) * (at.low * at.of_near);
   }
@@ -141,12 +144,12 @@ struct Bernstein {
     return x + select(mirrored, beyond, -beyond);
   }
 
-  void eval(const S* c, T x, T* y, T* ladj) const {
+  FK_FUNCTION void eval(Room room, C c, T x, T* y, T* ladj) const {
     T first, last, up, slope;
-    read(c, &first, &last);
+    read(room, c, &first, &last);
     const auto p = place(x);
-    order(p.mirrored);
-    rise(p.inside, &up, &slope);
+    order(room, p.mirrored);
+    rise(room, p.inside, &up, &slope);
     if (linear) up = up + slope * (p.u - p.inside);
     const T from = select(p.mirrored, -last, first) + up;
     *y = select(p.mirrored, -from, from);
@@ -157,23 +160,23 @@ struct Bernstein {
     }
   }
 
-  T solve(const S* c, T y) const {
+  FK_FUNCTION T solve(Room room, C c, T y) const {
     T first, last, up, slope;
-    read(c, &first, &last);
+    read(room, c, &first, &last);
     const T zero = {}, half = zero + S(0.5);
-    order(first < first);  // none mirrored
-    rise(half, &up, &slope);
+    order(room, first < first);  // none mirrored
+    rise(room, half, &up, &slope);
     const M mirrored = (y - first) - up > 0;
-    order(mirrored);
+    order(room, mirrored);
     const T from = select(mirrored, -last, first), target = select(mirrored, -y, y) - from, low = zero + edge;
     T at_low, of_low;
-    rise(low, &at_low, &of_low);
-    rise(half, &up, &slope);
+    rise(room, low, &at_low, &of_low);
+    rise(room, half, &up, &slope);
     const M outside = (linear ? target - at_low : target) <= 0;
     const T goal = select(outside, up, target);
     T u = find_root(
-        goal, low, half, min_(max_(half * (goal / up), low), half), [&](T m, T* f, T* g) { rise(m, f, g); },
-        [](V a, V b) { return S(0.5) * (a + b); });
+        goal, low, half, min_(max_(half * (goal / up), low), half), [&](T m, T* f, T* g) { rise(room, m, f, g); },
+        [](auto a, auto b) { return S(0.5) * (a + b); });
     if (linear) u = select(outside, low + (target - at_low) / of_low, u);
     const T size = bound - u * (2 * bound), x = select(mirrored, size, -size);
     if (linear) return x;
@@ -181,16 +184,25 @@ struct Bernstein {
     return select(outside, y - select(mirrored, beyond, -beyond), x);
   }
 
+  FK_FUNCTION void map(C c, C of, T v, T* out, T* ladj) const {
+    const Room room = rooms(of);
+    if (!inverse) return eval(room, c, v, out, ladj);
+    const T x = solve(room, c, v);
+    T y;
+    eval(room, c, x, &y, ladj);
+    *out = x, *ladj = -*ladj;
+  }
+
   // Of the polynomial at x, whose steps are read and in order: the slope, and its logarithm's derivative.
-  void slopes(const BernsteinPlace<T, M>& p, T* g, T* log_g_x) const {
+  FK_FUNCTION void slopes(Room room, const BernsteinPlace<T, M>& p, T* g, T* log_g_x) const {
     T up, slope;
-    rise(p.inside, &up, &slope);
+    rise(room, p.inside, &up, &slope);
     // Of the steps' differences, which a polynomial of one degree less has.
     const T rest = S(1) - p.inside, r = p.inside / rest;
     T d = {}, low = T{} + S(1);
     S c = 1;  // n - 2 over i
     for (int i = n - 2; i >= 0; --i) {
-      const T differs = step_at(i + 1, p.mirrored) - step_at(i, p.mirrored);
+      const T differs = step_at(room, i + 1, p.mirrored) - step_at(room, i, p.mirrored);
       d = d * r + differs * c;
       c = c * S(i) / S(n - 1 - i);
       if (i > 0) low = low * rest;
@@ -205,45 +217,62 @@ struct Bernstein {
     }
   }
 
-  // The gradients of the parameters, of y and of the logarithm of the slope.
-  void put_grads(const S* c, S* to, const BernsteinPlace<T, M>& p, T of_y, T of_log) const {
+  // The gradients of the parameters, of y and of the logarithm of the slope; `to` may be where they are.
+  FK_FUNCTION void put_grads(Room room, C c, C to, const BernsteinPlace<T, M>& p, T of_y, T of_log) const {
     const T zero = {}, r = p.inside / (S(1) - p.inside);
-    const Sums at = sums(p.inside);
+    const Sums at = sums(room, p.inside);
     const T sum = at.low * at.of_near, own = p.inside + S(n) * (p.u - p.inside),
             along = select(p.mirrored, -of_y, of_y);
     const T all = linear ? of_y : zero;  // of every step where the far end's coefficient is what y is seen from
     const T of_slope = of_log / sum;
     T basis = at.low;
     for (int i = 0; i < n; ++i) {
-      store_pair(near + i * N, basis * choose[i]);
+      room.near.put(i, basis * choose[i]);
       basis = basis * r;
     }
     T tail = {};
     for (int i = n - 1; i >= 0; --i) {
-      const T b = load_pair(near + i * N);
+      const T b = room.near.get(i);
       T g = along * (tail + own * b) + of_slope * b + select(p.mirrored, all, zero);
       if (!linear) g = select(p.outside, zero, g);
-      store_pair(grads + i * N, g);
+      room.before.put(i, g);
       tail = tail + b;
     }
-    const auto of_step = [&](int i) {
-      return select(p.mirrored, load_pair(grads + (n - 1 - i) * N), load_pair(grads + i * N));
-    };
+    const auto of_step = [&](int i) { return select(p.mirrored, room.before.get(n - 1 - i), room.before.get(i)); };
     if (!linear) {
       T mean = {};
-      for (int i = 2; i < params + 2; ++i) mean = mean + load_pair(steps + i * N) * of_step(i);
+      for (int i = 2; i < params + 2; ++i) mean = mean + room.steps.get(i) * of_step(i);
       mean = mean / (zero + free);
-      for (int i = 0; i < params; ++i) store_pair(to + i * N, load_pair(steps + (i + 2) * N) * (of_step(i + 2) - mean));
+      for (int i = 0; i < params; ++i) to.put(i, room.steps.get(i + 2) * (of_step(i + 2) - mean));
       return;
     }
-    store_pair(to, of_y);
+    to.put(0, of_y);
     for (int i = 1; i < params; ++i) {
       T g = of_step(i);
       if (i == 1) g = g + of_step(0);
       if (i == params - 1) g = g + of_step(params);
-      const T u = load_pair(c + i * N), e = exp_(-abs_(u)), logistic = select(u < 0, e, zero + S(1)) / (S(1) + e);
-      store_pair(to + i * N, select(load_pair(steps + i * N) <= kLeast, zero, g * logistic));
+      const T u = c.get(i), e = exp_(-abs_(u)), logistic = select(u < 0, e, zero + S(1)) / (S(1) + e);
+      to.put(i, select(room.steps.get(i) <= kLeast, zero, g * logistic));
     }
+  }
+
+  // Puts the gradients of the parameters and returns that of v, of an inverse by the implicit function theorem.
+  FK_FUNCTION T grad(C c, C to, C of, T v, T g_out, T g_ladj) const {
+    const Room room = rooms(of);
+    const T x = inverse ? solve(room, c, v) : v;
+    const auto at = place(x);
+    T first, last, g, log_g_x, g_v;
+    read(room, c, &first, &last);
+    order(room, at.mirrored);
+    slopes(room, at, &g, &log_g_x);
+    if (inverse) {
+      g_v = (g_out - g_ladj * log_g_x) / g;
+      put_grads(room, c, to, at, -g_v, -g_ladj);
+    } else {
+      g_v = g_out * g + g_ladj * log_g_x;
+      put_grads(room, c, to, at, g_out, g_ladj);
+    }
+    return g_v;
   }
 };
 
