@@ -8,6 +8,7 @@ _rqs = Of(
 _affine = Of(
     "cuda affine", "tests/cuda/test_bounds.py tests/cuda/test_small.py tests/ops/test_affine.py -k affine and not cpu"
 )
+_maps = Of("cuda maps", "tests/cuda/test_bounds.py tests/ops/test_mixture.py tests/ops/test_polynomial.py -k emulated")
 _actnorm = Of("cuda actnorm", "tests/cuda/test_channels.py tests/ops/test_actnorm.py")
 _lu = Of("cuda lu_linear", "tests/cuda/test_channels.py tests/ops/test_lu_linear.py")
 _sweep = Of("cuda sweep", "tests/cuda/test_sweep.py")
@@ -84,6 +85,39 @@ MUTATIONS = (
         "true",
         "strided rows are read as flat ones",
         _numbers,
+    ),
+    # ---- mixture, polynomial ----
+    _maps(
+        "one step", "csrc/univariate/root.cuh", "step < «256» && a.active", "1", "the root is where the search begins"
+    ),
+    _maps(
+        "a root that is NaN",
+        "csrc/univariate/root.cuh",
+        "return «target == target ? a.best : target»;",
+        "a.best",
+        "NaN has a root",
+        equivalent="the search begins at a NaN then, and ends there",
+    ),
+    _maps(
+        "whose number",
+        "csrc/mixture/mixture_map.cuh",
+        "return room.get(«K + k»);",
+        "k",
+        "a weight is taken for a scale",
+    ),
+    _maps(
+        "anew",
+        "csrc/mixture/mixture_math.h",
+        "component_at<true>(c, r, k, «r.x»)",
+        "r.top",
+        "components are looked at elsewhere",
+    ),
+    _maps(
+        "neighbours' numbers",
+        "csrc/univariate/numbers.cuh",
+        "return first[«i * apart»];",
+        "i",
+        "a thread reads what others work in",
     ),
     # ---- affine ----
     _affine(
