@@ -5,6 +5,7 @@ from .bnaf import BNAF
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
+from .flowpp import FlowPP
 from .gaussianization import Gaussianization
 from .glow import Glow
 from .latent import attribute_vector, bits_per_dim, inpaint
@@ -24,6 +25,7 @@ __all__ = [
     "CouplingFlow",
     "Flow",
     "FlowDistribution",
+    "FlowPP",
     "Gaussianization",
     "Glow",
     "MixtureMADE",

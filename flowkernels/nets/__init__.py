@@ -3,6 +3,18 @@
 from .common import Activation
 from .conv import ConvNet, ConvResNet
 from .dense import MLP, Constant, ResidualNet
+from .gated import GatedConvNet, GatedNet
 from .made import MADE, MaskedLinear
 
-__all__ = ["MADE", "MLP", "Activation", "Constant", "ConvNet", "ConvResNet", "MaskedLinear", "ResidualNet"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "Activation",
+    "Constant",
+    "ConvNet",
+    "ConvResNet",
+    "GatedConvNet",
+    "GatedNet",
+    "MaskedLinear",
+    "ResidualNet",
+]

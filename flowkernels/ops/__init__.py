@@ -9,6 +9,7 @@ from .conv_net import conv_net
 from .flow import flow
 from .lu_linear import lu_linear
 from .mixture import Mixture, mixture
+from .mixture_affine import MixtureAffine
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .polynomial import Polynomial, polynomial
 from .rqs import RQS, rqs
@@ -20,6 +21,7 @@ __all__ = [
     "LayerPlan",
     "MadePlan",
     "Mixture",
+    "MixtureAffine",
     "Polynomial",
     "SinhArcsinh",
     "actnorm",

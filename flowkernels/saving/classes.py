@@ -126,6 +126,23 @@ def _conv_res_net(m: Any) -> Arguments:
     return {**_images(m), "hidden": m.initial_layer.out_channels, "blocks": len(m.blocks), "batch_norm": normed}
 
 
+def _gated_net(m: Any) -> Arguments:
+    return {
+        "in_features": m.initial_layer.in_features - m.context_features, "out_features": m.final_layer.out_features,
+        "hidden": m.initial_layer.out_features, "blocks": len(m.blocks), "context": m.context_features,
+        "activation": _same((b.activation for b in (m, *m.blocks)), None), "dropout": _dropout(m.blocks),
+    }  # fmt: skip
+
+
+def _gated_conv_net(m: Any) -> Arguments:
+    blocks = [b for b in m.blocks if hasattr(b, "conv_layer")]
+    _same((b.activation for b in (m, *blocks)), None)
+    return {
+        **_images(m), "hidden": m.initial_layer.out_channels, "blocks": len(blocks), "dropout": _dropout(blocks),
+        "attention": m.attention,
+    }  # fmt: skip
+
+
 # ---- transforms ----
 
 
@@ -233,8 +250,8 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.Gaussianization, flows.Glow, flows.IAF, flows.MADE,
-            flows.MAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS,
+            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow, flows.IAF,
+            flows.MADE, flows.MAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -248,6 +265,8 @@ MODULES: dict[str, Part] = {
     ),
     "nets.ConvNet": Part(nets.ConvNet, _conv_net, nets.ConvNet),
     "nets.ConvResNet": Part(nets.ConvResNet, _conv_res_net, nets.ConvResNet),
+    "nets.GatedConvNet": Part(nets.GatedConvNet, _gated_conv_net, nets.GatedConvNet),
+    "nets.GatedNet": Part(nets.GatedNet, _gated_net, nets.GatedNet),
     "nets.MADE": Part(nets.MADE, _made, nets.MADE),
     "nets.MLP": Part(nets.MLP, _mlp, nets.MLP),
     "nets.ResidualNet": Part(nets.ResidualNet, _residual_net, nets.ResidualNet),
@@ -291,7 +310,8 @@ MODULES: dict[str, Part] = {
 }  # fmt: skip
 # Maps of one feature: frozen dataclasses, whose fields are their arguments.
 MAPS: dict[str, type] = {
-    f"ops.{cls.__name__}": cls for cls in (ops.Affine, ops.Mixture, ops.Polynomial, ops.RQS, ops.SinhArcsinh)
+    f"ops.{cls.__name__}": cls
+    for cls in (ops.Affine, ops.Mixture, ops.MixtureAffine, ops.Polynomial, ops.RQS, ops.SinhArcsinh)
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **activations.FUNCTIONS,

@@ -18,7 +18,7 @@ from .reshape import Squeeze, Unsqueeze
 from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
-from .univariate import RQS, Affine, Mixture, Polynomial, SinhArcsinh, Univariate
+from .univariate import RQS, Affine, Mixture, MixtureAffine, Polynomial, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -37,6 +37,7 @@ __all__ = [
     "LULinear",
     "Logit",
     "Mixture",
+    "MixtureAffine",
     "MultiScale",
     "Permutation",
     "Polynomial",

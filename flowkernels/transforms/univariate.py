@@ -5,10 +5,19 @@ from __future__ import annotations
 import inspect
 
 from flowkernels._renamed import warn_renamed
-from flowkernels.ops import RQS, Affine, Mixture, Polynomial, SinhArcsinh
+from flowkernels.ops import RQS, Affine, Mixture, MixtureAffine, Polynomial, SinhArcsinh
 from flowkernels.ops.univariate import Univariate
 
-__all__ = ["RQS", "Affine", "Mixture", "Polynomial", "SinhArcsinh", "Univariate", "check_univariate"]
+__all__ = [
+    "RQS",
+    "Affine",
+    "Mixture",
+    "MixtureAffine",
+    "Polynomial",
+    "SinhArcsinh",
+    "Univariate",
+    "check_univariate",
+]
 
 
 def check_univariate(name: str, univariate: object) -> None:

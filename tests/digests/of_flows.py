@@ -248,6 +248,7 @@ def models() -> Iterator[Case]:
         "Glow": (flows.Glow, {"levels": 2, "steps": 2, "hidden": (H, H), "seed": 1}),
         "Glow RQS": (flows.Glow, {"levels": 1, "steps": 1, "hidden": (H, H), "seed": 1, "univariate": spline}),
         "Glow reverse": (flows.Glow, {"levels": 1, "steps": 1, "hidden": (H, H), "permutation": "reverse"}),
+        "FlowPP": (flows.FlowPP, {"transforms": (1, 1, 1), "hidden": H, "components": 2, "attention": 1, "seed": 1}),
         "RealNVP": (flows.RealNVP, {"hidden": H}),
         "RealNVP batch_norm": (flows.RealNVP, {"hidden": H, "batch_norm": True}),
     }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels.nets import ConvNet, ConvResNet
+from flowkernels.nets import ConvNet, ConvResNet, GatedConvNet
 from flowkernels.ops.conv_net import fused_torch
 from flowkernels.ops.conv_net.fused_torch import pieces
 from tests.transforms.test_transforms import randomise
@@ -22,6 +22,8 @@ KINDS = {
     "glow-bare": functools.partial(ConvNet, hidden=()),
     "real-nvp": functools.partial(ConvResNet, hidden=8, blocks=2),
     "real-nvp-normed": functools.partial(ConvResNet, hidden=8, blocks=1, batch_norm=True),
+    "flow++": functools.partial(GatedConvNet, hidden=8, blocks=1),
+    "flow++-attention": functools.partial(GatedConvNet, hidden=6, blocks=2, attention=2),
 }
 EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -63,7 +65,7 @@ def test_conv_res_net_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("dims", [1, 3])
-@pytest.mark.parametrize("name", ["glow", "real-nvp", "real-nvp-normed"])
+@pytest.mark.parametrize("name", ["glow", "real-nvp", "real-nvp-normed", "flow++", "flow++-attention"])
 def test_context_is_as_if_it_stood_beside_x(name, dims) -> None:
     """Images of context are more channels of x. A vector is a bias: unlike channels it is not padded at the border."""
     net = loose(KINDS[name](2, 5, context=C, context_dims=dims))
@@ -85,6 +87,24 @@ def test_context_is_as_if_it_stood_beside_x(name, dims) -> None:
         wanted = torch.stack([other(2, bias=b)(image) for b, image in zip(biases, x, strict=True)])
     torch.testing.assert_close(net(x, context), wanted)
     assert (net(x, context) - net(x, context.flip(0))).abs().max() > 1e-3
+
+
+def test_gated_conv_net_is_its_formula() -> None:
+    net = loose(GatedConvNet(2, 5, hidden=4, blocks=1, attention=2))
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    both = lambda h: F.elu(torch.cat((h, -h), 1))  # noqa: E731
+    norm = lambda h, m: F.layer_norm(h.permute(0, 2, 3, 1), (4,), m.weight, m.bias).permute(0, 3, 1, 2)  # noqa: E731
+    h = net.initial_layer(x)
+    conv, attention = net.blocks
+    a, b = conv.gate_layer(both(conv.conv_layer(both(h)))).chunk(2, 1)
+    h = norm(h + a * torch.sigmoid(b), conv.norm_layer)
+    row, column = torch.meshgrid(torch.arange(3.0).double(), torch.arange(4.0).double(), indexing="ij")
+    places = torch.stack((row.sin(), row.cos(), column.sin(), column.cos()))
+    q, k, v = attention.qkv_layer(h + places).flatten(2).unflatten(1, (3, 2, 2)).unbind(1)  # [N, head, 2, pixel]
+    weights = (torch.einsum("nhcp,nhcq->nhpq", q, k) / 2**0.5).softmax(-1)
+    a, b = attention.gate_layer(torch.einsum("nhpq,nhcq->nhcp", weights, v).reshape(2, 4, 3, 4)).chunk(2, 1)
+    h = norm(h + a * torch.sigmoid(b), attention.norm_layer)
+    torch.testing.assert_close(net(x), net.final_layer(h))
 
 
 def test_bare_conv_net_with_context() -> None:

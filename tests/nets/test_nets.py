@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flowkernels.nets import MLP, Constant, ResidualNet
+from flowkernels.nets import MLP, Constant, GatedNet, ResidualNet
 
 C = 3
 NETS = {
@@ -24,6 +24,8 @@ NETS = {
     "residual-context": functools.partial(ResidualNet, 5, 4, hidden=16, blocks=3, context=C),
     "residual-context-only": functools.partial(ResidualNet, 0, 4, hidden=16, context=C),
     "residual-batch-norm": functools.partial(ResidualNet, 5, 4, hidden=16, context=C, batch_norm=True),
+    "gated": functools.partial(GatedNet, 5, 4, hidden=16),
+    "gated-context": functools.partial(GatedNet, 5, 4, hidden=16, blocks=1, context=C, dropout=0.1),
     "constant": functools.partial(Constant, 5, 4),
 }
 EVERY = pytest.mark.parametrize("build", NETS.values(), ids=NETS.keys())
@@ -52,6 +54,17 @@ def make(build: functools.partial) -> nn.Module:
         for p in net.parameters():
             p.normal_(0, 0.5)
     return net
+
+
+def test_gated_net_is_its_formula() -> None:
+    net = make(functools.partial(GatedNet, 5, 4, hidden=6, blocks=1, context=C))
+    x, context = torch.randn(3, 5).double(), torch.randn(3, C).double()
+    both = lambda h: F.elu(torch.cat((h, -h), -1))  # noqa: E731
+    h = net.initial_layer(torch.cat((x, context), -1))
+    (block,) = net.blocks
+    a, b = block.gate_layer(both(block.linear_layer(both(h)))).chunk(2, -1)
+    h = block.norm_layer(h + a * torch.sigmoid(b))
+    torch.testing.assert_close(net(x, context), net.final_layer(h))
 
 
 # ---- against nflows ----

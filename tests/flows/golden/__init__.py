@@ -28,6 +28,7 @@ from flowkernels.flows import (
     SOS,
     CouplingFlow,
     Flow,
+    FlowPP,
     Gaussianization,
     Glow,
     MixtureMADE,
@@ -128,6 +129,19 @@ CASES: dict[str, Callable[[], Flow]] = {
     "glow-classes": lambda: Glow((1, 4, 4), levels=1, steps=1, hidden=2, classes=2, permutation="shuffle").eval(),
     "gaussianization": lambda: Gaussianization(3, transforms=2, components=2),
     "gaussianization-context": lambda: Gaussianization(3, 2, components=2, kernel="logistic", rotate=False, **SMALL),
+    "flowpp": lambda: FlowPP(3, 2, transforms=2, hidden=4, blocks=1, components=2),
+    "flowpp-levels": lambda: FlowPP(
+        (1, 2, 2),
+        transforms=(1, 1, 0),
+        hidden=2,
+        blocks=1,
+        components=1,
+        attention=2,
+        dropout=0.1,
+        levels=4,
+        noise_transforms=1,
+        noise_blocks=1,
+    ).eval(),
     "standardized": _standardized,
     "softclip": _softclip,
     "by-hand": _by_hand,
@@ -135,9 +149,9 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context",
+    "glow-classes", "gaussianization-context", "flowpp",
 }  # fmt: skip
-LEVELS = {"glow", "levels"}  # which take whole numbers
+LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
 
 
 def build(name: str) -> Flow:
