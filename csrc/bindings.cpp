@@ -19,6 +19,7 @@
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
+#include "monotone_net/monotone_net.h"
 #include "net/net_bindings.h"
 #include "polynomial/polynomial.h"
 #include "rqs/rqs.h"
@@ -208,6 +209,22 @@ PYBIND11_MODULE(_C, m) {
     const MapArgs a = map_bwd_args("polynomial", s.params(), x, params, grad_y, grad_ladj, grad_x, grad_params);
     py::gil_scoped_release unlocked;
     polynomial_bwd(s, a, threads);
+  });
+  py::class_<MonotoneSpec>(m, "MonotoneSpec").def(py::init(&monotone_spec));
+  m.def("monotone_fwd", [](const MonotoneSpec& s, const View& x, const View& signal, const std::vector<View>& layers,
+                           const View& y, const View& ladj, int threads) {
+    check_threads(threads);
+    const MonotoneArgs a = monotone_fwd_args(s, x, signal, layers, y, ladj);
+    py::gil_scoped_release unlocked;
+    if (a.rows > 0 && a.features > 0) monotone_fwd(a, threads);
+  });
+  m.def("monotone_bwd", [](const MonotoneSpec& s, const View& x, const View& signal, const std::vector<View>& layers,
+                           const View& root, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                           const View& grad_signal, const std::vector<View>& grads, int threads) {
+    check_threads(threads);
+    const MonotoneArgs a = monotone_bwd_args(s, x, signal, layers, root, grad_y, grad_ladj, grad_x, grad_signal, grads);
+    py::gil_scoped_release unlocked;
+    if (a.rows > 0 && a.features > 0) monotone_bwd(a, threads);
   });
   m.def("actnorm_fwd", [](int channel_dim, bool inverse, const View& x, const View& log_scale, const View& shift,
                           const View& y, const View& ladj, int threads) {

@@ -10,6 +10,7 @@
 #include "flow_layer/flow_layer.h"
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
+#include "monotone_net/monotone_net.h"
 #include "net/net.h"
 #include "polynomial/polynomial.h"
 #include "rqs/rqs.h"
@@ -68,5 +69,6 @@ FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)
 FK_OP(flow, FlowArgs)
 FK_OP(sweep, SweepArgs)
+FK_OP(monotone, MonotoneArgs)
 
 }  // namespace fk

@@ -10,6 +10,7 @@ from .flow import flow
 from .lu_linear import lu_linear
 from .mixture import Mixture, mixture
 from .mixture_affine import MixtureAffine
+from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .polynomial import Polynomial, polynomial
 from .rqs import RQS, rqs
@@ -36,6 +37,7 @@ __all__ = [
     "made",
     "masked_linear",
     "mixture",
+    "monotone_net",
     "polynomial",
     "residual_net",
     "rqs",

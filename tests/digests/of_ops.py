@@ -508,9 +508,35 @@ def channels() -> Iterator[Case]:
             )
 
 
+# ---- monotone networks ----
+
+
+def _monotone(dtype: str, lead: tuple[int, ...], each: bool, **settings: Any) -> Results:
+    kind = DTYPES[dtype]
+    sizes = [(9, 4), (14, 9), (1, 14)]
+    leaves = {"x": leaf("x", *lead, D, scale=1.2, dtype=kind), "signal": leaf("signal", *lead, D, 3, dtype=kind)}
+    for i, (n_out, n_in) in enumerate(sizes):
+        sets = (D,) if each else ()
+        leaves[f"weight {i}"] = leaf(f"weight {i}", *sets, n_out, n_in, scale=n_in**-0.5, dtype=kind)
+        leaves[f"bias {i}"] = leaf(f"bias {i}", *sets, n_out, scale=0.3, dtype=kind)
+    x, signal, *rest = leaves.values()
+    layers = list(zip(rest[::2], rest[1::2], strict=True))
+    y, ladj = ops.monotone_net(x, signal, layers, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def monotone() -> Iterator[Case]:
+    for form, inverse, dtype in _ways(("integral", "positive"), (False, True), DTYPES):
+        run = functools.partial(_monotone, dtype, (ROWS,), True, form=form, inverse=inverse)
+        yield Case(f"monotone {form} {_way(inverse)} {dtype}", run)
+    for activation, inverse, dtype in _ways(("relu", "leaky_relu", "gelu", "silu", "tanh"), (False, True), WIDE):
+        run = functools.partial(_monotone, dtype, (3, 7), False, activation=activation, inverse=inverse, nodes=9)
+        yield Case(f"monotone {activation} for all {_way(inverse)} {dtype}", run)
+
+
 def cases() -> Iterator[Case]:
     for some in (
         rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
-        autoregressive_inverse, block_made, channels,
+        autoregressive_inverse, block_made, channels, monotone,
     ):  # fmt: skip
         yield from some()

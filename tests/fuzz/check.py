@@ -41,6 +41,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "flow": nets.flow,
     "autoregressive_inverse": nets.autoregressive_inverse,
     "block_made": nets.block_made,
+    "monotone_net": nets.monotone_net,
 }
 N_OUTPUTS = {"made": 1, "masked_linear": 1, "residual_net": 1, "conv_net": 1, "batch_norm": 3}  # of others 2
 VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault

@@ -293,3 +293,31 @@ def block_made(draw: Draw) -> Call:
     arguments |= {"activation": draw.choice(("tanh", "sigmoid", "elu", "leaky_relu")), "inverse": draw.chance(0.3)}
     arguments["eps"] = draw.choice((0.0, 0.0, 1e-8, 0.1))
     return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))
+
+
+def monotone_net(draw: Draw) -> Call:
+    """A network for each feature or one for all, of two to four layers; x and y well within where an inverse looks."""
+    lead, D, S = draw.lead(), draw.size(1, 7), draw.choice((0, 1, 2, 5, draw.int(0, 17)))
+    form, shift = draw.choice(("integral", "integral", "positive")), S > 0 and draw.chance(0.3)
+    sets = draw.choice(((D,), ()))
+    units = [1 + S - shift, *(draw.size(1, 33) for _ in range(draw.choice((1, 1, 2, 3)))), 1]
+    layers = [
+        (
+            draw.values(*sets, b, a, scale=(0.1 if draw.kind == "large" else 0.7) * a**-0.5),
+            draw.values(*sets, b, scale=0.3),
+        )
+        for a, b in itertools.pairwise(units)
+    ]
+    arguments: dict[str, Any] = {"x": draw.values(*lead, D), "signal": draw.values(*lead, D, S), "layers": layers}
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    names = ("elu", "tanh") if form == "positive" else ACTIVATIONS
+    arguments |= {
+        "form": form, "activation": draw.choice(names), "nodes": draw.choice((1, 8, 32, 33)), "shift": shift,
+        "log_bound": draw.choice((7.0, 2.0)), "inverse": draw.chance(0.3),
+    }  # fmt: skip
+    if arguments["inverse"]:  # of few nodes what is inverted need not be increasing
+        arguments["nodes"] = 32
+    if draw.chance(0.1) and form == "integral" and not arguments["inverse"]:
+        arguments["slope"] = "quadrature"
+    rows: dict[Path, int] = {("x",): 1, ("signal",): 2}
+    return Call("monotone_net", arguments, rows if lead else {}, sizes_of("monotone_net", arguments))
