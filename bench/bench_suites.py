@@ -12,7 +12,21 @@ import torch
 from bench import calls
 from bench.report import memory
 from bench.suite import Ready, Row, Size, Suite
-from bench.suites import affine, block, dropin, glow, glue, lu, masked, mixture, model, polynomial, rqs, sample
+from bench.suites import (
+    affine,
+    block,
+    dropin,
+    glow,
+    glue,
+    lu,
+    masked,
+    mixture,
+    model,
+    monotone,
+    polynomial,
+    rqs,
+    sample,
+)
 from bench.timing import Beside
 
 # In the order of a run and of its tables.
@@ -20,6 +34,7 @@ SUITES: tuple[Suite[Any, Any], ...] = (
     affine.SUITE, *dropin.SUITES, glow.SUITE, glue.SUITE, *lu.SUITES, masked.SUITE, sample.SUITE, model.SUITE,
     rqs.SUITE,
     mixture.SUITE,
+    monotone.SUITE,
     polynomial.SUITE,
     block.SUITE,
 )  # fmt: skip
