@@ -10,6 +10,7 @@ from .gaussianization import Gaussianization
 from .glow import Glow
 from .latent import attribute_vector, bits_per_dim, inpaint
 from .made import MADE, MixtureMADE
+from .monotone import NAF, UMNN
 from .nsf import NSF
 from .realnvp import RealNVP
 from .sos import SOS
@@ -19,9 +20,11 @@ __all__ = [
     "IAF",
     "MADE",
     "MAF",
+    "NAF",
     "NICE",
     "NSF",
     "SOS",
+    "UMNN",
     "CouplingFlow",
     "Flow",
     "FlowDistribution",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def autoregressive_layers(
     context: int,
     transforms: int,
     hidden: int | Sequence[int],
-    univariate: Univariate,
+    univariate: Univariate | Callable[[torch.Generator | None], Univariate],
     *,
     net: str | Net = "mlp",
     activation: Activation = "relu",
@@ -38,8 +39,13 @@ def autoregressive_layers(
     linear: str | None = None,
     seed: Seed = None,
 ) -> list[Transform]:
-    """Layers that start near the identity, each with another order of the features, or of their groups."""
-    draws = check_layers(flow, features, context, transforms, univariate, batch_norm, seed)
+    """Layers that start near the identity, each with another order of the features, or of their groups.
+
+    ``univariate``: the map of all layers, or what makes one for each, with weights of its own.
+    """
+    is_made = isinstance(univariate, types.FunctionType)
+    checked: Any = Affine() if is_made else univariate
+    draws = check_layers(flow, features, context, transforms, checked, batch_norm, seed)
     if net not in ("residual", "mlp") or batch_norm:
         given = f"{net!r}, batch_norm={batch_norm}"
         raise ValueError(f'flows.{flow}: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}')
@@ -53,9 +59,10 @@ def autoregressive_layers(
     layers = []
     for i in range(transforms):
         kind = "random" if order == "random" else orders[i % 2]
+        of_layer: Any = univariate(draws) if is_made else univariate  # type: ignore[operator]
         made = MADE(
             features,
-            n_params_of(univariate),
+            n_params_of(of_layer),
             sizes,
             residual=net == "residual",
             context=context,
@@ -66,8 +73,8 @@ def autoregressive_layers(
             degrees="sequential" if min(sizes, default=0) >= levels - 1 else "even",
             seed=draws,
         )
-        made.start_at(torch.tensor(univariate.identity).repeat(features))
-        layers.append(Autoregressive(made, univariate))
+        made.start_at(torch.tensor(of_layer.identity).repeat(features))
+        layers.append(Autoregressive(made, of_layer))
     return interleaved(flow, linear, layers, features, draws)
 
 

@@ -242,6 +242,13 @@ def _block_autoregressive(m: transforms.BlockAutoregressive) -> Arguments:
     return {"features": m.features, "hidden": hidden, "activation": m.activation, "residual": m.residual}
 
 
+def _monotone_net(m: transforms.MonotoneNet) -> Arguments:
+    names = ("form", "activation", "nodes", "log_bound", "bound")
+    return {
+        "features": m.features, "signal": m.signal, "hidden": m.hidden, **{n: getattr(m.spec, n) for n in names}
+    }  # fmt: skip
+
+
 # ---- the tables ----
 
 # Not here: `distributions.FromTorch`, as a distribution of torch may be of any class and hold anything. Such a flow
@@ -251,7 +258,7 @@ MODULES: dict[str, Part] = {
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
             flows.BNAF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow, flows.IAF,
-            flows.MADE, flows.MAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS,
+            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS, flows.UMNN,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -289,6 +296,9 @@ MODULES: dict[str, Part] = {
     "transforms.LUConv1x1": _lu(transforms.LUConv1x1, "channels"),
     "transforms.LULinear": _lu(transforms.LULinear, "features", "channel_dim"),
     "transforms.Logit": _attributes(transforms.Logit, "alpha", "upper", "event_dims"),
+    "transforms.MonotoneNet": Part(
+        transforms.MonotoneNet, _monotone_net, functools.partial(transforms.MonotoneNet, seed=0)
+    ),
     "transforms.MultiScale": Part(
         transforms.MultiScale, lambda m: {"levels": list(m.levels), "shape": list(m.shape)}, transforms.MultiScale
     ),

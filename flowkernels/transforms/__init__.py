@@ -12,6 +12,7 @@ from .diagonal import DiagonalScale
 from .image_coupling import ImageCoupling, checkerboard
 from .linear import LUConv1x1, LULinear
 from .logit import Logit
+from .monotone_net import MonotoneNet
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
@@ -38,6 +39,7 @@ __all__ = [
     "Logit",
     "Mixture",
     "MixtureAffine",
+    "MonotoneNet",
     "MultiScale",
     "Permutation",
     "Polynomial",

@@ -103,9 +103,10 @@ class Autoregressive(Transform):
     def _feature_by_feature(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = torch.zeros_like(y)
         ladj = y.new_zeros(y.shape[:-1], dtype=torch.promote_types(y.dtype, torch.float32))
+        of_feature = getattr(self.univariate, "of_feature", None)  # of a map with weights for each
         for d in self._order():
-            params = self._params(x, context)[..., d : d + 1, :]
-            value, part = self.univariate(y[..., d : d + 1], params, True)
+            given = y[..., d : d + 1], self._params(x, context)[..., d : d + 1, :], True
+            value, part = self.univariate(*given) if of_feature is None else of_feature(d, *given)
             x = x.slice_scatter(value.to(x.dtype), -1, d, d + 1)  # a copy: the last pass needs its own x in backward
             ladj = ladj + part
         return x, ladj

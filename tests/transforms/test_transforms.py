@@ -33,6 +33,7 @@ from flowkernels.transforms import (
     Logit,
     LUConv1x1,
     LULinear,
+    MonotoneNet,
     MultiScale,
     Permutation,
     Softclip,
@@ -194,6 +195,19 @@ CASES = {
         lambda: BlockAutoregressive(4, (3,), activation="leaky_relu", residual=None, seed=0), 4
     ),
     "block-autoregressive-one-feature": Case(lambda: BlockAutoregressive(1, (5, 5), seed=0), 1),
+    "monotone-integral": Case(
+        lambda: Autoregressive(MADE(4, 4, (16,)), MonotoneNet(4, signal=3, hidden=(7, 5), activation="tanh", seed=0)), 4
+    ),
+    "monotone-positive": Case(
+        lambda: Autoregressive(
+            MADE(4, 3, (16,), context=C), MonotoneNet(4, form="positive", signal=3, hidden=(7, 5), seed=0)
+        ),
+        4,
+        C,
+    ),
+    "monotone-coupling": Case(
+        lambda: Coupling([0, 1, 1], net, MonotoneNet(2, form="positive", signal=3, hidden=(9, 8), seed=0)), 3
+    ),
     "lu-linear": Case(lambda: LULinear(5, seed=0), 5),
     "lu-conv": Case(lambda: LUConv1x1(4, seed=0), (4, 2, 2), leads=False),
     "softclip": Case(lambda: Softclip(4.0), 5),
@@ -469,7 +483,7 @@ def test_repr(case) -> None:
     text = repr(case.build())
     assert type(case.build()).__name__ in text
     if "Coupling" in text:
-        assert "mask=" in text and ("RQS(bins=" in text or "Affine(scale=" in text)
+        assert "mask=" in text and any(m in text for m in ("RQS(bins=", "Affine(scale=", "MonotoneNet("))
 
 
 @EVERY

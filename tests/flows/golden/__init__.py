@@ -23,9 +23,11 @@ from flowkernels.flows import (
     IAF,
     MADE,
     MAF,
+    NAF,
     NICE,
     NSF,
     SOS,
+    UMNN,
     CouplingFlow,
     Flow,
     FlowPP,
@@ -116,6 +118,8 @@ CASES: dict[str, Callable[[], Flow]] = {
     "iaf": lambda: IAF(3, 2, linear="permutation", univariate=Affine("exp"), **SMALL),
     "made": lambda: MADE(3, hidden=(5, 4), order=[2, 0, 1], degrees="random"),
     "made-mixture": lambda: MADE(3, components=2, context=2, hidden=(4, 4), residual=True),
+    "umnn": lambda: UMNN(3, 2, signal=2, network=(4, 3), nodes=8, **SMALL),
+    "naf": lambda: NAF(3, order="random", signal=2, network=4, **SMALL),
     "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
     "nice": lambda: NICE(3, activation=torch.sigmoid, **SMALL),
     "coupling": lambda: CouplingFlow(4, univariate=RQS(bins=3, order="linear"), activation=nn.PReLU, **SMALL),
@@ -148,7 +152,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "levels": _levels,
 }
 CONTEXTS = {
-    "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "made-mixture", "sos", "embedding", "embedding-net",
+    "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
     "glow-classes", "gaussianization-context", "flowpp",
 }  # fmt: skip
 LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
