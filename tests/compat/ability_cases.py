@@ -72,6 +72,11 @@ def _zuko(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     return (transform.inv if inverse else transform).call_and_ladj(x)
 
 
+def _zuko_densities(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+    """Of a layer whose inverse zuko finds to 1e-6, which is another number than the inverse."""
+    return _zuko(layer, x, False)
+
+
 def _zuko_of_context(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     transform = layer(x[..., :C].cos())
     return (transform.inv if inverse else transform).call_and_ladj(x)
@@ -293,6 +298,7 @@ def _normflows(root: str) -> dict[str, Case]:
 
 
 def _zuko_cases(root: str) -> dict[str, Case]:
+    from zuko.flows.neural import MNN
     from zuko.flows.spline import CircularRQSTransform
     from zuko.transforms import MonotonicRQSTransform
 
@@ -317,6 +323,10 @@ def _zuko_cases(root: str) -> dict[str, Case]:
         ar: Case(lambda: of(ar)(D, **small), _zuko),
         f"{ar}: spline, context": Case(lambda: of(ar)(D, C, **small, **shapes), _zuko_of_context),
         f"{ar}: circular": Case(lambda: of(ar)(D, **small, **circle), _zuko),
+        # Not UMNN, of whose weights zuko has no gradients in evaluation mode, and no second ones.
+        f"{ar}: monotone": Case(
+            lambda: of(ar)(D, **small, univariate=MNN(3, stack=D, hidden_features=(H,)), shapes=[(3,)]), _zuko_densities
+        ),
         f"{ar}: two passes": Case(lambda: of(ar)(D, passes=2, **small), _zuko),
         coupling: Case(lambda: of(coupling)(D, **small), _zuko),
         f"{coupling}: spline, context": Case(lambda: of(coupling)(D, C, **small, **shapes), _zuko_of_context),

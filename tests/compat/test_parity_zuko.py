@@ -231,9 +231,6 @@ LEFT_ALONE = {
         lambda: zuko.flows.MaskedAutoregressiveTransform(3, univariate=OwnSpline, shapes=[(4,), (4,), (3,)]),
         "no kernel for its univariate, OwnSpline",
     ),
-    "a network in its univariate": (
-        lambda: zuko.flows.NAF(3, transforms=1).transform.transforms[0], "no kernel for its univariate, MNN"
-    ),
     "elementwise, affine": (
         lambda: zuko.flows.gaussianization.ElementWiseTransform(3), "its affine map alone is as fast in zuko"
     ),

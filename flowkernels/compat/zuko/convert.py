@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zuko import distributions as D
 from zuko import flows, lazy, transforms
 from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.flows.neural import MNN, UMNN
 from zuko.flows.polynomial import ShiftedSOSPTransform
 from zuko.flows.spline import CircularRQSTransform
 from zuko.nn import MLP as TheirMLP
@@ -27,9 +28,20 @@ from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
 from flowkernels.ops import MadePlan
 from flowkernels.ops.net.activations import TABLE, name_of
-from flowkernels.transforms import Autoregressive, Composite, Coupling, Inverse, Permutation, Softclip, Transform
+from flowkernels.transforms import (
+    Autoregressive,
+    Composite,
+    Coupling,
+    Inverse,
+    MonotoneNet,
+    Permutation,
+    Softclip,
+    Transform,
+)
 
 from .describe import describe, plan_of
+from .monotone import SETTINGS, MonotoneMap
+from .monotone import read as read_monotone
 
 
 def flow_of(model: Any) -> Flow:
@@ -77,7 +89,25 @@ def _described(layer: Any, n: int) -> tuple[Any, Tensor]:
     if isinstance(found, str):
         raise CannotConvert(f"convert: every layer must have a spline or an affine map, but {found}")
     assert found.map is not None
+    if isinstance(found.map, MonotoneMap):
+        return _native_monotone(found.map, n), torch.arange(n * found.map.n_params)
     return in_our_order(found.map)[0], native_rows(found.map, n)
+
+
+@torch.no_grad()
+def _native_monotone(found: MonotoneMap, n: int) -> MonotoneNet:
+    if found.tensors[0].shape[:-2] != (n,):
+        raise CannotConvert(f"convert: a monotone network must be one for each of {n} features, got one for all")
+    hidden = [t.shape[-1] for t in found.tensors[1:-1:2]]
+    if not hidden:
+        raise CannotConvert("convert: a monotone network must have a hidden layer, got none")
+    spec = found.specs[0]
+    net = MonotoneNet(
+        n, form=spec.form, signal=found.tensors[0].shape[-1] - 1, hidden=hidden, activation=spec.activation, seed=0
+    ).double()
+    for ours, theirs in zip(net.tensors(), found.tensors, strict=True):
+        ours.copy_(theirs)
+    return net
 
 
 def _parts(net: Any, *classes: type) -> tuple[list[Any], str]:
@@ -188,6 +218,8 @@ _SPLINE = {"parametrization": "soft_clip", "tails": "linear", "box": None, "logi
 
 def _their_univariate(part: Any) -> dict[str, Any]:
     univariate = part.univariate
+    if isinstance(univariate, MonotoneNet):
+        return _their_monotone(part)
     if has_settings(univariate, scale="soft_clip"):
         slope = math.exp(-univariate.bound)
         return {"univariate": functools.partial(transforms.MonotonicAffineTransform, slope=slope), "shapes": [(), ()]}
@@ -213,6 +245,22 @@ def _their_univariate(part: Any) -> dict[str, Any]:
             raise cannot("to_zuko", part, f"with a circle that is not from -pi to pi, {univariate}")
         spline = functools.partial(CircularRQSTransform, slope=univariate.slope)
     return {"univariate": spline, "shapes": [(K,), (K,), (K - 1,)]}
+
+
+@torch.no_grad()
+def _their_monotone(part: Any) -> dict[str, Any]:
+    ours = part.univariate
+    spec, positive = ours.spec, ours.spec.form == "positive"
+    if (spec.nodes, spec.log_bound, spec.bound) != SETTINGS or (positive and spec.activation != "elu"):
+        raise cannot("to_zuko", part, f"with {ours}")
+    sizes = {"signal": ours.signal, "stack": ours.features, "hidden_features": ours.hidden}
+    net = MNN(**sizes) if positive else UMNN(**sizes, activation=TABLE[spec.activation].module)
+    shapes: Any = ((ours.signal,),) if positive else ((ours.signal,), ())
+    found: Any = read_monotone(net, shapes)
+    net.double()
+    for theirs, t in zip(found.tensors, ours.tensors(), strict=True):
+        theirs.copy_(t)
+    return {"univariate": net, "shapes": shapes}
 
 
 def _their_rows(layer: Any, n: int) -> Tensor:

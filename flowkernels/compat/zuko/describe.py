@@ -34,14 +34,18 @@ from flowkernels.ops.net.net import fitting, made_net
 from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map
 
+from . import monotone
+
 _SLOPE = 1e-3  # zuko's default, of splines and of affine maps
 
 # ---- maps ----
 
 
-def univariate_of(layer: Any) -> Map | str:
-    """The map of a layer's ``univariate`` and ``shapes``, or why no kernel has it."""
+def univariate_of(layer: Any) -> Any:
+    """The map of a layer's ``univariate`` and ``shapes``, a `Map` or a `MonotoneMap`, or why no kernel has it."""
     function, settings = layer.univariate, {}
+    if monotone.is_network(function):
+        return monotone.read(function, layer.shapes)
     if isinstance(function, functools.partial):
         if function.args:
             return "its univariate binds parameters by position"

@@ -8,6 +8,7 @@ inverse, which zuko computes by a pass of the network for every feature and one 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from flowkernels.transforms.parts import run_alone
 
 from . import part
 from .describe import mask_of, masked_net, univariate_of
+from .monotone import MonotoneMap, by_levels, is_network
 
 
 class Inverse(_InverseTransform):
@@ -48,8 +50,11 @@ def expanded(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x, context
 
 
-def _map_of(layer: Any) -> Any:
+def _map_of(layer: Any, x: Tensor) -> Any:
+    """The layer's map; None where it is a network that zuko is to run now."""
     found = univariate_of(layer)
+    if is_network(layer.univariate):
+        return found if isinstance(found, MonotoneMap) and found.takes(x) else None
     if isinstance(found, str):
         raise RuntimeError(f"compat.zuko: the layer must have the univariate it was accelerated with, but {found}")
     return found
@@ -87,10 +92,10 @@ class _Fused(Transform):
         return Inverse(self)
 
 
-def _levels(network: Net) -> int:
-    """How many passes the inverse of a masked network takes."""
+def _levels(network: Net) -> Sequence[Sequence[int]]:
+    """The features that the passes of the inverse of a masked network find, one after another."""
     assert isinstance(network.spec.plan, MadePlan)
-    return len(network.spec.plan.groups)
+    return network.spec.plan.groups
 
 
 class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
@@ -109,8 +114,12 @@ class AutoregressiveTransform(_Fused, transforms.AutoregressiveTransform):
         alone = None if inverse else run_alone(self.layer, x, context, False, part.autoregressive)
         if alone is not None:
             return alone
-        univariate, network = _map_of(self.layer), self._network(x, context)
-        if inverse and network is not None and self.passes >= _levels(network):
+        univariate, network = _map_of(self.layer, x), self._network(x, context)
+        if univariate is None:
+            return self.theirs(x, inverse)
+        if inverse and network is not None and self.passes >= len(_levels(network)):
+            if isinstance(univariate, MonotoneMap):
+                return by_levels(x, _levels(network), univariate, lambda x: self._params(x, context, network))
             return run_inverse(x, network, univariate)  # type: ignore[return-value]
         seen, ladj = torch.zeros_like(x) if inverse else x, x.new_zeros(x.shape[:-1])
         for _ in range(self.passes if inverse else 1):
@@ -157,12 +166,12 @@ class CouplingTransform(_Fused, transforms.CouplingTransform):
             alone = run_alone(self.layer, x, context, inverse, part.coupling)
             if alone is not None:
                 return alone
-        univariate = _map_of(self.layer)
         kept, mapped = self.split(x)
+        univariate = _map_of(self.layer, mapped)
         params = _params(self.layer, kept, context)
         if torch.compiler.is_compiling():  # which cannot read off the mask how many features it maps
             torch._check(mapped.shape[-1] == params.shape[-2])
-        if mixed(mapped, params):
+        if univariate is None or mixed(mapped, params):
             return self.theirs(x, inverse)
         mapped, ladj = univariate(mapped, params, inverse)
         return self.merge(kept, mapped, x.shape), ladj
@@ -195,4 +204,8 @@ class DependentTransform(_Fused, transforms.DependentTransform):
             return (plain.inv if inverse else plain).call_and_ladj(x)
         lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
         x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
-        return _map_of(layer)(x, params, inverse)
+        univariate = _map_of(layer, x)
+        if univariate is None:
+            plain = ElementWiseTransform.forward(layer, self.context)
+            return (plain.inv if inverse else plain).call_and_ladj(x)
+        return univariate(x, params, inverse)
