@@ -200,6 +200,7 @@ struct Block {
       x = select(shortened, at + by, x);
       slope = select(shortened, select(at == from, there, drawn), slope);
     }
+    slope = slope + (x - x);  // NaN where x is
     *log_slope_of = {log_(slope.a), log_(slope.b)};
     return x;
   }
