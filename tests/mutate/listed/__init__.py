@@ -2,7 +2,7 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, net, rqs
+from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, monotone, net, rqs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
@@ -13,6 +13,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *flow_layer.MUTATIONS,
     *block_made.MUTATIONS,
     *gates.MUTATIONS,
+    *monotone.MUTATIONS,
     *common.MUTATIONS,
     *cuda.MUTATIONS,
 )
