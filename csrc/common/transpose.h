@@ -11,10 +11,9 @@ inline constexpr int kQuad = 16 / int(sizeof(S));
 
 #if defined(__AVX512F__)
 FK_INLINE f32 join(const float* a, const float* b, const float* c, const float* d) {
-  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(a));
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(b), 1);
-  v = _mm512_insertf32x4(v, _mm_loadu_ps(c), 2);
-  return (f32)_mm512_insertf32x4(v, _mm_loadu_ps(d), 3);
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(c)), _mm_loadu_ps(d), 1);
+  return (f32)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 FK_INLINE void split(f32 v, float* a, float* b, float* c, float* d) {
   _mm_storeu_ps(a, _mm512_castps512_ps128((__m512)v));
