@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flowkernels.flows import BNAF, MAF, NSF, SOS, Flow
+from flowkernels.flows import BNAF, MAF, NSF, SOS, UMNN, Flow
 from flowkernels.transforms import Mixture
 
 LAYERS, BINS, TAIL_BOUND = 2, 8, 5.0  # layers of each network, or residual blocks
@@ -32,6 +32,7 @@ KINDS = {
     "nsf": Kind("autoregressive NSF", _nsf),
     "mixture": Kind("mixture MAF", _mixture),
     "sos": Kind("SOS", lambda D, n, h: SOS(D, transforms=n, hidden=(h,) * LAYERS)),
+    "umnn": Kind("UMNN", lambda D, n, h: UMNN(D, transforms=n, hidden=(h,) * LAYERS)),
     "bnaf": Kind("B-NAF", lambda D, n, h: BNAF(D, transforms=n, hidden=(UNITS,) * LAYERS)),
 }
 
