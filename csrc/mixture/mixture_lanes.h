@@ -4,49 +4,60 @@
 #include "../univariate/numbers_lanes.h"
 #include "../univariate/param_lanes.h"
 
+#include "near_lanes.h"
+
 #include "mixture_math.h"
 
 namespace fk::FK_ISA {
 
-// What a thread needs for two blocks of lanes, by component; what is known of the last x is kept.
+// What is known of a component: side by side, since arrays of the same number would share the sets of the cache.
+template <class T>
+struct MixturePart {
+  T weight, per_scale;     // e^(w - max w), e^-s
+  MixtureComponent<T> at;  // at the last x that was kept
+  MixtureTerms<T> terms;
+};
+
+// What a thread needs for two blocks of lanes.
 template <class Scalar>
 struct MixtureRoom {
   using T = Pair<typename Simd<Scalar>::V>;
   static constexpr bool kKeeps = true;
-  static constexpr int N = MixtureSpec::kMostComponents;
-  T params[3 * N], weights[N], scales[N], shares[N];  // scales: e^-s
-  MixtureComponent<T> components[N];
-  MixtureTerms<T> logs[N];
-  T top, total, x;
+  T params[3 * MixtureSpec::kMostComponents];  // or their gradients
+  MixturePart<T> parts[MixtureSpec::kMostComponents];
+  T top, total;
 
   FK_INLINE T raw(int i) const { return params[i]; }
   FK_INLINE void put(int i, T v) { params[i] = v; }
-  FK_INLINE T weight(int k) const { return weights[k]; }
-  FK_INLINE void put_weight(int k, T v) { weights[k] = v; }
-  FK_INLINE T per_scale(int k) const { return scales[k]; }
-  FK_INLINE void put_per_scale(int k, T v) { scales[k] = v; }
-  FK_INLINE const MixtureComponent<T>& component(int k) const { return components[k]; }
-  FK_INLINE void keep(int k, const MixtureComponent<T>& v) { components[k] = v; }
-  FK_INLINE const MixtureTerms<T>& terms(int k) const { return logs[k]; }
-  FK_INLINE void keep(int k, const MixtureTerms<T>& v) { logs[k] = v; }
-  FK_INLINE T share(int k) const { return shares[k]; }
-  FK_INLINE void keep_share(int k, T v) { shares[k] = v; }
+  FK_INLINE T weight(int k) const { return parts[k].weight; }
+  FK_INLINE void put_weight(int k, T v) { parts[k].weight = v; }
+  FK_INLINE T per_scale(int k) const { return parts[k].per_scale; }
+  FK_INLINE void put_per_scale(int k, T v) { parts[k].per_scale = v; }
+  FK_INLINE const MixtureComponent<T>& component(int k) const { return parts[k].at; }
+  FK_INLINE void keep(int k, const MixtureComponent<T>& v) { parts[k].at = v; }
+  FK_INLINE const MixtureTerms<T>& terms(int k) const { return parts[k].terms; }
+  FK_INLINE void keep(int k, const MixtureTerms<T>& v) { parts[k].terms = v; }
+  // Into the density's place, which nothing asks for any more.
+  FK_INLINE T share(int k) const { return parts[k].at.density; }
+  FK_INLINE void keep_share(int k, T v) { parts[k].at.density = v; }
 };
 
 template <class S, class T>
 FK_INLINE void load_params(int n, const ParamLanes<S>& params, T* out) {
   constexpr int Q = kQuad<S>;
   params.visit([&](const auto& from) {
-    for (int p = 0; p < n; p += n < Q ? 1 : Q) {
-      if (n < Q) {
+    if (n < Q) {
+      for (int p = 0; p < n; ++p)
         for (int l = 0; l < kLanes<S>; ++l) out[p].a[l] = from.at(0, p, l), out[p].b[l] = from.at(1, p, l);
-        continue;
+      return;
+    }
+    for (int i = 0; i < 2; ++i) {
+      for (int p = 0; p < n; p += Q) {
+        const int s = p <= n - Q ? p : n - Q;  // the last quad overlaps instead of reading past the end
+        typename Simd<S>::V q[Q];
+        from.load_quad(i, s, q);
+        for (int j = 0; j < Q; ++j) (i ? out[s + j].b : out[s + j].a) = q[j];
       }
-      const int s = p <= n - Q ? p : n - Q;  // the last quad overlaps instead of reading past the end
-      typename Simd<S>::V a[Q], b[Q];
-      from.load_quad(0, s, a);
-      from.load_quad(1, s, b);
-      for (int j = 0; j < Q; ++j) out[s + j] = {a[j], b[j]};
     }
   });
 }

@@ -3,6 +3,20 @@
 #include "../common/normal_tail.cuh"
 #include "../univariate/numbers.cuh"
 
+namespace fk::cuda {
+
+// What has shorter forms in lanes (near_lanes.h) has none here.
+template <class S>
+FK_INLINE S exp_near(S u) {
+  return exp_(u);
+}
+template <class S>
+FK_INLINE S reciprocal_near(S a) {
+  return reciprocal(a);
+}
+
+}  // namespace fk::cuda
+
 #include "mixture_math.h"
 
 namespace fk::cuda {

@@ -1,5 +1,6 @@
 // The mixture map, written once for lanes and for a thread of a GPU: components one after another. Derivations are in
-// flowkernels/ops/mixture/README.md. Included after Numbers and normal_tail of either.
+// flowkernels/ops/mixture/README.md. Included after Numbers, normal_tail, exp_near and reciprocal_near of either: e^u
+// for |u| <= 87 (double: 700) and 1 / a of ordinary numbers, for which lanes have shorter forms.
 //
 // Sums over components are taken twice where they have to be: of plain numbers, with the largest weight as 1, which is
 // right for lanes whose sums are all far from underflow; and, for the others, of logarithms.
@@ -16,13 +17,15 @@ namespace fk::FK_ISA {
 template <class Scalar>
 struct MixtureConsts {
   using S = Scalar;
-  static constexpr S kFar = S(1e18);                                 // where z stops: its square is a number
-  static constexpr S kTiny = sizeof(S) == 4 ? S(1e-20) : S(1e-200);  // of sums: the smallest that have all their digits
-  static constexpr S kEps = sizeof(S) == 4 ? S(0x1p-23) : S(0x1p-52);
+  static constexpr bool kWide = sizeof(S) == 8;
+  static constexpr S kFar = S(1e18);                        // where z stops for logarithms: its square is a number
+  static constexpr S kTiny = kWide ? S(1e-200) : S(1e-20);  // of sums: the smallest that have all their digits
+  static constexpr S kEps = kWide ? S(0x1p-52) : S(0x1p-23);
+  static constexpr S kInfinite = kWide ? S(1e308) : S(3e38);  // from here on
   int K, params;
   MixtureOuter outer;
-  S low, high;
-  bool normal, inverse;
+  S low, high, near;  // near: where z stops for plain sums, of which the rest is next to nothing
+  bool normal, inverse, affine;
 
   explicit MixtureConsts(const MixtureSpec& s)
       : K(s.components),
@@ -30,13 +33,21 @@ struct MixtureConsts {
         outer(s.outer),
         low(S(s.low)),
         high(S(s.high)),
+        near(s.kernel == MixtureKernel::normal ? S(kWide ? 37 : 13) : S(kWide ? 680 : 80)),
         normal(s.kernel == MixtureKernel::normal),
-        inverse(s.inverse) {}
+        inverse(s.inverse),
+        affine(K == 1 && s.outer == (normal ? MixtureOuter::probit : MixtureOuter::logit)) {}
 };
 
 // What follows asks of a room R of a value type T: its parameters, raw(i), which gradients replace, put(i, v); numbers
 // of each component, weight(k) and per_scale(k), e^(w - max w) and e^-s; top and total, max w and the sum of weights.
-// One that keeps what it is told of the components at the last x, R::kKeeps, returns it; another computes it anew.
+// One that can keep what it is told of the components at a point, R::kKeeps, returns it; another knows that point, x,
+// and has it computed anew. Keep, of functions: that it is told, where what comes next asks for it.
+
+template <class T, class S>
+FK_INLINE T clamp_(T v, S low, S high) {
+  return min_(max_(v, T{} + low), T{} + high);
+}
 
 // Sums over components, with the largest weight as 1: of the distribution function, what it lacks, the density.
 template <class T>
@@ -50,10 +61,10 @@ struct MixtureSlopes {
   T below, above;
 };
 
-// One component at x: its place there, its two sides and its density.
+// One component at x: its place there, both sides of its distribution function, and its density.
 template <class T>
 struct MixtureComponent {
-  T z, small, big, density;
+  T z, below, above, density;
 };
 
 // Logarithms of a component's terms in the sums, and its density over either side.
@@ -64,30 +75,34 @@ struct MixtureTerms {
 };
 
 template <class C, class R, class T = typename R::T>
-FK_FUNCTION void prepare(const C& c, R& r) {
+FK_INLINE void prepare(const C& c, R& r) {
+  using S = typename C::S;
   r.top = r.raw(0);
   for (int k = 1; k < c.K; ++k) r.top = max_(r.top, r.raw(k));
   r.total = T{};
   for (int k = 0; k < c.K; ++k) {
-    const T weight = exp_(r.raw(k) - r.top);
-    r.total = r.total + weight;
+    const T weight = exp_near(max_(r.raw(k) - r.top, T{} - S(87)));
     r.put_weight(k, weight);
-    r.put_per_scale(k, exp_(-min_(max_(r.raw(2 * c.K + k), T{} + c.low), T{} + c.high)));
+    r.put_per_scale(k, exp_near(-clamp_(r.raw(2 * c.K + k), c.low, c.high)));
+    r.total = r.total + weight;
   }
 }
 
+// Its sides and its density are those of where z stops for plain sums.
 template <bool Normal, class C, class R, class T = typename R::T>
 FK_INLINE MixtureComponent<T> component_at(const C& c, const R& r, int k, T x) {
   using S = typename C::S;
-  const T z = min_(max_((x - r.raw(c.K + k)) * r.per_scale(k), T{} - c.kFar), T{} + c.kFar);
+  const T far = (x - r.raw(c.K + k)) * r.per_scale(k), z = clamp_(far, -c.near, c.near);
+  const T place = clamp_(far, -c.kFar, c.kFar);
   if constexpr (Normal) {
     const auto tail = normal_tail(z);
-    const T e = exp_(S(-0.5) * z * z);  // with the same rounding in both, whose ratio matters
-    const T small = S(0.5) * tail.t * exp_(tail.rest) * e;
-    return {z, small, 1 - small, S(0.39894228040143268) * e};
+    const T e = exp_near(S(-0.5) * z * z);  // with the same rounding in both, whose ratio matters
+    const T small = S(0.5) * tail.t * exp_near(tail.rest) * e, big = 1 - small;
+    const auto up = z >= 0;
+    return {place, select(up, big, small), select(up, small, big), S(0.39894228040143268) * e};
   } else {
-    const T e = exp_(-abs_(z)), q = 1 / (1 + e), small = e * q;
-    return {z, small, q, small * q};
+    const T e = exp_near(-z), q = reciprocal_near(1 + e), above = e * q;  // each with all its digits
+    return {place, q, above, q * above};
   }
 }
 
@@ -100,16 +115,15 @@ FK_INLINE MixtureComponent<T> component_of(const C& c, const R& r, int k) {
     return c.normal ? component_at<true>(c, r, k, r.x) : component_at<false>(c, r, k, r.x);
 }
 
-template <bool Normal, class C, class R, class T = typename R::T>
+template <bool Normal, bool Keep, class C, class R, class T = typename R::T>
 FK_INLINE MixtureSums<T> plain_sums(const C& c, R& r, T x) {
   MixtureSums<T> s = {T{}, T{}, T{}};
   for (int k = 0; k < c.K; ++k) {
     const MixtureComponent<T> of = component_at<Normal>(c, r, k, x);
-    r.keep(k, of);
+    if constexpr (Keep) r.keep(k, of);
     const T w = r.weight(k);
-    const auto up = of.z >= 0;
-    s.below = s.below + w * select(up, of.big, of.small);
-    s.above = s.above + w * select(up, of.small, of.big);
+    s.below = s.below + w * of.below;
+    s.above = s.above + w * of.above;
     s.density = s.density + w * (of.density * r.per_scale(k));
   }
   return s;
@@ -119,26 +133,26 @@ template <class C, class R, class T = typename R::T>
 FK_INLINE MixtureTerms<T> terms_at(const C& c, const R& r, int k) {
   using S = typename C::S;
   const MixtureComponent<T> at = component_of(c, r, k);
-  const T z = at.z, w = r.raw(k) - r.top;
+  const T z = at.z, w = r.raw(k) - r.top, less = min_(at.below, at.above);
   T small, big, density, of_small, of_big;  // logarithms; density over the sides
   if (c.normal) {
     const auto tail = normal_tail(z);
     const T square = S(0.5) * z * z;
     small = log_(S(0.5) * tail.t) + (tail.rest - square);
-    big = log_(1 - at.small);
+    big = log_(1 - less);
     density = -square - S(0.91893853320467274);
     of_small = S(0.79788456080286536) / tail.t * exp_(-tail.rest);
-    of_big = at.density / (1 - at.small);
+    of_big = at.density / (1 - less);
   } else {
     const T e = exp_(-abs_(z));
     big = -log1p_unit(e);
     small = big - abs_(z);
     density = small + big;
-    of_small = 1 - at.small;
-    of_big = at.small;
+    of_small = 1 - less;
+    of_big = less;
   }
   const auto up = z >= 0;
-  const T scale = min_(max_(r.raw(2 * c.K + k), T{} + c.low), T{} + c.high);
+  const T scale = clamp_(r.raw(2 * c.K + k), c.low, c.high);
   return {{w + select(up, big, small), w + select(up, small, big), w + (density - scale)},
           {select(up, of_big, of_small) * r.per_scale(k), select(up, of_small, of_big) * r.per_scale(k)}};
 }
@@ -180,16 +194,24 @@ struct MixtureAt {
   MixtureSlopes<T> slopes;
   M far;
   bool any_far;
+  T per_below, per_above;  // where not far
 };
 
-template <class C, class R, class T = typename R::T>
+template <bool Keep, class C, class R, class T = typename R::T>
+FK_INLINE MixtureSums<T> sums_at(const C& c, R& r, T x) {
+  return c.normal ? plain_sums<true, Keep>(c, r, x) : plain_sums<false, Keep>(c, r, x);
+}
+
+template <bool Keep, class C, class R, class T = typename R::T>
 FK_INLINE auto mixture_at(const C& c, R& r, T x) {
-  r.x = x;
-  const MixtureSums<T> s = c.normal ? plain_sums<true>(c, r, x) : plain_sums<false>(c, r, x);
+  if constexpr (!R::kKeeps) r.x = x;
+  const MixtureSums<T> s = sums_at<Keep>(c, r, x);
   const auto far = min_(min_(s.below, s.above), s.density) < c.kTiny;
-  MixtureSlopes<T> g = {s.density / s.below, s.density / s.above};
-  MixtureAt<T, std::decay_t<decltype(far)>> at = {s, s, g, far, any_(far)};
+  const T per_below = reciprocal_near(s.below), per_above = reciprocal_near(s.above);
+  MixtureSlopes<T> g = {s.density * per_below, s.density * per_above};
+  MixtureAt<T, std::decay_t<decltype(far)>> at = {s, s, g, far, any_(far), per_below, per_above};
   if (at.any_far) {
+    if constexpr (R::kKeeps && !Keep) sums_at<true>(c, r, x);
     at.logs = log_sums(c, r, &g);
     at.slopes = {select(far, g.below, at.slopes.below), select(far, g.above, at.slopes.above)};
   }
@@ -223,7 +245,7 @@ FK_INLINE MixtureOut<T> outer_of(const C& c, const R& r, const At& at) {
   using S = typename C::S;
   const MixtureSums<T>&s = at.plain, &l = at.logs;
   if (c.outer == MixtureOuter::logit) {
-    T y = log_(s.below / s.above), ladj = log_(s.density / s.below * (r.total / s.above));
+    T y = log_short(s.below * at.per_above), ladj = log_short(at.slopes.below * (r.total * at.per_above));
     if (at.any_far) {
       y = select(at.far, l.below - l.above, y);
       ladj = select(at.far, (l.density - l.below) + (log_(r.total) - l.above), ladj);
@@ -244,9 +266,13 @@ FK_INLINE MixtureOut<T> outer_of(const C& c, const R& r, const At& at) {
   if (at.any_far) log_p = select(at.far, select(low, l.below, l.above) - log_(r.total), log_p);
   T rate;
   const T t = normal_quantile(-log_p, &rate);
-  // Not log density - log phi(y), whose squares cancel, but where the density itself has no digits left.
-  T ladj = log_(select(low, at.slopes.below, at.slopes.above) / rate);
-  if (at.any_far) ladj = select(at.far, l.density - log_(r.total) + (S(0.5) * t * t + S(0.91893853320467274)), ladj);
+  // Not log density - log phi(y), whose squares cancel, but where the slope itself has no digits left.
+  const T slope = select(low, at.slopes.below, at.slopes.above);
+  T ladj = log_(slope / rate);
+  if (at.any_far) {
+    const T by_squares = l.density - log_(r.total) + (S(0.5) * t * t + S(0.91893853320467274));
+    ladj = select(at.far & (slope < c.kTiny), by_squares, ladj);
+  }
   return {select(low, -t, t), ladj, rate};
 }
 
@@ -292,8 +318,8 @@ FK_NOINLINE T mixture_root(const C& c, R& r, T y) {
   const T enough = (1 + abs_(target)) * (4 * c.kEps);
   auto done = T{} < T{};
   for (int step = 0; step < 128; ++step) {
-    const auto at = mixture_at(c, r, x);
-    T logit = log_(at.plain.below / at.plain.above);
+    const auto at = mixture_at<false>(c, r, x);
+    T logit = log_short(at.plain.below * at.per_above);
     if (at.any_far) logit = select(at.far, at.logs.below - at.logs.above, logit);
     const MixtureSlopes<T> g = at.slopes;
     const T miss = logit - target, size = abs_(miss), slope = max_(g.below + g.above, T{} + kLeast);
@@ -312,22 +338,50 @@ FK_NOINLINE T mixture_root(const C& c, R& r, T y) {
     x = select(miss != miss, miss, next), last = size;
     if (!any_(!done)) break;
   }
-  return select(abs_(target) > S(sizeof(S) == 4 ? 3e38 : 1e308), target, x);
+  return select(abs_(target) > c.kInfinite, target, x);
+}
+
+// One component of the distribution that `outer` is the quantile of: y = z. s: its log-scale.
+template <class C, class R, class T = typename R::T>
+FK_INLINE T affine_scale(const C& c, const R& r, T* s) {
+  *s = clamp_(r.raw(2), c.low, c.high);
+  return exp_(c.inverse ? *s : -*s);
+}
+
+template <class C, class R, class T = typename R::T>
+FK_INLINE void eval_affine(const C& c, const R& r, T v, T* out, T* ladj) {
+  T s;
+  const T scale = affine_scale(c, r, &s), w = r.raw(0), m = r.raw(1), none = (w - w) + (m - m);
+  *out = (c.inverse ? m + v * scale : (v - m) * scale) + none;
+  *ladj = select(v == v, (c.inverse ? s : -s) + none, v);
+}
+
+template <class C, class R, class T = typename R::T>
+FK_INLINE T grad_affine(const C& c, R& r, T v, T g_out, T g_ladj) {
+  T s;
+  const T scale = affine_scale(c, r, &s), g_v = g_out * scale, given = r.raw(2);
+  const T g_s = c.inverse ? g_v * v + g_ladj : (r.raw(1) - v) * g_v - g_ladj;
+  r.put(0, T{});
+  r.put(1, c.inverse ? g_out : -g_v);
+  r.put(2, select((given >= c.low) & (given <= c.high), g_s, T{}));
+  return g_v;
 }
 
 template <class C, class R, class T = typename R::T>
 FK_FUNCTION void eval_mixture(const C& c, R& r, T v, T* out, T* ladj) {
+  if (c.affine) return eval_affine(c, r, v, out, ladj);
   prepare(c, r);
   const T x = c.inverse ? mixture_root(c, r, v) : v;
-  const MixtureOut<T> found = outer_of(c, r, mixture_at(c, r, x));
+  const MixtureOut<T> found = outer_of(c, r, mixture_at<false>(c, r, x));
   *out = c.inverse ? x : found.y;
+  if (!c.inverse && c.outer != MixtureOuter::unit) *out = select(abs_(x) > c.kInfinite, x, *out);
   *ladj = c.inverse ? -found.ladj : found.ladj;
 }
 
 // The share of a component in the density.
 template <class C, class R, class At, class T = typename R::T>
-FK_INLINE T share_at(const C& c, const R& r, const At& at, int k, const MixtureComponent<T>& of) {
-  T share = r.weight(k) * (of.density * r.per_scale(k)) / at.plain.density;
+FK_INLINE T share_at(const C& c, const R& r, const At& at, T per_density, int k, const MixtureComponent<T>& of) {
+  T share = r.weight(k) * (of.density * r.per_scale(k)) * per_density;
   if (at.any_far) share = select(at.far, exp_(terms_of(c, r, k).of.density - at.logs.density), share);
   return share;
 }
@@ -336,19 +390,20 @@ FK_INLINE T share_at(const C& c, const R& r, const At& at, int k, const MixtureC
 template <class C, class R, class T = typename R::T>
 FK_FUNCTION T grad_mixture(const C& c, R& r, T v, T g_out, T g_ladj) {
   using S = typename C::S;
+  if (c.affine) return grad_affine(c, r, v, g_out, g_ladj);
   prepare(c, r);
   const T x = c.inverse ? mixture_root(c, r, v) : v;
-  const auto at = mixture_at(c, r, x);
+  const auto at = mixture_at<true>(c, r, x);
   const MixtureOut<T> found = outer_of(c, r, at);
   const MixtureSlopes<T> g = at.slopes;
   T bend = {};  // the derivative of the density's logarithm
+  const T per_density = 1 / at.plain.density;
   for (int k = 0; k < c.K; ++k) {
     const MixtureComponent<T> of = component_of(c, r, k);
-    const T share = share_at(c, r, at, k, of);
-    r.keep_share(k, share);
-    const T big_less_small = of.big - of.small;
-    const T rho = c.normal ? -of.z : select(of.z >= 0, -big_less_small, big_less_small);
+    const T share = share_at(c, r, at, per_density, k, of);
+    const T rho = c.normal ? -of.z : of.above - of.below;
     bend = bend + share * (r.per_scale(k) * rho);
+    r.keep_share(k, share);
   }
   T slope = exp_(found.ladj), of_ladj = bend;
   if (c.outer == MixtureOuter::logit) slope = g.below + g.above, of_ladj = bend + (g.above - g.below);
@@ -372,25 +427,23 @@ FK_FUNCTION T grad_mixture(const C& c, R& r, T v, T g_out, T g_ladj) {
   const T all = (below + above + g_l) / r.total, moved = above * g.above - below * g.below;
   for (int k = 0; k < c.K; ++k) {
     const MixtureComponent<T> of = component_of(c, r, k);
-    const T z = of.z, small = of.small, big = of.big, w = r.weight(k), per_scale = r.per_scale(k);
+    const T w = r.weight(k), mean = r.raw(c.K + k), of_scale = r.raw(2 * c.K + k);
     T share;
     if constexpr (R::kKeeps)
       share = r.share(k);
     else
-      share = share_at(c, r, at, k, of);
-    const auto up = z >= 0;
-    T in_below = w * select(up, big, small) / at.plain.below;
-    T in_above = w * select(up, small, big) / at.plain.above;
+      share = share_at(c, r, at, per_density, k, of);
+    T in_below = w * of.below * at.per_below, in_above = w * of.above * at.per_above;
     if (at.any_far) {
       const MixtureTerms<T> t = terms_of(c, r, k);
       in_below = select(at.far, exp_(t.of.below - at.logs.below), in_below);
       in_above = select(at.far, exp_(t.of.above - at.logs.above), in_above);
     }
-    const T rho = c.normal ? -z : select(up, small - big, big - small);
-    const T of_mean = share * moved, of_scale = r.raw(2 * c.K + k);
-    r.put(k, below * in_below + above * in_above + (g_l * share - all * w));
-    r.put(c.K + k, of_mean - g_l * (share * (per_scale * rho)));
-    const T g_s = of_mean * (z / per_scale) - g_l * (share * (1 + z * rho));
+    const T rho = c.normal ? -of.z : of.above - of.below, of_mean = share * moved;
+    // The weight of one component is 1 whatever its logit.
+    r.put(k, c.K == 1 ? share - share : below * in_below + above * in_above + (g_l * share - all * w));
+    r.put(c.K + k, of_mean - g_l * (share * (r.per_scale(k) * rho)));
+    const T g_s = of_mean * (x - mean) - g_l * (share * (1 + of.z * rho));
     r.put(2 * c.K + k, select((of_scale >= c.low) & (of_scale <= c.high), g_s, T{}));
   }
   return g_v;

@@ -95,13 +95,13 @@ def _probit(s: _Sums) -> Tensor:
 def _forward(spec: Mixture, x: Tensor, c: _Components) -> tuple[Tensor, Tensor]:
     s = _sums(spec, x, c)
     if spec.outer == "logit":
-        return s.below - s.above, s.density - s.below - s.above
+        return torch.where(x.isinf(), x, s.below - s.above), s.density - s.below - s.above
     if spec.outer == "unit":
         low = s.below < s.above
         half = torch.exp(torch.where(low, s.below, s.above))
         return torch.where(low, half, 1 - half), s.density
     y = _probit(s)
-    return y, s.density + 0.5 * y.square() + 0.5 * _LOG_2PI
+    return torch.where(x.isinf(), x, y), s.density + 0.5 * y.square() + 0.5 * _LOG_2PI
 
 
 def _target(spec: Mixture, y: Tensor) -> Tensor:
