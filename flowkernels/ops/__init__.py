@@ -14,6 +14,7 @@ from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .polynomial import Polynomial, polynomial
 from .rqs import RQS, rqs
+from .shrunk_mixture import ShrunkMixture
 from .sinh_arcsinh import SinhArcsinh
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Mixture",
     "MixtureAffine",
     "Polynomial",
+    "ShrunkMixture",
     "SinhArcsinh",
     "actnorm",
     "affine",

@@ -19,7 +19,7 @@ from .reshape import Squeeze, Unsqueeze
 from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
-from .univariate import RQS, Affine, Mixture, MixtureAffine, Polynomial, SinhArcsinh, Univariate
+from .univariate import RQS, Affine, Mixture, MixtureAffine, Polynomial, ShrunkMixture, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -43,6 +43,7 @@ __all__ = [
     "MultiScale",
     "Permutation",
     "Polynomial",
+    "ShrunkMixture",
     "SinhArcsinh",
     "Softclip",
     "Squeeze",

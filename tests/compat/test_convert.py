@@ -242,7 +242,11 @@ REFUSED = {
         ValueError,
         "must have a hidden layer",
     ),
-    "univariate": (lambda: flowkernels.convert(zuko.flows.GF(D)), ValueError, "no kernel for its univariate"),
+    "univariate": (
+        lambda: flowkernels.convert(zuko.flows.MAF(D, univariate=zuko.transforms.MonotonicTransform, shapes=[()])),
+        ValueError,
+        "no kernel for its univariate",
+    ),
     "residual": (
         lambda: flowkernels.convert(zuko.flows.MAF(D, hidden_features=(8, 8), residual=True)),
         ValueError,

@@ -7,10 +7,11 @@ A lazy transform returns a subclass of the transform of zuko that it returned be
 | log-determinant of an inverse                       | of the forward map at x | of the inverse map at y        |
 | inverse where rounding makes the discriminant < 0   | NaN                     | the root, at disc = 0          |
 | a bin below what float32 can divide                 | NaN                     | a bin of 1e-12 of the box      |
-| inverse of a polynomial                             | bisection, to 1e-6      | Newton, to the last ulp        |
+| inverse of a polynomial or a mixture                | bisection, to 1e-6      | Newton, to the last ulp        |
 | inverse of NAF's and UNAF's networks                | bisection, to 1e-6      | Newton, to the last ulps       |
 | gradients of UMNN's weights in evaluation mode      | of the slope alone      | all of them                    |
 | gradients of samples of NAF and UNAF to weights     | off by some per cent    | those of differences           |
+| ladj of a mixture where its density underflows      | -inf                    | its logarithm                  |
 | a batch of no rows                                  | RuntimeError            | no rows                        |
 | float16 and bfloat16                                | ladj in that type       | ladj in float32                |
 | `base` of the transform of an elementwise layer     | built on every call     | built when it is asked for     |
@@ -78,7 +79,7 @@ LIBRARY = Library(
             "network, map (spline, affine or polynomial) and feature split run as one op, MNN and UMNN as a second",
         ),
         "flows.gaussianization.ElementWiseTransform": _lazy(
-            "DependentTransform", "spline or polynomial, MNN or UMNN", "elementwise_refusal", "forward"
+            "DependentTransform", "spline, polynomial or mixture, MNN or UMNN", "elementwise_refusal", "forward"
         ),
     },
     base="lazy.LazyTransform",

@@ -33,6 +33,7 @@ from flowkernels.transforms import (
     Composite,
     Coupling,
     Inverse,
+    LULinear,
     MonotoneNet,
     Permutation,
     Softclip,
@@ -78,9 +79,23 @@ def _fixed(transform: Any, features: int) -> Transform:
         return Permutation(transform.order)
     if type(transform) is transforms.SoftclipTransform:
         return Softclip(transform.bound)
+    if type(transform) is transforms.RotationTransform:
+        return _rotation(transform.R)
     if type(transform) is torch.distributions.AffineTransform:
         return fixed_affine(features, torch.as_tensor(transform.scale), torch.as_tensor(transform.loc))
     raise CannotConvert(f"convert: every layer must be one that native flows have, got {transform}")
+
+
+@torch.no_grad()
+def _rotation(matrix: Tensor) -> LULinear:
+    """By its LU factors: the same map, which training may take away from rotations."""
+    native = LULinear(len(matrix), bias=False, seed=0).double()
+    P, L, U = torch.linalg.lu(matrix.double())
+    s = U.diagonal()
+    for name, value in (("lower", L.tril(-1)), ("upper", U.triu(1)), ("log_s", s.abs().log()), ("sign_s", s.sign())):
+        getattr(native, name).copy_(value)
+    native.permutation.copy_(P.argmax(1))
+    return native
 
 
 def _described(layer: Any, n: int) -> tuple[Any, Tensor]:
@@ -236,6 +251,9 @@ def _their_univariate(part: Any) -> dict[str, Any]:
         kind = transforms.BoundedBernsteinTransform if bounded else transforms.BernsteinTransform
         made = functools.partial(kind, bound=univariate.bound, eps=univariate.edge)
         return {"univariate": made, "shapes": [(univariate.n_params,)]}
+    if has_settings(univariate, shrink=1e-6):
+        made = functools.partial(transforms.GaussianizationTransform, bound=univariate.bound)
+        return {"univariate": made, "shapes": [(univariate.components,), (univariate.components,)]}
     if not has_settings(univariate, **_SPLINE):
         raise cannot("to_zuko", part, f"with {univariate}")
     K = univariate.bins

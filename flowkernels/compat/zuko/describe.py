@@ -18,6 +18,7 @@ from zuko.nn import MaskedLinear, MaskedMLP
 from zuko.transforms import (
     BernsteinTransform,
     BoundedBernsteinTransform,
+    GaussianizationTransform,
     MonotonicAffineTransform,
     MonotonicRQSTransform,
     SOSPolynomialTransform,
@@ -28,7 +29,7 @@ from flowkernels.compat.layer import Layer
 from flowkernels.compat.reading.dense import read_sequence
 from flowkernels.compat.reading.masks import read_plan, with_context
 from flowkernels.nets.reading import Kept, Walk, may_compute
-from flowkernels.ops import RQS, Affine, Polynomial
+from flowkernels.ops import RQS, Affine, Polynomial, ShrunkMixture
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.net import fitting, made_net
 from flowkernels.ops.split import Split, split_of
@@ -61,6 +62,8 @@ def _read(function: Any, items: tuple[tuple[str, Any], ...], shapes: tuple[Seque
     settings = dict(items)
     if function in _POLYNOMIALS:
         return _polynomial(function, settings, shapes)
+    if function is GaussianizationTransform:
+        return _gaussianization(settings, shapes)
     slope = settings.pop("slope", _SLOPE)
     if function is MonotonicAffineTransform and not settings and shapes == ((), ()):
         return Affine("soft_clip", clamp=-math.log(slope), shift_first=True)
@@ -93,6 +96,16 @@ def _polynomial(function: Any, settings: dict[str, Any], shapes: tuple[Sequence[
         return Polynomial("sos", n - 1, terms, shift=shifted, bounded=True, **settings)
     tails = "identity" if function is BoundedBernsteinTransform else "linear"
     return Polynomial("bernstein", shapes[0][0] - 1, tails=tails, edge=edge, **settings)
+
+
+def _gaussianization(settings: dict[str, Any], shapes: tuple[Sequence[int], ...]) -> Map | str:
+    bound, _ = settings.pop("bound", 10.0), settings.pop("eps", None)  # how far its bisection goes is not ours
+    if settings:
+        return f"its univariate is given {', '.join(settings)}"
+    K = shapes[0][0] if len(shapes) == 2 and len(shapes[0]) == 1 else 0
+    if shapes != ((K,), (K,)):
+        return f"the parameters of its mixture have shapes {shapes}"
+    return ShrunkMixture(K, shrink=1e-6, bound=bound)
 
 
 _known = functools.lru_cache(maxsize=256)(_read)

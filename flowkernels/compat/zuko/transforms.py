@@ -19,6 +19,7 @@ from zuko.flows.gaussianization import ElementWiseTransform
 from zuko.utils import broadcast
 
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.ops import ShrunkMixture
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.net import MadePlan, Net, run_made
 from flowkernels.transforms.parts import run_alone
@@ -193,7 +194,12 @@ class DependentTransform(_Fused, transforms.DependentTransform):
         return plain.base
 
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        layer, P = self.layer, self.layer.total
+        layer, P, univariate = self.layer, self.layer.total, _map_of(self.layer, x)
+        if univariate is None:
+            return self.theirs(x, inverse)
+        if self.context is not None and not inverse and isinstance(univariate, ShrunkMixture):
+            # Where each row has its params, bringing them in order costs more than the kernel saves.
+            return self.theirs(x, False)
         if self.context is None:
             params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)
         else:
@@ -204,8 +210,4 @@ class DependentTransform(_Fused, transforms.DependentTransform):
             return (plain.inv if inverse else plain).call_and_ladj(x)
         lead = torch.broadcast_shapes(x.shape[:-1], params.shape[:-2])
         x, params = x.expand(*lead, x.shape[-1]), params.expand(*lead, *params.shape[-2:])
-        univariate = _map_of(layer, x)
-        if univariate is None:
-            plain = ElementWiseTransform.forward(layer, self.context)
-            return (plain.inv if inverse else plain).call_and_ladj(x)
         return univariate(x, params, inverse)
