@@ -127,6 +127,21 @@ def test_the_ends_of_the_line(kernel, outer, components, wide, backend) -> None:
     assert flow.log_prob(x).tolist() == [-torch.inf] and flow.log_prob(x[:, :1].expand(1, 2)).tolist() == [-torch.inf]
 
 
+@EVERY
+def test_gradients_far_out(kernel, outer) -> None:
+    """Where a component's z is beyond what plain sums see of it, too."""
+    x = torch.tensor([[-40.0, -15.0, 20.0, 90.0]])
+    for components in (1, 2):
+        params = draw(1, 4, components=components, seed=2)[1].float().clamp(-1, 1)
+        grads = []
+        for dtype, backend in ((torch.float32, "cpu"), (torch.float64, "reference")):
+            v, p = x.to(dtype).requires_grad_(), params.to(dtype).requires_grad_()
+            y, ladj = ops.mixture(v, p, components=components, kernel=kernel, outer=outer, backend=backend)
+            grads.append(torch.autograd.grad(ladj.sum() + y.sum(), (v, p)))
+        for found, wanted in zip(*grads, strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=2e-4, atol=2e-3)
+
+
 def test_far_from_narrow_components() -> None:
     """Where squares of z have no digits after the point, the slope has all of them."""
     params = torch.tensor([0.1, -0.3, 0.2, -0.5, 0.1, 0.4, -7, -7, -7]).expand(3, 1, 9)
