@@ -11,6 +11,7 @@ struct Squares {
   using T = typename C::T;
   static constexpr int kMost = PolynomialSpec::kMaxNodes + 1;
   static constexpr S kFar = sizeof(S) == 4 ? S(1e37) : S(1e300);  // from where on squares are no numbers
+  static constexpr S kEnd = sizeof(S) == 4 ? S(1e30) : S(1e290);  // where y ends: networks of it still have numbers
 
   int n, terms;  // n: coefficients of a polynomial, and nodes
   bool shift, inverse;
@@ -30,6 +31,8 @@ struct Squares {
     for (int i = 0; i < n; ++i) nodes[i] = S(s.nodes[i]), weights[i] = S(s.weights[i]);
     nodes[n] = 1, weights[n] = 0;
   }
+
+  static FK_INLINE T stopped(T v, S most) { return min_(max_(v, T{} - most), T{} + most); }
 
   FK_INLINE T shift_of(C c) const { return shift ? c.get(terms * n) : T{}; }
 
@@ -73,9 +76,9 @@ struct Squares {
 
   FK_FUNCTION void map(C c, C, T v, T* out, T* ladj) const {
     if (!inverse) {
-      const T u = v / bound;
-      *out = v * mean(c, u) + shift_of(c);
-      *ladj = log_(density(c, u));
+      const T far = T{} + kFar, at = stopped(v, kFar), u = at / bound;
+      *out = stopped(at * min_(mean(c, u), far) + shift_of(c), kEnd);
+      *ladj = log_(min_(density(c, u), far));
       return;
     }
     const T x = solve(c, v);

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels.flows import SOS as SOSFlow
 from flowkernels.ops import Polynomial
 from flowkernels.ops.polynomial.quadrature import nodes_and_weights
 from tests.device import here
@@ -43,6 +44,27 @@ def given(settings: dict[str, Any], rows: int = 40, features: int = 3, size: flo
         torch.randn(*shape, generator=g, device="cpu") for shape in ((rows, features), (rows, features, f.n_params))
     )
     return f, here(3 * x.double()), here(size * params.double())
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
+def test_far_out(wide, backend) -> None:
+    """Where powers leave the type, y and its slope end: what comes behind has no inf - inf."""
+    f, _, params = given({}, rows=1, features=8)
+    sizes = [1e4, 1e6, 1e20, 1e30 if wide is torch.float32 else 1e290]
+    x = torch.tensor([s for size in sizes for s in (-size, size)], dtype=wide)[None]
+    y, ladj = f(x, params.to(wide), backend=backend)
+    assert y.isfinite().all() and (y.sign() == x.sign()).all() and ladj.isfinite().all()
+    assert f(torch.full_like(x, torch.nan), params.to(wide), backend=backend)[0].isnan().all()
+
+
+@pytest.mark.parametrize("transforms", [1, 3])
+def test_flows_of_squares_have_no_density_far_out(transforms) -> None:
+    torch.manual_seed(0)
+    flow = SOSFlow(2, transforms=transforms, hidden=(8,))
+    x = torch.tensor([[1e4, -1e4], [1e6, 0.0], [-1e6, 0.3], [1e20, -1e20], [0.0, 1e30]])
+    log_prob = flow.log_prob(x)
+    assert not log_prob.isnan().any() and (log_prob < -1e7).all()
 
 
 # ---- against the libraries ----

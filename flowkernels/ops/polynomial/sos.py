@@ -36,8 +36,10 @@ def _at(spec: Any, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 def value(spec: Any, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """y and dy/dx."""
     a, shift = _split(spec, params)
+    far, end = (1e300, 1e290) if x.dtype is torch.float64 else (1e37, 1e30)
+    x = x.clamp(-far, far)
     mean, density = _at(spec, x, a)
-    return x * mean + shift, density
+    return (x * mean.clamp(max=far) + shift).clamp(-end, end), density.clamp(max=far)
 
 
 def solve(spec: Any, y: Tensor, params: Tensor) -> Tensor:
