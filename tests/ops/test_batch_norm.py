@@ -53,10 +53,13 @@ def test_numbers(shape, activation, isa) -> None:
 
 @pytest.mark.parametrize("off", [0.0, 1e3, -1e5])
 def test_statistics_far_from_zero(off, isa) -> None:
-    """Squares are summed about each chain's own mean: nothing is lost where the mean is large."""
+    """Squares are summed about each chain's own mean: nothing is lost where the mean is large; what the mean itself lost
+    when it was rounded is not in y."""
     tensors = drawn((1000, 20), torch.float32, off)
-    _, mean, var, *_ = found(tensors, "identity", "cpu", torch.float32)
+    y, mean, var, *_ = found(tensors, "identity", "cpu", torch.float32)
     exact = tensors[0].double()
+    of_y = found(tensors, "identity", None, torch.float64)[0]
+    torch.testing.assert_close(y.double(), of_y, rtol=1e-6, atol=2e-6)
     torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(var.double(), exact.var(0, correction=0), rtol=1e-6, atol=0)
 
