@@ -46,6 +46,8 @@ def given(settings: dict[str, Any], rows: int = 40, features: int = 3, size: flo
     return f, here(3 * x.double()), here(size * params.double())
 
 
+@pytest.mark.interpreted
+@MACHINE
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["f32", "f64"])
 @pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
 def test_far_out(wide, backend) -> None:
@@ -58,6 +60,8 @@ def test_far_out(wide, backend) -> None:
     assert f(torch.full_like(x, torch.nan), params.to(wide), backend=backend)[0].isnan().all()
 
 
+@pytest.mark.interpreted
+@MACHINE
 @pytest.mark.parametrize("transforms", [1, 3])
 def test_flows_of_squares_have_no_density_far_out(transforms) -> None:
     torch.manual_seed(0)

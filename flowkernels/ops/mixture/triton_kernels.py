@@ -159,11 +159,12 @@ def _outer(below, above, dense, far, log_below, log_above, log_dense, of_below, 
             y = tl.where(low, side, 1.0 - side)
         else:
             t, side = _quantile(-tl.where(far, log_side, tl.log(half)), table)
-            # Not log density - log phi(y), whose squares cancel, but where the density itself has no digits left.
+            # Not log density - log phi(y), whose squares cancel, but where the slope itself has no digits left.
+            tiny: tl.constexpr = 1e-200 if t.dtype == tl.float64 else 1e-20
+            slope = tl.where(low, of_below, of_above)
             ladj = tl.where(
-                far, log_dense - log_total + (0.5 * t * t + 0.9189385332046727),
-                tl.log(tl.where(low, of_below, of_above) / side),
-            )  # fmt: skip
+                far & (slope < tiny), log_dense - log_total + (0.5 * t * t + 0.9189385332046727), tl.log(slope / side)
+            )
             y = tl.where(low, -t, t)
     return y, ladj, side
 
@@ -267,6 +268,9 @@ def mixture_fwd(
         if INVERSE:
             y = x
             log_slope = -log_slope
+        elif OUTER != "unit":  # infinities are themselves
+            largest: tl.constexpr = 1e308 if dtype == tl.float64 else 3e38
+            y = tl.where(tl.abs(x) > largest, x, y)
         tl.store(y_ptr + row * D + feature, y.to(y_ptr.dtype.element_ty), mask=ok)
         total += of_rows(log_slope, ok, R, BD)
     store_rows(ladj_ptr, total, rows, R)
@@ -344,7 +348,10 @@ def mixture_bwd(
             of_mean = share * moved
             to = grad_params_ptr + (row * D + feature)[:, None] * (3 * K) + k
             there = ok[:, None] & (k < K)
-            g = g_below[:, None] * in_below + g_above[:, None] * in_above + (g_l * share - every * weight)
+            if K == 1:  # whose weight is 1 whatever its logit
+                g = share - share
+            else:
+                g = g_below[:, None] * in_below + g_above[:, None] * in_above + (g_l * share - every * weight)
             tl.store(to, g.to(to.dtype.element_ty), mask=there)
             g = of_mean - g_l * (share * (per_scale * rho))
             tl.store(to + K, g.to(to.dtype.element_ty), mask=there)

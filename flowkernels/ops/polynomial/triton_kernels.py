@@ -20,6 +20,12 @@ def _coefficient(at, ok, stride, i, dtype: tl.constexpr):
 
 
 @triton.jit
+def _stopped(v, most: tl.constexpr):
+    """v in [-most, most]; a NaN stays one."""
+    return tl.where(v < -most, -most, tl.where(v > most, most, v))
+
+
+@triton.jit
 def _squared(at, ok, stride, k, u, N: tl.constexpr, CENTRE: tl.constexpr):
     """p_k(u) of a tile u [E, BN], with its centre."""
     p = tl.zeros_like(u) + _coefficient(at, ok, stride, k * N + N - 1, u.dtype)[:, None]
@@ -33,7 +39,7 @@ def _squares_at(
     x, at, ok, stride, nodes, weights, N: tl.constexpr, TERMS: tl.constexpr, BOUND: tl.constexpr, SLOPE: tl.constexpr,
     CENTRE: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """x times the mean of the density from 0 to x, and the density at x, which is that of the node 1."""
+    """The mean of the density from 0 to x, and the density at x, which is that of the node 1."""
     u = (x / BOUND)[:, None] * nodes
     density = tl.zeros_like(u)
     for k in range(TERMS):
@@ -42,8 +48,8 @@ def _squares_at(
     density = density * WEIGHT + SLOPE
     last = tl.arange(0, nodes.shape[1])[None, :] == N
     # Not density * 0, which is NaN far out.
-    mean = tl.sum(tl.where(last, 0.0, density * weights), 1)
-    return x * mean, tl.sum(tl.where(last, density, 0.0), 1)
+    mean = tl.sum(tl.where(weights > 0.0, density * weights, 0.0), 1)
+    return mean, tl.sum(tl.where(last, density, 0.0), 1)
 
 
 @triton.jit
@@ -63,11 +69,11 @@ def _squares_root(
     active = size == size
     step = 0
     while (step < 256) & (tl.max(active.to(tl.int32), 0) > 0):
-        f, slope = _squares_at(
+        mean, slope = _squares_at(
             sign * m, at, ok, stride, nodes, weights, N, TERMS, BOUND, SLOPE, CENTRE, WEIGHT
         )  # fmt: skip
         m, low, high, best, least, before, active = newton_step(
-            sign * f - size, slope, size, m, low, high, best, least, before, active, True
+            m * mean - size, slope, size, m, low, high, best, least, before, active, True
         )
         step += 1
     best = tl.where(size == size, best, size)
@@ -80,19 +86,24 @@ def _squares(
     CENTRE: tl.constexpr, WEIGHT: tl.constexpr, SHIFT: tl.constexpr, STOP: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
     """v mapped, and the logarithm of the slope."""
+    far: tl.constexpr = 1e300 if v.dtype == tl.float64 else 1e37  # from where on squares are no numbers
+    end: tl.constexpr = 1e290 if v.dtype == tl.float64 else 1e30  # where y ends: networks of it still have numbers
     if INVERSE:
         x = _squares_root(
             v, at, ok, stride, nodes, weights, N, TERMS, BOUND, SLOPE, CENTRE, WEIGHT, SHIFT, STOP
         )  # fmt: skip
     else:
-        x = v
-    y, density = _squares_at(x, at, ok, stride, nodes, weights, N, TERMS, BOUND, SLOPE, CENTRE, WEIGHT)
-    log_slope = tl.log(density)
+        x = _stopped(v, far)
+    mean, density = _squares_at(x, at, ok, stride, nodes, weights, N, TERMS, BOUND, SLOPE, CENTRE, WEIGHT)
     if INVERSE:
-        log_slope = -log_slope
+        log_slope = -tl.log(density)
         y = tl.where(log_slope == log_slope, x, log_slope)  # a search leaves out what is no number
-    elif SHIFT:
-        y = y + _coefficient(at, ok, stride, TERMS * N, v.dtype)
+    else:
+        log_slope = tl.log(_stopped(density, far))
+        y = x * _stopped(mean, far)
+        if SHIFT:
+            y = y + _coefficient(at, ok, stride, TERMS * N, v.dtype)
+        y = _stopped(y, end)
     return y, log_slope
 
 
