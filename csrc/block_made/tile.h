@@ -106,13 +106,12 @@ void forward_block_tile(const BlockNet<S>& net, const RowTile& rows, const Block
   }
 }
 
-// ladj of a row block to where it belongs. Of an infinite sum nothing is lost.
+// ladj of a row block to where it belongs.
 template <class S>
 FK_INLINE void store_ladj(const BlockArgs& a, const RowTile& rows, int64_t s, const LadjSum<PairOf<S>>& ladj) {
   constexpr int R = kRowBlock<S>;
   alignas(64) S total[R];
-  const PairOf<S> exact = ladj.total();
-  store_pair(total, select(exact == exact, exact, ladj.sum));
+  store_pair(total, ladj.total());
   const int64_t used = rows.rows - s * R;
   memcpy(static_cast<S*>(a.ladj) + rows.first + s * R, total, size_t(used < R ? used : R) * sizeof(S));
 }

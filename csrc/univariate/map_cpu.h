@@ -19,7 +19,11 @@ struct LadjSum {
     lost = lost + ((sum - (s - b)) + (v - b));
     sum = s;
   }
-  FK_INLINE T total() const { return sum + lost; }
+  // Of an infinite sum nothing is lost.
+  FK_INLINE T total() const {
+    const T exact = sum + lost;
+    return select(exact == exact, exact, sum);
+  }
 };
 
 // The parameters of one feature: param p lies in row(p) of a row block.
