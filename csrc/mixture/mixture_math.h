@@ -319,7 +319,7 @@ FK_NOINLINE T mixture_root(const C& c, R& r, T y) {
   auto done = T{} < T{};
   for (int step = 0; step < 128; ++step) {
     const auto at = mixture_at<false>(c, r, x);
-    T logit = log_short(at.plain.below * at.per_above);
+    T logit = log_short(at.plain.below / at.plain.above);
     if (at.any_far) logit = select(at.far, at.logs.below - at.logs.above, logit);
     const MixtureSlopes<T> g = at.slopes;
     const T miss = logit - target, size = abs_(miss), slope = max_(g.below + g.above, T{} + kLeast);
