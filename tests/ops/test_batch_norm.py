@@ -53,8 +53,8 @@ def test_numbers(shape, activation, isa) -> None:
 
 @pytest.mark.parametrize("off", [0.0, 1e3, -1e5])
 def test_statistics_far_from_zero(off, isa) -> None:
-    """Squares are summed about each chain's own mean: nothing is lost where the mean is large; what the mean itself lost
-    when it was rounded is not in y."""
+    """Squares are summed about each chain's own mean: nothing is lost where the mean is large; and what the mean itself
+    lost when it was rounded is not in y."""
     tensors = drawn((1000, 20), torch.float32, off)
     y, mean, var, *_ = found(tensors, "identity", "cpu", torch.float32)
     exact = tensors[0].double()
