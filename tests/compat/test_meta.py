@@ -18,7 +18,7 @@ META = torch.device("meta")
 # Or which keeps a permutation where no `to` reaches it.
 READS_VALUES = (
     "ActNorm", ": between", "zuko, flows.coupling", "zuko, lazy.LazyComposed", "affine_autoregressive",
-    "pyro, distributions.torch_transform",
+    "pyro, distributions.torch_transform", "transforms.block_autoregressive",
 )  # fmt: skip
 # Whose code, the library's, makes zeros on the default device, for x wherever it is.
 MAKES_ZEROS = ("GraphINN",)

@@ -5,7 +5,7 @@ from tests.mutate.mutation import Of
 _TESTS = "tests/ops/test_block_made_kernel.py tests/ops/test_block_made.py -k not avx"
 _block = Of("block_made", _TESTS)
 _gate = Of("gate of block_made", "tests/ops/test_block_made_kernel.py -k gate")
-_BLOCKS, _NET, _TILE = (f"csrc/block_made/{name}.h" for name in ("blocks", "block_net", "tile"))
+_BLOCKS, _NET = (f"csrc/block_made/{name}.h" for name in ("blocks", "block_net"))
 _INVERSE, _INCREASING, _ARGS = (
     "csrc/block_made/inverse.h", "csrc/block_made/increasing.h", "csrc/block_made/block_made_args.cpp"
 )  # fmt: skip
@@ -25,7 +25,9 @@ MUTATIONS = (
         "l < S(-1e6)",
         "shares of 1 cancel in the logarithm",
     ),
-    _block("infinite ladj", _TILE, "store_pair(total, «select(exact == exact, exact, ladj.sum)»);", "exact", "NaN"),
+    _block(
+        "infinite ladj", "csrc/univariate/map_cpu.h", "return «select(exact == exact, exact, sum)»;", "exact", "NaN"
+    ),
     _block("eps, shift", _NET, "less = «square / (square + args.eps)»;", "1.0", "norms' gradients know no eps"),
     _block("slope of log slope", _INCREASING, "return «S(-2) * h»;", "S(-1) * h", "constant"),
     _block("no root", _INVERSE, "if («any_(doubtful)»)", "false", "beyond the map's bounds x is a number"),
