@@ -179,7 +179,7 @@ SWEEPS = {
     **{
         name: (name, Shape((5,), 5, (9, 7), 0, order="random", adds="first"))
         for name, univariate in test_autoregressive_inverse.UNIVARIATES.items()
-        if getattr(univariate, "order", "quadratic") == "quadratic"  # the others have no kernel here
+        if univariate.why_not("triton") is None
     },
     "residual": ("softplus", Shape((3, 5), 6, (11, 11), 0, True, "reversed", "random", "all")),
     "few units": ("spline", Shape((5,), 3, (4,), 0)),
