@@ -102,7 +102,12 @@ class Map(Handled):
         if event_dims != 1 or mask is not None:
             return by_element(self, x, params, event_dims, mask, backend)
         refuse_tensors(name, x, params, self.n_params)
+        return self._run(x, params, backend)
+
+    def _run(self, x: Tensor, params: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+        """Of checked tensors. A map that is made of ops hands them the backend."""
         if backend not in (None, "auto", "reference"):
+            name = f"ops.{type(self).__name__}"
             raise BackendUnavailableError(
                 f"flowkernels: {name} cannot run on backend {backend!r}: no kernel for it yet"
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowkernels._arguments import flag
 from flowkernels.ops.affine import Affine
 from flowkernels.ops.mixture import Mixture
-from flowkernels.ops.univariate import Map, by_element, refuse_tensors
+from flowkernels.ops.univariate import Map
 
 __all__ = ["MixtureAffine"]
 
@@ -76,24 +76,6 @@ class MixtureAffine(Map):
             inverse=inverse,
         )  # fmt: skip
         return mixture, Affine.kept(scale=self.scale, clamp=self.clamp, inverse=inverse)
-
-    def __call__(
-        self,
-        x: Tensor,
-        params: Tensor,
-        inverse: bool = False,
-        event_dims: int = 1,
-        mask: Tensor | None = None,
-        *,
-        backend: str | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `flowkernels.ops.univariate.Map`, whose call this is."""
-        if inverse is not False and flag("ops.MixtureAffine", "inverse", inverse):
-            self = self.inverted()
-        if event_dims != 1 or mask is not None:
-            return by_element(self, x, params, event_dims, mask, backend)
-        refuse_tensors("ops.MixtureAffine", x, params, self.n_params)
-        return self._run(x, params, backend)
 
     def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, params, "reference")

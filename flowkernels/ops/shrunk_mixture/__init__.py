@@ -13,7 +13,7 @@ from torch import Tensor
 from flowkernels._arguments import flag, is_number
 from flowkernels.ops.mixture import Mixture
 from flowkernels.ops.mixture.spec import WIDEST
-from flowkernels.ops.univariate import Map, by_element, refuse_tensors
+from flowkernels.ops.univariate import Map
 
 __all__ = ["ShrunkMixture"]
 
@@ -82,24 +82,6 @@ class ShrunkMixture(Map):
             components=self.components, kernel="normal", outer="logit", min_log_scale=-WIDEST, max_log_scale=WIDEST,
             inverse=inverse,
         )  # fmt: skip
-
-    def __call__(
-        self,
-        x: Tensor,
-        params: Tensor,
-        inverse: bool = False,
-        event_dims: int = 1,
-        mask: Tensor | None = None,
-        *,
-        backend: str | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `flowkernels.ops.univariate.Map`, whose call this is."""
-        if inverse is not False and flag("ops.ShrunkMixture", "inverse", inverse):
-            self = self.inverted()
-        if event_dims != 1 or mask is not None:
-            return by_element(self, x, params, event_dims, mask, backend)
-        refuse_tensors("ops.ShrunkMixture", x, params, self.n_params)
-        return self._run(x, params, backend)
 
     def reference(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, params, "reference")
