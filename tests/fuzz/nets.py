@@ -320,4 +320,6 @@ def monotone_net(draw: Draw) -> Call:
     if draw.chance(0.1) and form == "integral" and not arguments["inverse"]:
         arguments["slope"] = "quadrature"
     rows: dict[Path, int] = {("x",): 1, ("signal",): 2}
-    return Call("monotone_net", arguments, rows if lead else {}, sizes_of("monotone_net", arguments))
+    # The gradient of the last bias through ladj: a slope of 1 at every element, by weights whose sum may be 0.
+    made_of = arguments["x"].numel() ** 0.5
+    return Call("monotone_net", arguments, rows if lead else {}, sizes_of("monotone_net", arguments), made_of=made_of)
