@@ -57,7 +57,9 @@ demo: build  ## trains a spline flow on digits with and without flowkernels; wri
 	$(PY) examples/digits_nsf.py
 
 test: build  ## every check of continuous integration; fails if any fails
-	@status=0; for step in lint types docs interpret sanitized install-check check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
+	@# Two at a time where most of a step runs on one core; pytest alone, with a worker a core.
+	@status=0; $(MAKE) --no-print-directory -k -j2 -O lint types docs sanitized install-check || status=1; \
+	for step in interpret check; do $(MAKE) --no-print-directory $$step || status=1; done; exit $$status
 
 lint: $(INSTALLED)  ## ruff and clang-format
 	$(BIN)/ruff check .
