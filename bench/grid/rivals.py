@@ -51,9 +51,9 @@ def n_params(module: nn.Module) -> int:
 # ---- torch modules ----
 
 
-def ours(model: str, features: int) -> flows.Flow:
+def ours(model: str, features: int, layers: int = LAYERS) -> flows.Flow:
     """The native flow; its weights are moved, so that no layer is the identity."""
-    sizes: dict[str, Any] = {"transforms": LAYERS, "hidden": (HIDDEN,) * BLOCKS}
+    sizes: dict[str, Any] = {"transforms": layers, "hidden": (HIDDEN,) * BLOCKS}
     spline = transforms.RQS(bins=BINS, tail_bound=TAIL_BOUND)
     made: dict[str, Callable[[], flows.Flow]] = {
         "NICE": lambda: flows.NICE(features, **sizes),
