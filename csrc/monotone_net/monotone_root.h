@@ -28,9 +28,10 @@ struct Seeker {
   FK_INLINE void update(V off, V slope) {
     const V size = abs_(off);
     const I nearer = (size < least) & active, above = (off > 0) & active, below = (off <= 0) & active;
-    best = select(nearer, at, select((off != off) & active, off, best));
-    slope_at_best = select(nearer, slope, slope_at_best);
-    const I ended = (below & (at == first_high)) | (above & (at == first_low));
+    // An end beyond which the target lies is the answer also where the map is flat before it, and it is no nearer.
+    const I ended = (below & (at == first_high)) | (above & (at == first_low)), better = nearer | ended;
+    best = select(better, at, select((off != off) & active, off, best));
+    slope_at_best = select(better, slope, slope_at_best);
     low = select(below, at, low), low_seen |= below;
     high = select(above, at, high), high_seen |= above;
     V next = at - off / slope;

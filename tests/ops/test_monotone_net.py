@@ -389,6 +389,18 @@ def test_beyond_the_bound_is_its_end(form, backend, wide) -> None:
     torch.testing.assert_close(negative, -ladj)
 
 
+@BACKENDS
+@pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])
+def test_beyond_the_bound_is_its_end_where_the_map_is_flat(backend, wide) -> None:
+    """One unit of tanh, which has no digit left to grow by long before the bound."""
+    layers = [(torch.tensor([[0.8]], dtype=wide), torch.zeros(1, dtype=wide))]
+    layers += [(torch.tensor([[0.02]], dtype=wide), torch.zeros(1, dtype=wide))]
+    y = torch.linspace(0.021, 0.3, 64, dtype=wide).view(64, 1)
+    y, signal = torch.cat([-y, y]), torch.zeros(128, 1, 0, dtype=wide)
+    x, _ = ops.monotone_net(y, signal, layers, form="positive", activation="tanh", inverse=True, backend=backend)
+    assert torch.equal(x, 10 * y.sign())
+
+
 @FORMS
 @BACKENDS
 @pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])

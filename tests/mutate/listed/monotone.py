@@ -14,6 +14,7 @@ MUTATIONS = (
     _monotone("sign of an inverse", _CPU, "g_ladj = inverse ? «-g_given» : g_given;", "g_given", "sign"),
     _monotone("short step", _CPU, "«left * abs_(s.before) <= Seeker<V>::kUlp * (1 + abs_(s.at))»",
               "(abs_(s.before) <= 1)", "the whole rule is asked once"),
+    _monotone("flat end", _ROOT, "better = «nearer | ended»;", "nearer", "an end that is no nearer is the answer"),
     _monotone("halves", _SPEC, "< «(units + 1) // 2», 1.0, -1.0", "units // 2", "the larger half is the other"),
     _monotone("sign of a weight", _SPEC, "g_weight = g_weight * «weight.sign()»", "1", "of abs"),
 )  # fmt: skip
