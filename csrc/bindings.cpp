@@ -48,7 +48,8 @@ struct BoundFlow {
   size_t n_tensors() const {
     size_t n = 0, net = 0;
     for (const auto& step : plan->steps()) switch (step.kind) {
-        case StepKind::layer: n += nets[net++].n_tensors(); break;
+        case StepKind::layer:
+        case StepKind::sweep: n += nets[net++].n_tensors(); break;
         case StepKind::lu: n += 4 + size_t(step.has_shift); break;
         case StepKind::scale: n += 1 + size_t(step.has_shift); break;
         case StepKind::elementwise: n += 1; break;
@@ -66,7 +67,7 @@ static std::unique_ptr<FlowCall> flow_call(const BoundFlow& flow, int64_t rows, 
   size_t at = 0, net = 0;
   View v[5];
   for (const auto& step : flow.plan->steps()) {
-    if (step.kind == StepKind::layer) {
+    if (has_net(step.kind)) {
       const NetPlan& plan = flow.nets[net++];
       call->add(read_layers(plan, rows, tensors, at, none, none));
       at += plan.n_tensors();
@@ -330,6 +331,11 @@ PYBIND11_MODULE(_C, m) {
       .def("add_layer",
            [](BoundFlow& f, const NetPlan& net, const UnivariateMap& map, const Columns& columns) {
              f.plan->add_layer(map, columns);
+             f.nets.push_back(net);
+           })
+      .def("add_sweep",
+           [](BoundFlow& f, const NetPlan& net, const UnivariateMap& map) {
+             f.plan->add_sweep(map);
              f.nets.push_back(net);
            })
       .def("add_order", [](BoundFlow& f, const std::vector<int32_t>& order) { f.plan->add_order(order); })

@@ -8,7 +8,10 @@
 
 namespace fk {
 
-enum class StepKind { layer, lu, scale, elementwise, normal };
+enum class StepKind { layer, sweep, lu, scale, elementwise, normal };
+
+// Whether such a step has a net.
+constexpr bool has_net(StepKind kind) { return kind == StepKind::layer || kind == StepKind::sweep; }
 
 // What the steps of a flow are, apart from their tensors; checked once for all calls. Reordering features costs
 // nothing: it only says where the steps behind it find them.
@@ -16,7 +19,7 @@ class FlowPlan {
  public:
   struct Step {
     StepKind kind;
-    UnivariateMap map = {};                          // layer, elementwise
+    UnivariateMap map = {};                          // layer, sweep, elementwise
     bool inverse = false;                            // lu, scale
     bool is_log = false;                             // scale: its logarithm is given
     bool has_shift = false;                          // lu, scale
@@ -26,6 +29,9 @@ class FlowPlan {
 
   explicit FlowPlan(int64_t features);
   void add_layer(const UnivariateMap&, const Columns&);
+  // The other direction of an autoregressive layer, whose net sees and whose map changes every feature; `map` is the
+  // inverse of the layer's.
+  void add_sweep(const UnivariateMap&);
   void add_order(const std::vector<int32_t>& order);  // feature i is then what feature order[i] was
   // y = P L (U + diag(sign_s exp(log_s))) x + bias, or its inverse; (P v)[i] = v[permutation[i]].
   void add_lu(bool inverse, const std::vector<int32_t>& permutation, bool has_bias);
@@ -50,7 +56,7 @@ class FlowPlan {
 // A step of a call.
 struct FlowStep {
   StepKind kind;
-  NetSpec net = {};  // layer
+  NetSpec net = {};  // layer, sweep
   const UnivariateMap* map = nullptr;
   const int32_t *in = nullptr, *out = nullptr;
   int64_t n_out = 0;
@@ -59,8 +65,9 @@ struct FlowStep {
   // scale: [features]; elementwise: scale is its parameters, [n_out, params]
   const void *scale = nullptr, *shift = nullptr;
   void *grad_scale = nullptr, *grad_shift = nullptr;
-  void* x =
-      nullptr;  // [rows, features] what enters the step, written by fwd, read by bwd; null: not kept, or the call's
+  // [rows, features] what enters the step, and what leaves the last one if that is a sweep; written by fwd, read by
+  // bwd; null: not kept, or the call's
+  void *x = nullptr, *after = nullptr;
 
   int64_t params() const { return n_out * map->params(); }
   int64_t multiply_adds(int64_t features) const;  // of a row, but for those of maps
@@ -96,8 +103,9 @@ class FlowCall {
   void add_normal();
   void close();  // after the last
 
-  // How many numbers are kept for backward: what enters each layer, and inside of networks what enters the second
-  // layer of each block (of plain ones, each layer) or, of `all`, every layer where that saves a product.
+  // How many numbers are kept for backward: what enters each layer and leaves a sweep, and inside of networks what
+  // enters the second layer of each block (of plain ones, each layer) or, of `all`, every layer where that saves a
+  // product.
   int64_t kept_size(bool all) const;
   // Room for the gradient of each tensor, in their order; one that is not given is not wanted. Before bwd.
   int64_t n_tensors() const { return int64_t(grads_.size()); }

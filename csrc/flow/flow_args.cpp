@@ -6,6 +6,7 @@ namespace fk {
 namespace {
 
 constexpr int64_t kMostLayers = 4096;
+constexpr int kEnters = -1, kLeaves = -2;  // in place of a layer of a network: what enters a step, and what leaves it
 
 bool slope_needs_input(Activation a) { return a == Activation::gelu || a == Activation::silu; }
 
@@ -47,6 +48,11 @@ void FlowPlan::add_layer(const UnivariateMap& map, const Columns& columns) {
   step.inputs = placed(columns.inputs), step.outputs = placed(columns.outputs);
 }
 
+void FlowPlan::add_sweep(const UnivariateMap& map) {
+  Step& step = add({StepKind::sweep, map});
+  step.inputs = step.outputs = place_;
+}
+
 void FlowPlan::add_order(const std::vector<int32_t>& order) {
   if (order.empty()) refuse("flow: an order", "of all features", "an empty one");
   check_order("flow: an order", order, features);
@@ -83,11 +89,11 @@ void FlowPlan::add_elementwise(const UnivariateMap& map, const std::vector<int32
 void FlowPlan::add_normal() { add({StepKind::normal}); }
 
 int64_t FlowStep::multiply_adds(int64_t features) const {
-  return kind == StepKind::layer ? net.work() : kind == StepKind::lu ? features * (features + 16) : features;
+  return has_net(kind) ? net.work() : kind == StepKind::lu ? features * (features + 16) : features;
 }
 
 int64_t FlowStep::widths(int64_t features) const {
-  return kind == StepKind::layer ? net.widths() : kind == StepKind::lu ? 4 * features : 0;
+  return has_net(kind) ? net.widths() : kind == StepKind::lu ? 4 * features : 0;
 }
 
 FlowCall::FlowCall(std::shared_ptr<const FlowPlan> plan, int64_t rows) : plan_(std::move(plan)), rows_(rows) {
@@ -111,7 +117,8 @@ const FlowPlan::Step& FlowCall::next(StepKind kind, DType type) const {
 
 void FlowCall::add(std::unique_ptr<NetLayers> net) {
   const size_t i = steps_.size();
-  const auto& step = next(StepKind::layer, net->type);
+  const bool sweeps = i < plan_->steps().size() && plan_->steps()[i].kind == StepKind::sweep;
+  const auto& step = next(sweeps ? StepKind::sweep : StepKind::layer, net->type);
   const std::string name = "flow: layer " + std::to_string(i) + ": ";
   const int64_t seen = int64_t(step.inputs.size()), mapped = int64_t(step.outputs.size());
   const int64_t n_in = net->spec.layers[0].n_in, n_out = net->spec.n_out();
@@ -119,9 +126,10 @@ void FlowCall::add(std::unique_ptr<NetLayers> net) {
   if (n_in != seen) refuse(name + "inputs of the net", std::to_string(seen), std::to_string(n_in));
   if (n_out != mapped * step.map.params())
     refuse(name + "outputs of the net", std::to_string(mapped * step.map.params()), std::to_string(n_out));
+  if (sweeps && net->spec.scaled()) refuse(name + "scales of the net of a sweep", "None", "a tensor");
   type_ = net->type;
   step.map.check(type_);
-  FlowStep found = {StepKind::layer};
+  FlowStep found = {step.kind};
   found.net = net->spec, found.map = &step.map;
   found.in = step.inputs.data(), found.out = step.outputs.data(), found.n_out = mapped;
   steps_.push_back(found);
@@ -211,7 +219,8 @@ void FlowCall::close() {
   checked_product("flow: rows times multiply-adds of a row", {rows_, work, 66});
 }
 
-// f(step, layer, network, number of numbers) of all that is kept, layer -1 being what enters a step; returns their sum.
+// f(step, layer, network, number of numbers) of all that is kept, layer kEnters being what enters a step; returns their
+// sum. A sweep's hidden units are not: their sums have another order than those that backward takes.
 template <class F>
 int64_t FlowCall::each_kept(bool all, const F& f) const {
   int64_t sum = 0;
@@ -221,12 +230,13 @@ int64_t FlowCall::each_kept(bool all, const F& f) const {
     if (__builtin_add_overflow(sum, n, &sum)) refuse("flow: numbers that are kept", "below 2**63", "more");
   };
   for (size_t i = 0, net = 0; i < steps_.size(); ++i) {
-    if (i > 0) one(i, -1, net, plan_->features);
-    if (steps_[i].kind != StepKind::layer) continue;
+    const StepKind kind = steps_[i].kind;
+    if (i > 0) one(i, kEnters, net, plan_->features);
+    if (kind == StepKind::sweep && i + 1 == steps_.size()) one(i, kLeaves, net, plan_->features);
     const NetSpec& spec = steps_[i].net;
-    for (int layer = 0; layer < spec.n; ++layer)
+    for (int layer = 0; kind == StepKind::layer && layer < spec.n; ++layer)
       if (keeps(spec, layer, all)) one(i, layer, net, spec.layers[layer].n_in);
-    ++net;
+    net += has_net(kind);
   }
   return sum;
 }
@@ -255,7 +265,7 @@ FlowArgs FlowCall::args(const View& x) {
 
 // Deals the numbers of a flat tensor out to what is kept. Nothing stays of what was dealt out before.
 void FlowCall::take_kept(const View& kept) {
-  for (auto& step : steps_) step.x = nullptr;
+  for (auto& step : steps_) step.x = step.after = nullptr;
   for (const auto& net : nets_)
     for (int i = 0; i < net->spec.n; ++i) net->at(i).kept = nullptr;
   if (!kept.given()) return;
@@ -263,7 +273,7 @@ void FlowCall::take_kept(const View& kept) {
   check_dense("flow: kept", kept, type_, kept_size(all));
   char* to = static_cast<char*>(kept.data);
   each_kept(all, [&](size_t i, int layer, size_t net, int64_t n) {
-    (layer < 0 ? steps_[i].x : nets_[net]->at(layer).kept) = to;
+    (layer == kEnters ? steps_[i].x : layer == kLeaves ? steps_[i].after : nets_[net]->at(layer).kept) = to;
     to += n * (type_ == DType::f64 ? 8 : 4);
   });
 }

@@ -9,6 +9,7 @@
 #include "net_step.h"
 #include "normal_step.h"
 #include "scale_step.h"
+#include "sweep_step.h"
 
 namespace fk::FK_ISA {
 namespace {
@@ -37,7 +38,10 @@ struct FlowWeights {
     Arena shared(workspace(Scratch::shared, counted.used()));
     lay(shared);
     for (int i = 0; i < a.n; ++i)
-      if (a.steps[i].kind == StepKind::layer) static_cast<const NetStep<S>*>(steps[i])->pack();
+      if (a.steps[i].kind == StepKind::layer)
+        static_cast<const NetStep<S>*>(steps[i])->pack();
+      else if (a.steps[i].kind == StepKind::sweep)
+        static_cast<const SweepNetStep<S>*>(steps[i])->pack();
   }
 
   // f(step i, as what it is).
@@ -45,6 +49,7 @@ struct FlowWeights {
   void with(int i, const F& f) const {
     switch (a.steps[i].kind) {
       case StepKind::layer: return f(*static_cast<const NetStep<S>*>(steps[i]));
+      case StepKind::sweep: return f(*static_cast<const SweepNetStep<S>*>(steps[i]));
       case StepKind::lu: return f(*static_cast<const LuStep<S>*>(steps[i]));
       case StepKind::scale: return f(*static_cast<const ScaleStep<S>*>(steps[i]));
       case StepKind::elementwise: return f(*static_cast<const MapStep<S>*>(steps[i]));
@@ -61,6 +66,10 @@ struct FlowWeights {
         const auto& net = *static_cast<const NetStep<S>*>(steps[i]);
         return f(net, NetRoom<S>(step, net.call.net, blocks, backward, arena));
       }
+      case StepKind::sweep: {
+        const auto& sweep = *static_cast<const SweepNetStep<S>*>(steps[i]);
+        return f(sweep, sweep.room(blocks, arena));
+      }
       case StepKind::lu: {
         const auto& lu = *static_cast<const LuStep<S>*>(steps[i]);
         return f(lu, lu.room(blocks, arena));
@@ -76,6 +85,7 @@ struct FlowWeights {
   void* laid_out(const FlowStep& step, const Pass& pass, Arena& arena) const {
     switch (step.kind) {
       case StepKind::layer: return placed<NetStep<S>>(arena, a, step, pass);
+      case StepKind::sweep: return placed<SweepNetStep<S>>(arena, a, step, pass);
       case StepKind::lu: return placed<LuStep<S>>(arena, a, step, pass);
       case StepKind::scale: return placed<ScaleStep<S>>(arena, a, step, pass);
       case StepKind::elementwise: return placed<MapStep<S>>(arena, a, step, pass);
@@ -101,6 +111,9 @@ inline int64_t work_of(const FlowArgs& a) {
   return work;
 }
 
+// Whether backward needs what leaves the last step.
+inline bool needs_last(const FlowArgs& a) { return a.steps[a.n - 1].kind == StepKind::sweep; }
+
 // What a thread needs for a group of tiles. Buffers of steps lie in `room`, one step's after another's.
 template <class S>
 struct Group {
@@ -108,7 +121,8 @@ struct Group {
   S* x;                  // [tiles][row blocks][features][kRowBlock], in the order of the flow's x; bwd: of one tile
   S* g;                  // of all tiles, the gradients
   S* ladj;               // [tiles][row blocks][kRowBlock], summed over steps; bwd: its gradient
-  S* between;            // bwd that recomputes: [steps but the first][tiles] of x, what enters
+  S* between;            // bwd that recomputes: [steps][tiles] of x, what leaves; of the last where it needs that
+  S* after;              // bwd that does not: what leaves a step
   S *more, *row;         // of one step; where rows past the end go
   char* room;
 
@@ -117,7 +131,8 @@ struct Group {
     x = arena.take<S>(size_t((w.backward ? 1 : tiles) * size));
     g = w.backward ? arena.take<S>(size_t(tiles * size)) : nullptr;
     ladj = arena.take<S>(size_t(tiles * blocks * kRowBlock<S>));
-    between = w.a.recomputes ? arena.take<S>(size_t((w.a.n - 1) * tiles * size)) : nullptr;
+    between = w.a.recomputes ? arena.take<S>(size_t((w.a.n - 1 + needs_last(w.a)) * tiles * size)) : nullptr;
+    after = w.backward && !w.a.recomputes ? arena.take<S>(size_t(size)) : nullptr;
     more = arena.take<S>(size_t(blocks * kRowBlock<S>));
     row = arena.take<S>(size_t(w.a.features));
     size_t most = 0;
@@ -153,18 +168,20 @@ void fwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const G
       }
     });
   }
+  S* const last = static_cast<S*>(a.steps[a.n - 1].after);
   for (int64_t t = 0; t < n; ++t) {
+    if (last) store_row_blocks(tiles[t], group.x + t * group.size, a.features, nullptr, a.features, last, group.row);
     store_row_blocks(tiles[t], group.x + t * group.size, a.features, a.order, a.features, static_cast<S*>(a.y),
                      group.row);
     memcpy(static_cast<S*>(a.ladj) + tiles[t].first, group.ladj + t * rows, size_t(tiles[t].rows) * sizeof(S));
   }
 }
 
-// What enters each step but the first, computed again.
+// What enters each step but the first, and leaves a last one that needs it, computed again.
 template <class S>
 void recompute(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, const Group<S>& group) {
   const FlowArgs& a = w.a;
-  for (int i = 0; i + 1 < a.n; ++i) {
+  for (int i = 0; i + 1 < a.n + needs_last(a); ++i) {
     Arena own(group.room);
     w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
       for (int64_t t = 0; t < n; ++t) {
@@ -196,12 +213,18 @@ void bwd_group(const FlowWeights<S>& w, const RowTile* tiles, int64_t n, int par
     Arena own(group.room);
     const S* const from = static_cast<const S*>(i > 0 ? a.steps[i].x : a.x);
     const int64_t stride = i > 0 ? a.features : a.x_stride;
+    const S* const to = static_cast<const S*>(i + 1 < a.n ? a.steps[i + 1].x : a.steps[i].after);
     w.with_room(i, group.blocks, own, [&](const auto& step, const auto& room) {
       for (int64_t t = 0; t < n; ++t) {
         const bool again = a.recomputes && i > 0;
         S* const x = again ? group.between + ((i - 1) * n + t) * group.size : group.x;
         if (!again) load_row_blocks(tiles[t], from, stride, a.features, nullptr, a.features, x);
-        step.bwd(room, tiles[t], part, first && t == 0, x, group.ladj + t * rows, group.g + t * group.size);
+        const S* after = nullptr;
+        if (a.steps[i].kind == StepKind::sweep) {
+          if (!a.recomputes) load_row_blocks(tiles[t], to, a.features, a.features, nullptr, a.features, group.after);
+          after = a.recomputes ? group.between + (i * n + t) * group.size : group.after;
+        }
+        step.bwd(room, tiles[t], part, first && t == 0, x, after, group.ladj + t * rows, group.g + t * group.size);
       }
     });
   }

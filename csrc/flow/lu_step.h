@@ -77,7 +77,7 @@ struct LuStep {
 
   void clear(int part, bool) const { backward->clear(part); }
 
-  void bwd(const LuRoom<S>& room, const RowTile& rows, int part, bool, S* x, const S*, S* g) const {
+  void bwd(const LuRoom<S>& room, const RowTile& rows, int part, bool, S* x, const S*, const S*, S* g) const {
     const int64_t blocks = rows.blocks<S>(), size = features * kRowBlock<S>;
     clear_past_end(rows, features, g);
     clear_past_end(rows, features, x);

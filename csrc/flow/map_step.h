@@ -41,7 +41,7 @@ struct MapStep {
   LaneSums<S> sum(int part) const { return {sums + part * LaneSums<S>::size(step.params()), step.params()}; }
   void clear(int part, bool) const { sum(part).clear(); }
 
-  void bwd(const MapRoom<S>& room, const RowTile& rows, int part, bool, S* x, const S* ladj, S* g) const {
+  void bwd(const MapRoom<S>& room, const RowTile& rows, int part, bool, S* x, const S*, const S* ladj, S* g) const {
     constexpr int R = kRowBlock<S>;
     const LaneSums<S> own = sum(part);
     clear_past_end(rows, columns.features, g);

@@ -46,7 +46,8 @@ struct NetStep {
 
   void clear(int part, bool is_empty) const { call.clear(part, is_empty); }
 
-  void bwd(const NetRoom<S>& room, const RowTile& rows, int part, bool first, S* x, const S* ladj, S* g) const {
+  void bwd(const NetRoom<S>& room, const RowTile& rows, int part, bool first, S* x, const S*, const S* ladj,
+           S* g) const {
     const Net<S>& net = call.net;
     const int64_t blocks = rows.blocks<S>();
     gather_input(columns, net.layer[0], blocks, x, room.tile.a[0]);

@@ -31,7 +31,7 @@ struct NormalStep {
 
   void clear(int, bool) const {}
 
-  void bwd(const Room&, const RowTile& rows, int, bool, const S* x, const S* ladj, S* g) const {
+  void bwd(const Room&, const RowTile& rows, int, bool, const S* x, const S*, const S* ladj, S* g) const {
     S* const gradients = g;
     for (int64_t s = 0; s < rows.blocks<S>(); ++s, ladj += kRowBlock<S>) {
       const T by = load_pair(ladj);

@@ -75,7 +75,7 @@ struct ScaleStep {
     for (const bool of_scale : {false, true}) sum(part, of_scale).clear();
   }
 
-  void bwd(const Room&, const RowTile& rows, int part, bool, S* x, const S*, S* g) const {
+  void bwd(const Room&, const RowTile& rows, int part, bool, S* x, const S*, const S*, S* g) const {
     const int64_t blocks = rows.blocks<S>();
     const LaneSums<S> of_shift = sum(part, false), of_scale = sum(part, true);
     clear_past_end(rows, features, g);

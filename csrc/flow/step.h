@@ -1,7 +1,9 @@
 // What the steps of a flow have in common, on tiles of rows. A step is a value that a call lays out once, with
 //   fwd(room, rows, x, ladj)                   maps a tile in place, and writes its ladj
 //   clear(part, is_empty)                      before a part's first tile, or where it has none
-//   bwd(room, rows, part, first, x, ladj, g)   x: what entered; ladj: its gradient; g: of y before, of x after
+//   bwd(room, rows, part, first, x, after, ladj, g)
+//                                              x: what entered; after: what left, of a sweep; ladj: its gradient;
+//                                              g: of y before, of x after
 //   finish(parts, threads)                     what all parts have summed
 // and a room, what a thread needs for a tile of so many row blocks.
 #pragma once

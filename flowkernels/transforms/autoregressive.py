@@ -122,8 +122,9 @@ class Autoregressive(Transform):
 
 
 def read(walk: Walk, layer: Autoregressive, inverse: bool, has_context: bool) -> Part | None:
-    """The layer, forward, for one op with its network; None where it is to be called."""
+    """The layer for one op with its network, in its slow direction a sweep; None where it is to be called."""
     made = layer._modules.get("conditioner")
-    if inverse or not isinstance(made, MADE) or not walk.enter(layer, attributes=("univariate", "features")):
+    if not isinstance(made, MADE) or not walk.enter(layer, attributes=("univariate", "features")):
         return None
-    return read_part(walk, layer.__dict__.get("univariate"), made, every(layer.features), has_context)
+    univariate: Any = layer.__dict__.get("univariate")
+    return read_part(walk, univariate, made, every(layer.features), has_context, sweeps=inverse)

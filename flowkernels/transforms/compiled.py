@@ -54,6 +54,8 @@ def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool, to_nor
     walk, listed = read_pieces(owner, transforms, inverse, has_context, NATIVE)
     if not any(isinstance(piece, Run) and piece.described for piece in listed) or (to_normal and len(listed) != 1):
         return ()
+    if to_normal and isinstance(listed[0], Run) and listed[0].sweeps:
+        return ()  # as eager calls have it
     named_tensors = (transforms.named_parameters, transforms.named_buffers)
     all_named = [pair for each in named_tensors for pair in each(remove_duplicate=False)]
     places = {id(t): tuple(name.split(".")) for name, t in [*all_named, *transforms.named_modules()]}

@@ -144,6 +144,8 @@ def log_normal(composite: Composite, x: Tensor, context: Tensor | None, features
     found = pieces(composite, composite._modules["transforms"], False, context is not None, NATIVE)  # type: ignore[arg-type]
     if found is None or len(found) != 1 or not isinstance(found[0], Run) or found[0].features != features:
         return None
+    if found[0].sweeps:  # whose densities keep the digits that they have with the base behind them
+        return None
     done = found[0].with_normal(x, context)
     return None if done is None else done[1]
 

@@ -19,6 +19,7 @@ from flowkernels.nets.reading import Walk, hooked_globally, still_holds
 from flowkernels.ops._checks import DTYPES
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import _PLAIN, Op, in_transform
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow import Order, op, spec_of
 from flowkernels.ops.flow.spec import Step, count_of
 from flowkernels.ops.flow_layer import FlowLayerSpec
@@ -41,6 +42,8 @@ _MAX_LAYERS = 64  # of a network: kMaxLayers of csrc/net/net.h
 class Part(NamedTuple):
     """A layer as it was read: a map, a network, the split, and how many weights.
 
+    One that `sweeps` is the other direction of an autoregressive layer of this map and network.
+
     Where the tensors of the network are other ones in every call, as those of a context are, there is no `net`, and
     ``as_net(x, context)`` of the conditioner makes it: None where the modules must be called.
     """
@@ -52,6 +55,11 @@ class Part(NamedTuple):
     weights: int
     sizes: tuple[int, int]  # what the network takes and returns
     last: LastRows | None = None  # how its last layer's rows are turned; None: not at all
+    sweeps: bool = False
+
+    def spec(self, net: NetSpec) -> Step:
+        """The step of a run, of this network of a call."""
+        return SweepSpec(net, self.univariate) if self.sweeps else FlowLayerSpec(self.split, self.univariate, net)
 
 
 def is_taken(univariate: Any) -> bool:
@@ -61,13 +69,13 @@ def is_taken(univariate: Any) -> bool:
 
 def part_of(
     univariate: Any, conditioner: Any, layers: Layers, net: Net | None, split: Split, last: LastRows | None = None,
-    more: Sequence[Tensor] = (),
+    more: Sequence[Tensor] = (), sweeps: bool = False,
 ) -> Part | None:  # fmt: skip
     """A layer of this map and network, whose weights and biases are `layers`; None where the op does not take it.
 
-    ``more``: what else the network's modules own.
+    ``more``: what else the network's modules own. ``sweeps``: it is to run in its slow direction.
     """
-    if not is_taken(univariate) or len(layers) > _MAX_LAYERS:
+    if not is_taken(univariate) or len(layers) > _MAX_LAYERS or (sweeps and univariate.inverse):
         return None
     tensors = [*[t for layer in layers for t in layer], *more]
     if any(type(t) not in _PLAIN for t in tensors):
@@ -75,10 +83,12 @@ def part_of(
     sizes = len(split.inputs), len(split.outputs) * univariate.n_params if last is None else last.given
     if net is not None and (net.n_in(), net.n_out()) != sizes:
         return None
-    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes, last)
+    return Part(univariate, conditioner, net, split, sum(t.numel() for t in tensors), sizes, last, sweeps)
 
 
-def read_part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool) -> Part | None:
+def read_part(
+    walk: Walk, univariate: Any, conditioner: Any, split: Split, has_context: bool, sweeps: bool = False
+) -> Part | None:
     """A layer of this map, whose conditioner says of itself what may be read of it, as those of `nets` do."""
     read = getattr(type(conditioner), "read", None)
     if read is None or not can_fuse(type(univariate)) or (conditioner.context_features > 0) != has_context:
@@ -87,7 +97,8 @@ def read_part(walk: Walk, univariate: Any, conditioner: Any, split: Split, has_c
     if found is None:
         return None
     if isinstance(found, Net):
-        return part_of(univariate, conditioner, found.layers(), None if has_context else found, split)
+        net = None if has_context else found
+        return part_of(univariate, conditioner, found.layers(), net, split, sweeps=sweeps)
     return part_of(univariate, conditioner, found.layers, found.fixed(has_context), split, None, found.statistics())
 
 
@@ -133,6 +144,11 @@ class Run:
         same = self._spec is not None and not self._is_made and self._turn is None
         return (self._spec, self._tensors) if same else None
 
+    @functools.cached_property
+    def sweeps(self) -> bool:
+        """Whether a layer of it is a sweep."""
+        return any(p.sweeps for p in self._layers)
+
     def __len__(self) -> int:
         """How many layers it has, apart from reorderings."""
         return len(self._layers)
@@ -151,7 +167,7 @@ class Run:
         rest = iter(nets)
         steps: list[Step] = [
             p if isinstance(p, Order) else p.spec if isinstance(p, OwnPart)
-            else FlowLayerSpec(p.split, p.univariate, next(rest)) for p in self.parts
+            else p.spec(next(rest)) for p in self.parts
         ]  # fmt: skip
         return spec_of(self.features, tuple(steps), self.flat)
 
@@ -251,9 +267,9 @@ class _Alone(Run):
     op: ClassVar[Op] = layer_op
     dtypes: ClassVar[Sequence[torch.dtype]] = DTYPES
 
-    def _spec_of(self, nets: Sequence[NetSpec]) -> FlowLayerSpec:
+    def _spec_of(self, nets: Sequence[NetSpec]) -> Step:
         (layer,), (net,) = self._layers, nets
-        return FlowLayerSpec(layer.split, layer.univariate, net)
+        return layer.spec(net)
 
 
 Reader = Callable[[Walk, Any, bool, bool], Part | None]

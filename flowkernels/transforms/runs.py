@@ -57,11 +57,13 @@ class Kind(NamedTuple):
     ``leaves(walk, transform, inverse, before)``: what a transform that holds others runs, one after another, or
     itself; ``before``: what runs before it.
     ``read(walk, transform, inverse, has_context)``: a layer, the layers that it is made of, or an order; None where it
-    must be called now.
+    must be called now. ``mixes``: whether a run may have both sweeps and other layers; its log-determinants are added
+    up in another order than those of the runs that it is made of, which changes their last digits.
     """
 
     leaves: Callable[[Walk, Any, bool, Sequence[Leaf]], Sequence[Leaf]]
     read: Callable[[Walk, Any, bool, bool], Said]
+    mixes: bool = True
 
 
 def pieces(owner: nn.Module, transforms: nn.Module, inverse: bool, has_context: bool, kind: Kind) -> list[Piece] | None:
@@ -112,7 +114,9 @@ def read_listed(
         more = said if isinstance(said, list) else [said]
         weights = sum(p.weights for p in (*parts, *more) if not isinstance(p, Order))
         dtypes = {dtype_of(p) for p in (*parts, *more)} - {None}
-        if parts and (features_of(more[0]) != features_of(parts[0]) or len(dtypes) > 1 or weights > _MOST_WEIGHTS):
+        ways = {p.sweeps for p in (*parts, *more) if isinstance(p, Part)}
+        apart = len(dtypes) > 1 or weights > _MOST_WEIGHTS or (len(ways) > 1 and not kind.mixes)
+        if parts and (features_of(more[0]) != features_of(parts[0]) or apart):
             close()
         leaves.append(leaf)
         parts += more

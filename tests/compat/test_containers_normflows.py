@@ -52,10 +52,10 @@ MODELS = {
         lambda: [masked_affine(False), masked_affine(True, s=None), masked_affine(False, t=None)], [4], [4],
     ),
     "autoregressive": (
-        lambda: [spline("Autoregressive"), F.Permute(D), spline("Autoregressive", permute_mask=True)], [], [2],
+        lambda: [spline("Autoregressive"), F.Permute(D), spline("Autoregressive", permute_mask=True)], [2], [2],
     ),
     "inverse autoregressive": (
-        lambda: [F.MaskedAffineAutoregressive(D, H), F.Permute(D), F.MaskedAffineAutoregressive(D, H)], [2], [],
+        lambda: [F.MaskedAffineAutoregressive(D, H), F.Permute(D), F.MaskedAffineAutoregressive(D, H)], [2], [2],
     ),
     "reversed": (lambda: [F.Reverse(masked_affine(True)), *blocks()[:1]], [3], [3]),
     "LU layers between": (

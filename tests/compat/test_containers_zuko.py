@@ -51,12 +51,12 @@ def couplings(context: int = 0) -> list[nn.Module]:
 
 # Parts → layers of the runs forward, and backwards.
 MODELS = {
-    "masked": (masked, [3], []),
+    "masked": (masked, [3], [3]),
     "couplings": (couplings, [3], [3]),
-    "both": (lambda c=0: [*couplings(c), masked(c)[1]], [4], [3]),
+    "both": (lambda c=0: [*couplings(c), masked(c)[1]], [4], [4]),
     "behind a z-score": (lambda c=0: [z_score(), *couplings(c)], [3], [3]),
-    "z-scores among them": (lambda c=0: [*couplings(c), z_score(), *masked(c)[:2], z_score()], [5], [3]),
-    "parted": (lambda c=0: [*couplings(c), learned_scale(), *masked(c)[:2], z_score()], [3, 2], [3]),
+    "z-scores among them": (lambda c=0: [*couplings(c), z_score(), *masked(c)[:2], z_score()], [5], [5]),
+    "parted": (lambda c=0: [*couplings(c), learned_scale(), *masked(c)[:2], z_score()], [3, 2], [2, 3]),
     "an elementwise layer": (
         lambda c=0: [*couplings(c), zuko.flows.ElementWiseTransform(D, c, **SPLINE, **(SMALL if c else {}))], [3], [3],
     ),
@@ -169,7 +169,19 @@ def test_samples(ran) -> None:
             results.append([x, log_prob, flow(drawn(7, C).double()).sample((4,))])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
-    assert ran == [3] * 4
+    assert ran == [3] * 6
+
+
+def test_an_inverse_of_fewer_passes_than_levels_is_no_sweep(ran) -> None:
+    """It is no inverse; before and after the layer was read."""
+    flow, x = fast(make("masked")), drawn(B, D)
+    whole = run(True)(flow, x)[0]
+    for passes, n in ((2, [2]), (5, [3])):
+        flow.transform.transforms[0].passes = passes
+        ran.clear()
+        found = run(True)(flow, x)
+        assert ran == n and torch.equal(found[0], whole) is (passes == 5)
+        assert all(torch.equal(a, b) for a, b in zip(found, run(True)(one_by_one(flow), x), strict=True))
 
 
 # ---- what is read follows the modules ----

@@ -14,11 +14,11 @@ from torch import Tensor
 from flowkernels import ops
 from flowkernels._arguments import flag
 from flowkernels.backends import BackendUnavailableError
-from flowkernels.ops.flow import LU, Elementwise, Layer, Normal, Order, Scale
+from flowkernels.ops.flow import LU, Elementwise, Layer, Normal, Order, Scale, Sweep
 from flowkernels.ops.flow_layer import flow_layer
 from flowkernels.ops.net.activations import check_activation
-from flowkernels.ops.net.checks import check_dense, check_sequence, check_tensor
-from flowkernels.ops.net.net import dense_net
+from flowkernels.ops.net.checks import check_dense, check_net, check_sequence, check_tensor
+from flowkernels.ops.net.net import dense_net, made_net
 
 Path = tuple[Any, ...]
 Arguments = dict[str, Any]
@@ -38,8 +38,10 @@ def _flow(
     memory: Any,
     base: Any,
     backend: Any,
+    context: Any = None,
 ) -> Any:
-    """`ops.flow` of layers with plain nets, before each a step of its `own` or none, after each a reordering."""
+    """`ops.flow` of layers with plain nets that may see a context, before each a step of its `own` or none, after each
+    a reordering."""
     check_tensor("ops.flow", "x", x)
     flag("ops.flow", "base", base)
     parts = (("nets", nets), ("own", own), ("maps", maps), ("splits", splits))
@@ -50,18 +52,24 @@ def _flow(
     steps: list[Any] = []
     for net, before, recipe, split in zip(nets, own, maps, splits, strict=True):
         if before is not None:
-            steps.append(_own_step(before))
+            steps.append(_own_step(x, before))
         f, s = (made({"it": r})["it"] for r in (recipe, split))
-        check_dense("ops.flow", x, len(getattr(s, "inputs", ())), net, None, residual=False)
+        seen = len(getattr(s, "inputs", ()))
+        check_dense("ops.flow", x, seen, net, context, residual=False)
         check_activation("ops.flow", activation)
-        steps.append(Layer(f, dense_net(net, False, activation, 0, (), None), s))
+        steps.append(Layer(f, dense_net(net, False, activation, seen, x.shape[:-1], context), s))
         if order is not None:
             steps.append(Order(order))
     steps += [Normal()] if base else []
     return ops.flow(x, steps, memory=memory, backend=backend)
 
 
-def _own_step(given: Any) -> Any:
+def _own_step(x: Tensor, given: Any) -> Any:
+    if isinstance(given, dict) and given.get("kind") == "Sweep":
+        found = made(given)
+        net = found["layers"], found["plan"], found["activation"]
+        check_net("ops.flow", x, *net, None, None, "x")
+        return Sweep(found["univariate"], made_net(*net))
     if not isinstance(given, dict) or not isinstance(given.get("kind"), str) or given["kind"] not in OWN:
         raise TypeError(f"ops.flow: own must be a step, got {given!r:.60}")
     return OWN[given["kind"]](**{name: value for name, value in made(given).items() if name != "kind"})

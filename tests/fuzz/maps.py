@@ -88,11 +88,18 @@ def in_box(draw: Draw, settings: dict[str, Any], *shape: int) -> Tensor:
     return (low + high) / 2 + (high - low) / 2 * (0.61 * draw.values(*shape) + 0.03)
 
 
+def of_step(step: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the map of a step of a flow, in the direction in which it runs."""
+    settings = step["univariate"].settings
+    return {**settings, "inverse": True} if step["kind"] == "Sweep" else settings
+
+
 def sizes_of(op: str, arguments: dict[str, Any]) -> dict[Path, float]:
     """How large x counts beside the box of its map; asked again of a call with a fault, which may be another box."""
     if op == "flow":  # beside the largest of all
-        of_own = [step["univariate"] for step in arguments["own"] if step is not None and "univariate" in step]
-        return {("x",): max(max(map(abs, box(f.settings))) for f in (*arguments["maps"], *of_own))}
+        of_own = [of_step(step) for step in arguments["own"] if step is not None and "univariate" in step]
+        settings = [*(f.settings for f in arguments["maps"]), *of_own]
+        return {("x",): max(max(map(abs, box(s))) for s in settings)}
     if op not in MAPPED:
         return {}
     settings = arguments if op == "rqs" else arguments["univariate"].settings

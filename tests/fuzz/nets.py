@@ -14,7 +14,7 @@ from flowkernels.ops.net.activations import FUNCTIONS
 
 from .calls import Call, Path, Recipe
 from .draw import DTYPES, Draw
-from .maps import in_box, sizes_of, univariate
+from .maps import in_box, of_step, sizes_of, univariate
 
 ACTIVATIONS = tuple(FUNCTIONS)
 EXACT = ("identity", "relu")
@@ -79,8 +79,8 @@ def masked_linear(draw: Draw) -> Call:
     return Call("masked_linear", {**arguments, "activation": activation}, rows if lead else {}, exact=exact)
 
 
-def _made_plan(draw: Draw, P: int) -> tuple[Recipe, MadePlan]:
-    D = draw.choice((1, 1, 2, 3, 4, 5, 7, draw.int(1, 20)))
+def _made_plan(draw: Draw, P: int, D: int | None = None) -> tuple[Recipe, MadePlan]:
+    D = draw.choice((1, 1, 2, 3, 4, 5, 7, draw.int(1, 20))) if D is None else D
     natural = list(range(1, D + 1))
     inputs = draw.choice((natural, natural, draw.shuffled(natural), _degrees(draw, D, 1, D), [3 * d for d in natural]))
     residual = draw.chance(0.4)
@@ -93,11 +93,15 @@ def _made_plan(draw: Draw, P: int) -> tuple[Recipe, MadePlan]:
     return recipe, MadePlan(degrees, residual=residual)
 
 
+def _made_layers(draw: Draw, plan: MadePlan) -> list[tuple[Tensor, Tensor]]:
+    seen = [max(1.0, float(layer.limit.sum()) / layer.n_out) for layer in plan.layers]
+    return [_layer(draw, p.n_in, p.n_out, s) for p, s in zip(plan.layers, seen, strict=True)]
+
+
 def _masked_net(draw: Draw, P: int, lead: tuple[int, ...]) -> tuple[MadePlan, dict[str, Any], dict[Path, int]]:
     """The plan; layers, terms and settings of a MADE; which of them hold rows."""
     recipe, plan = _made_plan(draw, P)
-    seen = [max(1.0, float(layer.limit.sum()) / layer.n_out) for layer in plan.layers]
-    layers = [_layer(draw, p.n_in, p.n_out, s) for p, s in zip(plan.layers, seen, strict=True)]
+    layers = _made_layers(draw, plan)
     arguments: dict[str, Any] = {"layers": layers}
     rows: dict[Path, int] = {}
     last = len(layers) - 1
@@ -232,8 +236,13 @@ def flow_layer(draw: Draw) -> Call:
 
 
 def _own_step(draw: Draw, D: int) -> dict[str, Any]:
-    """A step of a flow that has tensors and no net."""
-    kind = draw.choice(("LU", "Scale", "Elementwise"))
+    """A step of a flow that has tensors and no net, or a sweep."""
+    kind = draw.choice(("LU", "Scale", "Elementwise", "Sweep", "Sweep"))
+    if kind == "Sweep":
+        of_map, P = univariate(draw)
+        recipe, plan = _made_plan(draw, P, D)
+        settings = {"plan": recipe, "activation": draw.choice(ACTIVATIONS), "univariate": of_map}
+        return {"kind": kind, "layers": _made_layers(draw, plan), **settings}
     if kind == "LU":
         return {
             "kind": kind, "lower": draw.values(D, D, scale=1 / D), "upper": draw.values(D, D, scale=1 / D),
@@ -254,27 +263,31 @@ def _own_step(draw: Draw, D: int) -> dict[str, Any]:
 
 
 def flow(draw: Draw) -> Call:
-    """One to three layers, whose maps may be of several kinds, one reordering between them all, and in front of some a
-    step without a net."""
+    """One to three layers, whose maps may be of several kinds, all given one context or none, one reordering between
+    them all, and in front of some a step without a net or a sweep."""
     lead, D = draw.lead(), draw.size(1, 12)
+    rows: dict[Path, int] = {("x",): 1}
+    context = _context(draw, lead, rows)
+    width = None if context is None else context.shape[-1]
     found: list[tuple[list[Any], Recipe, Recipe]] = []
     for _ in range(draw.int(1, 3)):
         of_map, P = univariate(draw)
         of_map.settings["inverse"] = draw.chance(0.5)
         inputs, outputs = (tuple(draw.shuffled(range(D))[: draw.int(1, D)]) for _ in range(2))
-        layers = _dense_net(draw, len(inputs), len(outputs) * P, None, False)
+        layers = _dense_net(draw, len(inputs), len(outputs) * P, width, False)
         found.append((layers, of_map, Recipe(split_of, {"features": D, "inputs": inputs, "outputs": outputs})))
     nets, maps, splits = (list(part) for part in zip(*found, strict=True))
     own = [_own_step(draw, D) if draw.chance(0.5) else None for _ in nets]
     given = {"x": in_box(draw, maps[0].settings, *lead, D), "nets": nets, "own": own}
+    given |= {} if context is None else {"context": context}
     arguments = _cast(given, draw.choice(DTYPES))
     arguments |= {"maps": maps, "splits": splits, "order": draw.shuffled(range(D)) if draw.chance(0.5) else None}
     arguments["activation"] = draw.choice(ACTIVATIONS)
     arguments["memory"] = "flat" if draw.chance(0.3) else "fast"
     arguments["base"] = draw.chance(0.3)
-    of_own = [step["univariate"] for step in own if step is not None and step["kind"] == "Elementwise"]
-    turned = any("bins" in m.settings and m.settings["inverse"] for m in (*maps, *of_own))
-    return Call("flow", arguments, {("x",): 1} if lead else {}, sizes_of("flow", arguments), at_rounded=turned)
+    of_own = [of_step(step) for step in own if step is not None and "univariate" in step]
+    turned = any("bins" in s and s["inverse"] for s in (*(m.settings for m in maps), *of_own))
+    return Call("flow", arguments, rows if lead else {}, sizes_of("flow", arguments), at_rounded=turned)
 
 
 def block_made(draw: Draw) -> Call:

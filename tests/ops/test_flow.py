@@ -14,7 +14,9 @@ from torch import Tensor
 
 from flowkernels import _native, backends
 from flowkernels.nets import MADE
-from flowkernels.ops.flow import FlowSpec, Layer, Order, flow, spec_of
+from flowkernels.ops.autoregressive_inverse import run_inverse
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
+from flowkernels.ops.flow import FlowSpec, Layer, Order, Sweep, flow, spec_of
 from flowkernels.ops.flow import native as flow_native
 from flowkernels.ops.flow import op as flow_op
 from flowkernels.ops.flow_layer import FlowLayerSpec, run_layer, split_of
@@ -28,13 +30,14 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(_native.C is None, reason=f"tests the compiled kernels: {_native.why_missing}"),
 ]
-Build = Callable[[Any, list[Tensor]], list[Layer | Order]]
+Build = Callable[[Any, list[Tensor]], list[Layer | Sweep | Order]]
 MAPS = {"rqs": RQS(bins=5), "circular": RQS(bins=4, tails="circular"), "affine": Affine("tanh"),
         "clipped": RQS(bins=3, parametrization="soft_clip"), "additive": Affine("additive")}  # fmt: skip
 
 
 class Part(NamedTuple):
-    """A layer, but its tensors: residual, plain or made; what it maps with; which features it sees and maps."""
+    """A layer, but its tensors: residual, plain or made, or the sweep of a made one, or of one of residual blocks; what
+    it maps with; which features it sees and maps."""
 
     net: str
     map: str
@@ -70,6 +73,23 @@ CASES = {
             Part("plain", "affine", (3,), (0, 1, 2, 4), context=True), Part("made", "additive", context=True),
         ),
     ),
+    "sweeps": Case((130,), 5, (Part("swept", "affine"), REVERSED[5], Part("swept", "rqs"))),
+    "sweeps of blocks, contexts": Case(
+        (37,), 6, (REVERSED[6], Part("swept blocks", "rqs", context=True), Order((5, 0, 3, 1, 2, 4)),
+                   Part("swept", "additive", context=True, activation="gelu"), REVERSED[6]),
+    ),
+    "sweeps among layers": Case(
+        (70,), 6, (
+            Part("made", "rqs"), Order((1, 2, 0, 4, 3, 5)), Part("swept", "circular"),
+            Part("plain", "affine", EVENS, ODDS), Part("swept blocks", "affine", activation="tanh"),
+            Part("residual", "clipped", ODDS, EVENS), REVERSED[6], Part("swept", "clipped"), Order((3, 4, 5, 0, 1, 2)),
+        ),
+    ),
+    "a sweep alone": Case((33,), 3, (REVERSED[3], Part("swept", "affine"))),
+    "a sweep of one feature": Case((5,), 1, (Part("swept", "rqs"), Part("swept", "affine", context=True))),
+    "sweeps of three rows": Case(
+        (3,), 3, (Part("swept", "rqs"), REVERSED[3], Part("swept blocks", "affine", context=True)),
+    ),
     "normed": Case(
         (130,), 5, (Part("residual", "rqs", (0, 1), (4, 2), activation="elu", normed=True), REVERSED[5],
                     Part("residual", "affine", (3,), (0, 1, 2, 4), activation="silu", normed=True)),
@@ -94,13 +114,14 @@ CASES = {
     "deep": Case((40,), 2, tuple(Part("plain", "affine", (i % 2,), (1 - i % 2,), 4) for i in range(70))),
 }  # fmt: skip
 CONTEXT = 2
+MADE_OF = ("made", "swept", "swept blocks")
 
 
 def sizes(p: Part, D: int) -> list[tuple[int, int]]:
     """[out, in] of every layer."""
     P, n = MAPS[p.map].n_params, p.hidden
-    if p.net == "made":
-        return [(n, D), (n, n), (D * P, n)]
+    if p.net in MADE_OF:
+        return [(n, D), *[(n, n)] * (2 if p.net == "swept blocks" else 1), (D * P, n)]
     first = (n, len(p.inputs) + CONTEXT * p.context)
     if p.net == "plain":
         return [first, (n + 1, n), (len(p.outputs) * P, n + 1)]
@@ -128,15 +149,16 @@ def draw(c: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def plan_of(D: int, P: int, hidden: int) -> Any:
-    return MADE(D, P, (hidden, hidden), order="reversed", seed=0).plan
+def plan_of(D: int, P: int, hidden: int, residual: bool = False) -> Any:
+    widths = (hidden,) if residual else (hidden, hidden)
+    return MADE(D, P, widths, order="reversed", seed=0, residual=residual).plan
 
 
-def build(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[Tensor, list[Layer | Order]]:
+def build(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[Tensor, list[Layer | Sweep | Order]]:
     """x and the steps of `ops.flow`."""
     x, *rest = tensors
     context = rest.pop(0) if any(isinstance(p, Part) and p.context for p in c.steps) else None
-    steps: list[Layer | Order] = []
+    steps: list[Layer | Sweep | Order] = []
     for p in c.steps:
         if isinstance(p, Order):
             back = tuple(sorted(range(c.D), key=p.order.__getitem__))
@@ -147,13 +169,18 @@ def build(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[Tensor
         rest, f = rest[2 * n :], MAPS[p.map]
         norms = list(zip(rest[: 8 * p.normed : 2], rest[1 : 8 * p.normed : 2], strict=True))
         rest = rest[8 * p.normed :]
-        if p.net == "made":
-            every = tuple(range(c.D))
-            adds = None
+        if p.net in MADE_OF:
+            every, blocks = tuple(range(c.D)), p.net == "swept blocks"
+            adds, gates = None, None
             if p.context and context is not None:
-                adds = [context @ context.new_ones(CONTEXT, p.hidden), None, None]
-            net = made_net(layers, plan_of(c.D, f.n_params, p.hidden), p.activation, adds)
+                added = context @ context.new_ones(CONTEXT, p.hidden)
+                adds = [added, *[None] * (len(layers) - 1)]
+                gates = [None, None, added.sigmoid(), None] if blocks else None
+            net = made_net(layers, plan_of(c.D, f.n_params, p.hidden, blocks), p.activation, adds, gates)
             split = split_of(c.D, every, every)
+            if p.net != "made":
+                steps.append(Sweep(f, net))
+                continue
         else:
             seen, given = len(p.inputs), context if p.context else None
             net = dense_net(layers, p.net == "residual", p.activation, seen, x.shape[:-1], given, norms)
@@ -174,7 +201,10 @@ def one_by_one(c: Case, tensors: list[Tensor], inverse: bool = False) -> tuple[T
         if isinstance(step, Order):
             x = x[..., list(step.order)]
             continue
-        found = run_layer(x, step.net, step.univariate, step.split)
+        if isinstance(step, Sweep):
+            found = run_inverse(x, step.net, step.univariate)
+        else:
+            found = run_layer(x, step.net, step.univariate, step.split)
         assert found is not None
         x, total = found[0], found[1] if total is None else total + found[1]
     assert total is not None
@@ -186,7 +216,7 @@ def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
         assert torch.equal(s.contiguous().view(torch.uint8), t.contiguous().view(torch.uint8)), f"result {i}"
 
 
-INVERTIBLE = [name for name in CASES if "made" not in str(CASES[name])]
+INVERTIBLE = [name for name in CASES if "made" not in str(CASES[name]) and "swept" not in str(CASES[name])]
 WAYS = [(name, False) for name in CASES] + [(name, True) for name in INVERTIBLE]
 
 
@@ -204,14 +234,19 @@ def test_the_bits_of_the_layers_one_by_one(case, inverse, precision, isa) -> Non
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 127, 129, 1000, 5000])
-def test_the_bits_do_not_depend_on_how_rows_are_grouped(rows, isa) -> None:
-    c = CASES["couplings"]._replace(rows=(rows,))
+@pytest.mark.parametrize("case", ["couplings", "sweeps"])
+def test_the_bits_do_not_depend_on_how_rows_are_grouped(rows, case, isa) -> None:
+    c = CASES[case]._replace(rows=(rows,))
     given = draw(c, torch.float32)
     mine = values_and_gradients(lambda t: whole(c, t), given)
     assert_same_bits(mine, values_and_gradients(lambda t: one_by_one(c, t), given))
 
 
-@pytest.mark.parametrize("case", ["couplings", "autoregressive", "mixed, orders everywhere", "contexts", "no rows"])
+@pytest.mark.parametrize(
+    "case",
+    ["couplings", "autoregressive", "mixed, orders everywhere", "contexts", "no rows", "sweeps",
+     "sweeps of blocks, contexts", "sweeps among layers"],
+)  # fmt: skip
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_numbers(case, precision, all_isas) -> None:
     c = CASES[case]
@@ -277,7 +312,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_gives_the_bits_of_its_copy(view, isa) -> None:
-    for case in ("mixed, orders everywhere", "contexts"):
+    for case in ("mixed, orders everywhere", "contexts", "sweeps of blocks, contexts"):
         c = CASES[case]
         tensors = draw(c, torch.float32)
         dense = [*whole(c, tensors)]
@@ -309,8 +344,9 @@ def test_no_leading_dims(isa) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_value_stays_in_its_row(bad, isa) -> None:
-    c = CASES["mixed, orders everywhere"]
+@pytest.mark.parametrize("case", ["mixed, orders everywhere", "sweeps of blocks, contexts"])
+def test_a_bad_value_stays_in_its_row(case, bad, isa) -> None:
+    c = CASES[case]
     tensors = draw(c, torch.float32)
     clean = values_and_gradients(lambda t: whole(c, t), tensors)
     for row, column in ((0, 0), (3, 1), (36, 5)):  # the first row also pads the last block
@@ -325,7 +361,7 @@ def test_a_bad_value_stays_in_its_row(bad, isa) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_same_bits_twice(n, isa, threads) -> None:
     threads(n)
-    for case in ("couplings", "mixed, orders everywhere"):
+    for case in ("couplings", "mixed, orders everywhere", "sweeps among layers"):
         c = CASES[case]._replace(rows=(1500,))
         tensors = draw(c, torch.float32)
         run = functools.partial(values_and_gradients, functools.partial(whole, c), tensors)
@@ -334,9 +370,10 @@ def test_same_bits_twice(n, isa, threads) -> None:
             assert_same_bits(run(), first)
 
 
-def test_threads_agree(isa, threads) -> None:
+@pytest.mark.parametrize("case", ["couplings", "sweeps"])
+def test_threads_agree(case, isa, threads) -> None:
     """Values to the bit; sums over rows to their rounding."""
-    c = CASES["couplings"]._replace(rows=(3000,))
+    c = CASES[case]._replace(rows=(3000,))
     tensors = draw(c)
     alone = values_and_gradients(lambda t: whole(c, t), tensors)
     threads(3)
@@ -348,7 +385,7 @@ def test_threads_agree(isa, threads) -> None:
 # ---- gradients ----
 
 
-@pytest.mark.parametrize("case", ["mixed, orders everywhere", "contexts"])
+@pytest.mark.parametrize("case", ["mixed, orders everywhere", "contexts", "sweeps of blocks, contexts"])
 def test_only_some_gradients_wanted(case) -> None:
     c = CASES[case]
     tensors = draw(c)
@@ -377,6 +414,10 @@ SMALL = {
     ),
     "contexts": Case(
         (2,), 2, (Part("residual", "rqs", (0,), (1,), 3, True), REVERSED[2], Part("made", "affine", (), (), 3, True))
+    ),
+    "sweeps": Case(
+        (2,), 3, (Part("swept blocks", "rqs", (), (), 3, True), REVERSED[3], Part("made", "affine", (), (), 3),
+                  Part("swept", "affine", (), (), 3))
     ),
 }  # fmt: skip
 
@@ -426,7 +467,7 @@ def test_transforms() -> None:
     torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], y[1], rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere"])
+@pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "sweeps"])
 def test_the_library_op_is_one_node(case) -> None:
     """Values and every gradient, through a compiler that keeps it whole."""
     c = CASES[case]
@@ -459,19 +500,27 @@ def test_compile(case) -> None:
     torch.testing.assert_close(mine, values_and_gradients(lambda t: whole(c, t), given), rtol=1e-8, atol=1e-8)
 
 
-def _spec(c: Case, steps: list[Layer | Order]) -> FlowSpec:
-    of = [s if isinstance(s, Order) else FlowLayerSpec(s.split, s.univariate, s.net.spec) for s in steps]
-    return spec_of(c.D, tuple(of))
+def _spec(c: Case, steps: list[Layer | Sweep | Order]) -> FlowSpec:
+    def of(s: Layer | Sweep | Order) -> Any:
+        if isinstance(s, Order):
+            return s
+        return (
+            SweepSpec(s.net.spec, s.univariate)
+            if isinstance(s, Sweep)
+            else FlowLayerSpec(s.split, s.univariate, s.net.spec)
+        )
+
+    return spec_of(c.D, tuple(of(s) for s in steps))
 
 
-def _text(c: Case, steps: list[Layer | Order]) -> str:
+def _text(c: Case, steps: list[Layer | Sweep | Order]) -> str:
     return _spec(c, steps).text
 
 
 LIBRARY: dict[str, Any] = {name: getattr(torch.ops.flowkernels, name).default for name in ("flow", "flow_saving")}
 
 
-@pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "autoregressive"])
+@pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "autoregressive", "sweeps"])
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_op(name, case) -> None:
     c = CASES[case]._replace(rows=(7,))
@@ -485,7 +534,7 @@ def _spec_and_given(case: str, rows: tuple[int, ...]) -> tuple[FlowSpec, list[Te
     """Float32; what a context adds is a tensor of the op, as it is of a graph."""
     c = CASES[case]._replace(rows=rows)
     x, steps = build(c, draw(c, torch.float32))
-    return _spec(c, steps), [x, *[t for s in steps if isinstance(s, Layer) for t in s.net.tensors]]
+    return _spec(c, steps), [x, *[t for s in steps if not isinstance(s, Order) for t in s.net.tensors]]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -537,7 +586,9 @@ def test_second_derivatives_of_the_op_that_saves() -> None:
     assert torch.autograd.gradgradcheck(f, x.requires_grad_())
 
 
-@pytest.mark.parametrize("case", ["couplings", "mixed, orders everywhere", "autoregressive", "slopes need inputs"])
+@pytest.mark.parametrize(
+    "case", ["couplings", "mixed, orders everywhere", "autoregressive", "slopes need inputs", "sweeps among layers"]
+)
 def test_a_spec_in_words(case) -> None:
     """What a graph holds is the same flow."""
     c = CASES[case]
@@ -545,7 +596,7 @@ def test_a_spec_in_words(case) -> None:
     spec = _spec(c, steps)
     again = FlowSpec.from_packed(*spec.packed())
     assert again.text == spec.text and again is FlowSpec.from_packed(spec.text)
-    tensors = [t for s in steps if isinstance(s, Layer) for t in s.net.tensors]
+    tensors = [t for s in steps if not isinstance(s, Order) for t in s.net.tensors]
     assert_same_bits([*flow_native.fwd(again, x, *tensors)], [*flow_native.fwd(spec, x, *tensors)])
 
 
@@ -607,6 +658,43 @@ def test_errors(layers, error, message) -> None:
     x = draw(CASES["one layer"])[0]
     with pytest.raises(error, match="ops.flow: " + ".*" + message):
         flow(x, layers())
+
+
+def _sweep(**more: Any) -> Sweep:
+    c = CASES["a sweep alone"]
+    found = build(c, draw(c))[1][1]
+    assert isinstance(found, Sweep)
+    return found._replace(**more)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "error", "message"),
+    [
+        (lambda: _sweep(net=None), TypeError, r"layers\[0\] net must be a Net, got NoneType"),
+        (lambda: _sweep(univariate=3), TypeError, "univariate must be a map of one feature"),
+        (lambda: _sweep(univariate=Affine(inverse=True)), ValueError, "of the layer's direction, got inverse=True"),
+        (lambda: _sweep(net=_layer().net), ValueError, "net must be of the masks of a MadePlan, got one of others or"),
+        (
+            lambda: _sweep(univariate=RQS(bins=5)),
+            ValueError,
+            r"of \(3, 14\) features and parameters of each, got \(3, 2",
+        ),
+    ],
+)
+def test_errors_of_sweeps(sweep, error, message) -> None:
+    x = draw(CASES["a sweep alone"])[0]
+    with pytest.raises(error, match="ops.flow: " + ".*" + message):
+        flow(x, [sweep()])
+
+
+def test_a_sweep_of_a_map_that_it_has_no_kernel_for() -> None:
+    """Of which the op of a sweep alone knows more: a flow's does not."""
+    c = Case((4,), 3, (Part("swept", "circular"),))
+    x, (sweep,) = build(c, draw(c, torch.float32))
+    assert isinstance(sweep, Sweep)
+    turned = sweep._replace(univariate=dataclasses.replace(sweep.univariate, circle_shift=True))  # type: ignore[type-var]
+    with pytest.raises(backends.BackendUnavailableError, match="no kernel for circle_shift"):
+        flow(x, [turned], backend="cpu")
 
 
 # ---- the gate in C++ ----
@@ -674,6 +762,54 @@ def test_a_call_without_layers() -> None:
         C.FlowCall(C.Flow(3), 1, [])
 
 
+def _swept(scales: Any, masks: Any, tensors: Any, kept: Any) -> Tensor:
+    """Two sweeps of a network, of residual blocks where that has scales."""
+    C: Any = _native.C
+    no, x = [False] * len(masks), torch.ones(ROWS, 2)
+    net = C.NetSpec(
+        masks=masks, residual=True in scales, activation=1, last=0, has_bias=True, adds=no, gates=no, scales=scales
+    )
+    f = C.Flow(2)
+    for _ in range(2):
+        f.add_sweep(net, Affine("exp").inverted().handle(C))
+    y = torch.empty_like(x)
+    C.FlowCall(f, ROWS, tensors).fwd(x, y, torch.empty(ROWS), kept, 1)
+    return y
+
+
+_PLAN = plan_of(2, 2, 3)
+_OF_TWO = [torch.zeros(s) for s in [(3, 2), (3,), (3, 3), (3,), (4, 3), (4,)] * 2]
+SWEPT = {
+    "scales": [False] * 3, "masks": [p.handle(_native.C, None) for p in _PLAN.layers] if _native.C else [],
+    "tensors": _OF_TWO, "kept": torch.zeros(2 * ROWS * 2),
+}  # fmt: skip
+SWEPT_WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no masks": ({"masks": [None] * 3}, "sweep: masks must be of units that see none but features before them"),
+    "other inputs": (
+        {"masks": [None] * 3, "tensors": [torch.zeros(3, 3), *_OF_TWO[1:]]},
+        "flow: layer 0: inputs of the net must be 2, got 3",
+    ),
+    "no room for what leaves the last": (
+        {"kept": torch.zeros(ROWS * 2)},
+        "flow: kept must be of 28 elements, got [14]",
+    ),
+    "doubles": ({"tensors": [t.double() for t in _OF_TWO]}, "flow: x must be float64, got float32"),
+    "one net": ({"tensors": _OF_TWO[:6]}, "flow: tensors must be 12 entries, got 6"),
+}
+
+
+@pytest.mark.parametrize("case", SWEPT_WRONG)
+def test_a_call_of_sweeps(case) -> None:
+    assert torch.equal(_swept(**SWEPT), torch.ones(ROWS, 2))
+    assert_refused(_swept, SWEPT, *SWEPT_WRONG[case])
+
+
+def test_a_sweep_takes_no_scales() -> None:
+    tensors = [*_OF_TWO[:4], torch.zeros(3, 3), *_OF_TWO[3:6], torch.ones(3), torch.ones(3)] * 2
+    with pytest.raises(ValueError, match="flow: layer 0: scales of the net of a sweep must be None, got a tensor"):
+        _swept(**{**SWEPT, "scales": [False, True, False, False], "masks": [None] * 4, "tensors": tensors})
+
+
 KEPT = ROWS * (5 + 4 + 5)  # hidden activations of two nets, and what enters the second layer
 
 
@@ -738,7 +874,7 @@ def test_a_call_forgets_what_was_kept_before() -> None:
     """One object, several calls: each reads and writes what it was given alone."""
     c = CASES["couplings"]
     x, steps = build(c, draw(c, torch.float32))
-    tensors = [t for s in steps if isinstance(s, Layer) for t in s.net.tensors]
+    tensors = [t for s in steps if not isinstance(s, Order) for t in s.net.tensors]
     C: Any = _native.C
     call = C.FlowCall(_spec(c, steps).handle(C), x.shape[0], tensors)
     y, ladj = torch.empty_like(x), torch.empty(x.shape[0])
@@ -761,5 +897,5 @@ def test_a_call_forgets_what_was_kept_before() -> None:
 def test_every_case_is_of_its_own_kind() -> None:
     """The table above covers what the kernels tell apart."""
     parts = [p for c in CASES.values() for p in c.steps if isinstance(p, Part)]
-    assert {p.net for p in parts} == {"residual", "plain", "made"} and {p.map for p in parts} == set(MAPS)
+    assert {p.net for p in parts} == {"residual", "plain", *MADE_OF} and {p.map for p in parts} == set(MAPS)
     assert {*itertools.chain(*(c.rows for c in CASES.values()))} >= {0, 1, 3, 130}

@@ -105,18 +105,21 @@ def test_flows_of_features_have_the_same_bits(name, precision) -> None:
         assert_same_bits(run(flow, "flat", batch), run(flow, "fast", batch))
 
 
-def test_draws_of_couplings_have_the_same_bits() -> None:
-    flow = made(FEATURES["NSF with LU"])
-    assert_same_bits(run(flow, "flat", sample=True), run(flow, "fast", sample=True))
+@pytest.mark.parametrize("name", ["NSF with LU", "MAF", "MAF with a context"])
+def test_draws_have_the_same_bits(name) -> None:
+    flow = made(FEATURES[name])
+    for batch in (1, 9, 40):
+        assert_same_bits(run(flow, "flat", batch, sample=True), run(flow, "fast", batch, sample=True))
 
 
+@pytest.mark.parametrize("sample", [False, True], ids=["log_prob", "draws"])
 @pytest.mark.parametrize("name", FEATURES)
-def test_what_flows_of_features_keep_does_not_grow(name) -> None:
+def test_what_flows_of_features_keep_does_not_grow(name, sample) -> None:
     if "context" in name:
         pytest.skip("what a context adds to a hidden layer is an input of the op, one of each network")
     few, many = (made(FEATURES[name], n) for n in (2, 8))
-    of_layers = run(many, "fast", 200).kept - run(few, "fast", 200).kept
-    assert run(many, "flat", 200).kept - run(few, "flat", 200).kept <= 0.05 * of_layers
+    of_layers = run(many, "fast", 200, sample).kept - run(few, "fast", 200, sample).kept
+    assert run(many, "flat", 200, sample).kept - run(few, "flat", 200, sample).kept <= 0.05 * of_layers
 
 
 # ---- images: layers are inverted ----

@@ -106,11 +106,13 @@ def test_the_bits_of_the_layers_one_by_one(rows, context, precision, ran) -> Non
 
 
 @pytest.mark.parametrize("context", [0, 2])
-def test_couplings_backwards(context, ran) -> None:
+@pytest.mark.parametrize("rows", [(B,), (1,), (0,), (3, 7)])
+def test_backwards_autoregressive_layers_are_sweeps(rows, context, ran) -> None:
     layer = composite(context)
+    c = drawn(*rows, context, seed=2) if context else None
+    assert_as_one_by_one(layer, drawn(*rows, D), c, inverse=True)
+    assert ran == [4]
     c = drawn(B, context, seed=2) if context else None
-    assert_as_one_by_one(layer, drawn(B, D), c, inverse=True, is_one=False)
-    assert ran == [2]  # the other two are sweeps
     y, _ = layer(drawn(B, D), c)
     torch.testing.assert_close(layer.inverse(y, c)[0], drawn(B, D), rtol=1e-3, atol=1e-3)
 
@@ -146,8 +148,8 @@ def test_models(name, ran) -> None:
     assert ran == [3]
 
 
-@pytest.mark.parametrize("name", ["Real NVP", "NSF", "NSF, random orders"])
-def test_samples_of_couplings(name, ran) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_samples(name, ran) -> None:
     flow = filled(MODELS[name]())
 
     def draw() -> Tensor:
@@ -158,10 +160,14 @@ def test_samples_of_couplings(name, ran) -> None:
 
 
 def test_an_inverse_autoregressive_flow(ran) -> None:
-    """Its layers are turned round: sampling is the one-pass direction."""
+    """Its layers are turned round: sampling is the one-pass direction, densities are sweeps."""
     flow = filled(flows.IAF(D, transforms=3, hidden=(16, 16)))
     assert_as_one_by_one(flow.transform, drawn(B, D), inverse=True)
-    assert ran == [3]
+    assert_as_one_by_one(flow.transform, drawn(B, D))
+    assert ran == [3, 3]
+    given = drawn(B, D)
+    torch.testing.assert_close(flow.log_prob(given), one_by_one(lambda: flow.log_prob(given)))
+    assert ran == [3, 3, 3]
 
 
 def test_what_is_no_layer_of_the_op_splits_the_run(ran) -> None:

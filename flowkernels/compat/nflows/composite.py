@@ -100,7 +100,7 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     if methods in _COUPLINGS:
         return _coupling(walk, layer, inverse, has_context)
     if methods in _AUTOREGRESSIVE:
-        return AS_IT_IS if inverse else part.autoregressive(walk, layer, inverse, has_context)
+        return part.autoregressive(walk, layer, inverse, has_context)
     if methods is Composite:  # which runs its own
         return AS_IT_IS
     name = _name(layer)
@@ -109,7 +109,7 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     return permutation(walk, layer, inverse) if name in _PERMUTATIONS else None
 
 
-KIND = kind(leaves, read)
+KIND = kind(leaves, read)._replace(mixes=False)
 
 
 # ---- the container ----

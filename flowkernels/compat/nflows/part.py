@@ -46,12 +46,12 @@ class _Dense:
 class _Masked:
     """A masked network, as a run asks for it in every call."""
 
-    def __init__(self, net: Any, found: made.Read) -> None:
-        self.net, self.found = net, found
+    def __init__(self, net: Any, found: made.Read, sweeps: bool) -> None:
+        self.net, self.found, self.sweeps = net, found, sweeps
         self.spec: NetSpec | None = None
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
-        if self.found.merged and thresholds.is_few(x.shape[0], thresholds.MERGED_ROWS):
+        if self.found.merged and not self.sweeps and thresholds.is_few(x.shape[0], thresholds.MERGED_ROWS):
             return None
         plain = self.found.of_call(self.net)
         if context is None or plain is None:
@@ -95,7 +95,7 @@ def coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part |
 
 @or_called
 def autoregressive(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part | None:
-    """An autoregressive layer, from data to latents, as one op with its network."""
+    """An autoregressive layer as one op with its network, from latents to data a sweep."""
     what = _described(walk, layer, "autoregressive_net")
     before = None if what is None else what.net._modules.get("preprocessing")
     if before is not None and not walk.enter(before):
@@ -112,4 +112,5 @@ def autoregressive(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> 
         return None
     plan: Any = found.net.spec.plan
     net = None if has_context or found.merged else found.net
-    return part_of(what.map, _Masked(what.net, found), found.net.layers(), net, every(plan.features))
+    masked, layers = _Masked(what.net, found, inverse), found.net.layers()
+    return part_of(what.map, masked, layers, net, every(plan.features), sweeps=inverse)

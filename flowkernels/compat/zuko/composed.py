@@ -60,7 +60,7 @@ def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
     """A layer, or a scale; None where it must be called."""
     methods = layer_of(layer)
     if methods is _AUTOREGRESSIVE:
-        return AS_IT_IS if inverse else autoregressive(walk, layer, inverse, has_context)
+        return autoregressive(walk, layer, inverse, has_context)
     if methods is not None and methods.is_container:  # which runs its own
         return AS_IT_IS
     if type(layer) is UnconditionalTransform:

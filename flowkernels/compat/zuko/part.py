@@ -17,7 +17,7 @@ from flowkernels.transforms.parts import Part, part_of
 
 from . import describe
 
-_SETTINGS = ("univariate", "shapes", "total")  # what `describe` reads of a layer
+_SETTINGS = ("univariate", "shapes", "total", "passes")  # what `describe` reads of a layer
 
 
 class _Masked:
@@ -42,7 +42,7 @@ class _Dense:
 
 @or_called
 def autoregressive(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part | None:
-    """An autoregressive layer, from data to latents, as one op with its network."""
+    """An autoregressive layer as one op with its network, from latents to data a sweep."""
     net = layer._modules.get("hyper")
     if net is None or not walk.enter(layer, attributes=_SETTINGS) or not walk.enter(net, attributes=("out_features",)):
         return None
@@ -50,10 +50,14 @@ def autoregressive(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> 
     found = None if isinstance(what, str) else describe.read_net(walk, net, features)
     if found is None:
         return None
+    plan: Any = found.spec.plan
+    if inverse and layer.passes < len(plan.groups):  # which is not the inverse
+        return None
     fixed = None if has_context else describe.of_call(found, features, None)
     if fixed is None and not has_context:
         return None
-    return part_of(what.map, _Masked(found, features), found.layers(), fixed, every(features))  # type: ignore[union-attr]
+    given = _Masked(found, features), found.layers(), fixed, every(features)
+    return part_of(what.map, *given, sweeps=inverse)  # type: ignore[union-attr]
 
 
 @or_called

@@ -18,10 +18,10 @@ from flowkernels.ops.split import split_of
 
 from . import native, reference
 from .checks import checked
-from .spec import FlowSpec, Layer, Order, Step
+from .spec import NET_STEPS, FlowSpec, Layer, Order, Step, Sweep
 from .steps import LU, Elementwise, Normal, NormalSpec, Scale
 
-__all__ = ["LU", "Elementwise", "FlowSpec", "Layer", "Normal", "Order", "Scale", "flow", "op", "spec_of"]
+__all__ = ["LU", "Elementwise", "FlowSpec", "Layer", "Normal", "Order", "Scale", "Sweep", "flow", "op", "spec_of"]
 
 _NAME = "ops.flow"
 
@@ -54,7 +54,7 @@ op = Op(
 
 def flow(
     x: Tensor,
-    layers: Sequence[Layer | Order | LU | Scale | Elementwise | Normal],
+    layers: Sequence[Layer | Sweep | Order | LU | Scale | Elementwise | Normal],
     *,
     memory: str = "fast",
     backend: str | None = None,
@@ -64,18 +64,20 @@ def flow(
     .. math:: x_0 = x, \qquad x_i, \mathrm{ladj}_i = f_i(x_{i-1}), \qquad y = x_n, \qquad
         \mathrm{ladj} = \sum_i \mathrm{ladj}_i
 
-    with every :math:`f_i` a layer as `ops.flow_layer` has them, a reordering of the features, a linear map by its LU
-    factors, a scale and shift of every feature, or a map of features by parameters of their own; at the end there may
-    be the base, whose :math:`y = x` and whose ladj is :math:`\log \mathcal{N}(x; 0, 1)`. Kept for backward are what
-    enters each layer and hidden activations, or with ``memory="flat"`` nothing but ``x``; parameters of maps never
-    reach memory. The inverse of couplings is the list from its end, of maps ``univariate.inverted()``, inverse orders
-    and the others with ``inverse=True``.
+    with every :math:`f_i` a layer as `ops.flow_layer` has them, the inverse of an autoregressive one as
+    `ops.autoregressive_inverse` solves it, a reordering of the features, a linear map by its LU factors, a scale and
+    shift of every feature, or a map of features by parameters of their own; at the end there may be the base, whose
+    :math:`y = x` and whose ladj is :math:`\log \mathcal{N}(x; 0, 1)`. Kept for backward are what enters each layer and
+    hidden activations, or with ``memory="flat"`` nothing but ``x``; parameters of maps never reach memory. The inverse
+    of a list is the list from its end: couplings with maps ``univariate.inverted()``, a `Sweep` for an autoregressive
+    layer, inverse orders, and the others with ``inverse=True``.
 
     Args:
         x: ``[..., D]``; float32 or float64 for the kernel, the reference takes 16 bits too.
-        layers: each a `Layer` (map, net, split), an `Order`, an `LU`, a `Scale` or an `Elementwise`, and at the end
-            perhaps a `Normal`, all of ``flowkernels.ops.flow``, at least one of them a layer. A net is what
-            ``flowkernels.ops.net.net.dense_net`` and ``made_net`` return, of the dtype of ``x``.
+        layers: each a `Layer` (map, net, split), a `Sweep` (map, net), an `Order`, an `LU`, a `Scale` or an
+            `Elementwise`, and at the end perhaps a `Normal`, all of ``flowkernels.ops.flow``, at least one of them a
+            `Layer` or a `Sweep`. A net is what ``flowkernels.ops.net.net.dense_net`` and ``made_net`` return, of the
+            dtype of ``x``.
         memory: ``"flat"``: backward goes forward once more with each tile of rows, from ``x``: bytes do not grow with
             the number of layers, for a third of a training step's time; the same numbers as ``"fast"``.
         backend: run on this one or raise; default: the fastest that can.
@@ -111,7 +113,7 @@ def flow(
     given = list(layers) if isinstance(layers, Sequence) else [layers]
     parts = [checked(i, step, x) for i, step in enumerate(given)]
     steps, tensors = [step for step, _ in parts], [t for _, part in parts for t in part]
-    if not any(isinstance(step, FlowLayerSpec) for step in steps):
+    if not any(isinstance(step, NET_STEPS) for step in steps):
         raise ValueError(f"{_NAME}: layers must have at least one Layer, got {len(given)} other steps")
     bases = [i for i, step in enumerate(steps[:-1]) if isinstance(step, NormalSpec)]
     if bases:

@@ -8,18 +8,20 @@ from torch import Tensor
 
 from flowkernels._arguments import flag
 from flowkernels.ops._checks import check_shape
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net.checks import check_broadcasts, check_tensor
 from flowkernels.ops.net.net import Net
+from flowkernels.ops.net.plan import MadePlan
 from flowkernels.ops.net.spec import unpack
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import check_univariate
 
-from .spec import Layer, Order, Step
+from .spec import Layer, Order, Step, Sweep
 from .steps import LU, Elementwise, Normal, Own, Scale, spec_and_tensors
 
 _NAME = "ops.flow"
-_KINDS = (Layer, Order, LU, Scale, Elementwise, Normal)
+_KINDS = (Layer, Sweep, Order, LU, Scale, Elementwise, Normal)
 
 
 def checked(i: int, step: Any, x: Tensor) -> tuple[Step, tuple[Tensor, ...]]:
@@ -31,6 +33,8 @@ def checked(i: int, step: Any, x: Tensor) -> tuple[Step, tuple[Tensor, ...]]:
         return Order(_order(name, "an order", step.order, features)), ()
     if isinstance(step, Layer):
         return _checked_layer(name, step, x), step.net.tensors
+    if isinstance(step, Sweep):
+        return _checked_sweep(name, step, x), step.net.tensors
     _check_own(name, step, x)
     return spec_and_tensors(step, features)
 
@@ -88,6 +92,23 @@ def _checked_layer(name: str, step: Layer, x: Tensor) -> FlowLayerSpec:
         raise ValueError(f"{_NAME}: {name} split must be of {x.shape[-1]} features, as x, got {split.features}")
     _check_net(name, net, len(split.inputs), len(split.outputs) * univariate.n_params, x)
     return FlowLayerSpec(split, univariate, net.spec)
+
+
+def _checked_sweep(name: str, step: Sweep, x: Tensor) -> SweepSpec:
+    univariate, net = step
+    if not isinstance(net, Net):
+        raise TypeError(f"{_NAME}: {name} net must be a Net, got {type(net).__name__}")
+    check_univariate(_NAME, univariate, x.dtype)
+    if univariate.inverse:
+        raise ValueError(f"{_NAME}: {name} univariate must be of the layer's direction, got inverse=True")
+    plan = net.spec.plan
+    if not isinstance(plan, MadePlan):
+        raise ValueError(f"{_NAME}: {name} net must be of the masks of a MadePlan, got one of others or of none")
+    wanted, given = (x.shape[-1], univariate.n_params), (plan.features, plan.params_per_feature)
+    if wanted != given:
+        raise ValueError(f"{_NAME}: {name} net must be of {wanted} features and parameters of each, got {given}")
+    _check_net(name, net, x.shape[-1], x.shape[-1] * univariate.n_params, x)
+    return SweepSpec(net.spec, univariate)
 
 
 def _check_net(name: str, net: Net, n_in: int, n_out: int, x: Tensor) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
 from flowkernels._machine import CPU
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow_layer import native as layer_native
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
 from flowkernels.ops.net.activations import SLOPE_NEEDS_INPUT
 from flowkernels.ops.net.spec import NetSpec, unpack
 
-from .spec import FlowSpec
+from .spec import NET_STEPS, FlowSpec, NetStep
 from .steps import ElementwiseSpec, OwnSpec
 
 _threads = torch.get_num_threads
@@ -38,9 +39,9 @@ def why_not(spec: FlowSpec, *tensors: Tensor) -> str | None:
     return None
 
 
-def _why_not(step: FlowLayerSpec | OwnSpec, *tensors: Tensor) -> str | None:
-    if isinstance(step, FlowLayerSpec):
-        return layer_native.why_not(step, *tensors)
+def _why_not(step: NetStep | OwnSpec, *tensors: Tensor) -> str | None:
+    if isinstance(step, NET_STEPS):
+        return layer_native.why_not_map(step.univariate) or native.why_not_run(tensors)
     return (layer_native.why_not_map(step.univariate) if isinstance(step, ElementwiseSpec) else None) or (
         native.why_not_run(tensors)
     )
@@ -52,7 +53,7 @@ def _as_read(spec: FlowSpec, tensors: Sequence[Tensor], lead: Sequence[int]) -> 
         return tensors
     found: list[Tensor] = []
     for step, part in zip(spec.full, spec.parts(tensors), strict=True):
-        if isinstance(step, FlowLayerSpec):
+        if isinstance(step, NET_STEPS):
             found += native.as_read(step.net, part, lead)
         else:
             found += [t.resolve_neg().contiguous() for t in part]
@@ -104,7 +105,8 @@ def saves(spec: FlowSpec, x: Tensor, *tensors: Tensor) -> Tensor:
 
 def _kept_width(spec: FlowSpec, tensors: Sequence[Tensor], all: bool) -> int:
     """`FlowCall::kept_size` of one row."""
-    width = (len(spec.full) - 1) * spec.features
+    # What enters each step but the first, and what leaves a sweep that is the last.
+    width = (len(spec.full) - 1 + isinstance(spec.full[-1], SweepSpec)) * spec.features
     for step, part in zip(spec.full, spec.parts(tensors), strict=True):
         if isinstance(step, FlowLayerSpec):
             weights = unpack(step.net, (None, *part))[1].weights
@@ -145,7 +147,7 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
     lead, found, wanted = x.shape[:-1], [], needs[1:]
     for step, part in zip(spec.full, spec.parts(rest), strict=True):
         needed = wanted[len(found) : len(found) + len(part)]
-        if isinstance(step, FlowLayerSpec):
+        if isinstance(step, NET_STEPS):
             found += native.allocate_grads(step.net, part, needed, rows.shape[0])
         else:
             found += [t.new_empty(t.shape) if n else None for t, n in zip(part, needed, strict=True)]

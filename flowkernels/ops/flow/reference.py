@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flowkernels.ops.autoregressive_inverse import reference as sweep
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow_layer import reference
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 
@@ -17,7 +19,8 @@ def fwd(spec: FlowSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(step, Order):
             x = x[..., list(step.order)]
             continue
-        define = reference.fwd if isinstance(step, FlowLayerSpec) else steps.fwd
+        layer = reference if isinstance(step, FlowLayerSpec) else sweep if isinstance(step, SweepSpec) else None
+        define = steps.fwd if layer is None else layer.fwd
         x, ladj = define(step, x, *next(parts))  # type: ignore[arg-type]
         total = ladj if total is None else total + ladj
     assert total is not None  # a flow has a layer

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import _dispatch_modes
+from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.net import native
 from flowkernels.ops.net.net import Net
@@ -37,20 +38,34 @@ class Layer(NamedTuple):
     split: Split
 
 
+class Sweep(NamedTuple):
+    """The other direction of an autoregressive layer, as `flowkernels.ops.autoregressive_inverse` solves it.
+
+    Attributes:
+        univariate: the layer's map, of its own direction.
+        net: what ``flowkernels.ops.net.net.made_net`` returns.
+    """
+
+    univariate: Map
+    net: Net
+
+
 class Order(NamedTuple):
     """A reordering: feature i is then what feature ``order[i]`` was. It costs nothing."""
 
     order: tuple[int, ...]
 
 
-Step = FlowLayerSpec | Order | OwnSpec
+NetStep = FlowLayerSpec | SweepSpec
+NET_STEPS = (FlowLayerSpec, SweepSpec)  # which have a net
+Step = NetStep | Order | OwnSpec
 # Flows that a graph holds by a name: what they are now; see `flowkernels.transforms.compiled`.
 named: dict[str, Callable[[], FlowSpec]] = {}
 
 
-def count_tensors(step: FlowLayerSpec | OwnSpec) -> int:
+def count_tensors(step: NetStep | OwnSpec) -> int:
     """How many tensors a step has behind x."""
-    return count_of(step.net) if isinstance(step, FlowLayerSpec) else step.count()
+    return count_of(step.net) if isinstance(step, NET_STEPS) else step.count()
 
 
 def count_of(net: NetSpec) -> int:
@@ -63,7 +78,7 @@ class FlowSpec:
 
     Attributes:
         features, steps: how many; what comes one after another, nearest to x first.
-        layers: the steps that are layers.
+        layers: the steps that are layers, forward or swept.
         flat: whether backward computes what enters the layers again, and nothing is kept that grows with their number.
         full: the steps that compute: all but the orders.
         has_terms: whether a network has more tensors than weights and biases.
@@ -73,7 +88,7 @@ class FlowSpec:
 
     def __init__(self, features: int, steps: Sequence[Step], flat: bool = False) -> None:
         self.features, self.steps, self.flat = features, tuple(steps), flat
-        self.layers = tuple(s for s in self.steps if isinstance(s, FlowLayerSpec))
+        self.layers = tuple(s for s in self.steps if isinstance(s, NET_STEPS))
         self.full = tuple(s for s in self.steps if not isinstance(s, Order))
         self.counts = tuple(count_tensors(s) for s in self.full)
         self.has_terms = any(s.net.n_terms() > 0 for s in self.layers)
@@ -87,11 +102,14 @@ class FlowSpec:
             for step in self.steps:
                 if isinstance(step, Order):
                     found.add_order(step.order)
-                elif not isinstance(step, FlowLayerSpec):
-                    step.add_to(found, module)
-                else:
+                elif isinstance(step, FlowLayerSpec):
                     net = native.spec_handle(step.net, module)
                     found.add_layer(net, step.univariate.handle(module), step.split.handle(module))
+                elif isinstance(step, SweepSpec):
+                    net = native.spec_handle(step.net, module)
+                    found.add_sweep(net, step.univariate.inverted().handle(module))
+                else:
+                    step.add_to(found, module)
             self._handles[module] = found
         return found
 
@@ -127,12 +145,36 @@ def _as_list(step: Step) -> list[Any]:
         return [type(step).__name__, *step]
     if isinstance(step, ElementwiseSpec):
         return [type(step).__name__, _settings(step.univariate), step.outputs]
+    if isinstance(step, SweepSpec):
+        return [type(step).__name__, _settings(step.univariate), _words_of(step.net)]
     split, f, net = step
+    return [_settings(f), _words_of(net), list(split.inputs), list(split.outputs)]
+
+
+def _words_of(net: NetSpec) -> list[Any]:
     plan = net.plan
     texts = None if plan is None else [layer.text for layer in net.masks()]
     rest = [net.n, texts, isinstance(plan, MadePlan), net.residual, net.activation, net.last]
-    flags = [list(net.adds), list(net.gates), net.has_bias, *([list(net.scales)] if net.scales else [])]
-    return [_settings(f), [*rest, *flags], list(split.inputs), list(split.outputs)]
+    return [*rest, list(net.adds), list(net.gates), net.has_bias, *([list(net.scales)] if net.scales else [])]
+
+
+def _net_of(
+    n: int,
+    texts: Any,
+    is_made: bool,
+    residual: bool,
+    act: str,
+    last: str,
+    adds: Any,
+    gates: Any,
+    bias: bool,
+    *scales: Any,
+) -> NetSpec:
+    plan: Any = None
+    if texts is not None:
+        sides = [[int(d) for d in side.split(",")] for t in (texts[0], *texts) for side in t.split(" ")[::2]]
+        plan = MadePlan([sides[0], *sides[3::2]], residual=residual) if is_made else LayerPlan.from_text(texts[0])
+    return NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias, False, tuple(*scales))
 
 
 def _settings(f: Map) -> list[Any]:
@@ -160,18 +202,15 @@ def _parsed(text: str) -> FlowSpec:
         if isinstance(given[0], str):
             steps.append(_own(*given))
             continue
-        f, (n, texts, is_made, residual, act, last, adds, gates, bias, *scales), inputs, outputs = given
-        plan: Any = None
-        if texts is not None:
-            sides = [[int(d) for d in side.split(",")] for t in (texts[0], *texts) for side in t.split(" ")[::2]]
-            plan = MadePlan([sides[0], *sides[3::2]], residual=residual) if is_made else LayerPlan.from_text(texts[0])
-        net = NetSpec(n, plan, residual, act, last, tuple(adds), tuple(gates), bias, False, tuple(*scales))
+        f, net, inputs, outputs = given
         split = split_of(features, tuple(inputs), tuple(outputs))
-        steps.append(FlowLayerSpec(split, _map_of(*f), net))
+        steps.append(FlowLayerSpec(split, _map_of(*f), _net_of(*net)))
     return FlowSpec(features, steps, flat)
 
 
-def _own(kind: str, first: Any = None, second: Any = None, *third: Any) -> OwnSpec:
+def _own(kind: str, first: Any = None, second: Any = None, *third: Any) -> SweepSpec | OwnSpec:
+    if kind == "SweepSpec":
+        return SweepSpec(_net_of(*second), _map_of(*first))
     if kind == "NormalSpec":
         return NormalSpec()
     if kind == "LUSpec":

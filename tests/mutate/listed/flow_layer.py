@@ -4,6 +4,7 @@ from tests.mutate.mutation import Of
 
 _layer = Of("flow_layer", "tests/ops/test_flow_layer.py -k not emulated")
 _flow = Of("flow", "tests/ops/test_flow.py")
+_swept = Of("flow sweep", "tests/ops/test_flow.py -k one_by_one or flat")
 _step = Of("flow step", "tests/ops/test_flow_steps.py")
 _own = Of("own steps", "tests/transforms/test_own_steps.py")
 _compiled = Of("compiled", "tests/transforms/test_compiled.py")
@@ -20,10 +21,10 @@ _CPU, _MAP, _TILE = (
     "csrc/flow_layer/flow_layer_cpu.cpp", "csrc/univariate/map_cpu.h", "csrc/flow_layer/layer_tile.h",
 )  # fmt: skip
 _FLOW, _FLOW_ARGS, _RUNS = "csrc/flow/flow_cpu.cpp", "csrc/flow/flow_args.cpp", "flowkernels/transforms/parts.py"
-_FLOW_NATIVE = "flowkernels/ops/flow/native.py"
+_FLOW_NATIVE, _SWEEP_STEP = "flowkernels/ops/flow/native.py", "csrc/flow/sweep_step.h"
 _IN_C, _IN_PYTHON = "csrc/autoregressive_inverse", "flowkernels/ops/autoregressive_inverse"
 _REVERSIBLE = "flowkernels/transforms/reversible.py"
-_FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/autoregressive_inverse_cpu.cpp"
+_FRONTIER, _SWEEP = f"{_IN_C}/frontier.h", f"{_IN_C}/sweep_tile.h"
 _PERIODIC, _SEEN, _STEPS = f"{_IN_C}/periodic_features.h", f"{_IN_PYTHON}/periodic.py", f"{_IN_PYTHON}/schedule.py"
 _BOX = "flowkernels/ops/rqs/box.py"
 
@@ -130,6 +131,37 @@ MUTATIONS = (
     _flat("what is able", _REVERSIBLE, "not any(«hooked(m) or» (m", "", "hooks are called twice"),
     _flat("training", _REVERSIBLE, "(m.training and isinstance(m, «_CHANGES»))", "()", "statistics move twice"),
     _flat("context", _REVERSIBLE, "requires_grad_(«of_context»)", "False", "a context has no gradient"),
+    _swept(
+        "what left a step",
+        _FLOW,
+        "(«i + 1 < a.n ? a.steps[i + 1].x : a.steps[i].after»);",
+        "a.steps[i].after",
+        "that of the last",
+    ),
+    _swept(
+        "flat: what left a step",
+        _FLOW,
+        "group.between + («i» * n + t) * group.size : group.after",
+        "0",
+        "that of the first",
+    ),
+    _swept("flat: the last", _FLOW, "i + 1 < a.n + «needs_last(a)»; ++i)", "0", "what left it is not computed again"),
+    _swept(
+        "places",
+        _FLOW_ARGS,
+        "step.inputs = step.outputs = «place_»;\n}\n\nvoid FlowPlan::add_order",
+        "std::vector<int32_t>(place_.rbegin(), place_.rend())",
+        "features in another order",
+    ),
+    _swept("gradient of a place", _SWEEP_STEP, "«each_block(rows, g, tile.gz, gather);»", "", "what was there before"),
+    _swept(
+        "saved under a compiler",
+        _FLOW_NATIVE,
+        "len(spec.full) - 1 + «isinstance(spec.full[-1], SweepSpec)»)",
+        "0",
+        "a graph is told of less room than is taken",
+        "tests/ops/test_flow.py -k its_fake_says",
+    ),
     _flow(
         "saved under a compiler",
         _FLOW_NATIVE,
@@ -245,7 +277,7 @@ MUTATIONS = (
     _sweep(
         "back: slope",
         _SWEEP,
-        "load_pair(«args.slope ? slope + at : gx + f * R»)",
+        "load_pair(«slope ? slope + at : gx + f * R»)",
         "gx + f * R",
         "the waves have no slope",
     ),
