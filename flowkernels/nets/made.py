@@ -259,10 +259,18 @@ class MADE(nn.Module):
         net = _read(self, self.plan) if type(self).forward is MADE.forward else None
         if net is None or context is None:
             return net
-        adds = [self._first_add(context), *[None] * (net.spec.n - 1)]
+        return made_net(net.layers(), self.plan, self.activation, self.adds_of(net.spec.n, context))
+
+    def adds_of(self, n: int, context: Tensor) -> list[Tensor | None]:
+        """What a context adds in each of n layers."""
+        adds = [self._first_add(context), *[None] * (n - 1)]
         if self.residual:
             adds[1:-1:2] = [block.context_layer(context) for block in self.blocks]  # type: ignore[operator]
-        return made_net(net.layers(), self.plan, self.activation, adds)
+        return adds
+
+    def has_adds(self, n: int) -> list[bool]:
+        """In which of n layers a context adds something."""
+        return [i == 0 or (self.residual and i % 2 == 1 and i < n - 1) for i in range(n)]
 
     def read(self, walk: Walk, has_context: bool) -> Net | None:
         """The network without what a context adds, for a reader that keeps it; see `nets.reading.Kept`."""

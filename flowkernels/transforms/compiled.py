@@ -11,26 +11,30 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flowkernels._native import C
 from flowkernels.nets.reading import Walk, hooked, hooked_globally
-from flowkernels.ops._checks import in_autocast
+from flowkernels.ops._checks import expands, in_autocast
 from flowkernels.ops._routing import _dispatch_modes, _dual_level_active, _transforms_active
 from flowkernels.ops.flow import FlowSpec, op
 from flowkernels.ops.flow.spec import named
 from flowkernels.ops.univariate import check_univariate
 
-from .parts import KERNELS, Leaf, Run
+from .parts import KERNELS, Leaf, Run, Source
 from .runs import NATIVE, pieces, read_pieces
 
 _tickets = itertools.count()
 Place = tuple[str, ...]  # the names that lead to a module or a tensor, from the list of the transforms
-# The name of a run, or none, and its features; places of its tensors; its layers, and which way; what can train.
-Entry = tuple[str, int, tuple[Place, ...], tuple[tuple[Place, bool], ...], tuple[Place, ...]]
+# Where tensors of a part are, what a context adds to them (nothing, or what it adds to such a network), and where that
+# network is, if it is a MADE.
+Tensors = tuple[tuple[Place, ...], Literal["", "plain", "residual", "made"], Place]
+# The name of a run, or none, its features and those of its context; tensors of its parts; its layers, and which way;
+# what can train.
+Entry = tuple[str, int, int, tuple[Tensors, ...], tuple[tuple[Place, bool], ...], tuple[Place, ...]]
 
 
 def new_ticket() -> str:
@@ -52,9 +56,9 @@ def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool, to_nor
         return ()
     transforms: Any = owner._modules["transforms"]
     walk, listed = read_pieces(owner, transforms, inverse, has_context, NATIVE)
-    if not any(isinstance(piece, Run) and piece.described for piece in listed) or (to_normal and len(listed) != 1):
+    if not any(isinstance(p, Run) and _spec_of(p) for p in listed):
         return ()
-    if to_normal and isinstance(listed[0], Run) and listed[0].sweeps:
+    if to_normal and (len(listed) != 1 or (isinstance(listed[0], Run) and listed[0].sweeps)):
         return ()  # as eager calls have it
     named_tensors = (transforms.named_parameters, transforms.named_buffers)
     all_named = [pair for each in named_tensors for pair in each(remove_duplicate=False)]
@@ -64,18 +68,42 @@ def plan(owner: nn.Module, ticket: str, inverse: bool, has_context: bool, to_nor
     at = 0
     for piece in listed:
         leaves: Sequence[Leaf] = piece.leaves if isinstance(piece, Run) else (piece,)
-        name, features, tensors = "", 0, ()
-        if isinstance(piece, Run) and piece.described is not None:
+        name, sizes, sources = "", (0, 0), ()
+        if isinstance(piece, Run) and _spec_of(piece) is not None:
             # Graphs for training and for evaluation may have other runs, each found where it begins and ends.
-            name, features, tensors = f"{ticket} {inverse} {at}:{at + len(leaves)}", piece.features, piece.described[1]
-            name += " to the base" if to_normal else ""
+            name, sources = f"{ticket} {inverse} {at}:{at + len(leaves)}", piece.sources
+            sizes = piece.features, 0 if piece.of_context is None else piece.of_context[0]
+            name += f"{' given' if has_context else ''}{' to the base' if to_normal else ''}"
             _name(name, owner, piece, inverse, has_context, to_normal)
-        if any(id(t) not in places for t in (*tensors, *(leaf.transform for leaf in leaves))):
+        try:
+            found = tuple(_tensors_of(source, places) for source in sources)
+            of_leaves = tuple((places[id(leaf.transform)], leaf.inverse) for leaf in leaves)
+        except KeyError:  # what has no name in the owner
             return ()
-        of_leaves = tuple((places[id(leaf.transform)], leaf.inverse) for leaf in leaves)
-        entries.append((name, features, tuple(places[id(t)] for t in tensors), of_leaves, watched))
+        entries.append((name, *sizes, found, of_leaves, watched))
         at += len(leaves)
     return tuple(entries)
+
+
+def _spec_of(run: Run) -> FlowSpec | None:
+    """What a run is, if a graph can hold it."""
+    if run.described is not None:
+        return run.described[0]
+    return None if run.of_context is None else run.of_context[1]
+
+
+def _dtype_of(run: Run) -> torch.dtype:
+    source = run.sources[0]
+    return (source.tensors if isinstance(source, Source) else source)[0].dtype
+
+
+def _tensors_of(source: Source | Sequence[Tensor], places: dict[int, Place]) -> Tensors:
+    if not isinstance(source, Source):
+        return tuple(places[id(t)] for t in source), "", ()
+    own = tuple(places[id(t)] for t in source.tensors)
+    if source.made is not None:
+        return own, "made", places[id(source.made)]
+    return own, "residual" if source.residual else "plain", ()
 
 
 def _exports() -> bool:
@@ -99,10 +127,9 @@ def _that_train(walk: Walk, places: dict[int, Place]) -> tuple[Place, ...]:
 def _name(name: str, owner: nn.Module, run: Run, inverse: bool, has_context: bool, to_normal: bool) -> None:
     """Lets the op find a run of this owner by its name, as it is when it is asked."""
     of, leaves = weakref.ref(owner), [weakref.ref(leaf.transform) for leaf in run.leaves]
-    described = run.with_normal.described if to_normal else run.described
-    assert described is not None  # for the type checker
-    spec, tensors = described
-    n = len(tensors)
+    spec = _spec_of(run.with_normal if to_normal else run)
+    assert spec is not None  # for the type checker
+    counts = spec.counts
 
     def now() -> FlowSpec:
         if _dispatch_modes() > 0:  # of tensors without numbers: nothing runs
@@ -115,12 +142,14 @@ def _name(name: str, owner: nn.Module, run: Run, inverse: bool, has_context: boo
         if to_normal and owner is not None and hooked(owner):
             listed = None
         for piece in listed or ():
-            if not isinstance(piece, Run) or piece.described is None or len(piece.leaves) != len(wanted):
+            if not isinstance(piece, Run) or len(piece.leaves) != len(wanted):
                 continue
-            found, its = piece.with_normal.described if to_normal else piece.described  # type: ignore[misc]
-            if len(its) == n and all(a.transform is b for a, b in zip(piece.leaves, wanted, strict=True)):
+            found = _spec_of(piece.with_normal if to_normal else piece)
+            if found is None or found.counts != counts:
+                continue
+            if all(a.transform is b for a, b in zip(piece.leaves, wanted, strict=True)):
                 for layer in found.layers:
-                    check_univariate("ops.flow", layer.univariate, its[0].dtype)
+                    check_univariate("ops.flow", layer.univariate, _dtype_of(piece))
                 return found
         raise RuntimeError(
             "flowkernels: a compiled flow must have the layers with which it was compiled, got others, or hooks; call "
@@ -143,15 +172,13 @@ def _at(module: Any, place: Place) -> Any:
 
 def run(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     total = None
-    for name, features, places, leaves, watched in entries:
-        for place in watched:
-            bool(_at(transforms, place))  # read, and so guarded
-        tensors = [_at(transforms, place) for place in places]
-        if name and _may_run(x, tensors, features):
-            x, ladj = op.library([x, *tensors], name)
+    for entry in entries:
+        done = _as_one(transforms, entry, x, context)
+        if done is not None:
+            x, ladj = done
             total = ladj if total is None else total + ladj
             continue
-        for place, inverse in leaves:
+        for place, inverse in entry[4]:
             layer = _at(transforms, place)
             x, ladj = layer.inverse(x, context) if inverse else layer(x, context)
             total = ladj if total is None else total + ladj
@@ -159,17 +186,38 @@ def run(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, context: Ten
     return x, total
 
 
-def log_normal(transforms: nn.Module, entries: Sequence[Entry], x: Tensor, features: int) -> Tensor | None:
+def log_normal(
+    transforms: nn.Module, entries: Sequence[Entry], x: Tensor, context: Tensor | None, features: int
+) -> Tensor | None:
     """What `composite.log_normal` returns, of entries that are one run to the base."""
-    if len(entries) != 1:
+    if len(entries) != 1 or entries[0][1] != features:
         return None
-    name, its_features, places, _, watched = entries[0]
+    done = _as_one(transforms, entries[0], x, context)
+    return None if done is None else done[1]
+
+
+def _as_one(transforms: nn.Module, entry: Entry, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """y and ladj of a run as one node; None where its layers are to be called."""
+    name, features, width, parts, _, watched = entry
     for place in watched:
         bool(_at(transforms, place))  # read, and so guarded
-    tensors = [_at(transforms, place) for place in places]
-    if not name or its_features != features or not _may_run(x, tensors, features):
+    listed = [[_at(transforms, place) for place in places] for places, _, _ in parts]
+    if not name or not _may_run(x, [t for tensors in listed for t in tensors], features):
         return None
-    return op.library([x, *tensors], name)[1]
+    if width > 0 and (context is None or not _may_add(x, context, width)):
+        return None
+    given = []
+    for (_, kind, made), tensors in zip(parts, listed, strict=True):
+        if context is None or kind == "":
+            given += tensors
+        else:
+            module = _at(transforms, made) if kind == "made" else None
+            source = Source(
+                tuple(tensors), width, kind == "residual", "relu", module
+            )  # of any activation: tensors alone
+            given += source.given(x.shape[:-1], context)
+    done = op.library([x, *given], name)
+    return done[0], done[1]
 
 
 def _may_run(x: Tensor, tensors: Sequence[Tensor], features: int) -> bool:
@@ -178,3 +226,9 @@ def _may_run(x: Tensor, tensors: Sequence[Tensor], features: int) -> bool:
     if _transforms_active() or _dual_level_active():
         return False
     return all(t.dtype == x.dtype and t.is_cpu for t in tensors)
+
+
+def _may_add(x: Tensor, context: Tensor, width: int) -> bool:
+    if not context.is_cpu or context.dtype != x.dtype or context.dim() == 0 or context.shape[-1] != width:
+        return False
+    return expands(context.shape[:-1], x.shape[:-1])

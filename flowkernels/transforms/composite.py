@@ -138,7 +138,7 @@ def log_normal(composite: Composite, x: Tensor, context: Tensor | None, features
         if not torch.compiler.is_dynamo_compiling():
             return None
         entries = composite._plan(composite._ticket, False, context is not None, True)
-        return compiled.log_normal(composite.transforms, entries, x, features)
+        return compiled.log_normal(composite.transforms, entries, x, context, features)
     if hooked(composite):
         return None
     found = pieces(composite, composite._modules["transforms"], False, context is not None, NATIVE)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from flowkernels.ops.flow import Order, op, spec_of
 from flowkernels.ops.flow.spec import Step, count_of
 from flowkernels.ops.flow_layer import FlowLayerSpec
 from flowkernels.ops.flow_layer import op as layer_op
-from flowkernels.ops.net.net import Layers, Net
+from flowkernels.ops.net.net import Layers, Net, dense_net
 from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Map, can_fuse, check_univariate
@@ -37,6 +37,38 @@ KERNELS = (torch.float32, torch.float64)  # of the kernels of several layers
 _MAX_LAYERS = 64  # of a network: kMaxLayers of csrc/net/net.h
 
 # ---- one layer ----
+
+
+class Source(NamedTuple):
+    """What a compiler traces to make the network of a call with a context: tensors of modules, and what they are.
+
+    Either the layers of a dense network, residual or not, with this activation, or those of a `MADE` behind its masks.
+    """
+
+    tensors: tuple[Tensor, ...]  # weight and bias of each layer
+    width: int  # of the context
+    residual: bool
+    activation: str
+    made: Any = None
+
+    def given(self, lead: Sequence[int], context: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of the network of a call on an x with these leading dims."""
+        if self.made is None:
+            return self._dense(lead, context).tensors
+        adds = self.made.adds_of(len(self.tensors) // 2, context)
+        return (*self.tensors, *[t for t in adds if t is not None])
+
+    def spec(self) -> NetSpec:
+        """That network but for its tensors; no module is called."""
+        if self.made is None:
+            return self._dense((1,), self.tensors[0].new_zeros(1, self.width)).spec
+        plan, n = self.made.plan, len(self.tensors) // 2
+        return NetSpec(n, plan, plan.residual, self.activation, adds=tuple(self.made.has_adds(n)))
+
+    def _dense(self, lead: Sequence[int], context: Tensor) -> Net:
+        layers = list(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+        features = layers[0][0].shape[1] - context.shape[-1]
+        return dense_net(layers, self.residual, self.activation, features, lead, context)
 
 
 class Part(NamedTuple):
@@ -56,6 +88,7 @@ class Part(NamedTuple):
     sizes: tuple[int, int]  # what the network takes and returns
     last: LastRows | None = None  # how its last layer's rows are turned; None: not at all
     sweeps: bool = False
+    source: Source | None = None  # of the network of a call with a context; None: it is not to be traced
 
     def spec(self, net: NetSpec) -> Step:
         """The step of a run, of this network of a call."""
@@ -77,7 +110,7 @@ def part_of(
     """
     if not is_taken(univariate) or len(layers) > _MAX_LAYERS or (sweeps and univariate.inverse):
         return None
-    tensors = [*[t for layer in layers for t in layer], *more]
+    tensors = [*_flat(layers), *more]
     if any(type(t) not in _PLAIN for t in tensors):
         return None
     sizes = len(split.inputs), len(split.outputs) * univariate.n_params if last is None else last.given
@@ -96,10 +129,19 @@ def read_part(
     found = read(conditioner, walk, has_context)
     if found is None:
         return None
+    width = conditioner.context_features
     if isinstance(found, Net):
-        net = None if has_context else found
-        return part_of(univariate, conditioner, found.layers(), net, split, sweeps=sweeps)
-    return part_of(univariate, conditioner, found.layers, found.fixed(has_context), split, None, found.statistics())
+        layers, net, more = found.layers(), None if has_context else found, ()
+        source = Source(_flat(layers), width, False, found.spec.activation, conditioner)
+    else:
+        layers, net, more = found.layers, found.fixed(has_context), found.statistics()
+        source = Source(_flat(layers), width, found.residual, found.activation)
+    part = part_of(univariate, conditioner, layers, net, split, None, more, sweeps)
+    return part if part is None or not has_context or more else part._replace(source=source)
+
+
+def _flat(layers: Layers) -> tuple[Tensor, ...]:
+    return tuple([t for layer in layers for t in layer])
 
 
 # ---- layers as one op ----
@@ -143,6 +185,27 @@ class Run:
         """Its spec and tensors, if these are the same in every call: without a context, and what is made in each."""
         same = self._spec is not None and not self._is_made and self._turn is None
         return (self._spec, self._tensors) if same else None
+
+    @property
+    def sources(self) -> list[Source | tuple[Tensor, ...]]:
+        """What a compiler needs of each part that has tensors: these, or what makes them of a context."""
+        found: list[Any] = []
+        for p in self.parts:
+            if not isinstance(p, Order):
+                found.append(p.fixed if isinstance(p, OwnPart) else p.source or p.net.tensors)  # type: ignore[union-attr]
+        return found
+
+    @functools.cached_property
+    def of_context(self) -> tuple[int, Any] | None:
+        """How wide a context is, and the spec of a call with one, if a compiler can trace what is made of it."""
+        sources = [p.source for p in self._layers]
+        if self._is_made or self._turn is not None or not sources or None in sources:
+            return None
+        widths = {s.width for s in sources}  # type: ignore[union-attr]
+        if len(widths) > 1:
+            return None
+        with torch.no_grad():
+            return widths.pop(), self._spec_of([s.spec() for s in sources])  # type: ignore[union-attr]
 
     @functools.cached_property
     def sweeps(self) -> bool:
