@@ -29,7 +29,8 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not 
 endif()
 # Of networks CUDA has what goes around the library's products, with arguments of its own.
 pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS} csrc/net/epilogue_args.cpp
-                    csrc/autoregressive_inverse/sweep_gpu_args.cpp $<TARGET_OBJECTS:cuda_kernels>)
+                    csrc/autoregressive_inverse/sweep_gpu_args.cpp csrc/monotone_net/monotone_gpu_args.cpp
+                    $<TARGET_OBJECTS:cuda_kernels>)
 list(TRANSFORM archs REPLACE "^([0-9]+)(-real)?$" "sm_\\1" OUTPUT_VARIABLE names)
 list(JOIN names ", " names)
 target_compile_definitions(_cuda PRIVATE "FK_CUDA_ARCHS=\"${names}\"")

@@ -10,6 +10,7 @@
 #include "common/view_caster.h"
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
+#include "monotone_net/monotone_net.h"
 #include "net/epilogue.h"
 #include "net/net_bindings.h"
 #include "polynomial/polynomial.h"
@@ -66,6 +67,28 @@ PYBIND11_MODULE(_cuda, m) {
           py::gil_scoped_release unlocked;
           polynomial_bwd(s, a, stream_of(device, stream));
         });
+  py::class_<MonotoneSpec>(m, "MonotoneSpec", py::module_local()).def(py::init(&monotone_spec));
+  m.def("monotone_room", [](const MonotoneSpec& s, const std::vector<int64_t>& widths, int type, int device) {
+    const MonotoneRoom room = monotone_room(s, checked_widths(widths), type, device);
+    return py::make_tuple(room.fits, room.packed, room.sums);
+  });
+  m.def("monotone_fwd",
+        [](const MonotoneSpec& s, const View& x, const View& signal, const std::vector<View>& layers, const View& y,
+           const View& ladj, const View& packed, const View& terms, int device, uintptr_t stream) {
+          const MonotoneArgs a = monotone_fwd_args(s, x, signal, layers, y, ladj);
+          const MonotoneWork w = monotone_fwd_work(a, packed, terms, device);
+          py::gil_scoped_release unlocked;
+          if (a.rows > 0 && a.features > 0) monotone_fwd(a, w, stream_of(device, stream));
+        });
+  m.def("monotone_bwd", [](const MonotoneSpec& s, const View& x, const View& signal, const std::vector<View>& layers,
+                           const View& root, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                           const View& grad_signal, const std::vector<View>& grads, const View& packed,
+                           const View& sums, int64_t slices, int device, uintptr_t stream) {
+    const MonotoneArgs a = monotone_bwd_args(s, x, signal, layers, root, grad_y, grad_ladj, grad_x, grad_signal, grads);
+    const MonotoneWork w = monotone_bwd_work(a, packed, sums, slices, device);
+    py::gil_scoped_release unlocked;
+    if (a.rows > 0 && a.features > 0) monotone_bwd(a, w, stream_of(device, stream));
+  });
   py::class_<AffineSpec>(m, "AffineSpec", py::module_local()).def(py::init(&affine_spec));
   m.def("affine_fwd", [](const AffineSpec& s, bool passes, const View& x, const View& params, const View& shift,
                          const View& mask, const View& y, const View& ladj, int device, uintptr_t stream) {

@@ -93,15 +93,16 @@ def backend(
     bwd: Callable[..., Any] | None,
     why_not: Callable[..., str | None],
     fwd_saving: Callable[..., Any] | None = None,
+    saved_of: Callable[..., Any] | None = None,
 ) -> Backend:
-    """Binds an op's functions, which take the machine first, to a machine."""
+    """Binds an op's functions, which take the machine first, to a machine; `saved_of` asks nothing of it."""
 
     def bound(function: Callable[..., Any]) -> Any:
         return functools.partial(function, machine)
 
     return Backend(
         bound(fwd), bound(why_not), None if bwd is None else bound(bwd),
-        None if fwd_saving is None else bound(fwd_saving),
+        None if fwd_saving is None else bound(fwd_saving), saved_of,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "../common/cuda_stream.h"
 #include "../common/view.h"
 #include "../net/net.h"
 
@@ -59,5 +60,38 @@ MonotoneArgs monotone_bwd_args(const MonotoneSpec&, const View& x, const View& s
 
 void monotone_fwd(const MonotoneArgs&, int threads);
 void monotone_bwd(const MonotoneArgs&, int threads);
+
+// ---- on a GPU ----
+
+constexpr int kMaxMonotoneGpuLayers = 8;  // more would not fit in what a launch hands over
+
+// What a net takes there. widths: what enters each layer beside x, and 1.
+struct MonotoneRoom {
+  bool fits;             // forward and backward, in the shared memory of a block
+  int64_t packed, sums;  // numbers of a set: of its weights as kernels read them, of the sums of their gradients
+};
+std::vector<int64_t> checked_widths(std::vector<int64_t> widths);
+MonotoneRoom monotone_room(const MonotoneSpec&, const std::vector<int64_t>& widths, int type, int device);
+
+// Gauss-Legendre of three points and of two, on [0, 1].
+struct MonotoneRules {
+  double node3[3] = {0.1127016653792583, 0.5, 0.8872983346207417}, weight3[3] = {5.0 / 18, 8.0 / 18, 5.0 / 18};
+  double node2[2] = {0.21132486540518713, 0.7886751345948129}, weight2[2] = {0.5, 0.5};
+};
+
+struct MonotoneWork {
+  void* packed;    // [sets, packed]
+  void* terms;     // [features, rows], fwd: those of ladj
+  double* sums;    // [sets, slices, sums], bwd; null: no gradients of weights
+  int64_t slices;  // into which a set's elements are dealt out
+  MonotoneRules rules;
+};
+
+// The same for both: what is there for a call, checked.
+MonotoneWork monotone_fwd_work(const MonotoneArgs&, const View& packed, const View& terms, int device);
+MonotoneWork monotone_bwd_work(const MonotoneArgs&, const View& packed, const View& sums, int64_t slices, int device);
+
+void monotone_fwd(const MonotoneArgs&, const MonotoneWork&, const CudaStream&);
+void monotone_bwd(const MonotoneArgs&, const MonotoneWork&, const CudaStream&);
 
 }  // namespace fk

@@ -3,6 +3,7 @@
 #pragma once
 #include "../net/net_tile.h"
 #include "../univariate/map_cpu.h"
+#include "monotone_math.h"
 #include "monotone_net.h"
 
 namespace fk::FK_ISA {
@@ -132,24 +133,9 @@ template <class T>
 FK_INLINE T slope_of(Activation act, T out, T in) {
   return {activation_slope(act, out.a, in.a), activation_slope(act, out.b, in.b)};
 }
-// The same where its logarithm counts, by what came in: far out 1 - tanh^2 and elu + 1 are 0.
-template <class V>
-FK_INLINE V tail_slope(Activation act, V out, V in) {
-  if (act == Activation::elu) return exp_(min_(in, V{}));
-  if (act != Activation::tanh) return activation_slope(act, out, in);
-  const V e = exp_(-2 * abs_(in)), q = 1 / (1 + e);
-  return 4 * e * q * q;
-}
 template <class V>
 FK_INLINE Pair<V> tail_slope_of(Activation act, Pair<V> out, Pair<V> in) {
   return {tail_slope(act, out.a, in.a), tail_slope(act, out.b, in.b)};
-}
-// The second derivative, of activations that increase, at their output and their slope.
-template <class V>
-FK_INLINE V curvature(Activation act, V out, V slope) {
-  if (act == Activation::elu) return select(out > 0, V{}, slope);
-  if (act == Activation::tanh) return -2 * out * slope;
-  return V{};
 }
 
 template <class S>

@@ -110,6 +110,7 @@ def test_a_store_out_of_bounds_is_found(fault) -> None:
 def test_no_kernel_leaves_its_tensors() -> None:
     """Every shape and layout once more, where a load or store out of bounds ends the process."""
     orders = "tests/cuda/test_sweep.py::test_same_bits_in_any_order_of_threads_and_two_launches"
-    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py", "tests/cuda/test_net_blocks.py", orders)
+    nets = ("tests/cuda/test_net_blocks.py", "tests/cuda/test_monotone.py", orders)
+    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py", *nets)
     done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowkernels import ops
 from tests.cuda.test_bounds import CASES, SETTINGS
 from tests.cuda.test_channels import OPS
 from tests.ops import test_autoregressive_inverse as sweep
 from tests.ops import test_made as made
+from tests.ops import test_monotone_net as monotone
 from tests.ops.channels import cast
 from tests.ops.masked import SHAPES, draw
 
@@ -60,6 +62,20 @@ def test_sweep(name, shape, precision) -> None:
     problem = sweep.make(sweep.SHAPES[shape], univariate)
     tensors = [t.to(precision) for t in problem.tensors]
     assert_written(lambda *t: sweep.solve(problem, univariate, "cuda", list(t)), tensors)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("form", ["integral", "positive"])
+@DTYPES
+def test_monotone_net(form, inverse, precision) -> None:
+    layers = [t for layer in monotone.layers_of(9, 5, D=2) for t in layer]
+    tensors = [t.to(precision) for t in (monotone.drawn(35, 2), monotone.drawn(35, 2, 2), *layers)]
+
+    def call(x: Tensor, signal: Tensor, *rest: Tensor) -> Any:
+        pairs = list(zip(rest[::2], rest[1::2], strict=True))
+        return ops.monotone_net(x, signal, pairs, form=form, nodes=3, inverse=inverse, backend="cuda")
+
+    assert_written(call, tensors)
 
 
 @pytest.mark.usefixtures("narrow_blocks")

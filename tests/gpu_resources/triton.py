@@ -8,6 +8,7 @@ signature, so that what is compiled is what would run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,8 @@ from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.lu_linear import triton as lu_linear
 from flowkernels.ops.mixture import Mixture
 from flowkernels.ops.mixture import triton as mixture
+from flowkernels.ops.monotone_net import triton as monotone_net
+from flowkernels.ops.monotone_net.spec import MonotoneSpec
 from flowkernels.ops.net import triton as masked_linear
 from flowkernels.ops.net.plan import MadePlan, layer_plan
 from flowkernels.ops.net.spec import NetSpec
@@ -128,6 +131,18 @@ def _sweep(fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32) -> Ca
     return lambda: autoregressive_inverse.bwd(spec, (z, z[:, 0]), tensors, [True] * len(tensors), (z,))
 
 
+def _monotone(fwd: bool, form: str, inverse: bool, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """A network of two layers of 64 units for each of 8 features, a signal of 16 numbers."""
+    spec = MonotoneSpec(form, "elu", 32, "integrand", 7.0, form == "integral", 10.0, inverse)
+    sizes = [16 if spec.shift else 17, 64, 64, 1]
+    layers = [t for a, b in itertools.pairwise(sizes) for t in (torch.zeros(8, b, a), torch.zeros(8, b))]
+    tensors = [t.to(dtype) for t in (torch.zeros(4096, 8), torch.zeros(4096, 8, 16), *layers)]
+    x = tensors[0]
+    if fwd:
+        return lambda: monotone_net.fwd(spec, *tensors)
+    return lambda: monotone_net.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors), (x,))
+
+
 _SPLINE = RQS(8)
 _INVERSE, _NORMAL = Mixture(8, inverse=True), Mixture(33, "normal", "probit", inverse=True)
 _BERNSTEIN = Polynomial("bernstein", inverse=True)
@@ -164,6 +179,12 @@ CASES = {
     "autoregressive_inverse bwd, sigmoid": _sweep(False, Affine("sigmoid", 1e-3)),
     "autoregressive_inverse bwd, K=8": _sweep(False, _SPLINE),
     "autoregressive_inverse bwd, K=8, float64": _sweep(False, _SPLINE, torch.float64),
+    "monotone_net fwd, integral": _monotone(True, "integral", False),
+    "monotone_net fwd, integral, inverse": _monotone(True, "integral", True),
+    "monotone_net fwd, positive, inverse": _monotone(True, "positive", True),
+    "monotone_net bwd, integral": _monotone(False, "integral", False),
+    "monotone_net bwd, positive, inverse": _monotone(False, "positive", True),
+    "monotone_net bwd, positive, inverse, float64": _monotone(False, "positive", True, torch.float64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),

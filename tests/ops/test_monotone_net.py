@@ -11,19 +11,26 @@ import torch
 from torch import Tensor
 
 from flowkernels import _native, ops
+from flowkernels.ops import _triton
 from flowkernels.ops.monotone_net.reference import SLOPES
 from flowkernels.ops.monotone_net.spec import INCREASING, rule
 from flowkernels.ops.net.activations import FUNCTIONS
+from tests.device import here
 from tests.numbers import assert_within_rule
 from tests.ops.gate import assert_refused
 
 Layers = list[tuple[Tensor, Tensor]]
 FORMS = pytest.mark.parametrize("form", ["integral", "positive"])
 WAYS = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-BACKENDS = pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
+# The reference, what runs by itself, CUDA's kernels on the CPU.
+BACKENDS = pytest.mark.parametrize("backend", ["reference", None, "cuda"], ids=["reference", "fastest", "cuda"])
+# The emulator would take minutes.
+WITHOUT_CUDA = pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
 SLOWLY = pytest.mark.filterwarnings("ignore::flowkernels.backends.SlowPathWarning")  # some cases have no kernel
 COMPILED = pytest.mark.skipif(_native.C is None, reason="no compiled module")
 f64 = torch.float64
+EMULATED = True  # tests of instruction sets run on CUDA's kernels, too
+pytestmark = pytest.mark.usefixtures("kernels", "one_thread")
 
 
 def layers_of(*units: int, D: int | None = 3, S: int = 2, seed: int = 0, scale: float = 1.0) -> Layers:
@@ -32,14 +39,14 @@ def layers_of(*units: int, D: int | None = 3, S: int = 2, seed: int = 0, scale: 
     sets = () if D is None else (D,)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*sets, *shape, generator=g, dtype=f64)
+        return here(torch.randn(*sets, *shape, generator=g, dtype=f64, device="cpu"))
 
     sizes = [1 + S, *units, 1]
     return [(scale * randn(b, a) / math.sqrt(a), 0.3 * randn(b)) for a, b in itertools.pairwise(sizes)]
 
 
 def drawn(*shape: int, seed: int = 1, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+    return here(scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64, device="cpu"))
 
 
 def cast(layers: Layers, dtype: torch.dtype) -> Layers:
@@ -56,6 +63,8 @@ def cast(layers: Layers, dtype: torch.dtype) -> Layers:
 @pytest.mark.parametrize("D", [3, None], ids=["each", "shared"])
 @pytest.mark.parametrize("shift", [False, True])
 def test_ladj_is_the_logarithm_of_the_jacobian_and_the_inverse_its_inverse(form, backend, units, D, shift) -> None:
+    if backend == "cuda" and not units:
+        pytest.skip("no kernel for one layer")
     layers, x, signal = layers_of(*units, D=D), drawn(40, 3), drawn(40, 3, 2 + shift)
     settings = {"form": form, "shift": shift, "backend": backend}
     y, ladj = ops.monotone_net(x, signal, layers, **settings)
@@ -146,7 +155,7 @@ def test_zukos_networks_of_the_same_weights(form, backend) -> None:
 
 @FORMS
 @WAYS
-@BACKENDS
+@WITHOUT_CUDA
 @pytest.mark.parametrize("shift", [False, True])
 def test_gradients(form, inverse, backend, shift) -> None:
     layers, x, signal = layers_of(4, 3, D=2), drawn(3, 2), drawn(3, 2, 2 + shift)
@@ -163,6 +172,7 @@ def test_gradients(form, inverse, backend, shift) -> None:
     assert torch.autograd.gradgradcheck(call, leaves)
 
 
+@pytest.mark.usefixtures("machine")
 @WAYS
 @pytest.mark.parametrize("activation", ["gelu", "silu", "elu", "leaky_relu", "relu", "identity"])
 def test_gradients_of_activations(activation, inverse) -> None:
@@ -181,6 +191,7 @@ def test_gradients_of_activations(activation, inverse) -> None:
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("machine")
 @FORMS
 @WAYS
 def test_some_gradients_alone(form, inverse) -> None:
@@ -202,7 +213,7 @@ def test_some_gradients_alone(form, inverse) -> None:
 
 @FORMS
 @WAYS
-@BACKENDS
+@WITHOUT_CUDA
 def test_transforms_and_compilers(form, inverse, backend) -> None:
     layers, x, signal = layers_of(4), drawn(4, 3), drawn(4, 3, 2)
 
@@ -241,9 +252,34 @@ def test_export(form, inverse) -> None:
     torch.testing.assert_close(found, model(x, signal))
 
 
+@pytest.mark.interpreted
+@FORMS
+@WAYS
+@pytest.mark.parametrize(
+    ("units", "activation", "each"), [((5,), "elu", False), ((40, 7), "tanh", True), ((6, 3, 4), "gelu", True)], ids=str
+)
+def test_triton(form, inverse, units, activation, each, device) -> None:
+    """Values and all gradients, in float64, beside the reference's."""
+    reason = _triton.why_not((torch.empty(1, device=device),))
+    if reason is not None or (form == "positive" and activation not in INCREASING):
+        pytest.skip(reason or "no such network")
+    layers = [t for layer in layers_of(*units, D=2 if each else None, S=3) for t in layer]
+    leaves = [t.to(device).requires_grad_() for t in (drawn(19, 2), drawn(19, 2, 4), *layers)]
+    found = []
+    for backend in ("triton", "reference"):
+        rest = leaves[2:]
+        y, ladj = ops.monotone_net(
+            *leaves[:2], list(zip(rest[::2], rest[1::2], strict=True)), form=form, activation=activation, nodes=4,
+            shift=True, inverse=inverse, backend=backend,
+        )  # fmt: skip
+        found.append([y, ladj, *torch.autograd.grad([y, ladj], leaves, [y.detach().cos(), ladj.detach()])])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
 # ---- values ----
 
 
+@pytest.mark.interpreted("(12,)-forward-integral", "(24, 24)-forward-positive", "(12,)-inverse-positive")
 @FORMS
 @WAYS
 @pytest.mark.parametrize("units", [(12,), (24, 24), (64, 64)], ids=str)
@@ -254,7 +290,7 @@ def test_numbers(all_isas, form, inverse, units) -> None:
     eps = torch.finfo(torch.float32).eps
     inputs = [t.float() for t in (x, signal, *(t for layer in layers for t in layer))]
 
-    def run(given: list[Tensor], dtype: torch.dtype, backend: str = "reference") -> list[Tensor]:
+    def run(given: list[Tensor], dtype: torch.dtype, backend: str | None = "reference") -> list[Tensor]:
         x, signal, *rest = (t.to(dtype).requires_grad_() for t in given)
         y, ladj = ops.monotone_net(
             x, signal, list(zip(rest[::2], rest[1::2], strict=True)), form=form, inverse=inverse, backend=backend
@@ -276,7 +312,7 @@ def test_numbers(all_isas, form, inverse, units) -> None:
         draws = [torch.maximum(d, (a - b).abs()) for d, (a, b) in zip(draws, pairs, strict=True)]
     names = ["y", "ladj", "grad x", "grad signal", *(f"grad layer {k}" for k in range(len(layers)))]
     for isa in all_isas:
-        for i, t in enumerate(run(inputs, torch.float32, "cpu")):
+        for i, t in enumerate(run(inputs, torch.float32, None)):
             condition = moves[i], draws[i]
             assert_within_rule(t, eager[i], truth[i], f"{isa}: {names[i]}", condition=condition, dtype=torch.float32)
 
@@ -299,6 +335,7 @@ def test_dtypes(form, inverse, backend, dtype) -> None:
     torch.testing.assert_close(ladj.double(), exact[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("machine")
 @FORMS
 @WAYS
 @pytest.mark.parametrize("lead", [(), (0,), (1,), (2, 3), (4, 0, 2), (129,), (2, 1, 2, 1, 2, 1, 2, 1, 2)], ids=str)
@@ -314,6 +351,7 @@ def test_shapes(form, inverse, lead) -> None:
     assert all(g.shape == t.shape and g.isfinite().all() for g, t in zip(grads, leaves, strict=True))
 
 
+@pytest.mark.usefixtures("machine")
 @FORMS
 @WAYS
 def test_no_features_and_no_signal(form, inverse) -> None:
@@ -329,6 +367,7 @@ def test_no_features_and_no_signal(form, inverse) -> None:
     torch.testing.assert_close(*[torch.autograd.grad(y.sum() + ladj.sum(), leaves) for y, ladj in found])
 
 
+@pytest.mark.usefixtures("machine")
 @FORMS
 @WAYS
 def test_strides(form, inverse) -> None:
@@ -345,6 +384,7 @@ def test_strides(form, inverse) -> None:
     )
 
 
+@pytest.mark.interpreted("fastest-forward-positive", "fastest-inverse-positive")
 @FORMS
 @WAYS
 @BACKENDS
@@ -373,6 +413,7 @@ def test_a_row_does_not_depend_on_its_batch(all_isas, form, inverse, wide) -> No
             assert torch.equal(part[0], y[at]) and torch.equal(part[1], ladj[at])
 
 
+@pytest.mark.interpreted("f32-fastest-integral", "f64-fastest-positive")
 @FORMS
 @BACKENDS
 @pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])

@@ -13,7 +13,7 @@ from flowkernels.ops._routing import Op
 from flowkernels.ops.net.activations import TABLE
 from flowkernels.ops.net.checks import check_pair, check_sequence, check_tensor
 
-from . import native, reference
+from . import native, reference, triton
 from .spec import FORMS, INCREASING, MAX_NODES, SLOPES, MonotoneSpec
 
 __all__ = ["MonotoneSpec", "monotone_net", "run_monotone"]
@@ -36,12 +36,11 @@ _op = Op(
     "monotone_net",
     spec_type=MonotoneSpec,
     reference=reference.fwd,
-    table={"cpu": native.cpu, "reference": reference},
+    table={"cpu": native.cpu, "cuda": native.cuda, "triton": triton, "reference": reference},
     inputs=("tensors[]",),
     n_outputs=2,
     fake=_fake,
     keeps_outputs=lambda spec: spec.inverse,
-    missing={name: f"no kernel for monotone networks on {name} yet" for name in ("cuda", "triton")},
     sample=_sample,
 )
 
@@ -96,8 +95,8 @@ def monotone_net(
         bound: where the inverse stops looking, from 1e-3 to 1e6; a y beyond has the nearest end, with the derivatives
             there.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
-        backend: run on this one or raise; default: the fastest that can. There is no kernel on a GPU yet, where plain
-            PyTorch runs.
+        backend: run on this one or raise; default: the fastest that can. CUDA's kernels hold 32 elements in a block's
+            shared memory; where layers are too large for that, Triton's run, of up to 256 units, or plain PyTorch.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).
