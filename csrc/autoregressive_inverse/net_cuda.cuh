@@ -12,9 +12,20 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kRowsOfTile = 32;
 // Units that a warp computes side by side: an input comes from shared memory once for all of them.
 constexpr int kSide = kSweepUnits / kWarps;
 
+// What a GPU reads of a MaskedLayer: a launch hands over 4 KB, and a map's constants are among them.
+struct GivenLayer {
+  const void* weight;
+  int64_t weight_stride;
+  const void* bias;
+  int64_t n_in, n_out;
+  const int32_t *in_order, *out_order, *limit;
+  const void* add;
+  int64_t add_stride;
+};
+
 // A layer of the call. Offsets in units' rows of the block's shared memory; -1: there is none.
 struct Layer {
-  MaskedLayer given;
+  GivenLayer given;
   int64_t packed, packed_bias, stride;  // places in `packed`, and the distance of units there
   int in, out, stream;  // what enters; where the output goes through `activation`; what it is added to, or put in
   bool adds;            // to the stream
@@ -51,7 +62,8 @@ int64_t lay_out(const NetSpec& spec, const UnivariateMap& map, Net& net) {
   for (int i = 0; i < spec.n; ++i) {
     const MaskedLayer& given = spec.layers[i];
     Layer& l = net.layer[i];
-    l.given = given;
+    l.given = {given.weight,   given.weight_stride, given.bias,  given.n_in, given.n_out,
+               given.in_order, given.out_order,     given.limit, given.add,  given.add_stride};
     l.stride = padded<S>(given.n_in);
     l.packed = at;
     l.packed_bias = at + l.stride * given.n_out;

@@ -36,7 +36,6 @@ PolynomialSpec polynomial_spec(bool of_squares, int degree, int terms, double bo
                                const std::vector<double>& nodes, const std::vector<double>& weights);
 
 // What fused layers ask.
-void check_on_gpu(const PolynomialSpec&);
 // Coefficients of a point on the way to gradients; or steps, those from the nearer end, and their sums.
 inline int shared_numbers(const PolynomialSpec& s) { return s.of_squares ? s.degree + 2 : 3 * s.steps(); }
 

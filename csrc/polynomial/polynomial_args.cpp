@@ -19,6 +19,4 @@ PolynomialSpec polynomial_spec(bool of_squares, int degree, int terms, double bo
   return s;
 }
 
-void check_on_gpu(const PolynomialSpec&) { refuse("sweep: the map", "one with a kernel on a GPU", "a polynomial"); }
-
 }  // namespace fk

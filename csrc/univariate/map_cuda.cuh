@@ -3,14 +3,11 @@
 #pragma once
 #include "../affine/affine_map.cuh"
 #include "../mixture/mixture_map.cuh"
+#include "../polynomial/polynomial_map.cuh"
 #include "../rqs/rqs_map.cuh"
 #include "map.h"
 
 namespace fk::cuda {
-
-// Refused before a launch, by check_on_gpu: its constants and a net's are more than a kernel may be given.
-template <class S, class F>
-void with_map(const PolynomialSpec&, const F&) {}
 
 // f(the map), in a type of its own: with_map of its settings, in <map>_map.cuh.
 template <class S, class F>

@@ -7,7 +7,7 @@ import torch
 
 from flowkernels import ops
 from flowkernels._machine import CUDA
-from flowkernels.ops import MadePlan, Mixture
+from flowkernels.ops import MadePlan, Mixture, Polynomial
 from flowkernels.transforms import RQS, Affine
 from tests.device import UNDER_TEST, here
 from tests.emulator import emulated
@@ -41,6 +41,8 @@ UNIVARIATES = {
     "order linear": RQS(bins=4, order="linear"),
     "mixture": Mixture(3),
     "normals": Mixture(2, "normal", "probit"),
+    "squares": Polynomial(degree=2, terms=2, bound=2.0),
+    "Bernstein": Polynomial("bernstein", 6),
     "circle shift": RQS(bins=4, tail_bound=6.0, circle_shift=True),
     "circle shift, another box": RQS(bins=5, tails=None, box=(-2.0, 9.0, -5.0, 5.0), circle_shift=True),
 }
@@ -48,7 +50,7 @@ EVERY = pytest.mark.parametrize("univariate", UNIVARIATES.values(), ids=UNIVARIA
 
 
 def kernels_of(univariate):
-    """The backends under test that have this map: linear splines on CPUs only, mixtures not on Triton."""
+    """The backends under test that have this map: linear splines on CPUs, mixtures and polynomials not on Triton."""
     return [b for b in backends_of(OP) if b == "reference" or univariate.why_not(b) is None]
 
 

@@ -152,7 +152,7 @@ class Polynomial(Map):
         return reference.fwd(self, x, params)
 
     def why_not(self, backend: str) -> str | None:
-        return f"no kernel for polynomials in fused layers on {backend}" if backend in ("cuda", "triton") else None
+        return f"no kernel for polynomials in fused layers on {backend}" if backend == "triton" else None
 
     def settings(self, module: Any) -> Any:
         """The polynomial as this compiled module's `polynomial_fwd` takes it; made once."""
