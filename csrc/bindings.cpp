@@ -17,6 +17,7 @@
 #include "common/watch.h"
 #include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
+#include "low_rank/low_rank.h"
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
 #include "monotone_net/monotone_net.h"
@@ -126,6 +127,21 @@ static std::unique_ptr<BlockLayers> block_layers(int64_t rows, int64_t features,
   if (gates) take(n * each, gate, grad_gate);
   net->close(gate, grad_gate);
   return net;
+}
+
+// The settings of a chain of planar, radial or Sylvester layers, in the order of LowRankSettings.
+static LowRankSettings low_rank_settings(const py::tuple& given) {
+  check_length("low_rank: settings", given, 8);
+  const auto number = [&](size_t i) { return given[i].cast<int64_t>(); };
+  const auto flag = [&](size_t i) { return given[i].cast<bool>(); };
+  return {number(0), number(1), given[2].cast<double>(), flag(3), flag(4), flag(5), number(6), number(7)};
+}
+// Its tensors, or their gradients, at most as many as a layer has.
+static int low_rank_views(const char* name, const py::sequence& tensors, LowRankViews& views) {
+  const size_t n = tensors.size();
+  check_number(name, int64_t(n), 1, kMostLowRankParams);
+  for (size_t i = 0; i < n; ++i) read(tensors[i], views.of[i]);
+  return int(n);
 }
 
 // What kernels are told of a tensor, for tests: address, dtype, sizes, strides; `exchanged`: in one call of C, if it
@@ -270,6 +286,26 @@ PYBIND11_MODULE(_C, m) {
     const BlockArgs a = block_made_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
     py::gil_scoped_release unlocked;
     block_made_bwd(a, threads);
+  });
+  m.def("low_rank_fwd", [](const py::tuple& settings, const View& x, const py::sequence& params, const View& y,
+                           const View& ladj, int threads) {
+    check_threads(threads);
+    LowRankViews of;
+    const int n = low_rank_views("low_rank: the number of parameters", params, of);
+    const LowRankArgs a = low_rank_fwd_args(low_rank_settings(settings), x, of, n, y, ladj);
+    py::gil_scoped_release unlocked;
+    low_rank_fwd(a, threads);
+  });
+  m.def("low_rank_bwd", [](const py::tuple& settings, const View& x, const py::sequence& params, const View& grad_y,
+                           const View& grad_ladj, const View& grad_x, const py::sequence& grads, int threads) {
+    check_threads(threads);
+    LowRankViews of, of_grads;
+    const int n = low_rank_views("low_rank: the number of parameters", params, of);
+    check_length("low_rank: gradients", grads, size_t(n));
+    low_rank_views("low_rank: gradients", grads, of_grads);
+    const LowRankArgs a = low_rank_bwd_args(low_rank_settings(settings), x, of, n, grad_y, grad_ladj, grad_x, of_grads);
+    py::gil_scoped_release unlocked;
+    low_rank_bwd(a, threads);
   });
   m.def("check_permutation", &check_permutation);
   m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,

@@ -8,6 +8,7 @@
 #include "common/kernels.h"
 #include "flow/flow.h"
 #include "flow_layer/flow_layer.h"
+#include "low_rank/low_rank.h"
 #include "lu_linear/lu_linear.h"
 #include "mixture/mixture.h"
 #include "monotone_net/monotone_net.h"
@@ -64,6 +65,7 @@ FK_MAP(polynomial, PolynomialSpec, MapArgs)
 FK_OP(actnorm, ActNormArgs)
 FK_OP(batch_norm, BatchNormArgs)
 FK_OP(block_made, BlockArgs)
+FK_OP(low_rank, LowRankArgs)
 FK_OP(lu, LuArgs)
 FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)

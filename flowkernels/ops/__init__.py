@@ -7,6 +7,7 @@ from .batch_norm import batch_norm
 from .block_made import block_made
 from .conv_net import conv_net
 from .flow import flow
+from .low_rank import low_rank
 from .lu_linear import lu_linear
 from .mixture import Mixture, mixture
 from .mixture_affine import MixtureAffine
@@ -35,6 +36,7 @@ __all__ = [
     "conv_net",
     "flow",
     "layer_plan",
+    "low_rank",
     "lu_linear",
     "made",
     "masked_linear",

@@ -349,6 +349,32 @@ def block_made() -> Iterator[Case]:
         )
 
 
+def _low_rank(dtype: str, by_row: bool, **settings: Any) -> Results:
+    n, M = 3, 4
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "planar": {"u": (n, D), "w": (n, D), "b": (n,)}, "radial": {"center": (n, D), "alpha": (n,), "beta": (n,)},
+        "sylvester": {"q": (n, 2, D), "r": (n, M, M), "s": (n, M, M), "b": (n, M)},
+    }  # fmt: skip
+    lead = (ROWS,) * by_row
+    leaves = {"x": leaf("x", ROWS, D, dtype=DTYPES[dtype])}
+    for name, shape in shapes[settings["kind"]].items():
+        leaves[name] = leaf(name, *lead, *shape, scale=0.5, dtype=DTYPES[dtype])
+    params = [t for name, t in leaves.items() if name != "x"]
+    y, ladj = ops.low_rank(leaves["x"], params, orthogonal="householder", **settings)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def low_rank() -> Iterator[Case]:
+    for kind, how, by_row, inverse, dtype in _ways(
+        ("planar", "radial", "sylvester"), (0, 1), (False, True), (False, True), DTYPES
+    ):
+        name, settings = ("alpha", ("softplus", "abs")) if kind == "radial" else ("activation", ("tanh", "leaky_relu"))
+        yield Case(
+            f"low_rank {kind} {settings[how]} {'by row ' * by_row}{_way(inverse)} {dtype}",
+            functools.partial(_low_rank, dtype, by_row, kind=kind, inverse=inverse, **{name: settings[how]}),
+        )
+
+
 def residual_net() -> Iterator[Case]:
     for activation, context, dtype in _ways(("elu", "silu"), (0, 3), WIDE):
         name = f"residual_net norms {activation}{', context' if context else ''} {dtype}"
@@ -537,6 +563,6 @@ def monotone() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     for some in (
         rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
-        autoregressive_inverse, block_made, channels, monotone,
+        autoregressive_inverse, block_made, channels, low_rank, monotone,
     ):  # fmt: skip
         yield from some()

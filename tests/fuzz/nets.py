@@ -308,6 +308,37 @@ def block_made(draw: Draw) -> Call:
     return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))
 
 
+def low_rank(draw: Draw) -> Call:
+    """One to three layers of a kind, shared by the rows or some tensors for each; slopes that do not all but vanish."""
+    lead, D, n = draw.lead(), draw.size(1, 9), draw.int(1, 3)
+    kind, M = draw.choice(("planar", "radial", "sylvester")), draw.int(1, min(D, 5))
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {
+        "planar": ((n, D), (n, D), (n,)), "radial": ((n, D), (n,), (n,)),
+        "sylvester": ((n, D, M), (n, M, M), (n, M, M), (n, M)),
+    }  # fmt: skip
+    scale = 0.05 if draw.kind == "large" else 0.5
+    arguments: dict[str, Any] = {"x": draw.values(*lead, D), "params": []}
+    rows: dict[Path, int] = {("x",): 1} if lead else {}
+    for i, shape in enumerate(shapes[kind]):
+        by_row = bool(lead) and draw.chance(0.4)
+        arguments["params"].append(draw.values(*lead * by_row, *shape, scale=scale))
+        if by_row:
+            rows[("params", i)] = len(shape)
+    settings: dict[str, Any] = {"kind": kind, "inverse": draw.chance(0.4)}
+    if kind == "radial":
+        settings["alpha"] = draw.choice(("softplus", "softplus", "abs"))
+    elif kind == "planar":
+        arguments["params"][1] = arguments["params"][1] + 0.5 * scale  # of a w that is all but 0, u' is anything
+        settings |= {"activation": draw.choice(("tanh", "tanh", "leaky_relu")), "negative_slope": draw.choice((0.2, 1))}
+    else:  # reflections at what is all but 0 go anywhere, and so does a QR
+        settings["orthogonal"] = None
+        arguments["params"][0] = torch.linalg.qr(draw.noise((n, D, M)))[0]
+        rows.pop(("params", 0), None)
+    arguments = _cast(arguments, draw.choice(DTYPES)) | settings
+    # Of a radial layer ladj is D - 1 times the difference of two logarithms.
+    return Call("low_rank", arguments, rows, made_of=float(n * (D - 1)) if kind == "radial" else 0.0)
+
+
 def monotone_net(draw: Draw) -> Call:
     """A network for each feature or one for all, of two to four layers; x and y well within where an inverse looks."""
     lead, D, S = draw.lead(), draw.size(1, 7), draw.choice((0, 1, 2, 5, draw.int(0, 17)))

@@ -23,7 +23,8 @@ TRUTH = 2.0**-40
 GELU = 2.0**-48  # 1 + erf of the reference cancels where the kernel's normal tail does not
 DRAWS = (4, 16, 64, 256)
 OF_VALUE = ("elu", "tanh")
-OF_SLOPES = ("block_made",)  # returns the logarithms of its slopes: takes none from a rounded value, has no identity
+# Return the logarithms of their slopes: take none from a rounded value, and have no identity.
+OF_SLOPES = ("block_made", "low_rank")
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
