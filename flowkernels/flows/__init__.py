@@ -9,6 +9,7 @@ from .flowpp import FlowPP
 from .gaussianization import Gaussianization
 from .glow import Glow
 from .latent import attribute_vector, bits_per_dim, inpaint
+from .low_rank import Planar, Radial, Sylvester
 from .made import MADE, MixtureMADE
 from .monotone import NAF, UMNN
 from .nsf import NSF
@@ -32,7 +33,10 @@ __all__ = [
     "Gaussianization",
     "Glow",
     "MixtureMADE",
+    "Planar",
+    "Radial",
     "RealNVP",
+    "Sylvester",
     "attribute_vector",
     "bits_per_dim",
     "inpaint",

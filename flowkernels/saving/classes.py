@@ -242,6 +242,12 @@ def _block_autoregressive(m: transforms.BlockAutoregressive) -> Arguments:
     return {"features": m.features, "hidden": hidden, "activation": m.activation, "residual": m.residual}
 
 
+def _low_rank(cls: type[transforms.Planar | transforms.Radial | transforms.Sylvester], **names: str) -> Part:
+    """Of arguments that are attributes of other names, or of the same."""
+    wanted = {name: name for name in ("features", "layers", "context")} | names
+    return Part(cls, lambda m: {of: getattr(m, name) for of, name in wanted.items()}, functools.partial(cls, seed=0))
+
+
 def _monotone_net(m: transforms.MonotoneNet) -> Arguments:
     names = ("form", "activation", "nodes", "log_bound", "bound")
     return {
@@ -258,7 +264,8 @@ MODULES: dict[str, Part] = {
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
             flows.BNAF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow, flows.IAF,
-            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.RealNVP, flows.SOS, flows.UMNN,
+            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial, flows.RealNVP,
+            flows.SOS, flows.Sylvester, flows.UMNN,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -307,9 +314,14 @@ MODULES: dict[str, Part] = {
         lambda m: {"features": m.features, "channel_dim": m.channel_dim},
         lambda features, channel_dim: transforms.Permutation(range(features), channel_dim),
     ),
+    "transforms.Planar": _low_rank(transforms.Planar, activation="activation"),
+    "transforms.Radial": _low_rank(transforms.Radial, alpha="positive"),
     "transforms.Softclip": _attributes(transforms.Softclip, "bound", "event_dims"),
     "transforms.Standardize": Part(
         transforms.Standardize, lambda m: {"shape": list(m.mean.shape)}, _standardize
+    ),
+    "transforms.Sylvester": _low_rank(
+        transforms.Sylvester, width="width", reflections="reflections", activation="activation"
     ),
     "transforms.Squeeze": _attributes(transforms.Squeeze),
     "transforms.Unsqueeze": _attributes(transforms.Unsqueeze),

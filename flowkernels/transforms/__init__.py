@@ -12,6 +12,7 @@ from .diagonal import DiagonalScale
 from .image_coupling import ImageCoupling, checkerboard
 from .linear import LUConv1x1, LULinear
 from .logit import Logit
+from .low_rank import Planar, Radial, Sylvester
 from .monotone_net import MonotoneNet
 from .multiscale import MultiScale
 from .permutation import Permutation
@@ -42,12 +43,15 @@ __all__ = [
     "MonotoneNet",
     "MultiScale",
     "Permutation",
+    "Planar",
     "Polynomial",
+    "Radial",
     "ShrunkMixture",
     "SinhArcsinh",
     "Softclip",
     "Squeeze",
     "Standardize",
+    "Sylvester",
     "TorchTransform",
     "Transform",
     "Univariate",

@@ -34,7 +34,10 @@ from flowkernels.flows import (
     Gaussianization,
     Glow,
     MixtureMADE,
+    Planar,
+    Radial,
     RealNVP,
+    Sylvester,
 )
 from flowkernels.transforms import (
     RQS,
@@ -122,6 +125,9 @@ CASES: dict[str, Callable[[], Flow]] = {
     "umnn": lambda: UMNN(3, 2, signal=2, network=(4, 3), nodes=8, **SMALL),
     "naf": lambda: NAF(3, order="random", signal=2, network=4, **SMALL),
     "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
+    "planar": lambda: Planar(3, 2, 2, activation="leaky_relu"),
+    "radial": lambda: Radial(3, transforms=2, alpha="abs", fast_sampling=False),
+    "sylvester": lambda: Sylvester(4, transforms=2, width=3, reflections=2),
     "nice": lambda: NICE(3, activation=torch.sigmoid, **SMALL),
     "coupling": lambda: CouplingFlow(4, univariate=RQS(bins=3, order="linear"), activation=nn.PReLU, **SMALL),
     "embedding": lambda: CouplingFlow(
@@ -155,7 +161,7 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context", "flowpp",
+    "glow-classes", "gaussianization-context", "flowpp", "planar",
 }  # fmt: skip
 LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
 
