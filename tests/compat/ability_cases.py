@@ -237,6 +237,7 @@ def _normflows(root: str) -> dict[str, Case]:
     masked_affine, norm = "flows.affine.coupling.MaskedAffineFlow", "flows.normalization.ActNorm"
     made, masked, resnet = "nets.made.MADE", "nets.made.MaskedLinear", "nets.resnet.ResidualNet"
     conv1x1, lu = "flows.mixing.Invertible1x1Conv", "flows.mixing._LULinear"
+    planar, radial = "flows.planar.Planar", "flows.radial.Radial"
     image = (D, 2, 3)
     mask = torch.tensor([1.0, 0.0, 0.0, 1.0])
     flow = "core.NormalizingFlow"
@@ -291,6 +292,11 @@ def _normflows(root: str) -> dict[str, Case]:
         f"{norm}: image": Case(lambda: _initialised(of(norm)((D, 1, 1)), *image), _both_ways, image),
         conv1x1: Case(lambda: of(conv1x1)(D, use_lu=True), _both_ways, image),
         lu: Case(lambda: of(lu)(D, identity_init=False), _both_ways),
+        planar: Case(lambda: of(planar)((D,)), _both_ways, directions=("forward",)),
+        f"{planar}: leaky_relu": Case(  # whose slopes are of the default dtype
+            lambda: of(planar)((D,), act="leaky_relu"), _both_ways, dtype=torch.float32
+        ),
+        radial: Case(lambda: of(radial)((D,)), _both_ways, directions=("forward",)),
     }  # fmt: skip
 
 
@@ -434,6 +440,18 @@ def _pyro_cases(root: str) -> dict[str, Case]:
         maf_of_context: Case(lambda: of(maf_of_context)(ConditionalAutoRegressiveNN(D, C, [H])), _pyro_of_context),
         polynomial: Case(
             lambda: exact(of(polynomial)(AutoRegressiveNN(D, [H], [3 * 2]), D, 2, 2)), _pyro, directions=("forward",)
+        ),
+        "planar.Planar": Case(lambda: of("planar.Planar")(D), _pyro, directions=("forward",)),
+        "planar.ConditionalPlanar": Case(
+            lambda: of("planar.ConditionalPlanar")(DenseNN(C, [H], [1, D, D])),
+            _pyro_of_context,
+            directions=("forward",),
+        ),
+        "radial.Radial": Case(lambda: of("radial.Radial")(D), _pyro, directions=("forward",)),
+        "radial.ConditionalRadial": Case(
+            lambda: of("radial.ConditionalRadial")(DenseNN(C, [H], [D, 1, 1])),
+            _pyro_of_context,
+            directions=("forward",),
         ),
         neural: Case(
             lambda: of(neural)(AutoRegressiveNN(D, [H], [4] * 3), hidden_units=4), _pyro, directions=("forward",)

@@ -29,6 +29,7 @@ def instances() -> dict[str, nn.Module]:
     """A module of each class that is accelerated, by the class's name."""
     import zuko
     from FrEIA import modules as freia
+    from normflows import flows as normflows
     from pyro.distributions import transforms as pyro
     from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
     from zuko.transforms import MonotonicRQSTransform
@@ -63,8 +64,14 @@ def instances() -> dict[str, nn.Module]:
         pyro.neural_autoregressive(3, [8], width=4),
         pyro.conditional_neural_autoregressive(3, 2, [8], width=4),
         pyro.block_autoregressive(3, hidden_factors=[2]),
+        pyro.planar(3),
+        pyro.conditional_planar(3, 2, [8]),
+        pyro.radial(3),
+        pyro.conditional_radial(3, 2, [8]),
     ]
-    return {type(module).__name__: module for module in found}
+    # Of names that two libraries have.
+    own = {f"normflows {type(module).__name__}": module for module in (normflows.Planar((3,)), normflows.Radial((3,)))}
+    return {type(module).__name__: module for module in found} | own
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -80,7 +87,8 @@ def test_a_subclass_that_overrides_what_would_be_bypassed(name):
     found = library(name)
     for path, entry in found.targets.items():
         cls = resolve(found, path)
-        module = instances()[cls.__name__]
+        every = instances()
+        module = every.get(f"{name} {cls.__name__}") or every[cls.__name__]
         assert compat.accelerate(module).accelerated[:1] == [""]
         compat.restore(module)
         for method in entry.bypassed:

@@ -8,6 +8,8 @@ in its affine layers and 1 × 1 convolutions:
 | `MaskedAffineFlow`: a network returns an infinity        | NaN there             | an exponential that saturates    |
 | the same: a network returns NaN where the mask is 1     | NaN in ladj           | nothing: nothing is mapped there |
 | features: a hidden unit of its MLP is minus infinity    | NaN there             | 0, what a relu returns           |
+| `Planar`: w is 0                                        | NaN                   | u as it is                       |
+| `Planar`, `Radial`: a logit above 88 of a softplus      | infinite, or NaN      | the logit                        |
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
 from flowkernels.compat.nflows.describe import listed_refusal
 
-from . import affine, conv, describe, flow
+from . import affine, conv, describe, flow, low_rank
 
 _BOTH = frozenset({"forward", "inverse"})
 
@@ -72,6 +74,13 @@ LIBRARY = Library(
             describe.order_of,
         ),
         "flows.mixing._LULinear": NFLOWS["transforms.lu.LULinear"],
+        "flows.planar.Planar": Target(
+            low_rank.Planar,
+            _BOTH,
+            "one op in place of some twenty; inverse, which normflows has of leaky_relu alone",
+            low_rank.planar_refusal,
+        ),
+        "flows.radial.Radial": Target(low_rank.Radial, _BOTH, "one op; inverse, which normflows lacks"),
     },
     base="flows.base.Flow",
     containers={

@@ -10,15 +10,16 @@ In a `ComposeTransformModule` neighbouring couplings are one op: it hands x from
 its log-determinant by itself, with a cache of the last pair in each. One call would have to replace the class of the
 distribution, which is the user's and is mostly made anew in each call of a model; so lists run layer by layer.
 
-Pyro's Polynomial, BlockAutoregressive and NeuralAutoregressive have no inverse but of what they have just returned;
-accelerated they have one. In a `ComposeTransformModule` these run one by one, between the couplings that are one op.
+Pyro's Polynomial, BlockAutoregressive, NeuralAutoregressive, Planar and Radial have no inverse but of what they have
+just returned; accelerated they have one. In a `ComposeTransformModule` these run one by one, between the couplings that
+are one op. A Planar whose w is 0 leaves u as it is, where Pyro returns NaN.
 """
 
 from __future__ import annotations
 
 from flowkernels.compat.engine.registry import Library, Target
 
-from . import block, chain, coupling, describe, layers, neural
+from . import block, chain, coupling, describe, layers, low_rank, neural
 
 _COUPLING = (
     "network, affine map and feature split run as one op where no graph is recorded, from 256 rows on; elsewhere "
@@ -27,6 +28,7 @@ _COUPLING = (
 _AUTOREGRESSIVE = "splines of both orders and network as one op; inverse in one sweep"
 _AFFINE = "inverse, in one sweep"
 _NEURAL = "inverse, which Pyro lacks, of sigmoid and tanh: a pass of the network for each feature"
+_LOW_RANK = "one op in place of some ten; inverse, which Pyro lacks"
 _CONDITION, _CALLS = frozenset({"condition"}), frozenset({"_call", "_inverse", "log_abs_det_jacobian"})
 
 _SPLINES = "splines of both orders"
@@ -70,6 +72,14 @@ LIBRARY = Library(
             "masked layers, their norms and the Jacobian as one op; inverse, which Pyro lacks, in one sweep",
             describe.block_refusal,
         ),
+        "distributions.transforms.planar.Planar": Target(low_rank.Planar, _CALLS | {"u_hat"}, _LOW_RANK),
+        "distributions.transforms.planar.ConditionalPlanar": Target(
+            low_rank.ConditionalPlanar, _CONDITION | {"_params"}, _LOW_RANK
+        ),
+        "distributions.transforms.radial.Radial": Target(low_rank.Radial, _CALLS, _LOW_RANK),
+        "distributions.transforms.radial.ConditionalRadial": Target(
+            low_rank.ConditionalRadial, _CONDITION | {"_params"}, _LOW_RANK
+        ),
         "distributions.transforms.spline_coupling.SplineCoupling": Target(
             coupling.SplineCoupling,
             _CALLS,
@@ -90,5 +100,10 @@ LIBRARY = Library(
             "its parts; neighbouring couplings in one call, with the permutations between them",
         ),
         "distributions.conditional.ConditionalComposeTransformModule": "",
+    },
+    left_alone={
+        "distributions.transforms.sylvester.Sylvester": (
+            "its log-determinant is not that of what it returns; flows.Sylvester is the paper's map, with its own"
+        ),
     },
 )
