@@ -18,6 +18,7 @@ from bench.suites import (
     dropin,
     glow,
     glue,
+    low_rank,
     lu,
     masked,
     mixture,
@@ -37,6 +38,7 @@ SUITES: tuple[Suite[Any, Any], ...] = (
     monotone.SUITE,
     polynomial.SUITE,
     block.SUITE,
+    low_rank.SUITE,
 )  # fmt: skip
 PARAMS = [pytest.param(suite, *point, id=suite.id(*point)) for suite in SUITES for point in suite.points]
 

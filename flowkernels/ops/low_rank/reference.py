@@ -32,7 +32,7 @@ def activated(spec: Any, z: Tensor) -> Activated:
         rest = h.square()
         return Activated(h, 1 - rest, rest)
     slope = torch.where(z < 0, z.new_full((), spec.negative_slope), z.new_ones(()))
-    slope = torch.where(z.isnan(), z, slope)
+    slope = torch.where(z.isnan(), z.detach(), slope)
     return Activated(slope * z, slope, 1 - slope)
 
 
