@@ -96,6 +96,15 @@ def test_large_parameters_give_numbers(way, inverse) -> None:
         assert y.isfinite().all() and ladj.isfinite().all(), scale
 
 
+def test_large_diagonals_of_opposite_signs_do_not_fold_the_origin() -> None:
+    """R_ii S_ii is all but -1, whatever the logits: at z = 0 the slope is a number's, and no 0."""
+    x, eye = torch.zeros(1, 2), torch.eye(2).unsqueeze(0)
+    params = eye, 100 * eye, -100 * eye, torch.zeros(1, 2)
+    for inverse in (False, True):
+        y, ladj = ops.low_rank(x, params, kind="sylvester", orthogonal=None, inverse=inverse)
+        assert torch.equal(y, x) and ladj.isfinite().all() and (ladj.item() > 0) is inverse
+
+
 def test_where_nothing_has_a_direction() -> None:
     """A w of zeros leaves u as it is, a row at the center stays there, and reflections at zeros are none."""
     x = torch.tensor([[0.5, -1.0]])

@@ -2,7 +2,7 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, monotone, net, rqs
+from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, low_rank, monotone, net, rqs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
@@ -12,6 +12,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *net.MUTATIONS,
     *flow_layer.MUTATIONS,
     *block_made.MUTATIONS,
+    *low_rank.MUTATIONS,
     *gates.MUTATIONS,
     *monotone.MUTATIONS,
     *common.MUTATIONS,
