@@ -246,6 +246,7 @@ MODELS = {
     "zuko circular spline": Typical("zuko", _zuko("NCSF")),
     "zuko spline coupling": Typical("zuko", _zuko_spline_coupling),
     "zuko Real NVP": Typical("zuko", _zuko("NICE")),
+    "zuko Gaussianization": Typical("zuko", _zuko("GF")),
     "Pyro spline coupling": Typical("pyro", dropin_layers.pyro_coupling),
     "Pyro autoregressive spline": Typical("pyro", dropin_layers.pyro_autoregressive),
     "FrEIA GLOW": Typical("FrEIA", dropin_layers.freia("GLOWCouplingBlock")),

@@ -9,19 +9,24 @@ namespace fk {
 enum class MixtureKernel : int { logistic = 0, normal };
 enum class MixtureOuter : int { logit = 0, probit, unit };
 
-// y = outer(sum of pi_k F((x - m_k) exp(-s_k))), parameters logits of pi | m | s, where s stops at low and high.
+// y = outer(sum of pi_k F((x - m_k) exp(-s_k))), parameters logits of pi | m | s, where s stops at low and high. With
+// shifts the pi are equal, and the k-th argument of F is exp(-s_k) x + b_k; parameters b | -s.
 struct MixtureSpec {
   static constexpr int kMostComponents = 128;
   int components;
   MixtureKernel kernel;
   MixtureOuter outer;
   double low, high;
+  bool shifts;
+  double shrink;  // probit: how far the sum is drawn towards 1/2, a share of it
+  double bound;   // of shrunk ones: where an inverse ends
   bool inverse;
 
-  int params() const { return 3 * components; }
+  int params() const { return (shifts ? 2 : 3) * components; }
 };
 
-MixtureSpec mixture_spec(int components, int kernel, int outer, double low, double high, bool inverse);
+MixtureSpec mixture_spec(int components, int kernel, int outer, double low, double high, bool shifts, double shrink,
+                         double bound, bool inverse);
 
 // Weights and inverse scales.
 inline int shared_numbers(const MixtureSpec& s) { return 2 * s.components; }

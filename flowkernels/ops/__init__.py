@@ -15,7 +15,6 @@ from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .polynomial import Polynomial, polynomial
 from .rqs import RQS, rqs
-from .shrunk_mixture import ShrunkMixture
 from .sinh_arcsinh import SinhArcsinh
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "Mixture",
     "MixtureAffine",
     "Polynomial",
-    "ShrunkMixture",
     "SinhArcsinh",
     "actnorm",
     "affine",

@@ -333,7 +333,7 @@ MODULES: dict[str, Part] = {
 # Maps of one feature: frozen dataclasses, whose fields are their arguments.
 MAPS: dict[str, type] = {
     f"ops.{cls.__name__}": cls
-    for cls in (ops.Affine, ops.Mixture, ops.MixtureAffine, ops.Polynomial, ops.RQS, ops.ShrunkMixture, ops.SinhArcsinh)
+    for cls in (ops.Affine, ops.Mixture, ops.MixtureAffine, ops.Polynomial, ops.RQS, ops.SinhArcsinh)
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **activations.FUNCTIONS,

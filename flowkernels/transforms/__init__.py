@@ -20,7 +20,7 @@ from .reshape import Squeeze, Unsqueeze
 from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
-from .univariate import RQS, Affine, Mixture, MixtureAffine, Polynomial, ShrunkMixture, SinhArcsinh, Univariate
+from .univariate import RQS, Affine, Mixture, MixtureAffine, Polynomial, SinhArcsinh, Univariate
 
 __all__ = [
     "RQS",
@@ -46,7 +46,6 @@ __all__ = [
     "Planar",
     "Polynomial",
     "Radial",
-    "ShrunkMixture",
     "SinhArcsinh",
     "Softclip",
     "Squeeze",

@@ -7,11 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flowkernels.nets.dense import Constant
 from flowkernels.nets.reading import Walk
+from flowkernels.ops.split import Split
 from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
+from . import own_steps
 from .base import Transform, check_features
-from .parts import Part, read_part, run_alone
+from .own_steps import OwnPart
+from .parts import Part, is_taken, read_part, run_alone
 from .split import FeatureSplit
 from .univariate import check_univariate
 
@@ -102,7 +106,7 @@ class Coupling(Transform):
         return "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"
 
 
-def read(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> Part | None:
+def read(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> Part | OwnPart | None:
     """The layer for one op with its conditioner; None where its parts are to be run in turn."""
     parts: Any = layer._modules
     split = parts.get("split")
@@ -113,4 +117,16 @@ def read(walk: Walk, layer: Coupling, inverse: bool, has_context: bool) -> Part 
         return None
     univariate: Any = layer.__dict__.get("univariate")
     turned = univariate.inverted() if inverse and can_fuse(type(univariate)) else univariate
-    return read_part(walk, turned, parts.get("conditioner"), split.value, has_context)
+    conditioner = parts.get("conditioner")
+    if type(conditioner) is Constant:
+        return None if has_context else _of_features(walk, turned, conditioner, split.value)
+    return read_part(walk, turned, conditioner, split.value, has_context)
+
+
+def _of_features(walk: Walk, univariate: Any, conditioner: Constant, split: Split) -> OwnPart | None:
+    """The map by parameters that no row sees."""
+    taken = can_fuse(type(univariate)) and is_taken(univariate) and walk.enter(conditioner, parameters=("value",))
+    value, shape = conditioner.value, (len(split.outputs), univariate.n_params if taken else 0)
+    if not taken or value.shape != (shape[0] * shape[1],):
+        return None
+    return own_steps.elementwise(univariate, lambda: value.view(shape), split.features, split.outputs)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from flowkernels.nets.reading import Walk
 from flowkernels.ops._routing import _PLAIN
-from flowkernels.ops.flow import LU, Scale
+from flowkernels.ops.flow import LU, Elementwise, Scale
 from flowkernels.ops.flow.steps import NormalSpec, Own, OwnSpec, spec_and_tensors
+from flowkernels.ops.univariate import Map
 
 from .actnorm import ActNorm
 from .diagonal import DiagonalScale
@@ -35,6 +36,7 @@ class OwnPart(NamedTuple):
     weights: int
     features: int
     dtype: torch.dtype | None
+    runs_alone: bool = False  # whether it is worth an op of its own, where no layer is beside it
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of a call."""
@@ -62,6 +64,14 @@ def made(make: Callable[[], Own], features: int) -> OwnPart | None:
     with torch.no_grad():
         found = part(make(), features)
     return None if found is None else found._replace(fixed=(), make=make)
+
+
+def elementwise(
+    univariate: Map, params: Callable[[], Tensor], features: int, outputs: tuple[int, ...]
+) -> OwnPart | None:
+    """A map of each of some features by parameters ``[n, P]`` of its own, which are put together in each call."""
+    found = made(lambda: Elementwise(univariate, params(), outputs), features)
+    return None if found is None else found._replace(runs_alone=True)
 
 
 def scale(scale: Tensor, shift: Tensor, inverse: bool) -> Said:

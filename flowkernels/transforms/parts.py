@@ -219,7 +219,7 @@ class Run:
     @property
     def mean_weights(self) -> float:
         """How many weights a layer has."""
-        return sum(p.weights for p in self._layers) / len(self._layers)
+        return sum(p.weights for p in self._layers) / max(len(self._layers), 1)
 
     @functools.cached_property
     def with_normal(self) -> Run:
@@ -314,6 +314,11 @@ def features_of(part: AnyPart) -> int:
     return part.features if isinstance(part, OwnPart) else part.split.features
 
 
+def runs_alone(part: AnyPart) -> bool:
+    """Whether a part is worth an op, and not only beside others."""
+    return isinstance(part, Part) or (isinstance(part, OwnPart) and part.runs_alone)
+
+
 def dtype_of(part: AnyPart) -> torch.dtype | None:
     """Of the tensors that a part has now: a network that sees a context is made in each call."""
     if isinstance(part, OwnPart):
@@ -335,7 +340,7 @@ class _Alone(Run):
         return layer.spec(net)
 
 
-Reader = Callable[[Walk, Any, bool, bool], Part | None]
+Reader = Callable[[Walk, Any, bool, bool], Part | OwnPart | None]
 
 
 def run_alone(
@@ -349,11 +354,11 @@ def run_alone(
     return None if found is None else found(x, context)
 
 
-def _read_alone(layer: nn.Module, inverse: bool, has_context: bool, read: Reader) -> tuple[Walk, _Alone | None]:
+def _read_alone(layer: nn.Module, inverse: bool, has_context: bool, read: Reader) -> tuple[Walk, Run | None]:
     walk = Walk(running=layer)
     part = made_to_stay(read, walk, layer, inverse, has_context)
     if part is not None:
-        return walk, _Alone([], [part])
+        return walk, _Alone([], [part]) if isinstance(part, Part) else Run([], [part])
     walk.refuse(layer)
     return walk, None
 

@@ -17,7 +17,7 @@ from flowkernels.ops.flow import Order
 from . import autoregressive, coupling
 from .own_steps import AS_IT_IS, OwnPart
 from .own_steps import READERS as OWN_READERS
-from .parts import AnyPart, Leaf, Part, Run, dtype_of, features_of, kept
+from .parts import AnyPart, Leaf, Part, Run, dtype_of, features_of, kept, runs_alone
 from .permutation import Permutation
 
 # Weights of a run: all of them are packed at once, and every thread sums gradients of all. Nets so large lose nothing
@@ -93,7 +93,7 @@ def read_listed(
     parts: list[AnyPart] = []
 
     def close() -> None:
-        if any(isinstance(p, Part) for p in parts):
+        if any(map(runs_alone, parts)):
             found.append(Run(list(leaves), list(parts), flat))
         else:
             found.extend(leaves)

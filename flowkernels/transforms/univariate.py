@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from flowkernels._renamed import warn_renamed
-from flowkernels.ops import RQS, Affine, Mixture, MixtureAffine, Polynomial, ShrunkMixture, SinhArcsinh
+from flowkernels.ops import RQS, Affine, Mixture, MixtureAffine, Polynomial, SinhArcsinh
 from flowkernels.ops.univariate import Univariate
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Mixture",
     "MixtureAffine",
     "Polynomial",
-    "ShrunkMixture",
     "SinhArcsinh",
     "Univariate",
     "check_univariate",

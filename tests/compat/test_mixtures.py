@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flowkernels
-from flowkernels.ops import ShrunkMixture
+from flowkernels.ops import Mixture
 from flowkernels.transforms import Coupling, LULinear
 
 zuko = pytest.importorskip("zuko")
@@ -19,6 +19,12 @@ def gf(context: int):
     torch.manual_seed(0)
     settings = {"hidden_features": (8,)} if context else {}
     return zuko.flows.GF(3, context, transforms=2, components=4, **settings).double()
+
+
+def zukos(components: int) -> Mixture:
+    return Mixture(
+        components, "normal", "probit", min_log_scale=-20, max_log_scale=20, parametrization="shifts", shrink=1e-6
+    )
 
 
 def given(context: int, rows: int = 40):
@@ -63,7 +69,7 @@ def test_beyond_what_the_mean_reaches() -> None:
 
 def test_digits_of_the_tails() -> None:
     """In float32 zuko's mean near 1 has one digit of what it lacks; ours has all, on either side."""
-    f, params = ShrunkMixture(2), torch.tensor([0.0, 0.3, 0.0, 0.2]).expand(1, 4, 4)
+    f, params = zukos(2), torch.tensor([0.0, 0.3, 0.0, 0.2]).expand(1, 4, 4)
     x = torch.tensor([[-4.5, -3.0, 3.0, 4.5]])
     (y, ladj), (exact, of_exact) = f(x, params), f(x.double(), params.double(), backend="reference")
     torch.testing.assert_close(y.double(), exact, rtol=2e-6, atol=0.0)
@@ -77,17 +83,46 @@ def test_as_a_native_flow(context) -> None:
     theirs = gf(context)
     native = flowkernels.convert(theirs)
     assert [type(layer) for layer in native.transform] == [Coupling, LULinear, Coupling]
-    assert native.transform[0].univariate == ShrunkMixture(4)
+    assert native.transform[0].univariate == zukos(4)
     x, c = given(context)
     torch.testing.assert_close(native.log_prob(x, c), theirs(c).log_prob(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(native.decode(native.encode(x, c), c), x, rtol=1e-6, atol=1e-6)
 
 
-def test_settings() -> None:
-    for arguments, message in (
-        ({"components": 0}, "components must be"),
-        ({"shrink": 0.0}, "shrink must be a number from 1e-12 to 0.5, got 0.0"),
-        ({"bound": -1.0}, "bound must be positive, from 1e-30 to 1e30, got -1.0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ShrunkMixture(**arguments)  # type: ignore[arg-type]
+@CONTEXT
+def test_a_flow_without_a_context_is_one_call(context) -> None:
+    """Rotations and all; their matrices are made anew where they train or were written to, and else kept."""
+    theirs = gf(context)
+    ours = copy.deepcopy(theirs)
+    flowkernels.accelerate(ours)
+    pieces = type(ours.transform)._flowkernels_layer.pieces
+    for inverse in (False, True):
+        found = pieces(ours.transform, inverse, bool(context))
+        assert [len(getattr(p, "leaves", [p])) for p in found] == ([1, 1, 1] if context else [3])
+    x, c = given(context)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(ours(c).log_prob(x), theirs(c).log_prob(x), rtol=1e-9, atol=1e-9)
+            for flow in (ours, theirs):
+                flow.transform.transforms[1].A.mul_(0.5)
+    for flow in (ours, theirs):
+        flow.transform.transforms[1].A.grad = None
+        flow(c).log_prob(x).sum().backward()
+    wanted, found = theirs.transform.transforms[1].A.grad, ours.transform.transforms[1].A.grad
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_one_layer_alone() -> None:
+    layer = gf(0).transform.transforms[0]
+    ours = copy.deepcopy(layer)
+    flowkernels.accelerate(ours)
+    x = given(0)[0].requires_grad_()
+    for inverse in (False, True):
+        (y, ladj), (wanted, of_wanted) = (
+            (m().inv if inverse else m()).call_and_ladj(x.clamp(-2, 2)) for m in (ours, layer)
+        )
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4 if inverse else 1e-9)
+        torch.testing.assert_close(ladj, of_wanted, rtol=1e-4, atol=1e-4 if inverse else 1e-9)
+    grads = [torch.autograd.grad(m().call_and_ladj(x)[1].sum(), list(m.parameters())) for m in (ours, layer)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)

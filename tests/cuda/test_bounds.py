@@ -30,7 +30,7 @@ def rqs(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Ca
 
 
 def mixture(shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) -> tuple[Callable[..., Any], list[Tensor]]:
-    params = torch.randn(*shape, 3 * settings["components"])
+    params = torch.randn(*shape, ops.Mixture(**settings).n_params)
     return ops.mixture, [torch.randn(shape).to(dtype), params.to(dtype)]
 
 
@@ -54,6 +54,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "mixture": (
         {"components": 8}, {"components": 3, "kernel": "normal", "outer": "probit", "inverse": True},
         {"components": 33, "kernel": "normal", "outer": "unit"},
+        {"components": 4, "kernel": "normal", "outer": "probit", "parametrization": "shifts", "shrink": 1e-3},
     ),
     "polynomial": (
         {"inverse": True}, {"degree": 15, "terms": 2}, {"family": "bernstein", "tails": "linear"},

@@ -79,7 +79,7 @@ def rqs() -> Iterator[Case]:
 
 def _mixture(dtype: str, params_dtype: str, lead: tuple[int, ...], **settings: Any) -> Results:
     x = leaf("x", *lead, D, scale=1.2, dtype=DTYPES[dtype])
-    params = leaf("params", *lead, D, 3 * settings["components"], dtype=DTYPES[params_dtype])
+    params = leaf("params", *lead, D, ops.Mixture(**settings).n_params, dtype=DTYPES[params_dtype])
     value = torch.sigmoid(x) if settings["inverse"] and settings["outer"] == "unit" else x
     y, ladj = ops.mixture(value, params, **settings)
     return with_gradients({"y": y, "ladj": ladj}, {"x": x, "params": params})
@@ -99,6 +99,12 @@ def mixture() -> Iterator[Case]:
         yield Case(
             f"mixture of {components} {_way(inverse)} {dtype}",
             functools.partial(_mixture, dtype, dtype, (3, 7), components=components, **settings),
+        )
+    for shrink, inverse, dtype in _ways((0.0, 1e-6), (False, True), WIDE):
+        settings = {"kernel": "normal", "outer": "probit", "parametrization": "shifts", "inverse": inverse}
+        yield Case(
+            f"mixture of shifts shrunk {shrink:g} {_way(inverse)} {dtype}",
+            functools.partial(_mixture, dtype, dtype, (ROWS,), components=5, shrink=shrink, **settings),
         )
 
 

@@ -144,19 +144,24 @@ def mixture(draw: Draw) -> Call:
     }
     if draw.chance(0.3):
         settings["min_log_scale"], settings["max_log_scale"] = draw.choice(((-1.0, 1.0), (-3, 0.5), (0.0, 2.0)))
+    if draw.chance(0.2):
+        settings["parametrization"] = "shifts"
+    if settings["outer"] == "probit" and draw.chance(0.3):
+        settings["shrink"], settings["bound"] = draw.choice((1e-6, 1e-3)), draw.choice((10.0, 1e3))
+    shifts = "parametrization" in settings
     lead, D = draw.lead(), draw.size()
     of_x, of_params = draw.choice(PAIRS)
     x = draw.values(*lead, D)
     if settings["inverse"] and settings["outer"] == "unit":
         x = torch.sigmoid(x.clamp(-4, 4))
-    params = draw.values(*lead, D, 3 * settings["components"])
+    params = draw.values(*lead, D, (2 if shifts else 3) * settings["components"])
     rows = {("x",): 1, ("params",): 2} if lead else {}
     # Far out, a probit's ladj bends by the difference of two nearly equal numbers: the truth is its own rounding.
     extreme = draw.kind == "large" and settings["outer"] == "probit"
     arguments = {"x": x.to(of_x), "params": params.to(of_params), **settings}
     # A logit or probit of 0 is that of a half, of masses whose roundings stay; and of one component alone ladj does not
     # move, by what cancels between the kernel's density and the outer one's: slopes by its scale.
-    log_scale = params[..., 2 * settings["components"] :].double()
+    log_scale = params[..., -settings["components"] :].double() * (-1 if shifts else 1)
     log_scale = log_scale.clamp(settings.get("min_log_scale", -7.0), settings.get("max_log_scale"))
     made_of = float((-log_scale).exp().clamp(min=1.0).max()) if log_scale.numel() else 1.0
     return Call("mixture", arguments, rows, {}, extreme, made_of=made_of)

@@ -22,14 +22,23 @@ from tests.ops.gate import assert_refused
 MACHINE = pytest.mark.usefixtures("machine")  # the CPU, and CUDA's kernels in the emulator
 PAIRS = tuple(itertools.product(KERNELS, OUTERS))
 EVERY = pytest.mark.parametrize(("kernel", "outer"), PAIRS)
+ZUKOS = {"kernel": "normal", "outer": "probit", "parametrization": "shifts", "shrink": 1e-6}
+OTHERS = {  # forms of the map that are no pair alone
+    "zuko's": ZUKOS,
+    "shifts": {"kernel": "logistic", "parametrization": "shifts"},
+    "shifts of normals": {**ZUKOS, "shrink": 0.0},
+    "shrunk": {"kernel": "logistic", "outer": "probit", "shrink": 1e-2, "bound": 4.0},
+}
 WIDE = pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=["f32", "f64"])
 BACKENDS = pytest.mark.parametrize("backend", ["reference", None], ids=["reference", "fastest"])
 
 
-def draw(*shape: int, components: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
+def draw(
+    *shape: int, components: int, seed: int = 0, scale: float = 1.0, n_params: int | None = None
+) -> tuple[Tensor, Tensor]:
+    g, P = torch.Generator().manual_seed(seed), n_params or 3 * components
     x = torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
-    return here(x), here(scale * torch.randn(*shape, 3 * components, generator=g, dtype=torch.float64, device="cpu"))
+    return here(x), here(scale * torch.randn(*shape, P, generator=g, dtype=torch.float64, device="cpu"))
 
 
 def values_of(f: Mixture, x: Tensor) -> Tensor:
@@ -224,6 +233,10 @@ def test_a_bad_element_stays_alone(kernel, outer) -> None:
         "low": ({"min_log_scale": -21}, "min_log_scale must be a number from -20 to 20, got -21"),
         "order": ({"min_log_scale": 7.0}, r"min_log_scale must be below max_log_scale = 7.0, got 7.0"),
         "nan": ({"max_log_scale": math.nan}, "max_log_scale must be a number from -20 to 20, got nan"),
+        "form": ({"parametrization": "means"}, "parametrization must be one of weights, shifts, got 'means'"),
+        "shrink": ({"outer": "probit", "shrink": 0.6}, "shrink must be 0 or a number from 1e-12 to 0.5, got 0.6"),
+        "of probits": ({"shrink": 0.1}, "shrink must be 0 where outer is 'logit', got 0.1"),
+        "bound": ({"bound": -1.0}, r"bound must be a number from 1e-30 to 1e\+30, got -1.0"),
     }.values(),
 )
 def test_settings(settings, message) -> None:
@@ -233,11 +246,75 @@ def test_settings(settings, message) -> None:
         ops.mixture(torch.zeros(1, 1), torch.zeros(1, 1, 24), **{"components": 8, **settings})
 
 
+# ---- shifts, and what is drawn towards 1/2 ----
+
+
+@MACHINE
+@BACKENDS
+@pytest.mark.parametrize("components", [1, 3])
+def test_shifts_are_means_by_other_parameters(components, backend) -> None:
+    """Of equal weights, m = -b e^-a and s = -a; gradients by the same rule, and none beyond where scales stop."""
+    given = {
+        "kernel": "normal",
+        "outer": "probit",
+        "min_log_scale": -1.0,
+        "max_log_scale": 2.0,
+        "components": components,
+    }
+    x, drawn = draw(30, 2, components=components, n_params=2 * components)
+    for inverse in (False, True):
+        found = []
+        for form in ("shifts", "weights"):
+            v, p = x.clone().requires_grad_(), drawn.clone().requires_grad_()
+            b, a = p.split(components, -1)
+            s = (-a).clamp(-1.0, 2.0)
+            parts = p if form == "shifts" else torch.cat((torch.zeros_like(b), -b * s.exp(), -a), -1)
+            outputs = ops.mixture(v, parts, **given, parametrization=form, inverse=inverse, backend=backend)
+            found.append([*outputs, *torch.autograd.grad(outputs[0].sum() + outputs[1].square().sum(), (v, p))])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@MACHINE
+@BACKENDS
+@WIDE
+def test_beyond_what_a_shrunk_sum_reaches(wide, backend) -> None:
+    """There the inverse ends at the bound, without a gradient, and with the ladj of forward there."""
+    f = Mixture(3, **ZUKOS, bound=7.0)
+    params = draw(1, 4, components=3, n_params=6)[1].to(wide).requires_grad_()
+    y = torch.tensor([[-6.0, 5.5, 0.3, -torch.inf]], dtype=wide).requires_grad_()
+    x, ladj = f.inverted()(y, params, backend=backend)
+    assert x[0, [0, 1, 3]].tolist() == [-7.0, 7.0, -7.0] and ladj.isfinite().all() and x.abs().max() <= 7
+    torch.testing.assert_close(ladj, -f(x.detach(), params, backend="reference")[1], rtol=1e-4, atol=1e-4)
+    of_y, of_params = torch.autograd.grad(x[0, :3].sum(), (y, params))
+    assert of_y[0, :2].tolist() == [0.0, 0.0] and of_y[0, 2] > 0
+    assert (of_params[0, :2] == 0).all() and of_params[0, 2].any()
+    assert f.inverted()(torch.full_like(y, torch.nan), params, backend=backend)[0].isnan().all()
+
+
+@MACHINE
+@BACKENDS
+@WIDE
+@pytest.mark.parametrize("form", ["zuko's", "shrunk"])
+def test_a_shrunk_sum_ends(form, wide, backend) -> None:
+    """y ends at the quantiles of half of what is drawn, with a finite ladj however far out."""
+    f = Mixture(2, **OTHERS[form])
+    x = torch.tensor([[-1e4, -60.0, 60.0, 1e4, torch.inf]], dtype=wide)
+    params = draw(1, 5, components=2, n_params=f.n_params)[1].to(wide).clamp(-1, 1).requires_grad_()
+    y, ladj = f(x, params, backend=backend)
+    end = torch.special.ndtri(torch.tensor(0.5 * f.shrink, dtype=torch.float64)).to(wide)
+    torch.testing.assert_close(y[0, :2], end.expand(2), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(y[0, 2:], -end.expand(3), rtol=1e-6, atol=0.0)
+    assert ladj.isfinite().all()
+    (grad,) = torch.autograd.grad(y[0, :4].sum(), params)
+    assert grad[0, :4].abs().max() < 1e-6
+
+
 # ---- the gate of the compiled module ----
 
 
 def _calls(P: int = 12) -> tuple[dict[str, Any], dict[str, Any]]:
-    spec = _native.C.MixtureSpec(4, 0, 0, -7.0, 7.0, False)
+    spec = _native.C.MixtureSpec(4, 0, 0, -7.0, 7.0, False, 0.0, 10.0, False)
     x, params, rows = torch.zeros(5, 3), torch.zeros(5, 3, P), torch.zeros(5)
     fwd = {"spec": spec, "x": x, "params": params, "y": x.clone(), "ladj": rows, "threads": 1}
     bwd = {
@@ -283,7 +360,10 @@ def test_the_gate_of_backward(broken, message) -> None:
 
 @COMPILED
 def test_the_gate_of_settings() -> None:
-    names = {"components": 4, "kernel": 0, "outer": 0, "low": -7.0, "high": 7.0, "inverse": False}
+    names = {
+        "components": 4, "kernel": 0, "outer": 0, "low": -7.0, "high": 7.0, "shifts": False, "shrink": 0.0,
+        "bound": 10.0, "inverse": False,
+    }  # fmt: skip
     for broken, message in (
         ({"components": 0}, "MixtureSpec: components must be from 1 to 128, got 0"),
         ({"components": 129}, "MixtureSpec: components must be from 1 to 128, got 129"),
@@ -321,8 +401,19 @@ def test_the_gate_of_settings() -> None:
 @pytest.mark.parametrize("components", [1, 8, 33])
 def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
     """Values and gradients in float32, on every instruction set, beside the eager reference's."""
-    f = Mixture(components, kernel, outer, inverse=inverse)
-    x, params = draw(400, 3, components=components, seed=5, scale=0.7)
+    assert_numbers(Mixture(components, kernel, outer, inverse=inverse), all_isas)
+
+
+@MACHINE
+@pytest.mark.parametrize("form", OTHERS)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("components", [1, 8, 33])
+def test_numbers_of_other_forms(all_isas, form, inverse, components) -> None:
+    assert_numbers(Mixture(components, **OTHERS[form], inverse=inverse), all_isas)
+
+
+def assert_numbers(f: Mixture, all_isas: Any) -> None:
+    x, params = draw(400, 3, components=f.components, seed=5, scale=0.7, n_params=f.n_params)
     v = values_of(f, x).float()
     drawn = [torch.randn(t.shape, generator=torch.Generator().manual_seed(9), device="cpu") for t in (v, v[:, 0])]
     weights = [here(t.double()) for t in drawn]

@@ -85,7 +85,10 @@ LIBRARY = Library(
     base="lazy.LazyTransform",
     containers={
         "lazy.LazyComposedTransform": Target(
-            Composed, frozenset({"forward"}), "neighbouring autoregressive layers and couplings in one call"
+            Composed,
+            frozenset({"forward"}),
+            "neighbouring autoregressive layers and couplings, elementwise layers without a context and rotations in"
+            " one call",
         ),
         "lazy.LazyInverse": "",
     },

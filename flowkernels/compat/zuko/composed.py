@@ -1,4 +1,4 @@
-"""zuko's composed transforms: neighbouring autoregressive layers and couplings as one op.
+"""zuko's composed transforms: neighbouring autoregressive layers, couplings, elementwise layers, rotations as one op.
 
 A `LazyComposedTransform` makes the transforms of its parts in every call. Of layers that run as one op none is made
 before somebody asks for it.
@@ -16,6 +16,7 @@ from torch.distributions.transforms import AffineTransform, Transform
 from torch.distributions.utils import _sum_rightmost
 from zuko import transforms
 from zuko.lazy import LazyInverse, UnconditionalTransform
+from zuko.transforms import RotationTransform
 
 from flowkernels.compat.engine.patch import layer_of
 from flowkernels.compat.engine.runs import kind
@@ -25,11 +26,15 @@ from flowkernels.transforms.parts import Leaf, Run
 from flowkernels.transforms.runs import AS_IT_IS, Piece, Said, pieces
 
 from . import LIBRARY
-from .part import autoregressive, coupling
-from .transforms import AutoregressiveTransform, CouplingTransform, expanded
+from .part import autoregressive, coupling, elementwise, rotation
+from .transforms import AutoregressiveTransform, CouplingTransform, DependentTransform, expanded
 
 _COUPLING = LIBRARY.targets["flows.coupling.GeneralCouplingTransform"].layer
 _AUTOREGRESSIVE = LIBRARY.targets["flows.autoregressive.MaskedAutoregressiveTransform"].layer
+_ELEMENTWISE = LIBRARY.targets["flows.gaussianization.ElementWiseTransform"].layer
+_MADE: dict[Any, Any] = {
+    _COUPLING: CouplingTransform, _AUTOREGRESSIVE: AutoregressiveTransform, _ELEMENTWISE: DependentTransform
+}  # fmt: skip
 
 # ---- one layer ----
 
@@ -43,9 +48,11 @@ def leaves(walk: Walk, transform: Any, inverse: bool, before: Sequence[Leaf]) ->
     return [Leaf(transform, inverse)]
 
 
-def _affine(walk: Walk, layer: Any, inverse: bool) -> Said:
-    """A scale and a shift of each feature, as sbi standardises data; None where it must be called."""
+def _unconditional(walk: Walk, layer: Any, inverse: bool) -> Said:
+    """A rotation, or a scale and a shift of each feature, as sbi standardises data; None where it must be called."""
     own = layer.__dict__
+    if own.get("f") is RotationTransform:
+        return rotation(walk, layer, inverse)
     looked_at = {"attributes": ("f", "_nargs", "_keys"), "buffers": [*own["_buffers"]]}
     if own.get("f") is not AffineTransform or not walk.enter(layer, parameters=[*own["_parameters"]], **looked_at):
         return None
@@ -57,14 +64,16 @@ def _affine(walk: Walk, layer: Any, inverse: bool) -> Said:
 
 
 def read(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Said:
-    """A layer, or a scale; None where it must be called."""
+    """A layer, a rotation or a scale; None where it must be called."""
     methods = layer_of(layer)
     if methods is _AUTOREGRESSIVE:
         return autoregressive(walk, layer, inverse, has_context)
     if methods is not None and methods.is_container:  # which runs its own
         return AS_IT_IS
     if type(layer) is UnconditionalTransform:
-        return _affine(walk, layer, inverse)
+        return _unconditional(walk, layer, inverse)
+    if methods is _ELEMENTWISE:
+        return elementwise(walk, layer, inverse, has_context)
     return coupling(walk, layer, inverse, has_context) if methods is _COUPLING else None
 
 
@@ -124,8 +133,7 @@ class Parts:
             if leaf is None or type(leaf.transform) is UnconditionalTransform:
                 self._made[i] = self.listed[i](self.context)
             else:
-                made: Any = CouplingTransform if hasattr(leaf.transform, "mask") else AutoregressiveTransform
-                found = made(leaf.transform, self.context)
+                found = _MADE[layer_of(leaf.transform)](leaf.transform, self.context)
                 self._made[i] = found.inv if leaf.inverse else found
         return self._made[i]
 
@@ -157,7 +165,7 @@ class Composed(transforms.ComposedTransform):
     def codomain(self) -> constraints.Constraint:
         """zuko asks for it in every call; a layer's need not be made for it."""
         last = self.parts.listed[0 if self.inverse else -1]
-        is_vector = self.codomain_dim == 1 and layer_of(last) in (_COUPLING, _AUTOREGRESSIVE)
+        is_vector = self.codomain_dim == 1 and layer_of(last) in _MADE
         return constraints.real_vector if is_vector else super().codomain
 
     def _pieces(self) -> Sequence[Piece] | None:

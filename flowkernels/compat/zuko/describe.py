@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,8 @@ from flowkernels.compat.layer import Layer
 from flowkernels.compat.reading.dense import read_sequence
 from flowkernels.compat.reading.masks import read_plan, with_context
 from flowkernels.nets.reading import Kept, Walk, may_compute
-from flowkernels.ops import RQS, Affine, Polynomial, ShrunkMixture
+from flowkernels.ops import RQS, Affine, Mixture, Polynomial
+from flowkernels.ops.mixture.spec import WIDEST
 from flowkernels.ops.net import MadePlan, Net
 from flowkernels.ops.net.net import fitting, made_net
 from flowkernels.ops.split import Split, split_of
@@ -105,7 +106,10 @@ def _gaussianization(settings: dict[str, Any], shapes: tuple[Sequence[int], ...]
     K = shapes[0][0] if len(shapes) == 2 and len(shapes[0]) == 1 else 0
     if shapes != ((K,), (K,)):
         return f"the parameters of its mixture have shapes {shapes}"
-    return ShrunkMixture(K, shrink=1e-6, bound=bound)
+    return Mixture(
+        K, "normal", "probit", min_log_scale=-WIDEST, max_log_scale=WIDEST, parametrization="shifts", shrink=1e-6,
+        bound=bound,
+    )  # fmt: skip
 
 
 _known = functools.lru_cache(maxsize=256)(_read)
@@ -141,6 +145,16 @@ def elementwise_refusal(layer: Any) -> object:
     found = univariate_of(layer)
     # A product and a sum.
     return found if isinstance(found, str) or found.n_params > 2 else "its affine map alone is as fast in zuko"
+
+
+def own_params(layer: Any) -> Tensor:
+    """The parameters ``[D, P]`` of an elementwise layer without a context."""
+    return joined(layer.phi)
+
+
+def joined(phi: Iterable[Tensor]) -> Tensor:
+    """Those of a feature side by side."""
+    return torch.cat([p.flatten(1) if p.dim() > 1 else p.unsqueeze(-1) for p in phi], dim=-1)
 
 
 # ---- masked networks ----

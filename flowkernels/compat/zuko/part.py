@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 from zuko.nn import MLP, Linear
+from zuko.transforms import RotationTransform
 
 from flowkernels.compat.engine.runs import or_called
 from flowkernels.compat.reading import dense
 from flowkernels.nets.dense_reading import Dense
 from flowkernels.nets.reading import Walk
+from flowkernels.ops import Affine
+from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
-from flowkernels.transforms.parts import Part, part_of
+from flowkernels.ops.net.net import dense_net
+from flowkernels.transforms import own_steps
+from flowkernels.transforms.own_steps import OwnPart
+from flowkernels.transforms.parts import Part, is_taken, part_of
 
 from . import describe
 
@@ -77,3 +85,53 @@ def coupling(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> Part |
     fixed = None if has_context else found.net((), None)
     turned = univariate.inverted() if inverse else univariate
     return part_of(turned, _Dense(found), found.layers, fixed, mask.split)
+
+
+@or_called
+def elementwise(walk: Walk, layer: Any, inverse: bool, has_context: bool) -> OwnPart | None:
+    """A map of each feature by parameters of its own. A network of nothing but a context is no layer of an op."""
+    phi = layer._modules.get("phi")
+    if phi is None or has_context or not walk.enter(layer, attributes=_SETTINGS):
+        return None
+    if not walk.enter(phi, parameters=[*phi._parameters]):
+        return None
+    what, params = describe.describe(layer), functools.partial(describe.joined, [*phi._parameters.values()])
+    univariate: Any = None if isinstance(what, str) else what.map
+    if univariate is None or not is_taken(univariate):
+        return None
+    turned, (D, P) = univariate.inverted() if inverse else univariate, params().shape
+    return own_steps.elementwise(turned, params, D, tuple(range(D))) if turned.n_params == P else None
+
+
+class _Rotation:
+    """x → R x as a layer that adds (R - I) x, R = exp(A - A^T), or its transpose."""
+
+    def __init__(self, A: Tensor, inverse: bool) -> None:
+        self.A, self.inverse = A, inverse
+        self._kept: tuple[int, int, Net] | None = None
+
+    def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
+        A = self.A
+        if A.is_inference() or (torch.is_grad_enabled() and A.requires_grad):
+            return self._made(A)
+        if self._kept is None or self._kept[:2] != (A._version, A.data_ptr()):
+            self._kept = A._version, A.data_ptr(), made_to_stay(self._made, A.detach())
+        return self._kept[2]
+
+    def _made(self, A: Tensor) -> Net:
+        skew = A - A.mT
+        R = torch.linalg.matrix_exp(-skew if self.inverse else skew)
+        weight = R - torch.eye(len(A), dtype=A.dtype, device=A.device)
+        return dense_net([(weight, A.new_zeros(len(A)))], False, "identity", len(A), (), None)
+
+
+def rotation(walk: Walk, layer: Any, inverse: bool) -> Part | None:
+    """A rotation of all features, whose matrix exponential is made anew where it gets a gradient, and else kept."""
+    A = layer._parameters.get("A")
+    if A is None or not walk.enter(layer, parameters=("A",), attributes=("f", "_nargs", "_keys")):
+        return None
+    if A.dim() != 2 or A.shape[0] != A.shape[1] or not A.is_cpu or layer.f is not RotationTransform:
+        return None
+    D = len(A)
+    found = part_of(Affine("additive"), _Rotation(A, inverse), [], None, every(D))
+    return None if found is None else found._replace(weights=A.numel(), sizes=(D, D))

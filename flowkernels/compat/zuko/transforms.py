@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.transforms import Transform, _InverseTransform
 from zuko import transforms
 from zuko.flows.gaussianization import ElementWiseTransform
 from zuko.utils import broadcast
 
 from flowkernels.compat.reading.operands import mixed
-from flowkernels.ops import ShrunkMixture
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.net import MadePlan, Net, run_made
+from flowkernels.ops.univariate import Map
 from flowkernels.transforms.parts import run_alone
 
 from . import part
-from .describe import mask_of, masked_net, univariate_of
+from .describe import mask_of, masked_net, own_params, univariate_of
 from .monotone import MonotoneMap, by_levels, is_network
 
 
@@ -193,15 +194,24 @@ class DependentTransform(_Fused, transforms.DependentTransform):
         plain: Any = ElementWiseTransform.forward(self.layer, self.context)
         return plain.base
 
+    @property
+    def domain(self) -> constraints.Constraint:
+        """zuko asks in every call, and to make the base takes a pass of the network."""
+        return constraints.real_vector if isinstance(univariate_of(self.layer), Map) else super().domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return constraints.real_vector if isinstance(univariate_of(self.layer), Map) else super().codomain
+
     def run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        alone = run_alone(self.layer, *expanded(x, self.context), inverse, part.elementwise)
+        if alone is not None:
+            return alone
         layer, P, univariate = self.layer, self.layer.total, _map_of(self.layer, x)
         if univariate is None:
             return self.theirs(x, inverse)
-        if self.context is not None and not inverse and isinstance(univariate, ShrunkMixture):
-            # Where each row has its params, bringing them in order costs more than the kernel saves.
-            return self.theirs(x, False)
         if self.context is None:
-            params = torch.cat([p.unsqueeze(-1) if p.dim() == 1 else p for p in layer.phi], dim=-1)
+            params = own_params(layer)
         else:
             params = layer.hyper(self.context)
             params = params.unflatten(-1, (params.shape[-1] // P, P))

@@ -40,6 +40,9 @@ def mixture(
     outer: str = "logit",
     min_log_scale: float = -7.0,
     max_log_scale: float = 7.0,
+    parametrization: str = "weights",
+    shrink: float = 0.0,
+    bound: float = 10.0,
     inverse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -56,18 +59,24 @@ def mixture(
     ``kernel``    ``outer``
     ============  =============  =========================================================================
     ``logistic``  ``"logit"``    NAF's deep sigmoid flow; Flow++ adds an affine map behind it
-    ``normal``    ``"probit"``   Gaussianization flows
+    ``normal``    ``"probit"``   Gaussianization flows; zuko's with ``"shifts"`` and ``shrink=1e-6``
     either        ``"unit"``     y in (0, 1), the conditional distribution function of an autoregressive model
     ============  =============  =========================================================================
 
     Args:
         x: ``[..., D]``; float32, float64, bfloat16 or float16 (computed in float32).
-        params: ``[..., D, 3K]``, in the order weight logits w | means m | log-scales s, K = ``components``. May be a
-            16-bit type beside a float32 ``x``.
+        params: ``[..., D, 3K]``, in the order weight logits w | means m | log-scales s, K = ``components``. Of
+            ``parametrization="shifts"`` ``[..., D, 2K]``. May be a 16-bit type beside a float32 ``x``.
         components: K, from 1 to 128.
         kernel: F, ``"logistic"`` (a sigmoid) or ``"normal"``.
         outer: ``"logit"``, ``"probit"`` (the normal quantile), or ``"unit"``, which is none.
         min_log_scale, max_log_scale: where the log-scales stop, with no gradient beyond; from -20 to 20.
+        parametrization: ``"weights"``, or ``"shifts"``: components of equal weight, whose argument is
+            :math:`e^{a_k} x + b_k`, with params b | a; a log-scale is -a.
+        shrink: of ``"probit"`` alone, a share :math:`\delta` by which the sum is drawn towards 1/2, so that y ends at
+            the normal quantiles of :math:`\delta / 2` and above, ±4.9 for 1e-6; 0, or from 1e-12 to 0.5.
+        bound: with a ``shrink``, x of an inverse is not beyond ±``bound``, where it stays for all y that lie further
+            out, with no gradient; ``ladj`` is that of the forward map there.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse. Of ``"unit"`` y outside of [0, 1] gives NaN.
         backend: run on this one or raise; default: the fastest that can.
 
@@ -93,7 +102,7 @@ def mixture(
         >>> torch.allclose(back, x, atol=1e-4), torch.allclose(ladj, -neg, atol=1e-3)
         (True, True)
     """
-    settings = (components, kernel, outer, min_log_scale, max_log_scale, inverse)
+    settings = (components, kernel, outer, min_log_scale, max_log_scale, parametrization, shrink, bound, inverse)
     if torch.compiler.is_compiling():
         # Checked here as well: some compilers make a frozen dataclass without its __post_init__.
         return Mixture(*checked(*settings))(x, params, backend=backend)

@@ -25,8 +25,19 @@ _LOG_2PI = math.log(2 * math.pi)
 
 class _Components(NamedTuple):
     log_weight: Tensor
-    mean: Tensor
+    mean: Tensor  # or shift
     log_scale: Tensor
+    shifts: bool
+
+    def place(self, x: Tensor) -> Tensor:
+        """z of each component at x."""
+        per_scale = torch.exp(-self.log_scale)
+        return x[..., None] * per_scale + self.mean if self.shifts else (x[..., None] - self.mean) * per_scale
+
+    def at(self, z: Tensor) -> Tensor:
+        """x of each component where its place is z."""
+        scale, z = torch.exp(self.log_scale), z[..., None]
+        return (z - self.mean) * scale if self.shifts else self.mean + scale * z
 
 
 class _Sums(NamedTuple):
@@ -45,12 +56,18 @@ def _log_cdf(z: Tensor) -> Tensor:
 
 
 def _components(spec: Mixture, params: Tensor) -> _Components:
+    low, high = spec.min_log_scale, spec.max_log_scale
+    if spec.parametrization == "shifts":
+        shifts, log_scales = params.unflatten(-1, (2, spec.components)).unbind(-2)
+        return _Components(
+            torch.full_like(shifts, -math.log(spec.components)), shifts, (-log_scales).clamp(low, high), True
+        )
     logits, means, log_scales = params.unflatten(-1, (3, spec.components)).unbind(-2)
-    return _Components(logits.log_softmax(-1), means, log_scales.clamp(spec.min_log_scale, spec.max_log_scale))
+    return _Components(logits.log_softmax(-1), means, log_scales.clamp(low, high), False)
 
 
 def _sums(spec: Mixture, x: Tensor, c: _Components) -> _Sums:
-    z = ((x[..., None] - c.mean) * torch.exp(-c.log_scale)).clamp(-_FAR, _FAR)
+    z = c.place(x).clamp(-_FAR, _FAR)
     if spec.kernel == "logistic":
         below, above = F.logsigmoid(z), F.logsigmoid(-z)
         density = below + above
@@ -85,10 +102,13 @@ def _normal_tail(log_p: Tensor) -> Tensor:
     return t
 
 
-def _probit(s: _Sums) -> Tensor:
+def _probit(s: _Sums, shrink: float = 0.0) -> Tensor:
     """The normal quantile, from the smaller side."""
     low = s.below < s.above
-    t = _normal_tail(torch.where(low, s.below, s.above))
+    log_p = torch.where(low, s.below, s.above)
+    if shrink > 0:
+        log_p = torch.log(torch.exp(log_p) * (1 - shrink) + 0.5 * shrink)
+    t = _normal_tail(log_p)
     return torch.where(low, -t, t)
 
 
@@ -100,8 +120,9 @@ def _forward(spec: Mixture, x: Tensor, c: _Components) -> tuple[Tensor, Tensor]:
         low = s.below < s.above
         half = torch.exp(torch.where(low, s.below, s.above))
         return torch.where(low, half, 1 - half), s.density
-    y = _probit(s)
-    return torch.where(x.isinf(), x, y), s.density + 0.5 * y.square() + 0.5 * _LOG_2PI
+    y = _probit(s, spec.shrink)
+    ladj = s.density + 0.5 * y.square() + 0.5 * _LOG_2PI
+    return (y, ladj + math.log1p(-spec.shrink)) if spec.shrink > 0 else (torch.where(x.isinf(), x, y), ladj)
 
 
 def _target(spec: Mixture, y: Tensor) -> Tensor:
@@ -110,14 +131,21 @@ def _target(spec: Mixture, y: Tensor) -> Tensor:
         return y
     if spec.outer == "unit":
         return torch.log(y) - torch.log1p(-y)
-    return _log_cdf(y) - _log_cdf(-y)
+    if spec.shrink == 0:
+        return _log_cdf(y) - _log_cdf(-y)
+    # Of the smaller side; what is beyond all sums is infinite.
+    side = (torch.exp(_log_cdf(-y.abs())) - 0.5 * spec.shrink) / (1 - spec.shrink)
+    beyond = side <= 0
+    side = torch.where(beyond, 0.25, side)
+    rise = torch.where(beyond, torch.inf, torch.log1p(-side) - torch.log(side))
+    return torch.where(y < 0, -rise, rise)
 
 
 def _quantile(spec: Mixture, y: Tensor, target: Tensor) -> Tensor:
     """Where one component of mean 0 and scale 1 has it."""
     if spec.kernel == "logistic":
         return target
-    if spec.outer == "probit":
+    if spec.outer == "probit" and spec.shrink == 0:
         return y
     return _probit(_Sums(F.logsigmoid(target), F.logsigmoid(-target), target))
 
@@ -132,7 +160,7 @@ def _newton(spec: Mixture, x: Tensor, target: Tensor, c: _Components) -> tuple[T
 
 def _root(spec: Mixture, y: Tensor, target: Tensor, c: _Components) -> Tensor:
     """Bracketed Newton: each step halves the error, or the bracket, until rounding is all that is left."""
-    each = c.mean + torch.exp(c.log_scale) * _quantile(spec, y, target)[..., None]
+    each = c.at(_quantile(spec, y, target))
     low, high = each.amin(-1), each.amax(-1)
     x, last = low + 0.5 * (high - low), torch.full_like(target, torch.inf)
     enough = 4 * torch.finfo(y.dtype).eps * (1 + target.abs())
@@ -150,17 +178,21 @@ def _root(spec: Mixture, y: Tensor, target: Tensor, c: _Components) -> Tensor:
 
 
 def _inverse(spec: Mixture, y: Tensor, c: _Components) -> tuple[Tensor, Tensor]:
-    target = _target(spec, y)
+    given = target = _target(spec, y)
+    if spec.shrink > 0:  # what is beyond has gradients of 0, which those of an infinity are not
+        target = torch.where(given.isinf(), 0.0, given)
     with torch.no_grad():
         root = x = _root(spec, y, target, c).detach()
     for _ in range(2):
         x = _with_gradient_of(root, _newton(spec, x, target, c)[1])
-    # The ends of the unit interval are those of the line.
-    return torch.where(target.isinf(), target, x), -_forward(spec, x, c)[1]
+    x = torch.where(given.isinf(), given, x)  # the ends of the unit interval are those of the line
+    if spec.shrink > 0:
+        x = x.clamp(-spec.bound, spec.bound)
+    return x, -_forward(spec, x, c)[1]
 
 
 def fwd(spec: Mixture, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., D], params [..., D, 3K] → y [..., D] and ladj [...]."""
+    """x [..., D], params [..., D, P] → y [..., D] and ladj [...]."""
     out_dtype = torch.promote_types(x.dtype, params.dtype)
     dtype = torch.promote_types(out_dtype, torch.float32)
     run = _inverse if spec.inverse else _forward

@@ -15,8 +15,11 @@ from . import reference
 
 KERNELS = ("logistic", "normal")  # the order of csrc/mixture/mixture.h
 OUTERS = ("logit", "probit", "unit")
+PARAMETRIZATIONS = ("weights", "shifts")
 MAX_COMPONENTS = 128
 WIDEST = 20.0  # of log-scales: beyond, float32 has no products of two of them
+BOUNDS = 1e-30, 1e30
+LEAST_SHRINK = 1e-12  # below, the quantile of half of it is no longer that of an ordinary number
 _SPREAD = 0.2  # of the means at the identity
 
 
@@ -26,7 +29,7 @@ def _fail(name: str, contract: str, given: object) -> NoReturn:
 
 def checked(*settings: Any) -> tuple[Any, ...]:
     """Checks every setting, in the order of the fields of `Mixture`, and returns them, each in its own type."""
-    components, kernel, outer, low, high, inverse = settings
+    components, kernel, outer, low, high, parametrization, shrink, bound, inverse = settings
     if not is_whole(components) or not 1 <= components <= MAX_COMPONENTS:
         _fail("components", f"an integer from 1 to {MAX_COMPONENTS}", components)
     if not (isinstance(kernel, str) and kernel in KERNELS):
@@ -38,7 +41,20 @@ def checked(*settings: Any) -> tuple[Any, ...]:
             _fail(name, f"a number from {-WIDEST:g} to {WIDEST:g}", value)
     if not low < high:
         _fail("min_log_scale", f"below max_log_scale = {high!r}", low)
-    return components, kernel, outer, float(low), float(high), flag("ops.mixture", "inverse", inverse)
+    if not (isinstance(parametrization, str) and parametrization in PARAMETRIZATIONS):
+        _fail("parametrization", f"one of {', '.join(PARAMETRIZATIONS)}", parametrization)
+    if not is_number(shrink) or not (shrink == 0 or LEAST_SHRINK <= shrink <= 0.5):
+        _fail("shrink", f"0 or a number from {LEAST_SHRINK:g} to 0.5", shrink)
+    if shrink != 0 and outer != "probit":
+        _fail("shrink", f"0 where outer is {outer!r}", shrink)
+    if not is_number(bound) or not BOUNDS[0] <= bound <= BOUNDS[1]:
+        _fail("bound", f"a number from {BOUNDS[0]:g} to {BOUNDS[1]:g}", bound)
+    way = flag("ops.mixture", "inverse", inverse)
+    return components, kernel, outer, float(low), float(high), parametrization, float(shrink), float(bound), way
+
+
+def _params_of(components: int, parametrization: str) -> int:
+    return (2 if parametrization == "shifts" else 3) * components
 
 
 @dataclass(frozen=True)
@@ -46,13 +62,14 @@ class Mixture(Map):
     r"""The mixture map as a value: ``Mixture(**s)(x, params)`` is ``ops.mixture(x, params, **s)``, where the formula,
     shapes and dtypes are written.
 
-    P = ``n_params`` = 3K, K = ``components``. Frozen, hashable, equal to one of the same settings; copies are the value
-    itself. At its ``identity`` the means are spread a little, so that training tells the components apart: it is the
-    identity up to 1e-2 on most of the line; of ``"unit"``, whose y lie in (0, 1), up to its logit.
+    P = ``n_params`` = 3K or, of shifts, 2K, K = ``components``. Frozen, hashable, equal to one of the same settings;
+    copies are the value itself. At its ``identity`` the means are spread a little, so that training tells the
+    components apart: it is the identity up to 1e-2 on most of the line; of ``"unit"``, whose y lie in (0, 1), up to its
+    logit.
 
     Args:
         components: K, from 1 to 128.
-        kernel, outer, min_log_scale, max_log_scale: see `flowkernels.ops.mixture`.
+        kernel, outer, min_log_scale, max_log_scale, parametrization, shrink, bound: see `flowkernels.ops.mixture`.
         inverse: this is the map y → x.
 
     Raises:
@@ -77,6 +94,9 @@ class Mixture(Map):
     outer: str = "logit"
     min_log_scale: float = -7.0
     max_log_scale: float = 7.0
+    parametrization: str = "weights"
+    shrink: float = 0.0
+    bound: float = 10.0
     inverse: bool = False
     n_params: int = field(init=False, repr=False, compare=False)
     identity: tuple[float, ...] = field(init=False, repr=False, compare=False)
@@ -85,10 +105,10 @@ class Mixture(Map):
 
     def _settle(self) -> None:
         self._set(_FIELDS, checked(*[getattr(self, name) for name in _FIELDS]))
-        object.__setattr__(self, "n_params", 3 * self.components)
+        object.__setattr__(self, "n_params", _params_of(self.components, self.parametrization))
 
     def _derived(self) -> dict[str, Any]:
-        return {"n_params": 3 * self.components, "identity": self._identity()}
+        return {"n_params": _params_of(self.components, self.parametrization), "identity": self._identity()}
 
     def _identity(self) -> tuple[float, ...]:
         """Equal weights and scales, spread means, the variance of the distribution that `outer` is the quantile of."""
@@ -98,6 +118,8 @@ class Mixture(Map):
         of_kernel = logistic if self.kernel == "logistic" else 1.0
         log_scale = 0.5 * math.log((of_outer - sum(m * m for m in means) / K) / of_kernel)
         log_scale = min(max(log_scale, self.min_log_scale), self.max_log_scale)
+        if self.parametrization == "shifts":
+            return tuple(-m * math.exp(-log_scale) for m in means) + (-log_scale,) * K
         return (0.0,) * K + tuple(means) + (log_scale,) * K
 
     def __call__(
@@ -115,7 +137,7 @@ class Mixture(Map):
             self = self.inverted()
         if event_dims != 1 or mask is not None:
             return by_element(self, x, params, event_dims, mask, backend)
-        refuse_tensors("ops.mixture", x, params, 3 * self.components)
+        refuse_tensors("ops.mixture", x, params, _params_of(self.components, self.parametrization))
         # By the class's name, as in ops/affine/spec.py.
         return Mixture._op(self, backend, x, params)
 
@@ -133,7 +155,7 @@ class Mixture(Map):
         if found is None:
             found = self._handles[module, "mixture"] = module.MixtureSpec(
                 self.components, KERNELS.index(self.kernel), OUTERS.index(self.outer), self.min_log_scale,
-                self.max_log_scale, self.inverse,
+                self.max_log_scale, self.parametrization == "shifts", self.shrink, self.bound, self.inverse,
             )  # fmt: skip
         return found
 
@@ -143,7 +165,8 @@ class Mixture(Map):
     # ---- settings as a library op's schema has them ----
 
     schema: ClassVar[dict[str, type]] = {
-        "components": int, "kernel": str, "outer": str, "min_log_scale": float, "max_log_scale": float, "inverse": bool,
+        "components": int, "kernel": str, "outer": str, "min_log_scale": float, "max_log_scale": float,
+        "parametrization": str, "shrink": float, "bound": float, "inverse": bool,
     }  # fmt: skip
 
     def packed(self) -> tuple[Any, ...]:
@@ -154,7 +177,7 @@ class Mixture(Map):
         """Unchecked: with dynamic shapes the numbers are symbols, on which a check would be a guard."""
         made = object.__new__(Mixture)
         vars(made).update(zip(Mixture.schema, settings, strict=True))
-        vars(made).update(n_params=3 * settings[0], _handles={})
+        vars(made).update(n_params=_params_of(settings[0], settings[5]), _handles={})
         return made
 
 

@@ -25,6 +25,8 @@ ERFC = (
 
 
 def why_not(spec: Mixture, x: Tensor, params: Tensor) -> str | None:
+    if spec.shrink > 0 or spec.parametrization != "weights":
+        return "no kernel for shrunk mixtures or ones of shifts"
     return _triton.why_not((x, params))
 
 

@@ -48,10 +48,10 @@ from flowkernels.transforms import (
     ImageCoupling,
     Inverse,
     Logit,
+    Mixture,
     MultiScale,
     Permutation,
     Polynomial,
-    ShrunkMixture,
     SinhArcsinh,
     Softclip,
     Squeeze,
@@ -139,7 +139,9 @@ CASES: dict[str, Callable[[], Flow]] = {
     "glow": lambda: Glow((1, 4, 4), levels=2, steps=1, hidden=(2, 2), preprocessing=[Dequantize(4, 3)]).eval(),
     "glow-classes": lambda: Glow((1, 4, 4), levels=1, steps=1, hidden=2, classes=2, permutation="shuffle").eval(),
     "gaussianization": lambda: Gaussianization(3, transforms=2, components=2),
-    "maf-shrunk-mixture": lambda: MAF(3, univariate=ShrunkMixture(2), **SMALL),
+    "maf-shrunk-mixture": lambda: MAF(
+        3, univariate=Mixture(2, "normal", "probit", parametrization="shifts", shrink=1e-6), **SMALL
+    ),
     "gaussianization-context": lambda: Gaussianization(3, 2, components=2, kernel="logistic", rotate=False, **SMALL),
     "flowpp": lambda: FlowPP(3, 2, transforms=2, hidden=4, blocks=1, components=2),
     "flowpp-levels": lambda: FlowPP(
