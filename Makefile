@@ -15,6 +15,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 DOCUMENTED := $(VENV)/.documented
+NO_JOBS := env -u MAKEFLAGS  # ninja would ask make -j for its jobs
 SOURCES := $(shell find csrc tests/cuda_emulator -name "*.[ch]*")
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -73,10 +74,10 @@ interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' o
 	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q -n 2 -m interpreted tests/ops
 
 sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, the smallest instruction set
-	$(PY) -m tests.sanitize address --short
+	$(NO_JOBS) $(PY) -m tests.sanitize address --short
 
 install-check: $(INSTALLED)  ## sdist, a wheel from it, an empty environment: smoke test and README's blocks
-	$(PY) -m tests.install --short
+	$(NO_JOBS) $(PY) -m tests.install --short
 
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests

@@ -172,13 +172,13 @@ struct Block {
   }
 
   // Where a step will leave next to nothing, one more of them ends it, with the slope drawn on in a line: the last
-  // steps would only show that there is nothing left.
+  // steps would only show that there is nothing left. Where it did leave something the search goes on.
   T inverse_of_net(T y, T bound, T* log_slope_of) const {
     Lanes s;
     s.start(y, -bound, bound, T{});
     const bool smooth = args.spec.activation != Activation::leaky_relu;
     T from = {}, at = {}, slope_from = {}, last = {}, u;
-    Pair<I> shortened = {};
+    Pair<I> shortened = {}, ended = {};
     for (int step = 0; step < 256 && s.any(); ++step) {
       const T here = s.at();
       net.values(&here, 1, &u);
@@ -192,23 +192,33 @@ struct Block {
       }
       last = off;
     }
-    T x = known_or(y, T{s.a.best, s.b.best}), slope = {s.a.slope_at_best, s.b.slope_at_best};
+    T x_end = {}, slope_end = {};
     if (any_(shortened)) {
       net.values(&at, 1, &u);
       const T there = net.slope(), by = (y - u) / there;
       const T drawn = there + (there - slope_from) * (by / (at - from));
-      x = select(shortened, at + by, x);
-      slope = select(shortened, select(at == from, there, drawn), slope);
+      x_end = min_(max_(at + by, -bound), bound), slope_end = select(at == from, there, drawn);
+      ended = shortened & (abs_(by) <= (abs_(at) + S(1)) * (4 * kLittle)) & (slope_end > 0);
+      const Pair<I> on = shortened & !ended;
+      s.a.active = on.a, s.b.active = on.b;
+      s.update(u - y, there);
+      for (int step = 0; step < 256 && s.any(); ++step) {
+        const T here = s.at();
+        net.values(&here, 1, &u);
+        s.update(u - y, net.slope());
+      }
     }
+    const T x = known_or(y, select(ended, x_end, T{s.a.best, s.b.best}));
+    T slope = select(ended, slope_end, T{s.a.slope_at_best, s.b.slope_at_best});
     slope = slope + (x - x);  // NaN where x is
     *log_slope_of = {log_(slope.a), log_(slope.b)};
     return x;
   }
 
   // A lane whose step leaves so little that the next one is the last: from where that goes, and where to.
+  static constexpr S kLittle = sizeof(S) == 4 ? S(0x1p-18) : S(0x1p-38);
   static void shorten(Seeker<V>& s, I open, V left, V here, V slope, V& from, V& at, V& slope_from, I& shortened) {
-    constexpr S little = sizeof(S) == 4 ? S(0x1p-18) : S(0x1p-38);
-    const I few = open & s.active & (left * abs_(s.before) <= little * (1 + abs_(s.at)));
+    const I few = open & s.active & (left * abs_(s.before) <= kLittle * (1 + abs_(s.at)));
     from = select(few, here, from), at = select(few, s.at, at), slope_from = select(few, slope, slope_from);
     shortened |= few;
     s.active &= ~few;

@@ -442,6 +442,33 @@ def test_beyond_the_bound_is_its_end_where_the_map_is_flat(backend, wide) -> Non
     assert torch.equal(x, 10 * y.sign())
 
 
+@BACKENDS
+@pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])
+def test_a_search_ends_in_its_bracket_where_the_map_is_flat(backend, wide) -> None:
+    """Networks of steps, whose plateaus are flatter than a rounding: a step of Newton's there is any number."""
+    for seed in (0, 1, 49):
+        torch.manual_seed(seed)
+        layers = [
+            (torch.randint(-6, 6, (4, b, a)).to(wide) / 2 + 0.25, torch.randint(-6, 7, (4, b)).to(wide) / 2)
+            for a, b in ((6, 1), (1, 19), (19, 2), (2, 1))
+        ]
+        signal, x = torch.randint(-7, 8, (64, 4, 5)).to(wide) / 2, torch.randint(-10, 11, (64, 4)).to(wide)
+        settings = {"form": "positive", "activation": "tanh", "backend": backend}
+        on, _ = ops.monotone_net(x, signal, layers, **settings)
+        few = 4 * torch.finfo(wide).eps * on.abs()
+        for y in (on, on + few, on - few):
+            x, ladj = ops.monotone_net(y, signal, layers, inverse=True, **settings)
+            again, _ = ops.monotone_net(x, signal, layers, **settings)
+            assert bool((x.abs() <= 10).all()) and not bool(ladj.isnan().any())
+            low, high = (
+                ops.monotone_net(x + k * torch.finfo(wide).eps * (x.abs() + 1), signal, layers, **settings)[0]
+                for k in (-8, 8)
+            )
+            terms = 64 * torch.finfo(wide).eps * (y.abs() + 10)  # of which y is made
+            inside = (low - terms <= y) & (y <= high + terms)
+            assert bool((inside | ((x.abs() == 10) & ((y - again) * x >= 0))).all())
+
+
 @FORMS
 @BACKENDS
 @pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,11 +141,13 @@ def fwd(spec: Any, x: Tensor, signal: Tensor, *tensors: Tensor) -> tuple[Tensor,
         return (y + shift).to(out_dtype), log.sum(-1)
     target = x - shift
     v = start = _start(spec, target, seen, tensors)
+    most = math.log(torch.finfo(wide).max) - 1
     # Newton's step squares an error: after one, the derivatives of the root are those of the implicit function theorem,
     # after two also those of these. Its value stays what was found.
     for _ in range(2):
         f, log = net.run(v)
-        v = v - (f - f.detach() - (target - target.detach())) * (-log).exp()
+        # A slope that is no number any more has a largest inverse: 0 of it is 0.
+        v = v - (f - f.detach() - (target - target.detach())) * (-log).clamp(max=most).exp()
     v = start + (v - v.detach())
     return v.to(out_dtype), -net.run(v)[1].sum(-1)
 
