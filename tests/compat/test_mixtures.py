@@ -112,6 +112,27 @@ def test_a_flow_without_a_context_is_one_call(context) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
 
+def test_a_fused_optimizer_turns_the_rotations_that_are_kept() -> None:
+    """It counts no version of what it writes, and neither does `.data`."""
+    ours = gf(0)
+    theirs = copy.deepcopy(ours)
+    flowkernels.accelerate(ours)
+    x, c = given(0)
+    for flow in (ours, theirs):
+        optimizer = torch.optim.Adam(flow.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            with torch.no_grad():
+                flow(c).log_prob(x)
+            optimizer.zero_grad()
+            (-flow(c).log_prob(x).mean()).backward()
+            optimizer.step()
+        with torch.no_grad():
+            flow(c).log_prob(x)
+        flow.transform.transforms[1].A.data.mul_(0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(c).log_prob(x), theirs(c).log_prob(x), rtol=1e-6, atol=1e-6)
+
+
 def test_one_layer_alone() -> None:
     layer = gf(0).transform.transforms[0]
     ours = copy.deepcopy(layer)

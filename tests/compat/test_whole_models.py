@@ -132,3 +132,15 @@ def test_distributed_data_parallel(tmp_path):
         printed = run.communicate(timeout=240)[0].decode()
         assert run.returncode == 0, printed[-5000:]
         assert printed.split("done: ")[-1].strip() == ", ".join(whole_models.MODELS)
+
+
+def test_the_first_call_of_all_may_be_a_trace():
+    """In which sizes are tensors: normflows' couplings count the bins of the unconditional half by one."""
+    nf = pytest.importorskip("normflows")
+    model = nf.flows.CoupledRationalQuadraticSpline(4, 1, 16, num_bins=5)
+    plain = copy.deepcopy(model)
+    compat.accelerate(model)
+    x = torch.randn(7, 4)
+    traced = torch.jit.trace(model, x[:5], check_trace=False)
+    for a, b in zip(traced(x), plain(x), strict=True):
+        torch.testing.assert_close(a, b)

@@ -442,6 +442,19 @@ def test_beyond_the_bound_is_its_end_where_the_map_is_flat(backend, wide) -> Non
     assert torch.equal(x, 10 * y.sign())
 
 
+@FORMS
+@pytest.mark.parametrize("D", [3, None], ids=["each", "shared"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.filterwarnings("ignore::flowkernels.backends.SlowPathWarning")
+def test_autocast_takes_no_digits(form, D, inverse) -> None:
+    layers, x, signal = cast(layers_of(8, D=D), torch.float32), drawn(9, 3).float(), drawn(9, 3, 2).float()
+    wanted = ops.monotone_net(x, signal, layers, form=form, inverse=inverse)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        found = ops.monotone_net(x, signal, layers, form=form, inverse=inverse)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @BACKENDS
 @pytest.mark.parametrize("wide", [torch.float32, f64], ids=["f32", "f64"])
 def test_a_search_ends_in_its_bracket_where_the_map_is_flat(backend, wide) -> None:

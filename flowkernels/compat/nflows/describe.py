@@ -59,7 +59,9 @@ def spline(layer: Any, logit_scale: float = 1.0, bounds: bool = True) -> RQS:
         bound = layer.tail_bound
         box = {"tail_bound": 1.0 if bounds and isinstance(bound, Tensor) else bound}
     return RQS.kept(
-        bins=layer.num_bins if hasattr(layer, "num_bins") else layer.unnormalized_widths.shape[-1],
+        bins=layer.num_bins
+        if hasattr(layer, "num_bins")
+        else int(layer.unnormalized_widths.shape[-1]),  # traced: a tensor
         tails=None if isinstance(tails, (list, tuple)) else tails,
         min_bin_width=layer.min_bin_width,
         min_bin_height=layer.min_bin_height,

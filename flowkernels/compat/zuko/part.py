@@ -108,15 +108,16 @@ class _Rotation:
 
     def __init__(self, A: Tensor, inverse: bool) -> None:
         self.A, self.inverse = A, inverse
-        self._kept: tuple[int, int, Net] | None = None
+        self._kept: tuple[Tensor, Net] | None = None  # of these numbers
 
     def as_net(self, x: Tensor, context: Tensor | None) -> Net | None:
         A = self.A
         if A.is_inference() or (torch.is_grad_enabled() and A.requires_grad):
             return self._made(A)
-        if self._kept is None or self._kept[:2] != (A._version, A.data_ptr()):
-            self._kept = A._version, A.data_ptr(), made_to_stay(self._made, A.detach())
-        return self._kept[2]
+        # By its numbers: a fused optimizer and what is written through `.data` count no version.
+        if self._kept is None or not torch.equal(self._kept[0], A):
+            self._kept = made_to_stay(lambda: (A.detach().clone(), self._made(A.detach())))
+        return self._kept[1]
 
     def _made(self, A: Tensor) -> Net:
         skew = A - A.mT
