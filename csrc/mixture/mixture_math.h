@@ -389,9 +389,10 @@ FK_NOINLINE T mixture_root(const C& c, R& r, T y) {
     // At a root the tangent gives the last digits; of a plateau it leads away from it.
     const auto last_digits = within & (abs_(tangent - x) <= short_step);
     const T middle = low + S(0.5) * (high - low);
-    // Where the steps shrink so fast that nothing is left behind this one, it is the last.
+    // Where the steps shrink so fast that nothing is left behind this one, it is the last; not a long one, behind which
+    // another component may begin.
     const T shorter = size / before, turned = straight * bend;
-    auto ends = within & (size * max_(shorter * shorter, turned * turned) <= S(0x1p-6) * enough);
+    auto ends = last_digits & (size * max_(shorter * shorter, turned * turned) <= S(0x1p-6) * enough);
     if (at.any_far) ends = ends & !at.far;
     const auto goes_on = halved & within;
     const T on = select(goes_on | ends, inside, middle);

@@ -319,7 +319,7 @@ LEFT_ALONE = {
         lambda: pyro.AffineAutoregressive(AutoRegressiveNN(D, [12], skip_connections=True)),
         "it has skip connections",
     ),
-    "planar": (lambda: pyro.Planar(D), "no fused path for this class"),
+    "householder": (lambda: pyro.Householder(D), "no fused path for this class"),
 }
 
 

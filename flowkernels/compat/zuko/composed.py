@@ -36,6 +36,13 @@ _MADE: dict[Any, Any] = {
     _COUPLING: CouplingTransform, _AUTOREGRESSIVE: AutoregressiveTransform, _ELEMENTWISE: DependentTransform
 }  # fmt: skip
 
+
+def _made(layer: Any) -> Any:
+    """What makes its transform, also of one that was given back since."""
+    methods = _COUPLING if hasattr(layer, "mask") else _AUTOREGRESSIVE if hasattr(layer, "passes") else _ELEMENTWISE
+    return _MADE[methods]
+
+
 # ---- one layer ----
 
 
@@ -133,7 +140,7 @@ class Parts:
             if leaf is None or type(leaf.transform) is UnconditionalTransform:
                 self._made[i] = self.listed[i](self.context)
             else:
-                found = _MADE[layer_of(leaf.transform)](leaf.transform, self.context)
+                found = _made(leaf.transform)(leaf.transform, self.context)
                 self._made[i] = found.inv if leaf.inverse else found
         return self._made[i]
 
