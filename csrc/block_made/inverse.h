@@ -89,6 +89,35 @@ void settle(const BlockNet<S>& net, int64_t d, const Own<S>& own, PairOf<S> v, S
   *log_slope = net.residual.log_slope(log_last);
 }
 
+// Between two distances from 0, in the middle of their logarithms.
+template <class S>
+struct MiddleOfLogs {
+  template <class T>
+  FK_INLINE T operator()(T low, T high) const {
+    return sqrt_(max_(low, T{} + S(1) / kFarthest<S>)) * sqrt_(high);
+  }
+};
+
+// The least distance at which the target is reached, by halving alone: from one where so much of it is missing, along
+// plateaus. Of what is as near, the last, which lies in the bracket.
+template <class S, class Along>
+PairOf<S> first_root(PairOf<S> target, PairOf<S> from, PairOf<S> missing, const Along& along) {
+  using T = PairOf<S>;
+  constexpr int steps = sizeof(S) == 4 ? 32 : 64;  // some 2^7 or 2^10 binades, to a rounding
+  T low = select(missing > S(0), from, T{}), high = select(missing > S(0), both<T>(kFarthest<S>), from);
+  T best = from, least = abs_(missing);
+  for (int step = 0; step < steps; ++step) {
+    const T m = MiddleOfLogs<S>()(low, high);
+    T f, slope;
+    along(m, &f, &slope);
+    const T off = f - target;
+    const auto nearer = abs_(off) <= least, above = off >= S(0);
+    best = select(nearer, m, best), least = select(nearer, abs_(off), least);
+    low = select(above, low, m), high = select(above, m, high);
+  }
+  return best;
+}
+
 // Where feature d is the target, NaN where it never is: Newton's method on the distance from 0, whose bracket is halved
 // in its logarithm.
 template <class S>
@@ -105,22 +134,23 @@ PairOf<S> own_root(const BlockNet<S>& net, int64_t d, const Own<S>& own, PairOf<
     own_value(net, d, own, sign * m, value, at);
     *value = sign * *value;
   };
-  const T m = find_root<V>(sign * target, T{}, far, first, along,
-                           [](V low, V high) { return sqrt_(max_(low, splat<V>(S(1) / kFarthest<S>))) * sqrt_(high); });
+  const T m = find_root<V>(sign * target, T{}, far, first, along, MiddleOfLogs<S>());
   T root = sign * m;
   settle(net, d, own, root, in, &f, log_slope);
   // Where Newton's method would not stay, for want of a slope, there may be no root.
-  const T missing = sign * (target - f);
-  const auto doubtful = (missing > S(0)) & (S(64) * Bracket<V>::kUlp * m * exp_(*log_slope) < missing);
+  const T missing = sign * (target - f), reach = m * exp_(*log_slope);
+  const auto doubtful = (missing > S(0)) & (S(64) * Bracket<V>::kUlp * reach < missing);
+  auto none = doubtful & !doubtful;
   if (any_(doubtful)) {
     T reached, at;
     along(far, &reached, &at);
-    const auto none = doubtful & (reached < sign * target);
-    if (any_(none)) {
-      root = select(none, both<T>(S(__builtin_nanf(""))), root);
-      settle(net, d, own, root, in, &f, log_slope);
-    }
+    none = doubtful & (reached < sign * target);
+    root = select(none, both<T>(S(__builtin_nanf(""))), root);
   }
+  // A plateau: m is any of its points, and the search took what was no nearer for roundings at the root.
+  const auto flat = (reach <= abs_(missing)) & (m > S(0)) & !none;
+  if (any_(flat)) root = select(flat, sign * first_root<S>(sign * target, m, missing, along), root);
+  if (any_(none) || any_(flat)) settle(net, d, own, root, in, &f, log_slope);
   return root;
 }
 

@@ -126,6 +126,31 @@ def test_a_row_of_zero_weights_has_a_slope_of_zero() -> None:
     assert y.item() == 0 and ladj.item() == -torch.inf
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "elu"])
+def test_a_plateau_gives_its_near_end(activation, kind, isa) -> None:
+    """Steep units, flat between their steps: a step of Newton's there is any number, 1e9 or more."""
+    eps = torch.finfo(kind).eps
+    x = torch.arange(-8, 9).to(kind).unsqueeze(1)
+    for seed in (4, 5, 9, 15, 22):
+        torch.manual_seed(seed)
+        layers = [
+            ((torch.randint(-6, 6, (b, a)) / 2 + 0.25).to(kind), (torch.randint(-6, 7, (b,)) / 2).to(kind))
+            for a, b in ((1, 3), (3, 1))
+        ]
+        settings: dict[str, Any] = {"activation": activation}
+        on, _ = ops.block_made(x, layers, backend="cpu", **settings)
+        for y in (on, on * (1 + 4 * eps), on * (1 - 4 * eps)):
+            found, ladj = ops.block_made(y, layers, inverse=True, backend="cpu", **settings)
+            plain, _ = ops.block_made(y, layers, inverse=True, backend="reference", **settings)
+            again, _ = ops.block_made(found, layers, backend="cpu", **settings)
+            is_one = ~found.isnan()
+            assert bool((is_one | plain.isnan()).all()) and bool((is_one.squeeze(1) == ~ladj.isnan()).all())
+            assert bool((found.abs() <= 2 * plain.abs() + 1)[~plain.isnan()].all())
+            assert bool((found.abs() <= 100)[is_one].all())
+            assert bool(((again - y).abs() <= 16 * eps * (y.abs() + 10))[is_one].all())
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_bits_do_not_depend_on_threads_or_neighbours(inverse) -> None:
     tensors, each = drawn(500, 6, (8, 8), True)

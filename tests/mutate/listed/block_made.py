@@ -31,6 +31,8 @@ MUTATIONS = (
     _block("eps, shift", _NET, "less = «square / (square + args.eps)»;", "1.0", "norms' gradients know no eps"),
     _block("slope of log slope", _INCREASING, "return «S(-2) * h»;", "S(-1) * h", "constant"),
     _block("no root", _INVERSE, "if («any_(doubtful)»)", "false", "beyond the map's bounds x is a number"),
+    _block("plateau", _INVERSE, "if («any_(flat)») root =", "false", "any point of a plateau, 1e9 and more"),
+    _block("end of a plateau", _INVERSE, "nearer = «abs_(off) <= least»,", "abs_(off) < least", "the far one"),
     _block(
         "features behind",
         _INVERSE,
