@@ -117,13 +117,16 @@ class Planar {
   }
 
   // The same of the inverse, y -> x: J is I + h' u' w, its inverse I - h' u' w / q.
-  void back_inverse(const S* x, const S*, const S* kept, S* g, T g_ladj) const {
+  //
+  // g gains of_z w, as large as 1 / q. What that adds to the gradient of u' cancels on its way to u and w, but for two
+  // terms: of w, where y stands for x, and of w u'. So parameters see g as it was, and these.
+  void back_inverse(const S*, const S* y, const S* kept, S* g, T g_ladj) const {
     const Bent<T> h = bent<S>(a_, load_pair(kept));
     const T q = h.rest + constrained_.plus * h.slope, c = constrained_.plus - S(1);
     const T of_slope = -(g_ladj * (c * h.curve / q));
     const T of_z = of_slope - h.slope * ((along_u(g) + of_slope * c) / q);
+    if (grads_[0].first) add_params(y, g, -h.value, of_z, -(g_ladj * (h.slope / q)) - h.value * of_z);
     for (int64_t d = 0; d < D_; ++d) store_pair(g + d * R, load_pair(g + d * R) + of_z * w_[d]);
-    if (grads_[0].first) add_params(x, g, -h.value, of_z, -(g_ladj * (h.slope / q)));
   }
 
  private:

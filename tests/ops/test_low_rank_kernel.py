@@ -104,6 +104,20 @@ def test_only_what_is_wanted(way, by_row, inverse) -> None:
         torch.testing.assert_close(a + b, c, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("by_row", [False, True], ids=["shared", "by row"])
+def test_gradients_of_an_inverse_that_all_but_folds(by_row, isa) -> None:
+    """w u of -8 and less: slopes of thousands and more, of which nothing may cancel on its way to u and w."""
+    g, D = torch.Generator().manual_seed(16), 16
+    lead = (64,) * by_row
+    tensors = [torch.randn(*s, generator=g) for s in ((64, D), (*lead, 5, D), (*lead, 5, D), (*lead, 5))]
+    tensors[1] -= 0.5 * tensors[2]
+    settings: dict[str, Any] = {"kind": "planar", "activation": "leaky_relu", "inverse": True}
+    exact = called(tensors, torch.float64, "cpu", **settings)
+    for name, mine, truth in zip("ylxuwb", called(tensors, torch.float32, "cpu", **settings), exact, strict=True):
+        error = (mine.double() - truth).norm() / truth.norm()
+        assert error < 1e-4, (name, error)
+
+
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_what_is_kept_for_backward_are_the_inputs(inverse) -> None:
     x, params = drawn("planar", 64, 5, 1)
