@@ -96,6 +96,67 @@ def test_large_parameters_give_numbers(way, inverse) -> None:
         assert y.isfinite().all() and ladj.isfinite().all(), scale
 
 
+@WAY
+@LEADS
+@INVERSE
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_autocast_leaves_it_alone(way, lead, inverse, backend) -> None:
+    x, params = drawn(way["kind"], 5, 4, 3, lead=lead)
+    leaves = [t.float().requires_grad_() for t in (x, *params)]
+
+    def call() -> tuple[Tensor, Tensor]:
+        return ops.low_rank(leaves[0], leaves[1:], inverse=inverse, backend=backend, **way)
+
+    expected = call()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = call()
+        short = ops.low_rank(leaves[0], [p.bfloat16() for p in leaves[1:]], inverse=inverse, backend=backend, **way)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    grads, wanted = (torch.autograd.grad(y.square().sum() + ladj.sum(), leaves) for y, ladj in (found, expected))
+    torch.testing.assert_close(grads, wanted, rtol=1e-5, atol=1e-5)
+    right = ops.low_rank(leaves[0], [p.bfloat16().float() for p in leaves[1:]], inverse=inverse, **way)
+    torch.testing.assert_close(short, right, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_leaves_reflections_alone() -> None:
+    x, params = drawn("sylvester", 5, 4, 3)
+    x, params = x.float(), [p.float() for p in params]
+    params[0] = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    expected = ops.low_rank(x, params, kind="sylvester", orthogonal="householder")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ops.low_rank(x, params, kind="sylvester", orthogonal="householder")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@INVERSE
+@pytest.mark.parametrize("kind", ["planar", "radial"])
+def test_a_softplus_whose_exponential_overflows(kind, inverse) -> None:
+    """exp(95) is inf in float32: the reference has the kernel's values and gradients, and second ones."""
+    x = torch.tensor([[0.3, -0.2]])
+    w = torch.tensor([[1.0, 0.0]])
+    params = (95 * w, w, torch.zeros(1)) if kind == "planar" else (w, torch.full((1,), 95.0), torch.full((1,), 90.0))
+    seen = []
+    for backend in (None, "reference"):
+        leaves = [t.clone().requires_grad_() for t in (x, *params)]
+        y, ladj = ops.low_rank(leaves[0], leaves[1:], kind=kind, inverse=inverse, backend=backend)
+        first = torch.autograd.grad(y.sum() + 0.5 * ladj.sum(), leaves, create_graph=True)
+        seen.append([y, ladj, *first])
+        assert all(t.isfinite().all() for t in seen[-1])
+        second = torch.autograd.grad([g.sum() for g in first], leaves)
+        assert all(g.isfinite().all() for g in second)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-5, atol=1e-6)
+
+
+@INVERSE
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_a_radial_layer_of_a_nan(inverse, backend) -> None:
+    x, (center, *numbers) = drawn("radial", 5, 3, 1, lead=(5,))
+    x[1, 2], center[3, 0, 1] = float("nan"), float("nan")
+    y, ladj = ops.low_rank(x, (center, *numbers), kind="radial", inverse=inverse, backend=backend)
+    bad = torch.tensor([False, True, False, True, False])
+    assert torch.equal(ladj.isnan(), bad) and torch.equal(y.isnan(), bad[:, None].expand(5, 3))
+
+
 def test_large_diagonals_of_opposite_signs_do_not_fold_the_origin() -> None:
     """R_ii S_ii is all but -1, whatever the logits: at z = 0 the slope is a number's, and no 0."""
     x, eye = torch.zeros(1, 2), torch.eye(2).unsqueeze(0)
@@ -183,6 +244,20 @@ def test_q_is_orthonormal_however_it_is_made(how) -> None:
     torch.testing.assert_close(found, right)
     back = ops.low_rank(found[0], params, kind="sylvester", orthogonal=how, inverse=True)[0]
     torch.testing.assert_close(back, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e25])
+def test_a_reflection_does_not_depend_on_the_length_of_its_vector(size) -> None:
+    x, params = drawn("sylvester", 5, 6, 3)
+    x, params = x.float(), [p.float() for p in params]
+    params[0] = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
+    seen = []
+    for scale in (1, size):
+        q = (scale * params[0]).requires_grad_()
+        y, ladj = ops.low_rank(x, [q, *params[1:]], kind="sylvester", orthogonal="householder")
+        (grad,) = torch.autograd.grad(y.square().sum() + ladj.sum(), q)
+        seen.append((y, ladj, scale * grad))
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_lies_below_a_diagonal_is_not_read() -> None:

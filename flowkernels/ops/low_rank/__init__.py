@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkernels._arguments import flag, is_number
-from flowkernels.ops._checks import expands
+from flowkernels.ops._checks import expands, in_autocast
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_sequence, check_tensor
 
@@ -89,11 +89,11 @@ def low_rank(
 
     Args:
         x: ``[..., D]``; float32, float64, bfloat16 or float16.
-        params: tensors of the dtype of ``x``, n layers in a dim of theirs, the first of the chain first: planar
-            ``(u [n, D], w [n, D], b [n])``, radial ``(c [n, D], alpha [n], beta [n])``, Sylvester
-            ``(q [n, D, M], r [n, M, M], s [n, M, M], b [n, M])`` with 1 <= M <= D. Leading dims in front, which
-            broadcast to those of ``x``: every row has parameters of its own, as posteriors have them whose encoder
-            makes the flow.
+        params: tensors of the dtype of ``x`` (of any under autocast, which the map itself ignores), n layers in a dim
+            of theirs, the first of the chain first: planar ``(u [n, D], w [n, D], b [n])``, radial
+            ``(c [n, D], alpha [n], beta [n])``, Sylvester ``(q [n, D, M], r [n, M, M], s [n, M, M], b [n, M])`` with
+            1 <= M <= D. Leading dims in front, which broadcast to those of ``x``: every row has parameters of its own,
+            as posteriors have them whose encoder makes the flow.
         kind: ``"planar"``, ``"radial"`` or ``"sylvester"``.
         activation: h of planar and Sylvester layers: ``"tanh"`` or ``"leaky_relu"``.
         negative_slope: of a leaky_relu, above 0 and at most 1.
@@ -140,7 +140,19 @@ def low_rank(
     check_tensor(_NAME, "x", x)
     given = _checked(x, params, kind, orthogonal)
     spec = LowRankSpec(kind, activation, float(negative_slope), alpha, inverse)
-    if kind != "sylvester" or orthogonal is None:
+    made = orthogonal if kind == "sylvester" else None
+    if not in_autocast(x):
+        return _run(spec, backend, made, x, given)
+    # Rounded to 8 bits a map and its inverse would not meet. Tensors of several dtypes do in that of x.
+    with torch.autocast(x.device.type, enabled=False):
+        return _run(spec, backend, made, x, [t.to(x.dtype) for t in given])
+
+
+def _run(
+    spec: LowRankSpec, backend: str | None, orthogonal: str | None, x: Tensor, given: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``orthogonal``: how the columns of the first tensor are to be made orthonormal, or None."""
+    if orthogonal is None:
         return _op(spec, backend, x, *given)  # type: ignore[return-value]
     # In 16 bits columns would be orthonormal to three digits alone.
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowkernels.ops._checks import in_autocast
 from flowkernels.ops._root import root
 from flowkernels.ops._routing import _dual_level_active, _lib, _transforms_active
 
@@ -16,6 +17,7 @@ ACTIVATIONS = ("tanh", "leaky_relu")
 KINDS = ("planar", "radial", "sylvester")
 # What has to be positive is at least this, so that its logarithm is a number.
 FLOORS = {torch.float32: 1e-30, torch.float64: 1e-280}
+_LINEAR = 40  # from here on a softplus is its argument in float64, too; exp of 89 is inf in float32
 
 
 class Activated(NamedTuple):
@@ -42,10 +44,14 @@ def orthonormal(q: Tensor, how: str, width: int) -> Tensor:
         return torch.linalg.qr(q)[0]
     H, D = q.shape[-2:]
     columns = torch.eye(D, width, dtype=q.dtype, device=q.device).expand(*q.shape[:-2], D, width)
+    # A reflection is that of any multiple of its vector: here one whose square is a number.
+    largest = q.detach().abs().amax(-1, keepdim=True)
+    is_plain = (largest > 1e-10) & (largest < 1e10) | (largest == 0)
+    q = q / torch.where(is_plain, 1.0, largest)
     for i in reversed(range(H)):
         v = q[..., i, :]
         square = v.square().sum(-1)
-        twice = torch.where(square > 0, 2 / torch.where(square > 0, square, 1.0), 0.0)
+        twice = 2 / torch.where(square > 0, square, 1.0)
         columns = columns - twice[..., None, None] * v.unsqueeze(-1) * (v.unsqueeze(-2) @ columns)
     return columns
 
@@ -53,8 +59,8 @@ def orthonormal(q: Tensor, how: str, width: int) -> Tensor:
 def _norm(d: Tensor) -> Tensor:
     """The length of rows, ``[..., 1]``; its gradient at 0 is 0."""
     square = d.square().sum(-1, keepdim=True)
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+    none = square == 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, square).sqrt())
 
 
 # ---- layers: x and a layer's parameters -> y and ladj, [..., 1] ----
@@ -65,7 +71,7 @@ def _planar(spec: Any, x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tens
     inner, square = (u * w).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
     some = square >= tiny  # of a w that is none every u will do
     # 1 + w u', with u' the u that is used: a softplus, and not a difference.
-    plus = torch.where(some, F.softplus(inner, threshold=100), 1 + inner).clamp(min=floor)
+    plus = torch.where(some, F.softplus(inner, threshold=_LINEAR), 1 + inner).clamp(min=floor)
     used = u + torch.where(some, (plus - 1 - inner) / torch.where(some, square, 1.0), 0.0) * w
     z = (w * x).sum(-1, keepdim=True) + b.unsqueeze(-1)
     if spec.inverse:
@@ -77,7 +83,7 @@ def _planar(spec: Any, x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tens
 
 def _radial(spec: Any, x: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     floor = FLOORS[x.dtype]
-    a, s = ((t.abs() if how == "abs" else F.softplus(t, threshold=100)).clamp(min=floor).unsqueeze(-1)
+    a, s = ((t.abs() if how == "abs" else F.softplus(t, threshold=_LINEAR)).clamp(min=floor).unsqueeze(-1)
             for t, how in ((alpha, spec.alpha), (beta, "softplus")))  # fmt: skip
     d = x - center
     r = _norm(d)
@@ -134,6 +140,9 @@ def dims(kind: str) -> tuple[int, ...]:
 
 def fwd(spec: Any, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
     """``x [..., D]``, then the layers' parameters → y and ladj."""
+    if in_autocast(x):  # that of whoever calls a backward pass that is differentiated again
+        with torch.autocast(x.device.type, enabled=False):
+            return fwd(spec, x, *params)
     out_dtype = x.dtype
     wide = torch.promote_types(out_dtype, torch.float32)
     x, *params = (t.to(wide) for t in (x, *params))  # type: ignore[assignment]
