@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkernels import compat
+from flowkernels.compat.engine.patch import original_class
 
 nf = pytest.importorskip("normflows", reason="normflows is not installed: see requirements/dev.txt")
 pyro = pytest.importorskip("pyro.distributions.transforms", reason="Pyro is not installed: see requirements/dev.txt")
@@ -80,6 +81,28 @@ def test_normflows_activation_of_somebodys_own_is_left_alone() -> None:
     layer = nf.flows.Planar((D,))
     layer.h = torch.sigmoid
     assert "no kernel for its activation, 'tanh'" in compat.accelerate(layer).left_alone[""]
+
+
+def test_normflows_slopes_that_the_op_has_not_are_theirs() -> None:
+    layer = spread(NORMFLOWS["planar, leaky_relu"]())
+    z = torch.randn(20, D, dtype=torch.float64)
+    compat.accelerate(layer)
+    for slope in (0.5, 0.0, -0.1, 1.5):
+        layer.h.negative_slope = slope
+        close(layer(z), original_class(layer).forward(layer, z), single=True)
+
+
+def test_normflows_hooks_of_an_activation_are_called() -> None:
+    layer = spread(NORMFLOWS["planar, leaky_relu"]())
+    z = torch.randn(20, D, dtype=torch.float64)
+    compat.accelerate(layer)
+    before = layer(z)
+    handle = layer.h.register_forward_hook(lambda module, args, output: 2 * output)
+    found = layer(z)
+    close(found, original_class(layer).forward(layer, z))
+    assert not torch.equal(found[0], before[0])
+    handle.remove()
+    close(layer(z), before)
 
 
 @pytest.mark.parametrize("name", PYRO)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from flowkernels import ops
+from flowkernels._arguments import is_number
 from flowkernels.compat.engine.patch import FastMethods, or_theirs, original_class
 from flowkernels.compat.reading.operands import mixed
+from flowkernels.nets.reading import hooked, hooked_globally
 from flowkernels.ops._checks import in_autocast
 
 
@@ -26,7 +28,12 @@ def _run(layer: Any, z: Tensor, inverse: bool, vectors: list[Tensor], numbers: l
 
 
 def _planar(layer: Any, z: Tensor, inverse: bool) -> Any:
-    activation: Any = {"activation": layer.act, "negative_slope": getattr(layer.h, "negative_slope", 1.0)}
+    activation: Any = {"activation": layer.act}
+    if layer.act == "leaky_relu":
+        slope = layer.h.negative_slope
+        if hooked(layer.h) or hooked_globally() or not is_number(slope) or not 0 < slope <= 1:
+            return None
+        activation["negative_slope"] = slope
     found = _run(layer, z, inverse, [layer.u, layer.w], [layer.b], kind="planar", **activation)
     if found is None or inverse or layer.act != "leaky_relu":
         return found
