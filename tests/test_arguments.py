@@ -237,6 +237,9 @@ SMALL: dict[str, Flow] = {n: f(4, hidden=(8,)) for n, f in FLOWS.items()} | {
     "NSF-context": NSF(4, 3, hidden=(8,), transforms=2),
     "NSF-mlp-context": NSF(4, 3, hidden=(8,), transforms=2, net="mlp"),
     "MAF-context": MAF(4, 3, hidden=(8,), transforms=2),
+    "Planar": flows.Planar(4),
+    "Radial-context": flows.Radial(4, 3, 2),
+    "Sylvester-context": flows.Sylvester(4, 3, 2),
     "base-context": Flow(Composite([]), distributions.DiagonalNormal(4, context=3)),
     "no-networks": Flow(Composite([]), distributions.StandardNormal(4)),
 }
@@ -268,6 +271,24 @@ def test_context(name, bad) -> None:
         raises(lambda call=call: call(3, value), "context must b")
     raises(lambda: flow.log_prob(X, value), "context must b")
     raises(lambda: flow.as_distribution(value).sample(), "context must b")
+
+
+@pytest.mark.parametrize("make", [MAF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF])
+def test_a_context_is_not_swallowed(make) -> None:
+    flow = make(4)
+    raises(lambda: flow.log_prob(X, C), "context must be None", "got [5, 3]")
+    raises(lambda: flow.sample(2, C), "context must be None", "got [5, 3]")
+
+
+LOW_RANK = [transforms.Planar(4, context=3), transforms.Radial(4, context=3), transforms.Sylvester(4, 2, context=3)]
+
+
+@pytest.mark.parametrize("bad", BAD_FOR_NETS)
+@pytest.mark.parametrize("layer", LOW_RANK, ids=lambda layer: type(layer).__name__)
+def test_a_context_of_low_rank_layers(layer, bad) -> None:
+    value = BAD_FOR_NETS[bad](C)
+    for call in (layer.forward, layer.inverse):
+        raises(lambda call=call: call(X, value), f"transforms.{type(layer).__name__}: context must b")
 
 
 def test_a_dtype_says_both_and_what_to_do() -> None:
@@ -311,6 +332,7 @@ TRANSFORMS: dict[str, transforms.Transform] = {
     "Coupling": Coupling([0, 1, 0, 1], nets.MLP, RQS()),
     "Constant": Coupling([1, 1, 1, 1], nets.Constant, Affine()),
     "Autoregressive": transforms.Autoregressive(nets.MADE(4, 2, (8,)), Affine()),
+    "Planar": transforms.Planar(4),
 }
 
 

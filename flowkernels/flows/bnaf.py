@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from flowkernels._arguments import count, generator
 from flowkernels.distributions import Base, StandardNormal
@@ -39,7 +39,7 @@ class BNAF(Flow):
         embedding: a module applied to the context first, for a base that takes one.
 
     Raises:
-        ValueError: an argument breaks its contract.
+        ValueError: an argument breaks its contract; a context is given and the base is one without.
         TypeError: a part is of another kind.
 
     Reference:
@@ -77,3 +77,12 @@ class BNAF(Flow):
         ]
         transform = Composite(interleaved("BNAF", linear, layers, features, draws))
         super().__init__(transform, StandardNormal(features) if base is None else base, embedding, context_to_base=True)
+
+    def embed(self, context: Tensor | None) -> Tensor | None:
+        """The context as the base sees it."""
+        embedded = super().embed(context)
+        # A context that is ignored would be a wrong density without a word; of a base of your own nothing is known.
+        takes_none = type(self.base) is StandardNormal or getattr(self.base, "context_features", None) == 0
+        if embedded is not None and takes_none:
+            raise ValueError(f"flows.BNAF: context must be None where the base takes none, got {list(embedded.shape)}")
+        return embedded

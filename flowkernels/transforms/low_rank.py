@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkernels import ops
 from flowkernels._arguments import count, generator
+from flowkernels.nets.common import check_context, check_dtypes
 from flowkernels.ops.low_rank.reference import ACTIVATIONS
 
 from .base import Transform, check_features
@@ -55,19 +56,18 @@ class LowRank(nn.Module):
     def _settings(self) -> dict[str, Any]:
         return {}
 
-    def _params(self, context: Tensor | None) -> list[Tensor]:
+    def _params(self, x: Tensor, context: Tensor | None) -> list[Tensor]:
         name = f"transforms.{type(self).__name__}"
+        check_context(name, context, self.context, x.shape[:-1])
         if self.conditioner is None:
             return [getattr(self, of) for of in self.names]
-        if context is None or context.shape[-1] != self.context:
-            given = "None" if context is None else list(context.shape)
-            raise ValueError(f"{name}: context must be [..., {self.context}], got {given}")
+        check_dtypes(name, self.conditioner, self.conditioner._parameters.get("weight"), x, context)
         parts = self.conditioner(context).split([math.prod(shape) for shape in self._shapes], -1)
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         check_features(f"transforms.{type(self).__name__}", x, self.features)
-        return ops.low_rank(x, self._params(context), kind=self.kind, inverse=inverse, **self._settings())
+        return ops.low_rank(x, self._params(x, context), kind=self.kind, inverse=inverse, **self._settings())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._run(x, context, False)
