@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,3 +42,15 @@ def assert_close(
     if not all(error <= limit for error, limit in limits):  # a NaN is not
         raise AssertionError(f"{row}: {quantity} must be within {bound} of the float64 truth, got {found}")
     return found
+
+
+def worst_of_map(
+    row: str, outputs: Sequence[Tensor], truth: Sequence[Tensor], value: Distance, gradient: Distance
+) -> float:
+    """Asserts that y, ladj and gradients are close to the truth; → the largest relative error of y, ladj."""
+    for i in range(2, len(outputs)):
+        assert_close(row, f"gradient {i - 2}", outputs[i], truth[i], gradient, least=1.0)
+    worst = 0.0
+    for what, found, wanted in zip(("y", "ladj"), outputs[:2], truth[:2], strict=True):
+        worst = max(worst, assert_close(row, what, found, wanted, value, least=1.0).largest or 0.0)
+    return worst

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,14 @@ def flag(where: str, name: str, value: object) -> bool:
     if type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy":
         return bool(value)
     raise ValueError(f"{where}: {name} must be True or False, got {value!r:.60}")
+
+
+def choice(where: str, name: str, value: Any, options: Sequence[str]) -> str:
+    """One of two words or more."""
+    if not isinstance(value, str) or value not in options:
+        *rest, last = [f'"{option}"' for option in options]
+        raise ValueError(f"{where}: {name} must be {', '.join(rest)} or {last}, got {value!r:.60}")
+    return value
 
 
 def is_flat(where: str, memory: object) -> bool:

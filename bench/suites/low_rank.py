@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import calls
-from bench.closeness import Distance, assert_close
+from bench.closeness import Distance, worst_of_map
 from bench.suite import BACKWARD, FORWARD, INVERSE, Ready, Row, Suite, Tensors, named, points
 from flowkernels import ops
 
@@ -132,7 +132,7 @@ def ready(row: Row, inputs: Inputs, op: str) -> Ready:
     of = calls.fresh_compile(row.of) if row.compiled else row.of
     inputs = inputs.with_layers() if row.package else inputs
     call = bind(of, inputs, op)
-    checked = Ready(call, lambda truth: worst_error(row.name, call(), truth))
+    checked = Ready(call, lambda truth: worst_of_map(row.name, call(), truth, VALUE, GRADIENT))
     return checked if op != BACKWARD else checked._replace(forward=_graph(of, inputs)[0], backward=call)
 
 
@@ -143,16 +143,6 @@ def float64_truth(of: Map, inputs: Inputs, op: str) -> Tensors:
 
 # They decide only whether a row may be timed.
 VALUE, GRADIENT = Distance(1e-4, 1e-5), Distance(1e-3, 1e-4)
-
-
-def worst_error(name: str, outputs: Tensors, truth: Tensors) -> float:
-    """Asserts that the outputs are close to the truth; → the largest relative error of y, ladj."""
-    for i in range(2, len(outputs)):
-        assert_close(name, f"gradient {i - 2}", outputs[i], truth[i], GRADIENT, least=1.0)
-    worst = 0.0
-    for what, found, wanted in zip(("y", "ladj"), outputs[:2], truth[:2], strict=True):
-        worst = max(worst, assert_close(name, what, found, wanted, VALUE, least=1.0).largest or 0.0)
-    return worst
 
 
 # ---- the suite ----

@@ -4,8 +4,7 @@
 #include <optional>
 
 #include "../autoregressive_inverse/sweep_tile.h"
-#include "../flow_layer/layer_tile.h"
-#include "step.h"
+#include "with_net.h"
 
 namespace fk::FK_ISA {
 
@@ -16,26 +15,9 @@ struct SweepRoom {
 };
 
 template <class S>
-struct SweepNetStep {
-  const FlowStep& step;
-  TileColumns columns;
-  Pass pass;
-  bool few;
-  Call<S> call;
-
-  SweepNetStep(const FlowArgs& a, const FlowStep& step, const Pass& pass, Arena& arena)
-      : step(step),
-        columns{a.features, step.in, step.out, step.n_out},
-        pass(pass),
-        few(!pass.backward && a.rows <= kFewRows),
-        call(step.net) {
-    call.lay(arena, pass.backward, few, pass.parts, !arena.counts());
-  }
-
-  // Packs the weights; once laid out.
-  void pack() const {
-    if (!few) FK_ISA::pack(call.net, pass.backward, pass.threads);
-  }
+struct SweepNetStep : WithNet<S> {
+  using WithNet<S>::step, WithNet<S>::columns, WithNet<S>::pass, WithNet<S>::call;
+  using WithNet<S>::WithNet;
 
   SweepRoom<S> room(int64_t blocks, Arena& arena) const {
     SweepRoom<S> found;
@@ -51,8 +33,6 @@ struct SweepNetStep {
     each_block(rows, x, tile.x, [&](S* at, S* from) { scatter_rows(columns.out, nullptr, columns.n_out, from, at); });
   }
 
-  void clear(int part, bool is_empty) const { call.clear(part, is_empty); }
-
   void bwd(const SweepRoom<S>& room, const RowTile& rows, int part, bool first, S* x, const S* after, const S* ladj,
            S* g) const {
     const SweepBackTile<S>& tile = *room.backward;
@@ -63,8 +43,6 @@ struct SweepNetStep {
     sweep_back_tile(call.net, step.map->params(), rows, call.sums + part * call.net.spec.n, first, tile, ladj);
     each_block(rows, g, tile.gz, [&](S* at, S* from) { scatter_rows(columns.in, nullptr, columns.n_out, from, at); });
   }
-
-  void finish() const { call.finish(pass.parts, pass.threads); }
 
  private:
   // f(row block of x, that of the net's features).

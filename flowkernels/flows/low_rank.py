@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from flowkernels._arguments import count, flag, generator
@@ -12,8 +14,15 @@ from .coupling import Seed
 from .flow import Flow
 
 
-def _directed(name: str, layers: Transform, fast_sampling: bool) -> Transform:
-    return Inverse(layers) if flag(f"flows.{name}", "fast_sampling", fast_sampling) else layers
+def _chain(
+    of: type[low_rank.LowRank], features: int, transforms: int, seed: Seed, fast_sampling: bool, **settings: Any
+) -> Transform:
+    """Layers of a class, by whose name a flow is called too, in the direction in which they sample or in the other."""
+    name = f"flows.{of.__name__}"
+    count(name, "features", features)
+    count(name, "transforms", transforms)
+    layers: Any = of(features, layers=transforms, seed=generator(name, seed), **settings)
+    return Inverse(layers) if flag(name, "fast_sampling", fast_sampling) else layers
 
 
 class Planar(Flow):
@@ -62,11 +71,9 @@ class Planar(Flow):
         base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        count("flows.Planar", "features", features)
-        count("flows.Planar", "transforms", transforms)
-        draws = generator("flows.Planar", seed)
-        layers = low_rank.Planar(features, transforms, activation=activation, context=context, seed=draws)
-        transform = _directed("Planar", layers, fast_sampling)
+        transform = _chain(
+            low_rank.Planar, features, transforms, seed, fast_sampling, activation=activation, context=context
+        )
         super().__init__(transform, StandardNormal(features) if base is None else base, embedding)
 
 
@@ -108,11 +115,7 @@ class Radial(Flow):
         base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        count("flows.Radial", "features", features)
-        count("flows.Radial", "transforms", transforms)
-        draws = generator("flows.Radial", seed)
-        layers = low_rank.Radial(features, transforms, alpha=alpha, context=context, seed=draws)
-        transform = _directed("Radial", layers, fast_sampling)
+        transform = _chain(low_rank.Radial, features, transforms, seed, fast_sampling, alpha=alpha, context=context)
         super().__init__(transform, StandardNormal(features) if base is None else base, embedding)
 
 
@@ -159,12 +162,9 @@ class Sylvester(Flow):
         base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        count("flows.Sylvester", "features", features)
-        count("flows.Sylvester", "transforms", transforms)
-        draws = generator("flows.Sylvester", seed)
-        layers = low_rank.Sylvester(
-            features, min(32, features) if width is None else width, transforms, reflections=reflections,
-            activation=activation, context=context, seed=draws,
+        most = min(32, count("flows.Sylvester", "features", features))
+        transform = _chain(
+            low_rank.Sylvester, features, transforms, seed, fast_sampling, width=most if width is None else width,
+            reflections=reflections, activation=activation, context=context,
         )  # fmt: skip
-        transform = _directed("Sylvester", layers, fast_sampling)
         super().__init__(transform, StandardNormal(features) if base is None else base, embedding)

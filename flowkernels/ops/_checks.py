@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -55,6 +57,19 @@ def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
 def in_autocast(x: Tensor) -> bool:
     """Whether autocast chooses the dtype of products on the device of x; torch's query does not know every device."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def without_autocast(fwd: F) -> F:
+    """A reference, of its settings and x and more, whose products autocast does not round."""
+
+    @functools.wraps(fwd)
+    def run(spec: Any, x: Tensor, *tensors: Tensor) -> Any:
+        if not in_autocast(x):
+            return fwd(spec, x, *tensors)
+        with torch.autocast(x.device.type, enabled=False):
+            return fwd(spec, x, *tensors)
+
+    return run  # type: ignore[return-value]
 
 
 def why_not_multiplied(tensors: Sequence[Tensor]) -> str | None:

@@ -212,10 +212,8 @@ def _as_one(transforms: nn.Module, entry: Entry, x: Tensor, context: Tensor | No
             given += tensors
         else:
             module = _at(transforms, made) if kind == "made" else None
-            source = Source(
-                tuple(tensors), width, kind == "residual", "relu", module
-            )  # of any activation: tensors alone
-            given += source.given(x.shape[:-1], context)
+            # Of any activation: what is given are tensors alone.
+            given += Source(tuple(tensors), width, kind == "residual", "relu", module).given(x.shape[:-1], context)
     done = op.library([x, *given], name)
     return done[0], done[1]
 

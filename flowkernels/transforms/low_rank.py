@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels import ops
-from flowkernels._arguments import count, generator
+from flowkernels._arguments import choice, count, generator
 from flowkernels.nets.common import check_context, check_dtypes
-from flowkernels.ops.low_rank.reference import ACTIVATIONS
+from flowkernels.ops.low_rank.reference import ACTIVATIONS, POSITIVE
 
 from .base import Transform, check_features
 
@@ -88,13 +88,6 @@ def _uniform(draws: torch.Generator | None, *shape: int) -> Tensor:
     return 2 * torch.rand(*shape, generator=draws, device="cpu", dtype=torch.float64) - 1
 
 
-def _activation(name: str, given: str) -> str:
-    if given not in ACTIVATIONS:
-        options = " or ".join(f'"{option}"' for option in ACTIVATIONS)
-        raise ValueError(f"transforms.{name}: activation must be {options}, got {given!r:.60}")
-    return given
-
-
 class Planar(LowRank, Transform):
     r"""Maps all features by a chain of planar layers, which move them along one direction each.
 
@@ -133,7 +126,7 @@ class Planar(LowRank, Transform):
     def __init__(
         self, features: int, layers: int = 1, *, activation: str = "tanh", context: int = 0, seed: Seed = None
     ) -> None:
-        self.activation = _activation("Planar", activation)
+        self.activation = choice("transforms.Planar", "activation", activation, ACTIVATIONS)
         super().__init__(features, layers, context, seed)
 
     def _drawn(self, uniform: Any) -> list[Tensor]:
@@ -180,9 +173,7 @@ class Radial(LowRank, Transform):
     def __init__(
         self, features: int, layers: int = 1, *, alpha: str = "softplus", context: int = 0, seed: Seed = None
     ) -> None:
-        if alpha not in ("softplus", "abs"):
-            raise ValueError(f'transforms.Radial: alpha must be "softplus" or "abs", got {alpha!r:.60}')
-        self.positive = alpha
+        self.positive = choice("transforms.Radial", "alpha", alpha, POSITIVE)
         super().__init__(features, layers, context, seed)
 
     def _drawn(self, uniform: Any) -> list[Tensor]:
@@ -242,7 +233,7 @@ class Sylvester(LowRank, Transform):
         context: int = 0,
         seed: Seed = None,
     ) -> None:
-        self.activation = _activation("Sylvester", activation)
+        self.activation = choice("transforms.Sylvester", "activation", activation, ACTIVATIONS)
         self.width = count("transforms.Sylvester", "width", width)
         self.reflections = count("transforms.Sylvester", "reflections", reflections, 0)
         if self.width > count("transforms.Sylvester", "features", features):

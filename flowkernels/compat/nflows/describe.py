@@ -58,10 +58,10 @@ def spline(layer: Any, logit_scale: float = 1.0, bounds: bool = True) -> RQS:
     else:
         bound = layer.tail_bound
         box = {"tail_bound": 1.0 if bounds and isinstance(bound, Tensor) else bound}
+    # A traced size is a tensor.
+    bins = layer.num_bins if hasattr(layer, "num_bins") else int(layer.unnormalized_widths.shape[-1])
     return RQS.kept(
-        bins=layer.num_bins
-        if hasattr(layer, "num_bins")
-        else int(layer.unnormalized_widths.shape[-1]),  # traced: a tensor
+        bins=bins,
         tails=None if isinstance(tails, (list, tuple)) else tails,
         min_bin_width=layer.min_bin_width,
         min_bin_height=layer.min_bin_height,

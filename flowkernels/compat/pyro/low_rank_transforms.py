@@ -11,28 +11,30 @@ from torch import Tensor
 from .low_rank import keep, run
 
 
-class Planar(ConditionedPlanar):
-    """Pyro's planar transform of a context, evaluated by the kernel."""
+class _OfContext:
+    """One of Pyro's transforms of a context, evaluated by the kernel."""
+
+    kind: str
 
     def _call(self: Any, x: Tensor) -> Tensor:
-        found = run("planar", _params(self), x, False)
-        return super()._call(x) if found is None else keep(self, found, False)
+        found = run(self.kind, _params(self), x, False)
+        return super()._call(x) if found is None else keep(self, found, False)  # type: ignore[misc]
 
     def _inverse(self: Any, y: Tensor) -> Tensor:
-        found = run("planar", _params(self), y, True)
-        return super()._inverse(y) if found is None else keep(self, found, True)
+        found = run(self.kind, _params(self), y, True)
+        return super()._inverse(y) if found is None else keep(self, found, True)  # type: ignore[misc]
 
 
-class Radial(ConditionedRadial):
-    """Pyro's radial transform of a context, evaluated by the kernel."""
+class Planar(_OfContext, ConditionedPlanar):
+    """Pyro's planar transform of a context."""
 
-    def _call(self: Any, x: Tensor) -> Tensor:
-        found = run("radial", _params(self), x, False)
-        return super()._call(x) if found is None else keep(self, found, False)
+    kind = "planar"
 
-    def _inverse(self: Any, y: Tensor) -> Tensor:
-        found = run("radial", _params(self), y, True)
-        return super()._inverse(y) if found is None else keep(self, found, True)
+
+class Radial(_OfContext, ConditionedRadial):
+    """Pyro's radial transform of a context."""
+
+    kind = "radial"
 
 
 def _params(transform: Any) -> Any:

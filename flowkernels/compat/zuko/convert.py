@@ -27,7 +27,6 @@ from flowkernels.distributions import DiagonalNormal, Distribution, StandardNorm
 from flowkernels.flows import Flow
 from flowkernels.nets import MADE, MLP, Constant
 from flowkernels.ops import MadePlan
-from flowkernels.ops.mixture.spec import WIDEST
 from flowkernels.ops.net.activations import TABLE, name_of
 from flowkernels.transforms import (
     Autoregressive,
@@ -41,7 +40,7 @@ from flowkernels.transforms import (
     Transform,
 )
 
-from .describe import describe, own_params, plan_of
+from .describe import GAUSSIANIZATION, describe, own_params, plan_of
 from .monotone import SETTINGS, MonotoneMap
 from .monotone import read as read_monotone
 
@@ -232,10 +231,6 @@ _SPLINE = {"parametrization": "soft_clip", "tails": "linear", "box": None, "logi
            "zero_outside": False}  # fmt: skip
 
 
-_GAUSSIANIZATION = {"kernel": "normal", "outer": "probit", "min_log_scale": -WIDEST, "max_log_scale": WIDEST,
-                    "parametrization": "shifts", "shrink": 1e-6}  # fmt: skip
-
-
 def _their_univariate(part: Any) -> dict[str, Any]:
     univariate = part.univariate
     if isinstance(univariate, MonotoneNet):
@@ -256,7 +251,7 @@ def _their_univariate(part: Any) -> dict[str, Any]:
         kind = transforms.BoundedBernsteinTransform if bounded else transforms.BernsteinTransform
         made = functools.partial(kind, bound=univariate.bound, eps=univariate.edge)
         return {"univariate": made, "shapes": [(univariate.n_params,)]}
-    if has_settings(univariate, **_GAUSSIANIZATION):
+    if has_settings(univariate, **GAUSSIANIZATION):
         made = functools.partial(transforms.GaussianizationTransform, bound=univariate.bound)
         return {"univariate": made, "shapes": [(univariate.components,), (univariate.components,)]}
     if not has_settings(univariate, **_SPLINE):

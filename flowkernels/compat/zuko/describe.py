@@ -99,6 +99,13 @@ def _polynomial(function: Any, settings: dict[str, Any], shapes: tuple[Sequence[
     return Polynomial("bernstein", shapes[0][0] - 1, tails=tails, edge=edge, **settings)
 
 
+# A mixture as zuko's `GaussianizationTransform` has it, but for its components and how far it is inverted.
+GAUSSIANIZATION: dict[str, Any] = {
+    "kernel": "normal", "outer": "probit", "min_log_scale": -WIDEST, "max_log_scale": WIDEST,
+    "parametrization": "shifts", "shrink": 1e-6,
+}  # fmt: skip
+
+
 def _gaussianization(settings: dict[str, Any], shapes: tuple[Sequence[int], ...]) -> Map | str:
     bound, _ = settings.pop("bound", 10.0), settings.pop("eps", None)  # how far its bisection goes is not ours
     if settings:
@@ -106,10 +113,7 @@ def _gaussianization(settings: dict[str, Any], shapes: tuple[Sequence[int], ...]
     K = shapes[0][0] if len(shapes) == 2 and len(shapes[0]) == 1 else 0
     if shapes != ((K,), (K,)):
         return f"the parameters of its mixture have shapes {shapes}"
-    return Mixture(
-        K, "normal", "probit", min_log_scale=-WIDEST, max_log_scale=WIDEST, parametrization="shifts", shrink=1e-6,
-        bound=bound,
-    )  # fmt: skip
+    return Mixture(K, bound=bound, **GAUSSIANIZATION)
 
 
 _known = functools.lru_cache(maxsize=256)(_read)

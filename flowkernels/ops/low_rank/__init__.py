@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkernels._arguments import flag, is_number
+from flowkernels._arguments import choice, flag, is_number
 from flowkernels.ops._checks import expands, in_autocast
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_sequence, check_tensor
 
 from . import native, reference
-from .reference import ACTIVATIONS, KINDS
+from .reference import ACTIVATIONS, KINDS, POSITIVE
 
 __all__ = ["low_rank"]
 
@@ -128,10 +128,9 @@ def low_rank(
         (True, True)
     """
     for name, given, options in (
-        ("kind", kind, KINDS), ("activation", activation, ACTIVATIONS), ("alpha", alpha, ("softplus", "abs")),
+        ("kind", kind, KINDS), ("activation", activation, ACTIVATIONS), ("alpha", alpha, POSITIVE),
     ):  # fmt: skip
-        if not isinstance(given, str) or given not in options:
-            raise ValueError(f"{_NAME}: {name} must be {_either(options)}, got {given!r:.60}")
+        choice(_NAME, name, given, options)
     if orthogonal is not None and (not isinstance(orthogonal, str) or orthogonal not in ("qr", "householder")):
         raise ValueError(f'{_NAME}: orthogonal must be "qr", "householder" or None, got {orthogonal!r:.60}')
     if not is_number(negative_slope) or not 0 < negative_slope <= 1:
@@ -160,11 +159,6 @@ def _run(
     q = reference.orthonormal(q, orthogonal, rest[0].shape[-1])
     y, ladj = _op(spec, backend, x.to(wide), q, *rest)
     return y.to(x.dtype), ladj
-
-
-def _either(options: Sequence[str]) -> str:
-    quoted = [f'"{name}"' for name in options]
-    return ", ".join(quoted[:-1]) + " or " + quoted[-1]
 
 
 def _checked(x: Tensor, params: Any, kind: str, orthogonal: str | None) -> list[Tensor]:

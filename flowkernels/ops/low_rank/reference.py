@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowkernels.ops._checks import in_autocast
+from flowkernels.ops._checks import without_autocast
 from flowkernels.ops._root import root
 from flowkernels.ops._routing import _dual_level_active, _lib, _transforms_active
 
 ACTIVATIONS = ("tanh", "leaky_relu")
 KINDS = ("planar", "radial", "sylvester")
+POSITIVE = ("softplus", "abs")  # what makes a radial layer's alpha so
 # What has to be positive is at least this, so that its logarithm is a number.
 FLOORS = {torch.float32: 1e-30, torch.float64: 1e-280}
 _LINEAR = 40  # from here on a softplus is its argument in float64, too; exp of 89 is inf in float32
@@ -138,11 +139,9 @@ def dims(kind: str) -> tuple[int, ...]:
     return _LAYERS[kind][1]
 
 
+@without_autocast  # that of whoever calls a backward pass that is differentiated again
 def fwd(spec: Any, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
     """``x [..., D]``, then the layers' parameters → y and ladj."""
-    if in_autocast(x):  # that of whoever calls a backward pass that is differentiated again
-        with torch.autocast(x.device.type, enabled=False):
-            return fwd(spec, x, *params)
     out_dtype = x.dtype
     wide = torch.promote_types(out_dtype, torch.float32)
     x, *params = (t.to(wide) for t in (x, *params))  # type: ignore[assignment]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowkernels.ops._checks import in_autocast
+from flowkernels.ops._checks import without_autocast
 from flowkernels.ops._root import root
 from flowkernels.ops._routing import _dual_level_active, _lib, _transforms_active
 from flowkernels.ops.net.activations import FUNCTIONS
@@ -129,15 +129,9 @@ def _split(spec: MonotoneSpec, signal: Tensor) -> tuple[Tensor, Tensor | float]:
     return (signal[..., :-1], signal[..., -1]) if spec.shift else (signal, 0.0)
 
 
+@without_autocast  # a root and a slope want the digits of x
 def fwd(spec: Any, x: Tensor, signal: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """``x [..., D]``, ``signal [..., D, S]``, then weight and bias of each layer → y and ladj."""
-    if in_autocast(x):  # a root and a slope want the digits of x
-        with torch.autocast(x.device.type, enabled=False):
-            return _fwd(spec, x, signal, *tensors)
-    return _fwd(spec, x, signal, *tensors)
-
-
-def _fwd(spec: Any, x: Tensor, signal: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     out_dtype = x.dtype
     wide = torch.promote_types(out_dtype, torch.float32)
     x, signal, *tensors = (t.to(wide) for t in (x, signal, *tensors))  # type: ignore[assignment]
