@@ -305,7 +305,12 @@ def block_made(draw: Draw) -> Call:
     arguments = _cast(arguments, draw.choice(DTYPES))
     arguments |= {"activation": draw.choice(("tanh", "sigmoid", "elu", "leaky_relu")), "inverse": draw.chance(0.3)}
     arguments["eps"] = draw.choice((0.0, 0.0, 1e-8, 0.1))
-    return Call("block_made", arguments, {("x",): 1} if lead else {}, sizes_of("block_made", arguments))
+    rows: dict[Path, int] = {("x",): 1} if lead else {}
+    sizes, inverse = sizes_of("block_made", arguments), arguments["inverse"]
+    # Of weights of e^20 the features of an inverse are differences of differences, each far larger than the last.
+    extreme = inverse and draw.kind == "large"
+    # ladj adds up logarithms of slopes, which are known to a rounding of 1.
+    return Call("block_made", arguments, rows, sizes, extreme, at_rounded=inverse, made_of=1.0)
 
 
 def low_rank(draw: Draw) -> Call:
@@ -335,8 +340,8 @@ def low_rank(draw: Draw) -> Call:
         arguments["params"][0] = torch.linalg.qr(draw.noise((n, D, M)))[0]
         rows.pop(("params", 0), None)
     arguments = _cast(arguments, draw.choice(DTYPES)) | settings
-    # Of a radial layer ladj is D - 1 times the difference of two logarithms.
-    return Call("low_rank", arguments, rows, made_of=float(n * (D - 1)) if kind == "radial" else 0.0)
+    # Logarithms of determinants near 1; of a radial layer D - 1 times the difference of two.
+    return Call("low_rank", arguments, rows, made_of=float(n * max(D - 1, 1)) if kind == "radial" else 1.0)
 
 
 def monotone_net(draw: Draw) -> Call:

@@ -173,7 +173,8 @@ class Rule:
             size = self.call.sizes.get(path)
             if size is None:
                 size = min(float(exact.abs().max()), 3.0) or 1.0 if exact.numel() else 0.0
-            exact = exact + torch.finfo(dtype or t.dtype).eps * draw.noise(t.shape) * (exact.abs() + size)
+            # float: a bound of a box may be an integer that torch has no dtype for
+            exact = exact + torch.finfo(dtype or t.dtype).eps * draw.noise(t.shape) * (exact.abs() + float(size))
             return exact.to(torch.promote_types(t.dtype, dtype or t.dtype))
 
         return mapped(self.call.arguments, moved)
