@@ -2,7 +2,8 @@
 
 The module is cross-compiled, and the tests run as they are: under qemu's user mode, in Debian's Python and a torch of
 that architecture, all of it unpacked in build/neon. Needs no root, but a Debian with
-`apt install g++-aarch64-linux-gnu qemu-user`. `make neon`, or `make neon EVERY=10`.
+`apt install g++-aarch64-linux-gnu qemu-user`. `make neon`, or `make neon EVERY=10`. The tests are dealt out to
+`--processes`, one a core, each of which prints a summary of its own.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ pools = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line}
 assert len(pools) == 1 and "torch.libs" in pools.pop(), maps
 emulator.available = emulator.running = contextlib.nullcontext
 
-class Every:
+every, process, processes = map(int, sys.argv[1:4])
+
+class Dealt:
+    @pytest.hookimpl(trylast=True)  # after -k has chosen
     def pytest_collection_modifyitems(self, items):
-        items[:] = [item for i, item in enumerate(items) if i % int(sys.argv[1]) == 0]
+        items[:] = items[::every][process::processes]
 
 options = ["-q", "-p", "no:cacheprovider", "-k", "numbers and not emulated and not triton"]
-sys.exit(pytest.main([*options, *sys.argv[2:]], [Every()]))
+sys.exit(pytest.main([*options, *sys.argv[4:]], [Dealt()]))
 """
 
 
@@ -97,16 +101,20 @@ def build() -> None:
         shutil.copytree(ROOT / name, MODULES / name, ignore=ignore, dirs_exist_ok=True)
 
 
-def run(every: int, arguments: list[str]) -> int:
+def run(every: int, processes: int, arguments: list[str]) -> int:
     env = {**os.environ, "PYTHONPATH": f"{MODULES}:{SITE}", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     env.pop("LD_PRELOAD", None)
-    command = ["qemu-aarch64", "-L", str(SYSTEM), str(PYTHON), "-c", INSIDE, str(every), *arguments]
-    return subprocess.run(command, cwd=MODULES, env=env).returncode
+    command = ["qemu-aarch64", "-L", str(SYSTEM), str(PYTHON), "-c", INSIDE, str(every)]
+    started = [
+        subprocess.Popen([*command, str(p), str(processes), *arguments], cwd=MODULES, env=env) for p in range(processes)
+    ]
+    return max(p.wait() for p in started)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.neon", description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="of the tests, in their order")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("tests", nargs="*", default=["tests/ops"])
     given = parser.parse_args()
     if absent := [name for name in NEEDED if shutil.which(name) is None]:
@@ -116,7 +124,7 @@ def main() -> int:
     system()
     site()
     build()
-    return run(given.every, given.tests)
+    return run(given.every, given.processes, given.tests)
 
 
 if __name__ == "__main__":
