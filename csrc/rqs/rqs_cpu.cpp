@@ -29,37 +29,37 @@ struct Blocks {
   Block<S> b[2];
 };
 
-template <class S, class C>
-RowMap<S, Blocks<S>> row_map(const C& consts) {
+// A spline's constants and its direction. Loops take the constants alone: of another type they'd be compiled once more.
+template <class S, bool Clip>
+struct Directed {
+  Consts<S, Clip> consts;
+  bool inverse;
+};
+
+template <class S, bool Clip>
+RowMap<S, Blocks<S>> row_map(const Directed<S, Clip>& spline) {
   using Map = RowMap<S, Blocks<S>>;
   using T = typename Map::T;
   using Params = typename Map::Params;
-  return {&consts, consts.params,
+  return {&spline, spline.consts.params,
           [](const void* map, Params params, Blocks<S>& room, T v, T* out, T* ladj) {
-            const C& c = *static_cast<const C*>(map);
-            eval_blocks(c, params, room.b, c.inverse, v, out, ladj);
+            const auto& [c, inverse] = *static_cast<const Directed<S, Clip>*>(map);
+            eval_blocks(c, params, room.b, inverse, v, out, ladj);
           },
           [](const void* map, Params params, Params grads, Blocks<S>& room, T v, T g_out, T g_ladj) {
-            const C& c = *static_cast<const C*>(map);
-            return grad_blocks(c, params, grads, room.b, c.inverse, v, g_out, g_ladj);
+            const auto& [c, inverse] = *static_cast<const Directed<S, Clip>*>(map);
+            return grad_blocks(c, params, grads, room.b, inverse, v, g_out, g_ladj);
           }};
 }
-
-// A spline's constants and its direction.
-template <class S, bool Clip>
-struct Directed : Consts<S, Clip> {
-  bool inverse;
-  explicit Directed(const RqsSpec& s) : Consts<S, Clip>(s), inverse(s.inverse) {}
-};
 
 template <class S, class F>
 void by_setting(const RqsSpec& s, const F& f) {
   if (s.clip_size != 0) {
-    const Directed<S, true> consts(s);
-    f(row_map<S>(consts));
+    const Directed<S, true> spline{Consts<S, true>(s), s.inverse};
+    f(row_map<S>(spline));
   } else {
-    const Directed<S, false> consts(s);
-    f(row_map<S>(consts));
+    const Directed<S, false> spline{Consts<S, false>(s), s.inverse};
+    f(row_map<S>(spline));
   }
 }
 
