@@ -203,6 +203,8 @@ def _is_torchs(valid: Call) -> bool:
         return len(layers) < 2 or any(weight.shape[-1] > 1 for weight, _ in layers[1:-1])
     if valid.arguments.get("parametrization") == "half_ends":  # as a logit for each bin
         return True
+    if valid.arguments.get("slope") == "quadrature" or _leaks(valid):  # which have no kernel
+        return True
     return valid.arguments.get("context") is not None  # its product
 
 
