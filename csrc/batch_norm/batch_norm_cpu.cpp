@@ -2,6 +2,8 @@
 // what torch does in two more, the activation, and its slope, is in the second.
 //
 // Rows are added up in groups that do not depend on the number of threads, and groups in order: equal bits on any.
+#include <limits>
+
 #include "../common/arena.h"
 #include "../common/by_type.h"
 #include "../common/kernels.h"
@@ -173,13 +175,20 @@ double per_deviation(const BatchNormArgs& a, int64_t j) {
   return 1 / __builtin_sqrt(double(static_cast<const S*>(a.var)[j]) + a.eps);
 }
 
+// A scale past the largest number is that: of a column that is the same in every row, 0 times it is 0.
+template <class S>
+S finite(double scale) {
+  constexpr double most = std::numeric_limits<S>::max();
+  return S(scale > most ? most : scale < -most ? -most : scale);
+}
+
 // y = act((x - mean) scale + shift): not x scale + shift, where a rounding of the shift would be in every row alike.
 template <class S>
 void scales(const BatchNormArgs& a, S* mean, S* scale, S* shift) {
   const S *weight = static_cast<const S*>(a.weight), *bias = static_cast<const S*>(a.bias);
   for (int64_t j = 0; j < a.columns; ++j) {
     mean[j] = static_cast<const S*>(a.mean)[j];
-    scale[j] = S(double(weight[j]) * per_deviation<S>(a, j));
+    scale[j] = finite<S>(double(weight[j]) * per_deviation<S>(a, j));
     shift[j] = bias[j];
   }
 }
@@ -254,7 +263,7 @@ void bwd(const BatchNormArgs& a, int threads) {
     if (grad_bias) grad_bias[j] = S(sum[j]);
     // grad_x = scale (g - mean of g - (x - mean) (mean of g (x - mean)) / (var + eps)). Its sum over the rows, which
     // layers before form, is 0: what is the same in each row makes it so, after the roundings of all others.
-    slope[j] = S(double(scale[j]) * products[j] * per_row * by * by);
+    slope[j] = products[j] == 0 ? S(0) : S(double(scale[j]) * products[j] * per_row * by * by);
     of_row[j] = S((double(slope[j]) * off[j] - double(scale[j]) * sum[j]) * per_row);
   }
   if (!grad_x) return;

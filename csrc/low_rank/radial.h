@@ -71,16 +71,17 @@ class Radial {
     }
   }
 
-  // Across x - c the map multiplies by ratio, along it by radial: so does, the other way, its inverse.
-  void back_inverse(const S* x, const S*, const S* kept, S* g, T g_ladj) const {
+  // Across x - c the map multiplies by ratio, along it by radial: so does, the other way, its inverse. x may be so
+  // close to the center that a rounding is all that is left of x - c: y - c, over the ratio, is the same.
+  void back_inverse(const S*, const S* y, const S* kept, S* g, T g_ladj) const {
     const T r = load_pair(kept);
     const Slopes p(*this, r);
     const T less = -(g_ladj * p.ladj_r) * p.per_r;  // along x - c
-    const T across = S(1) / p.ratio, along = (dot(x, g) + less * (r * r)) * p.per_r * p.per_r;
+    const T across = S(1) / p.ratio, along = (dot(y, g) * across + less * (r * r)) * p.per_r * p.per_r;
     const T more = less * across + (S(1) / p.radial - across) * along;
     T of_v = {};
     for (int64_t d = 0; d < D_; ++d) {
-      const T of_y = load_pair(g + d * R), apart = load_pair(x + d * R) - center_[d];
+      const T of_y = load_pair(g + d * R), apart = (load_pair(y + d * R) - center_[d]) * across;
       const T of_x = across * of_y + more * apart;
       if (grads_[0].first) grads_[0].put(d, of_y - of_x);
       of_v = of_v + of_x * apart;

@@ -160,11 +160,12 @@ def mixture(draw: Draw) -> Call:
     extreme = draw.kind == "large" and settings["outer"] == "probit"
     arguments = {"x": x.to(of_x), "params": params.to(of_params), **settings}
     # A logit or probit of 0 is that of a half, of masses whose roundings stay; and of one component alone ladj does not
-    # move, by what cancels between the kernel's density and the outer one's: slopes by its scale.
+    # move, by what cancels between the kernel's density and the outer one's: slopes by its scale. Of every feature.
     log_scale = params[..., -settings["components"] :].double() * (-1 if shifts else 1)
     log_scale = log_scale.clamp(settings.get("min_log_scale", -7.0), settings.get("max_log_scale"))
     made_of = float((-log_scale).exp().clamp(min=1.0).max()) if log_scale.numel() else 1.0
-    return Call("mixture", arguments, rows, {}, extreme, made_of=made_of)
+    made_of *= max(D, 1) ** 0.5
+    return Call("mixture", arguments, rows, {}, extreme, at_rounded=settings["inverse"], made_of=made_of)
 
 
 # ---- polynomials ----

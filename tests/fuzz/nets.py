@@ -341,7 +341,8 @@ def low_rank(draw: Draw) -> Call:
         rows.pop(("params", 0), None)
     arguments = _cast(arguments, draw.choice(DTYPES)) | settings
     # Logarithms of determinants near 1; of a radial layer D - 1 times the difference of two.
-    return Call("low_rank", arguments, rows, made_of=float(n * max(D - 1, 1)) if kind == "radial" else 1.0)
+    made_of = float(n * max(D - 1, 1)) if kind == "radial" else 1.0
+    return Call("low_rank", arguments, rows, at_rounded=settings["inverse"], made_of=made_of)
 
 
 def monotone_net(draw: Draw) -> Call:

@@ -51,6 +51,14 @@ def test_numbers(shape, activation, isa) -> None:
         torch.testing.assert_close(found(tensors, activation, backend, torch.float64), exact, rtol=1e-10, atol=1e-10)
 
 
+def test_a_column_that_is_the_same_in_every_row(isa) -> None:
+    """0 times a scale that no float32 holds is 0."""
+    x, weight, bias = (torch.full(s, v).requires_grad_() for s, v in (((8, 3), 0.4532), ((3,), 0.3), ((3,), -0.2)))
+    y = ops.batch_norm(x, weight, bias, eps=1e-300, backend="cpu")[0]
+    assert torch.equal(y, bias.expand(8, 3))
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(y.sum(), [x, weight, bias]))
+
+
 @pytest.mark.parametrize("off", [0.0, 1e3, -1e5])
 def test_statistics_far_from_zero(off, isa) -> None:
     """Squares are summed about each chain's own mean: nothing is lost where the mean is large; and what the mean itself

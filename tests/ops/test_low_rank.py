@@ -157,6 +157,20 @@ def test_a_radial_layer_of_a_nan(inverse, backend) -> None:
     assert torch.equal(ladj.isnan(), bad) and torch.equal(y.isnan(), bad[:, None].expand(5, 3))
 
 
+def test_an_inverse_that_ends_next_to_the_center() -> None:
+    """x - c is 1e-10 where x is 1e-3: a rounding of x, on which the gradients must not depend."""
+    center, alpha, beta = torch.tensor([[-9.16e-4]]), torch.tensor([5e-6]), torch.tensor([-6e-4])
+    x = center[0] + torch.linspace(-2e-5, 2e-5, 40).unsqueeze(-1)
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, center, alpha, beta)]
+        y, ladj = ops.low_rank(leaves[0], leaves[1:], kind="radial", alpha="abs", inverse=True, backend="cpu")
+        return [g.double() for g in torch.autograd.grad(y.sum() + 1e-6 * ladj.sum(), leaves)]
+
+    for found, right in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=0)
+
+
 def test_large_diagonals_of_opposite_signs_do_not_fold_the_origin() -> None:
     """R_ii S_ii is all but -1, whatever the logits: at z = 0 the slope is a number's, and no 0."""
     x, eye = torch.zeros(1, 2), torch.eye(2).unsqueeze(0)

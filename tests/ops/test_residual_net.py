@@ -246,6 +246,23 @@ def test_a_bad_value_stays_in_its_row():
     assert y[3].isnan().any()
 
 
+def test_a_bad_context_stays_in_its_row():
+    """In bfloat16 torch's own product multiplies what lies next to a row by 0, on a processor with AMX."""
+    x, context, layers, blocks, _ = _inputs("rows, units and features that fill no block", torch.bfloat16)
+    wide = torch.full((130, 6), float("nan"), dtype=torch.bfloat16)
+    wide[:, :5] = context.detach()
+    bad = wide[:, :5].clone()
+    bad[3, 2] = float("nan")
+    clean, strided, y = (
+        ops.residual_net(x, layers, blocks=blocks, context=c, backend="cpu")
+        for c in (wide[:, :5].clone(), wide[:, :5], bad)
+    )
+    assert torch.equal(strided, clean)
+    assert clean.isfinite().all() and y[3].isnan().any()
+    rows = torch.arange(130) != 3
+    assert torch.equal(y[rows], clean[rows])
+
+
 @pytest.mark.parametrize("case", ["plain", "context"])
 def test_gradcheck_and_gradgradcheck(case):
     x, context, layers, blocks, _ = _inputs(case)

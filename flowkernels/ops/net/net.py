@@ -14,6 +14,7 @@ from .spec import NetSpec
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 Terms = Sequence[Tensor | None]
+_AMX = 32  # numbers of bfloat16 in a row of AMX's tiles
 
 
 class Net(NamedTuple):
@@ -101,16 +102,27 @@ def dense_net(
         spec = NetSpec(len(layers), None, residual, activation, scales=scales)
         return Net(spec, (*_flat(layers), *_flat(norms[::2])))
     first, bias = layers[0]
-    terms, kept = [F.linear(context, first[:, features:])], [(first[:, :features], bias), *layers[1:]]
+    terms, kept = [_product(context, first[:, features:])], [(first[:, :features], bias), *layers[1:]]
     gates: tuple[bool, ...] = ()
     if residual:
-        terms += [torch.sigmoid(F.linear(context, *layer)) for layer in layers[3:-1:3]]
+        terms += [torch.sigmoid(_product(context, *layer)) for layer in layers[3:-1:3]]
         kept = [kept[0], *(layer for i, layer in enumerate(layers[1:-1]) if i % 3 != 2), layers[-1]]
         gates = tuple([i % 2 == 0 and 0 < i < len(kept) - 1 for i in range(len(kept))])
     adds = (True, *[False] * (len(kept) - 1))
     gates = gates if True in gates else ()
     spec = NetSpec(len(kept), None, residual, activation, "identity", adds, gates, scales=scales)
     return Net(spec, (*_flat(kept), *[t.expand(*lead, t.shape[-1]) for t in terms], *_flat(norms[::2])))
+
+
+def _product(context: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's linear layer. Of bfloat16 on a CPU with AMX it multiplies what lies next to a row's last numbers by 0, so
+    that NaN there is NaN here, unless both sizes fill its tiles."""
+    N, K = weight.shape
+    if context.device.type != "cpu" or context.dtype is not torch.bfloat16:
+        return F.linear(context, weight, bias)
+    k, n = -K % _AMX, -N % _AMX
+    bias = None if bias is None else F.pad(bias, (0, n))
+    return F.linear(F.pad(context, (0, k)), F.pad(weight, (0, k, 0, n)), bias)[..., :N]
 
 
 def _opens(n: int) -> tuple[bool, ...]:
