@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowkernels.nets.conv_reading import is_sequential, read_sequential
@@ -24,7 +23,7 @@ def pays(x: Any, width: int) -> bool:
     """Whether x is images on a CPU of which a hidden layer of so many channels is large enough."""
     if not isinstance(x, Tensor) or not x.is_cpu or x.dim() != 4:
         return False
-    least = thresholds.CONVOLUTIONS // 2 if torch.is_grad_enabled() else thresholds.CONVOLUTIONS
+    least = thresholds.CONVOLUTIONS // 2 if thresholds.may_train() else thresholds.CONVOLUTIONS
     return thresholds.is_enough(x.shape[0] * x.shape[2] * x.shape[3] * width, least)
 
 

@@ -19,7 +19,7 @@ from torch.nn.modules import module as _module
 
 from flowkernels import _native
 from flowkernels.ops._checks import in_autocast
-from flowkernels.ops._routing import in_transform
+from flowkernels.ops._routing import in_transform, untraced
 from flowkernels.ops.net.activations import name_of
 
 T = TypeVar("T")
@@ -228,7 +228,8 @@ class Kept(Generic[T]):
         if known is not None and known[1] == arguments and still_holds(known[0].modules):
             return known[2]
         walk = Walk()
-        said = self._read(walk, module, *arguments)
+        with untraced():
+            said = self._read(walk, module, *arguments)
         if said is not None:
             self._known[module] = (walk, arguments, said)
         return said

@@ -13,7 +13,8 @@ The raw `torch.ops.flowkernels.*` are private: under dual numbers they would dro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -46,6 +47,20 @@ def _opaque(tensors: Sequence[Tensor | None]) -> bool:
         if type(t) not in _PLAIN and t is not None:
             return True
     return False
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """`torch.jit.trace` looks away: sizes are numbers, and what is read once, and kept, is in no graph."""
+    state = torch._C._get_tracing_state() if _jit_tracing() else None
+    if state is None:
+        yield
+        return
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def in_transform(tensors: Sequence[Tensor | None]) -> bool:

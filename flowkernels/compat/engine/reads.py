@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels.ops._kept import made_to_stay
-from flowkernels.ops._routing import in_transform
+from flowkernels.ops._routing import in_transform, untraced
 
 T = TypeVar("T")
 
@@ -53,9 +53,10 @@ class CachedRead(Generic[T]):
                 return known.said
             if not buffers[0].is_cpu:
                 return None
-        if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
-            return None
-        said = made_to_stay(self._read, *buffers, *arguments)
+        with untraced():
+            if in_transform(buffers) or any(b.is_meta or b.is_inference() for b in buffers):
+                return None
+            said = made_to_stay(self._read, *buffers, *arguments)
         self._known[module] = _Known(
             tuple(buffers), [b.data_ptr() for b in buffers], [b._version for b in buffers], said
         )

@@ -32,6 +32,11 @@ def _is_known(n: int) -> bool:
     return not torch.compiler.is_compiling() and type(n) is int
 
 
+def may_train() -> bool:
+    """Whether a call records a graph; `torch.jit.trace` checks without gradients what it recorded with them."""
+    return torch.is_grad_enabled() or torch.jit.is_tracing()
+
+
 def is_few(n: int, least: int) -> bool:
     """Whether n is known to be too few to pay."""
     return _is_known(n) and n < least

@@ -43,7 +43,7 @@ class Fused(NamedTuple):
 
     def __call__(self, z: Outputs, context: Tensor | None) -> tuple[Outputs, Any] | None:
         x = z[0]
-        if len(z) != 1 or not may_run(x) or (torch.is_grad_enabled() and not self._pays(x)):
+        if len(z) != 1 or not may_run(x) or (thresholds.may_train() and not self._pays(x)):
             return None
         found = self.run(x, context)
         if found is None:

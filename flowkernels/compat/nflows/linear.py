@@ -50,7 +50,7 @@ def _lu(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
     """None where x is small, or nflows broadcasts it, refuses it, or gives one ladj per entry of its first dim."""
     if x.dim() != 2 or x.shape[1] != layer.features or not x.is_floating_point():
         return None
-    if torch.is_grad_enabled() and thresholds.is_few(x.numel(), thresholds.LU):
+    if thresholds.may_train() and thresholds.is_few(x.numel(), thresholds.LU):
         return None
     return _linear(layer, x, inverse, -1)
 

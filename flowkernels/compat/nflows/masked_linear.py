@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flowkernels.compat.engine import thresholds
@@ -20,7 +19,7 @@ _plan_of = CachedRead[LayerPlan | str](read_layer)
 def _plan(layer: Any, x: Tensor) -> LayerPlan | None:
     """The plan of a call that pays, or None."""
     weight = layer._parameters.get("weight")  # None where it is parametrised
-    least = thresholds.MASKED_LINEAR * (4 if torch.is_grad_enabled() else 1)
+    least = thresholds.MASKED_LINEAR * (4 if thresholds.may_train() else 1)
     if (
         weight is None
         or weight.numel() < thresholds.MASKED_WEIGHT

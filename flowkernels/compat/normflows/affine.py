@@ -103,7 +103,7 @@ CouplingBlock = both_ways(_block)
 
 
 def _masked(layer: Any, z: Tensor, inverse: bool) -> Result:
-    dense, large = _may_pay(z), not torch.is_grad_enabled() or thresholds.is_enough(z.numel(), thresholds.MASKED_AFFINE)
+    dense, large = _may_pay(z), not thresholds.may_train() or thresholds.is_enough(z.numel(), thresholds.MASKED_AFFINE)
     if not dense and not large:
         return None
     if z.dim() != layer.b.dim() or z.shape[1:] != layer.b.shape[1:] or mixed(z, layer.b):
@@ -143,14 +143,15 @@ Norm = both_ways(_norm)
 
 
 def _conv(layer: Any, z: Tensor, density: bool) -> Result:
-    if density and torch.is_grad_enabled() and thresholds.is_few(z.numel(), thresholds.CONVOLUTION):
+    if density and thresholds.may_train() and thresholds.is_few(z.numel(), thresholds.CONVOLUTION):
         return None  # before anything is read, which takes small images as long as the layer
     inverse, order = not density, describe.order_of(layer)
     if isinstance(order, str) or z.dim() != 4 or not z.is_floating_point():
         return None
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now
     y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
-    if inverse and y.requires_grad:  # which the op keeps for backward, and normflows lets one write to
+    # The op keeps it for backward, and normflows lets one write to it. A trace is checked without gradients.
+    if inverse and (y.requires_grad or torch.jit.is_tracing()):
         y = y.clone()
     ladj = layer.log_S.sum() * (z.shape[2] * z.shape[3])
     return y, -ladj if inverse else ladj

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import ComposeTransform, Transform
 
+from flowkernels.compat.engine import thresholds
 from flowkernels.compat.engine.patch import FastMethods, layer_of, or_theirs, original_class
 from flowkernels.compat.engine.runs import kind, pays_with_graph
 from flowkernels.nets.reading import Walk
@@ -78,7 +79,7 @@ def _run(whole: Any, x: Any, inverse: bool) -> tuple[Tensor, Tensor] | None:
 
 
 def _pays(run: Run, x: Tensor) -> bool:
-    return not torch.is_grad_enabled() or pays_with_graph(run, x.numel() // x.shape[-1])
+    return not thresholds.may_train() or pays_with_graph(run, x.numel() // x.shape[-1])
 
 
 def _inverse(whole: Any, y: Any) -> Tensor | None:

@@ -22,7 +22,7 @@ def _fused(layer: Any, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None
     """y and the log-determinant of the direction; None where Pyro's own way is called for, or is as fast."""
     has_context = not isinstance(layer.nn, nn.Module)  # a network with a context bound to it
     least = thresholds.CONDITIONAL_COUPLING_ROWS if has_context else thresholds.COUPLING_ROWS
-    if torch.is_grad_enabled() or not thresholds.is_enough(math.prod(x.shape[:-1]), least):
+    if thresholds.may_train() or not thresholds.is_enough(math.prod(x.shape[:-1]), least):
         return None
     return describe.run_coupling(describe.affine_coupling(layer), layer.nn, x, inverse)
 

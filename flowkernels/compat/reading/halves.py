@@ -139,7 +139,7 @@ class _Dense:
         if not self.selects:
             seen = self._seen_of(context) if self.conditions and context is not None else None
             return None if seen is None or seen.shape[:-1] != lead else self.found.net(lead, seen)
-        if torch.is_grad_enabled() and thresholds.is_few(math.prod(lead), thresholds.COLUMNS_ROWS):
+        if thresholds.may_train() and thresholds.is_few(math.prod(lead), thresholds.COLUMNS_ROWS):
             return None
         return _fitted(self.layer, self.found, lead, *self.sizes)
 
