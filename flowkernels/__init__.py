@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowkernels import distributions, flows, nets, ops, training, transforms
+from flowkernels import distributions, flows, nets, objectives, ops, training, transforms
 from flowkernels._memory import keep_memory
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.benchmark import benchmark
@@ -29,6 +29,7 @@ __all__ = [
     "keep_memory",
     "load",
     "nets",
+    "objectives",
     "ops",
     "plot",
     "restore",
