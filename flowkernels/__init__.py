@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowkernels import distributions, flows, nets, objectives, ops, training, transforms
+from flowkernels import distributions, flows, inference, nets, objectives, ops, training, transforms
 from flowkernels._memory import keep_memory
 from flowkernels.backends import BackendUnavailableError, SlowPathWarning, use_backend
 from flowkernels.benchmark import benchmark
@@ -26,6 +26,7 @@ __all__ = [
     "convert",
     "distributions",
     "flows",
+    "inference",
     "keep_memory",
     "load",
     "nets",

@@ -80,7 +80,8 @@ def test_the_api_has_every_public_name():
 
     written = set(re.findall(r"^::: ([\w.]+)$", "\n".join(p.read_text() for p in DOCS.glob("api/*.md")), re.MULTILINE))
     modules = [flowkernels, flowkernels.ops, flowkernels.flows, flowkernels.transforms, flowkernels.nets]
-    modules += [flowkernels.distributions, flowkernels.training, flowkernels.objectives, flowkernels.plot]
+    modules += [flowkernels.distributions, flowkernels.training, flowkernels.plot]
+    modules += [flowkernels.objectives, flowkernels.inference]
     parts = {"__version__", *(module.__name__.removeprefix("flowkernels.") for module in modules)}
     for module in modules:
         for name in set(module.__all__) - parts:

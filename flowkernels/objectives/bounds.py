@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flowkernels.flows import Flow
 
-from .draws import LogDensity, draw, log_mean_exp
-from .estimate import Estimate, mean_of
+from .draws import LogDensity, draw
+from .estimate import Estimate, log_of_mean, mean_of
 
 
 def elbo(
@@ -48,7 +47,7 @@ def elbo(
         >>> bound.value.shape
         torch.Size([5])
     """
-    log_q, log_p = draw("objectives.elbo", posterior, log_joint, samples, context, path_gradient, "log_joint")
+    _, log_q, log_p = draw("objectives.elbo", posterior, log_joint, samples, context, path_gradient, "log_joint")
     return mean_of(log_p - log_q)
 
 
@@ -80,8 +79,5 @@ def iwae(posterior: Flow, log_joint: LogDensity, particles: int, context: Tensor
         >>> bound = objectives.iwae(posterior, lambda z: -0.5 * z.square().sum(-1), particles=64)
         >>> (-bound.value).backward()
     """
-    log_q, log_p = draw("objectives.iwae", posterior, log_joint, particles, context, False, "log_joint")
-    log_weights = log_p - log_q
-    value = log_mean_exp(log_weights)
-    relative = torch.exp(log_weights.detach() - value.detach())
-    return Estimate(value, mean_of(relative).error)
+    _, log_q, log_p = draw("objectives.iwae", posterior, log_joint, particles, context, False, "log_joint")
+    return log_of_mean(log_p - log_q)

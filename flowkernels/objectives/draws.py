@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, flag
@@ -16,8 +15,9 @@ LogDensity = Callable[[Tensor], Tensor]
 
 
 class Draws(NamedTuple):
-    """``[n, ...]`` each, of ``x [n, ..., D]``, in nats."""
+    """``x [n, ..., D]``, and ``[n, ...]`` in nats."""
 
+    x: Tensor
     log_q: Tensor
     log_p: Tensor
 
@@ -41,7 +41,7 @@ def draw(
         raise ValueError(
             f"{where}: {name} must return {list(log_q.shape)} for x {list(x.shape)}, got {list(log_p.shape)}"
         )
-    return Draws(log_q, log_p)
+    return Draws(x, log_q, log_p)
 
 
 @contextlib.contextmanager
@@ -55,8 +55,3 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for p in trained:
             p.requires_grad_(True)
-
-
-def log_mean_exp(t: Tensor) -> Tensor:
-    """log of the mean over the first dim."""
-    return torch.logsumexp(t, 0) - torch.tensor(float(t.shape[0]), dtype=t.dtype, device=t.device).log()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +33,14 @@ def mean_of(terms: Tensor) -> Estimate:
     n = terms.shape[0]
     error = terms.detach().std(0, correction=1) if n > 1 else terms.detach()[0] * float("nan")
     return Estimate(terms.mean(0), error / n**0.5)
+
+
+def log_mean_exp(t: Tensor) -> Tensor:
+    """log of the mean over the first dim."""
+    return torch.logsumexp(t, 0) - math.log(t.shape[0])
+
+
+def log_of_mean(log_terms: Tensor) -> Estimate:
+    """log of the mean of terms of known logarithms; to the first order its error is the mean's relative one."""
+    value = log_mean_exp(log_terms)
+    return Estimate(value, mean_of(torch.exp(log_terms.detach() - value.detach())).error)

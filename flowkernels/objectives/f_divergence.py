@@ -12,8 +12,8 @@ from torch import Tensor
 from flowkernels._arguments import choice, flag, is_number
 from flowkernels.flows import Flow
 
-from .draws import LogDensity, draw, log_mean_exp
-from .estimate import Estimate, mean_of
+from .draws import LogDensity, draw
+from .estimate import Estimate, log_mean_exp, mean_of
 
 # f(w) of a = log w, w = p / q: convex, and 0 at 1. Where p is 0, w times a logarithm of w is 0.
 _NONE = -1e4
@@ -81,7 +81,7 @@ def f_divergence(
     choice(where, "kind", kind, KINDS)
     if kind == "alpha" and (not is_number(alpha) or not math.isfinite(alpha) or alpha in (0, 1)):
         raise ValueError(f"{where}: alpha must be a finite number other than 0 and 1, got {alpha!r:.60}")
-    log_q, log_p = draw(where, flow, log_target, n, context, False, "log_target")
+    _, log_q, log_p = draw(where, flow, log_target, n, context, False, "log_target")
     log_ratio = log_p - log_q
     if not flag(where, "normalized", normalized):
         log_ratio = log_ratio - log_mean_exp(log_ratio)

@@ -82,5 +82,5 @@ def reverse_kl(
         >>> loss = objectives.reverse_kl(flow, lambda x: -0.5 * (x - 1).square().sum(-1), 64, path_gradient=True)
         >>> loss.value.backward()
     """
-    log_q, log_p = draw("objectives.reverse_kl", flow, log_target, n, context, path_gradient, "log_target")
+    _, log_q, log_p = draw("objectives.reverse_kl", flow, log_target, n, context, path_gradient, "log_target")
     return mean_of((log_q - log_p).flatten(1).mean(1) if log_q.dim() > 1 else log_q - log_p)
