@@ -14,6 +14,7 @@ from .mixture_affine import MixtureAffine
 from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .polynomial import Polynomial, polynomial
+from .residual_flow import residual_flow
 from .rqs import RQS, rqs
 from .sinh_arcsinh import SinhArcsinh
 
@@ -41,6 +42,7 @@ __all__ = [
     "mixture",
     "monotone_net",
     "polynomial",
+    "residual_flow",
     "residual_net",
     "rqs",
 ]
