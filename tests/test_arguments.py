@@ -240,6 +240,7 @@ SMALL: dict[str, Flow] = {n: f(4, hidden=(8,)) for n, f in FLOWS.items()} | {
     "Planar": flows.Planar(4),
     "Radial-context": flows.Radial(4, 3, 2),
     "Sylvester-context": flows.Sylvester(4, 3, 2),
+    "ResidualFlow": flows.ResidualFlow(4, 2, (8,), actnorm=False),
     "base-context": Flow(Composite([]), distributions.DiagonalNormal(4, context=3)),
     "no-networks": Flow(Composite([]), distributions.StandardNormal(4)),
 }
@@ -273,7 +274,7 @@ def test_context(name, bad) -> None:
     raises(lambda: flow.as_distribution(value).sample(), "context must b")
 
 
-@pytest.mark.parametrize("make", [MAF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF])
+@pytest.mark.parametrize("make", [MAF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF, flows.ResidualFlow])
 def test_a_context_is_not_swallowed(make) -> None:
     flow = make(4)
     raises(lambda: flow.log_prob(X, C), "context must be None", "got [5, 3]")

@@ -14,6 +14,7 @@ from .made import MADE, MixtureMADE
 from .monotone import NAF, UMNN
 from .nsf import NSF
 from .realnvp import RealNVP
+from .residual import ResidualFlow
 from .sos import SOS
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Planar",
     "Radial",
     "RealNVP",
+    "ResidualFlow",
     "Sylvester",
     "attribute_vector",
     "bits_per_dim",

@@ -10,6 +10,7 @@ from flowkernels._arguments import count, generator
 from flowkernels.distributions import Base, StandardNormal
 from flowkernels.transforms import BlockAutoregressive, Composite
 
+from .base_context import check_taken
 from .coupling import Seed
 from .flow import Flow
 from .linear import interleaved
@@ -80,9 +81,4 @@ class BNAF(Flow):
 
     def embed(self, context: Tensor | None) -> Tensor | None:
         """The context as the base sees it."""
-        embedded = super().embed(context)
-        # A context that is ignored would be a wrong density without a word; of a base of your own nothing is known.
-        takes_none = type(self.base) is StandardNormal or getattr(self.base, "context_features", None) == 0
-        if embedded is not None and takes_none:
-            raise ValueError(f"flows.BNAF: context must be None where the base takes none, got {list(embedded.shape)}")
-        return embedded
+        return check_taken("flows.BNAF", self.base, super().embed(context))

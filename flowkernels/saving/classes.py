@@ -248,6 +248,12 @@ def _low_rank(cls: type[transforms.Planar | transforms.Radial | transforms.Sylve
     return Part(cls, lambda m: {of: getattr(m, name) for of, name in wanted.items()}, functools.partial(cls, seed=0))
 
 
+def _residual(m: transforms.Residual) -> Arguments:
+    names = ("features", "activation", "lipschitz", "log_det", "samples", "preactivated", "iterations")
+    terms = None if m.log_det == "exact" else m.terms
+    return {**{name: getattr(m, name) for name in names}, "hidden": list(m.hidden), "terms": terms}
+
+
 def _monotone_net(m: transforms.MonotoneNet) -> Arguments:
     names = ("form", "activation", "nodes", "log_bound", "bound")
     return {
@@ -265,7 +271,7 @@ MODULES: dict[str, Part] = {
         for cls in (
             flows.BNAF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow, flows.IAF,
             flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial, flows.RealNVP,
-            flows.SOS, flows.Sylvester, flows.UMNN,
+            flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -316,6 +322,7 @@ MODULES: dict[str, Part] = {
     ),
     "transforms.Planar": _low_rank(transforms.Planar, activation="activation"),
     "transforms.Radial": _low_rank(transforms.Radial, alpha="positive"),
+    "transforms.Residual": Part(transforms.Residual, _residual, functools.partial(transforms.Residual, seed=0)),
     "transforms.Softclip": _attributes(transforms.Softclip, "bound", "event_dims"),
     "transforms.Standardize": Part(
         transforms.Standardize, lambda m: {"shape": list(m.mean.shape)}, _standardize

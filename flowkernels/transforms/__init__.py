@@ -17,6 +17,7 @@ from .monotone_net import MonotoneNet
 from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
+from .residual import Residual
 from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
@@ -46,6 +47,7 @@ __all__ = [
     "Planar",
     "Polynomial",
     "Radial",
+    "Residual",
     "SinhArcsinh",
     "Softclip",
     "Squeeze",

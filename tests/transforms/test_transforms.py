@@ -38,6 +38,7 @@ from flowkernels.transforms import (
     Permutation,
     Planar,
     Radial,
+    Residual,
     Softclip,
     Squeeze,
     Standardize,
@@ -208,6 +209,8 @@ CASES = {
     "sylvester": Case(lambda: Sylvester(5, 3, 2, seed=0), 5),
     "sylvester-reflections": Case(lambda: Sylvester(4, 4, reflections=3, activation="leaky_relu", seed=0), 4),
     "sylvester-context": Case(lambda: Sylvester(4, 2, 2, reflections=2, context=C, seed=0), 4, C),
+    "residual": Case(lambda: Residual(4, (7, 6), seed=0), 4),
+    "residual-elu": Case(lambda: Residual(3, (), preactivated=True, activation="elu", lipschitz=0.5, seed=0), 3),
     "monotone-integral": Case(
         lambda: Autoregressive(MADE(4, 4, (16,)), MonotoneNet(4, signal=3, hidden=(7, 5), activation="tanh", seed=0)), 4
     ),

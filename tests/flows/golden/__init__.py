@@ -37,6 +37,7 @@ from flowkernels.flows import (
     Planar,
     Radial,
     RealNVP,
+    ResidualFlow,
     Sylvester,
 )
 from flowkernels.transforms import (
@@ -128,6 +129,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "planar": lambda: Planar(3, 2, 2, activation="leaky_relu"),
     "radial": lambda: Radial(3, transforms=2, alpha="abs", fast_sampling=False),
     "sylvester": lambda: Sylvester(4, transforms=2, width=3, reflections=2),
+    "residual": lambda: ResidualFlow(3, transforms=2, hidden=(4, 5)).eval(),
     "nice": lambda: NICE(3, activation=torch.sigmoid, **SMALL),
     "coupling": lambda: CouplingFlow(4, univariate=RQS(bins=3, order="linear"), activation=nn.PReLU, **SMALL),
     "embedding": lambda: CouplingFlow(
