@@ -23,6 +23,7 @@
 #include "monotone_net/monotone_net.h"
 #include "net/net_bindings.h"
 #include "polynomial/polynomial.h"
+#include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
 
 namespace py = pybind11;
@@ -126,6 +127,30 @@ static std::unique_ptr<BlockLayers> block_layers(int64_t rows, int64_t features,
   View gate, grad_gate;
   if (gates) take(n * each, gate, grad_gate);
   net->close(gate, grad_gate);
+  return net;
+}
+
+// The layers of a residual block: weight and bias of each, then betas where there are any. `grads`: room beside each
+// tensor, or none at all.
+static std::unique_ptr<ResidualLayers> residual_layers(int64_t rows, int64_t features, int64_t activation,
+                                                       bool preactivated, bool inverse, int64_t steps, double least,
+                                                       const py::sequence& tensors, const py::sequence& grads) {
+  const size_t n = tensors.size() / 2;
+  if (grads.size()) check_length("residual_flow: grads", grads, tensors.size());
+  auto net = std::make_unique<ResidualLayers>(rows, features, int64_t(n),
+                                              ResidualSettings{activation, preactivated, inverse, steps, least});
+  ResidualViews v;
+  const auto take = [&](size_t at, View& of, View& grad) {
+    read(tensors[at], of);
+    if (grads.size()) read(grads[at], grad);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    take(2 * i, v.weight, v.grad_weight), take(2 * i + 1, v.bias, v.grad_bias);
+    net->add(v);
+  }
+  View betas, grad_betas;
+  if (tensors.size() % 2) take(2 * n, betas, grad_betas);
+  net->close(betas, grad_betas);
   return net;
 }
 
@@ -286,6 +311,21 @@ PYBIND11_MODULE(_C, m) {
     const BlockArgs a = block_made_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
     py::gil_scoped_release unlocked;
     block_made_bwd(a, threads);
+  });
+  py::class_<ResidualLayers>(m, "ResidualLayers").def(py::init(&residual_layers), py::keep_alive<1, 9>());
+  m.def("residual_flow_fwd",
+        [](const ResidualLayers& net, const View& x, const View& y, const View& ladj, int threads) {
+          check_threads(threads);
+          const ResidualArgs a = residual_fwd_args(net, x, y, ladj);
+          py::gil_scoped_release unlocked;
+          residual_fwd(a, threads);
+        });
+  m.def("residual_flow_bwd", [](const ResidualLayers& net, const View& x, const View& y, const View& grad_y,
+                                const View& grad_ladj, const View& grad_x, int threads) {
+    check_threads(threads);
+    const ResidualArgs a = residual_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
+    py::gil_scoped_release unlocked;
+    residual_bwd(a, threads);
   });
   m.def("low_rank_fwd", [](const py::tuple& settings, const View& x, const py::sequence& params, const View& y,
                            const View& ladj, int threads) {

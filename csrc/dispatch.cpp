@@ -14,6 +14,7 @@
 #include "monotone_net/monotone_net.h"
 #include "net/net.h"
 #include "polynomial/polynomial.h"
+#include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
 
 // Declares one set of kernels per instruction set, and op_kernels(), the one that runs.
@@ -72,5 +73,6 @@ FK_OP(flow_layer, FlowLayerArgs)
 FK_OP(flow, FlowArgs)
 FK_OP(sweep, SweepArgs)
 FK_OP(monotone, MonotoneArgs)
+FK_OP(residual, ResidualArgs)
 
 }  // namespace fk

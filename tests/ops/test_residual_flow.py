@@ -96,16 +96,20 @@ def test_a_tolerance_is_kept_and_saves_steps(tolerance, monkeypatch) -> None:
     run = reference.run
     monkeypatch.setattr(reference, "run", lambda *given: (taken.append(1), run(*given))[1])
 
-    def found(tolerance: float) -> tuple[Tensor, int]:
+    def found(tolerance: float, backend: str | None = "reference") -> tuple[Tensor, int]:
         taken.clear()
-        return ops.residual_flow(y, layers, lipschitz=0.81, tolerance=tolerance, inverse=True, **settings)[0], len(
-            taken
+        back, _ = ops.residual_flow(
+            y, layers, lipschitz=0.81, tolerance=tolerance, inverse=True, backend=backend, **settings
         )
+        return back, len(taken)
 
     near, few = found(tolerance)
     _, many = found(0.0)
     assert (near - x).abs().max() <= tolerance and few < many
     assert many <= reference.n_steps(0.81, x.dtype) + 1  # and the pass for the determinant
+    kernel, _ = found(tolerance, None)  # a tolerance's own error: nothing to the last digits
+    torch.testing.assert_close(kernel, near, rtol=1e-12, atol=1e-12)
+    assert (kernel - x).abs().max() > 1e-9
 
 
 def test_rows_rest_alone() -> None:

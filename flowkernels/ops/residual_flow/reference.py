@@ -16,6 +16,7 @@ from flowkernels.ops._routing import _dual_level_active, _lib, _transforms_activ
 from .spec import ResidualSpec
 
 ACTIVATIONS = ("lipswish", "elu", "tanh")
+IS_SLOW = False  # of an estimate: there is nothing else, and whoever asks for one knows it
 # By as much a swish is divided, whose slope is at most 1.0998.
 STEEPEST = 1.1
 # Beyond it a sigmoid is 0 or 1, and so is its product with what it is of.
