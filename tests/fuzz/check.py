@@ -42,6 +42,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "autoregressive_inverse": nets.autoregressive_inverse,
     "block_made": nets.block_made,
     "low_rank": nets.low_rank,
+    "residual_flow": nets.residual_flow,
     "monotone_net": nets.monotone_net,
 }
 N_OUTPUTS = {"made": 1, "masked_linear": 1, "residual_net": 1, "conv_net": 1, "batch_norm": 3}  # of others 2

@@ -345,6 +345,26 @@ def low_rank(draw: Draw) -> Call:
     return Call("low_rank", arguments, rows, at_rounded=settings["inverse"], made_of=made_of)
 
 
+def residual_flow(draw: Draw) -> Call:
+    """One to three layers, whose norms are bounded as a module bounds them, and both directions."""
+    lead, D, n = draw.lead(), draw.size(1, 9), draw.int(1, 3)
+    units = [D, *(draw.size(1, 20) for _ in range(n - 1)), D]
+    layers = []
+    for a, b in itertools.pairwise(units):
+        weight = draw.noise((b, a))
+        layers.append((0.9 * weight / torch.linalg.matrix_norm(weight).clamp(min=1.0), draw.values(b, scale=0.3)))
+    settings: dict[str, Any] = {
+        "activation": draw.choice(("lipswish", "lipswish", "elu", "tanh")), "preactivated": draw.chance(0.3),
+        "inverse": draw.chance(0.4), "lipschitz": 0.92**n,
+    }  # fmt: skip
+    arguments: dict[str, Any] = {"x": draw.values(*lead, D), "layers": layers}
+    if settings["activation"] == "lipswish" and draw.chance(0.5):
+        arguments["betas"] = 0.5 + draw.noise((n - 1 + settings["preactivated"],)).abs()
+    rows: dict[Path, int] = {("x",): 1} if lead else {}
+    # Logarithms of determinants near 1.
+    return Call("residual_flow", _cast(arguments, draw.choice(DTYPES)) | settings, rows, made_of=1.0)
+
+
 def monotone_net(draw: Draw) -> Call:
     """A network for each feature or one for all, of two to four layers; x and y well within where an inverse looks."""
     lead, D, S = draw.lead(), draw.size(1, 7), draw.choice((0, 1, 2, 5, draw.int(0, 17)))
