@@ -381,6 +381,28 @@ def low_rank() -> Iterator[Case]:
         )
 
 
+def _residual_flow(dtype: str, preactivated: bool, **settings: Any) -> Results:
+    leaves = {"x": leaf("x", ROWS, D, dtype=DTYPES[dtype])}
+    units = (D, 13, 20, D)
+    for k, (a, b) in enumerate(itertools.pairwise(units)):
+        leaves[f"weight {k}"] = leaf(f"weight {k}", b, a, scale=0.4 * (a + b) ** -0.5, dtype=DTYPES[dtype])
+        leaves[f"bias {k}"] = leaf(f"bias {k}", b, scale=0.5, dtype=DTYPES[dtype])
+    layers = [(leaves[f"weight {k}"], leaves[f"bias {k}"]) for k in range(3)]
+    if preactivated:
+        settings["betas"] = leaves["betas"] = leaf("betas", 3, dtype=DTYPES[dtype])
+    y, ladj = ops.residual_flow(leaves["x"], layers, preactivated=preactivated, lipschitz=0.8, **settings)
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def residual_flow() -> Iterator[Case]:
+    ways = {"lipswish": False, "lipswish betas": True, "elu": False, "tanh": False}
+    for (way, preactivated), inverse, dtype in _ways(tuple(ways.items()), (False, True), DTYPES):
+        run = functools.partial(
+            _residual_flow, dtype, preactivated, activation=way.split()[0], inverse=inverse, backend="cpu"
+        )
+        yield Case(f"residual_flow {way} {_way(inverse)} {dtype}", run)
+
+
 def residual_net() -> Iterator[Case]:
     for activation, context, dtype in _ways(("elu", "silu"), (0, 3), WIDE):
         name = f"residual_net norms {activation}{', context' if context else ''} {dtype}"
@@ -569,6 +591,6 @@ def monotone() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     for some in (
         rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
-        autoregressive_inverse, block_made, channels, low_rank, monotone,
+        autoregressive_inverse, block_made, channels, low_rank, monotone, residual_flow,
     ):  # fmt: skip
         yield from some()

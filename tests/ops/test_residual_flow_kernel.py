@@ -156,7 +156,7 @@ def test_only_what_is_wanted(way) -> None:
     leaves = [t.requires_grad_() for t in (x, *(t for layer in layers for t in layer), *betas)]
 
     def call(*given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        more = {"betas": given[-1]} if betas else {}
+        more: dict[str, Any] = {"betas": given[-1]} if betas else {}
         pairs = list(zip(given[1 : 1 + 2 * len(layers) : 2], given[2 : 2 + 2 * len(layers) : 2], strict=True))
         return ops.residual_flow(given[0], pairs, inverse=inverse, lipschitz=0.82, backend="cpu", **settings, **more)
 
