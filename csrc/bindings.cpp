@@ -22,6 +22,7 @@
 #include "mixture/mixture.h"
 #include "monotone_net/monotone_net.h"
 #include "net/net_bindings.h"
+#include "ode_flow/ode_flow.h"
 #include "polynomial/polynomial.h"
 #include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
@@ -165,6 +166,21 @@ static LowRankSettings low_rank_settings(const py::tuple& given) {
 static int low_rank_views(const char* name, const py::sequence& tensors, LowRankViews& views) {
   const size_t n = tensors.size();
   check_number(name, int64_t(n), 1, kMostLowRankParams);
+  for (size_t i = 0; i < n; ++i) read(tensors[i], views.of[i]);
+  return int(n);
+}
+
+// The settings of a continuous map, in the order of OdeSettings.
+static OdeSettings ode_settings(const py::tuple& given) {
+  check_length("ode_flow: settings", given, 10);
+  const auto number = [&](size_t i) { return given[i].cast<int64_t>(); };
+  const auto real = [&](size_t i) { return given[i].cast<double>(); };
+  return {number(0), number(1), real(2), real(3), real(4), real(5), number(6), number(7), number(8), number(9)};
+}
+// Its tensors behind x, or their gradients.
+static int ode_views(const char* name, const py::sequence& tensors, OdeViews& views) {
+  const size_t n = tensors.size();
+  check_number(name, int64_t(n), 1, 2 * kMostOdeLayers + 2);
   for (size_t i = 0; i < n; ++i) read(tensors[i], views.of[i]);
   return int(n);
 }
@@ -346,6 +362,26 @@ PYBIND11_MODULE(_C, m) {
     const LowRankArgs a = low_rank_bwd_args(low_rank_settings(settings), x, of, n, grad_y, grad_ladj, grad_x, of_grads);
     py::gil_scoped_release unlocked;
     low_rank_bwd(a, threads);
+  });
+  m.def("ode_flow_fwd", [](const py::tuple& settings, const View& x, const py::sequence& tensors, const View& y,
+                           const View& ladj, int threads) {
+    check_threads(threads);
+    OdeViews of;
+    const int n = ode_views("ode_flow: the number of tensors", tensors, of);
+    const OdeArgs a = ode_flow_fwd_args(ode_settings(settings), x, of, n, y, ladj);
+    py::gil_scoped_release unlocked;
+    ode_flow_fwd(a, threads);
+  });
+  m.def("ode_flow_bwd", [](const py::tuple& settings, const View& x, const py::sequence& tensors, const View& grad_y,
+                           const View& grad_ladj, const View& grad_x, const py::sequence& grads, int threads) {
+    check_threads(threads);
+    OdeViews of, of_grads;
+    const int n = ode_views("ode_flow: the number of tensors", tensors, of);
+    check_length("ode_flow: gradients", grads, size_t(n));
+    ode_views("ode_flow: gradients", grads, of_grads);
+    const OdeArgs a = ode_flow_bwd_args(ode_settings(settings), x, of, n, grad_y, grad_ladj, grad_x, of_grads);
+    py::gil_scoped_release unlocked;
+    ode_flow_bwd(a, threads);
   });
   m.def("check_permutation", &check_permutation);
   m.def("lu_fwd", [](int channel_dim, bool inverse, const View& x, const View& lower, const View& upper,

@@ -13,6 +13,7 @@
 #include "mixture/mixture.h"
 #include "monotone_net/monotone_net.h"
 #include "net/net.h"
+#include "ode_flow/ode_flow.h"
 #include "polynomial/polynomial.h"
 #include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
@@ -68,6 +69,7 @@ FK_OP(batch_norm, BatchNormArgs)
 FK_OP(block_made, BlockArgs)
 FK_OP(low_rank, LowRankArgs)
 FK_OP(lu, LuArgs)
+FK_OP(ode_flow, OdeArgs)
 FK_OP(net, NetArgs)
 FK_OP(flow_layer, FlowLayerArgs)
 FK_OP(flow, FlowArgs)

@@ -13,6 +13,7 @@ from .mixture import Mixture, mixture
 from .mixture_affine import MixtureAffine
 from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
+from .ode_flow import ode_flow
 from .polynomial import Polynomial, polynomial
 from .residual_flow import residual_flow
 from .rqs import RQS, rqs
@@ -41,6 +42,7 @@ __all__ = [
     "masked_linear",
     "mixture",
     "monotone_net",
+    "ode_flow",
     "polynomial",
     "residual_flow",
     "residual_net",
