@@ -237,6 +237,8 @@ SMALL: dict[str, Flow] = {n: f(4, hidden=(8,)) for n, f in FLOWS.items()} | {
     "NSF-context": NSF(4, 3, hidden=(8,), transforms=2),
     "NSF-mlp-context": NSF(4, 3, hidden=(8,), transforms=2, net="mlp"),
     "MAF-context": MAF(4, 3, hidden=(8,), transforms=2),
+    "CNF": flows.CNF(4, hidden=8, solver="rk4", steps=2),
+    "CNF-context": flows.CNF(4, 3, hidden=8, solver="rk4", steps=2),
     "Planar": flows.Planar(4),
     "Radial-context": flows.Radial(4, 3, 2),
     "Sylvester-context": flows.Sylvester(4, 3, 2),
@@ -274,7 +276,9 @@ def test_context(name, bad) -> None:
     raises(lambda: flow.as_distribution(value).sample(), "context must b")
 
 
-@pytest.mark.parametrize("make", [MAF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF, flows.ResidualFlow])
+@pytest.mark.parametrize(
+    "make", [MAF, flows.CNF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF, flows.ResidualFlow]
+)
 def test_a_context_is_not_swallowed(make) -> None:
     flow = make(4)
     raises(lambda: flow.log_prob(X, C), "context must be None", "got [5, 3]")
@@ -333,6 +337,7 @@ TRANSFORMS: dict[str, transforms.Transform] = {
     "Coupling": Coupling([0, 1, 0, 1], nets.MLP, RQS()),
     "Constant": Coupling([1, 1, 1, 1], nets.Constant, Affine()),
     "Autoregressive": transforms.Autoregressive(nets.MADE(4, 2, (8,)), Affine()),
+    "Continuous": transforms.Continuous(4),
     "Planar": transforms.Planar(4),
 }
 

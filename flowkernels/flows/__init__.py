@@ -2,6 +2,7 @@
 
 from .autoregressive import IAF, MAF
 from .bnaf import BNAF
+from .cnf import CNF
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
@@ -19,6 +20,7 @@ from .sos import SOS
 
 __all__ = [
     "BNAF",
+    "CNF",
     "IAF",
     "MADE",
     "MAF",

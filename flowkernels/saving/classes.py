@@ -254,6 +254,12 @@ def _residual(m: transforms.Residual) -> Arguments:
     return {**{name: getattr(m, name) for name in names}, "hidden": list(m.hidden), "terms": terms}
 
 
+def _continuous(m: transforms.Continuous) -> Arguments:
+    names = ("features", "context", "activation", "solver", "steps", "rtol", "atol", "trace", "noise", "time")
+    more = ("frequencies", "t0", "t1")
+    return {"hidden": list(m.hidden), **{name: getattr(m, name) for name in (*names, *more)}}
+
+
 def _monotone_net(m: transforms.MonotoneNet) -> Arguments:
     names = ("form", "activation", "nodes", "log_bound", "bound")
     return {
@@ -269,9 +275,9 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.BNAF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow, flows.IAF,
-            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial, flows.RealNVP,
-            flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
+            flows.BNAF, flows.CNF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow,
+            flows.IAF, flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial,
+            flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -298,6 +304,9 @@ MODULES: dict[str, Part] = {
     ),
     "transforms.Composite": Part(
         transforms.Composite, lambda m: {"transforms": list(m.transforms)}, transforms.Composite
+    ),
+    "transforms.Continuous": Part(
+        transforms.Continuous, _continuous, functools.partial(transforms.Continuous, seed=0)
     ),
     "transforms.Coupling": Part(transforms.Coupling, _coupling, transforms.Coupling),
     "transforms.Dequantize": _attributes(transforms.Dequantize, "levels", "event_dims"),

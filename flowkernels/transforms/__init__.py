@@ -6,6 +6,7 @@ from .base import Transform
 from .batch_norm import BatchNorm
 from .block_autoregressive import BlockAutoregressive
 from .composite import Composite, Inverse
+from .continuous import Continuous
 from .coupling import Coupling
 from .dequantize import Dequantize, VariationalDequantize
 from .diagonal import DiagonalScale
@@ -31,6 +32,7 @@ __all__ = [
     "BatchNorm",
     "BlockAutoregressive",
     "Composite",
+    "Continuous",
     "Coupling",
     "Dequantize",
     "DiagonalScale",

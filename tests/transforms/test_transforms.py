@@ -25,6 +25,7 @@ from flowkernels.transforms import (
     BatchNorm,
     BlockAutoregressive,
     Composite,
+    Continuous,
     Coupling,
     Dequantize,
     DiagonalScale,
@@ -98,6 +99,7 @@ class Case(NamedTuple):
     context: int = 0
     data: Callable[..., Tensor] = on_the_line
     leads: bool = True  # any leading dims; False: [N, C, H, W] only
+    solved: float = 0.0  # of a differential equation: how far the way back may end from where the way began
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -199,6 +201,16 @@ CASES = {
         lambda: BlockAutoregressive(4, (3,), activation="leaky_relu", residual=None, seed=0), 4
     ),
     "block-autoregressive-one-feature": Case(lambda: BlockAutoregressive(1, (5, 5), seed=0), 1),
+    "continuous": Case(lambda: Continuous(4, (8, 8), solver="rk4", steps=40, seed=0), 4, solved=1e-11),
+    "continuous-context": Case(
+        lambda: Continuous(3, 8, context=C, rtol=1e-9, atol=1e-10, time="sinusoidal", activation="softplus", seed=0),
+        3,
+        C,
+        solved=1e-9,
+    ),
+    "continuous-one-feature": Case(
+        lambda: Inverse(Continuous(1, (5, 5), solver="rk4", steps=40, seed=0)), 1, solved=1e-11
+    ),
     "planar": Case(lambda: Planar(4, 3, seed=0), 4),
     "planar-leaky": Case(lambda: Planar(3, activation="leaky_relu", seed=0), 3),
     "planar-context": Case(lambda: Planar(4, 3, context=C, seed=0), 4, C),
@@ -335,7 +347,7 @@ def test_round_trip(case, precision, device) -> None:
         lost = flat.abs().amax(-1, keepdim=True).clamp_min(BOX).expand_as(flat)
         floor += eps * (J.abs() @ (lost + of_params(stage[-1], value, wide).flatten(1))[..., None])[..., 0]
     wrong = (back - x).flatten(1).abs()
-    assert (wrong <= 4 * floor).all(), (wrong / floor).max()
+    assert (wrong <= 4 * floor + case.solved).all(), (wrong / floor).max()
     if precision == torch.float64:
         torch.testing.assert_close(ladj_back, -ladj, rtol=0, atol=1e-8)
 

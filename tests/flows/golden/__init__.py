@@ -20,6 +20,7 @@ from flowkernels import nets
 from flowkernels.distributions import DiagonalLogistic, DiagonalNormal, StandardNormal, UniformBox
 from flowkernels.flows import (
     BNAF,
+    CNF,
     IAF,
     MADE,
     MAF,
@@ -126,6 +127,8 @@ CASES: dict[str, Callable[[], Flow]] = {
     "umnn": lambda: UMNN(3, 2, signal=2, network=(4, 3), nodes=8, **SMALL),
     "naf": lambda: NAF(3, order="random", signal=2, network=4, **SMALL),
     "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
+    "cnf": lambda: CNF(3, 2, transforms=2, hidden=(4, 4), solver="rk4", steps=4, activation="softplus"),
+    "cnf-dopri5": lambda: CNF(3, hidden=5, time="sinusoidal", frequencies=2, rtol=1e-8, atol=1e-9, t1=0.5),
     "planar": lambda: Planar(3, 2, 2, activation="leaky_relu"),
     "radial": lambda: Radial(3, transforms=2, alpha="abs", fast_sampling=False),
     "sylvester": lambda: Sylvester(4, transforms=2, width=3, reflections=2),
@@ -165,7 +168,7 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context", "flowpp", "planar",
+    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf",
 }  # fmt: skip
 LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
 
