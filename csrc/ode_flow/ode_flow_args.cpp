@@ -5,6 +5,7 @@ namespace fk {
 
 namespace {
 
+constexpr int64_t kMostSteps = 1000000;
 constexpr int64_t kBytesOfWork = 1 << 12;  // what a tile holds of a number of a layer, of any of its kinds
 
 std::string named(int k, const char* what) { return "ode_flow: layers[" + std::to_string(k) + "] " + what; }
@@ -14,7 +15,7 @@ OdeArgs of_input(const OdeSettings& s, const View& x, const OdeViews& tensors, i
   check_number("ode_flow: activation", s.activation, 0, int(Smooth::softplus));
   check_number("ode_flow: trace", s.trace, 0, int(OdeTrace::noise));
   check_number("ode_flow: time", s.time, 0, int(OdeTime::none));
-  check_number("ode_flow: steps", s.steps, 1, INT64_MAX);
+  check_number("ode_flow: steps", s.steps, 1, kMostSteps);
   check_number("ode_flow: frequencies", s.frequencies, 0, INT32_MAX / 2);
   check_given("ode_flow: x", x);
   if (x.ndim != 2) refuse("ode_flow: x", "[rows, features]", text_of(x.size, x.ndim));

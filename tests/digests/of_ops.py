@@ -403,6 +403,33 @@ def residual_flow() -> Iterator[Case]:
         yield Case(f"residual_flow {way} {_way(inverse)} {dtype}", run)
 
 
+def _ode_flow(dtype: str, hidden: int, **settings: Any) -> Results:
+    units = [D + {"concat": 1, "sinusoidal": 6, "none": 0}[settings["time"]] + 2, *[H] * hidden, D]
+    leaves = {name: leaf(name, ROWS, n, dtype=DTYPES[dtype]) for name, n in (("x", D), ("context", 2))}
+    for k, (a, b) in enumerate(itertools.pairwise(units)):
+        leaves[f"weight {k}"] = leaf(f"weight {k}", b, a, scale=0.5, dtype=DTYPES[dtype])
+        leaves[f"bias {k}"] = leaf(f"bias {k}", b, scale=0.3, dtype=DTYPES[dtype])
+    if settings["trace"] == "hutchinson":
+        leaves["noise"] = leaf("noise", ROWS, D, dtype=DTYPES[dtype])
+    layers = [(leaves[f"weight {k}"], leaves[f"bias {k}"]) for k in range(hidden + 1)]
+    y, ladj = ops.ode_flow(
+        leaves["x"], layers, context=leaves["context"], noise=leaves.get("noise"), steps=3, **settings
+    )
+    return with_gradients({"y": y, "ladj": ladj}, leaves)
+
+
+def ode_flow() -> Iterator[Case]:
+    for hidden, trace, (time, activation), inverse, dtype in _ways(
+        (0, 1, 2), ("exact", "hutchinson"), (("concat", "tanh"), ("sinusoidal", "elu")), (False, True), WIDE
+    ):
+        yield Case(
+            f"ode_flow {hidden} hidden {trace} {time} {activation}{_way(inverse)} {dtype}",
+            functools.partial(
+                _ode_flow, dtype, hidden, trace=trace, time=time, activation=activation, inverse=inverse, solver="rk4"
+            ),
+        )
+
+
 def residual_net() -> Iterator[Case]:
     for activation, context, dtype in _ways(("elu", "silu"), (0, 3), WIDE):
         name = f"residual_net norms {activation}{', context' if context else ''} {dtype}"
@@ -591,6 +618,6 @@ def monotone() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     for some in (
         rqs, mixture, polynomial, affine, batch_norm, masked_linear, made, residual_net, conv_net, flow_layer,
-        autoregressive_inverse, block_made, channels, low_rank, monotone, residual_flow,
+        autoregressive_inverse, block_made, channels, low_rank, monotone, ode_flow, residual_flow,
     ):  # fmt: skip
         yield from some()

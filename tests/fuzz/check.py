@@ -44,6 +44,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "low_rank": nets.low_rank,
     "residual_flow": nets.residual_flow,
     "monotone_net": nets.monotone_net,
+    "ode_flow": nets.ode_flow,
 }
 N_OUTPUTS = {"made": 1, "masked_linear": 1, "residual_net": 1, "conv_net": 1, "batch_norm": 3}  # of others 2
 VALID, WRONG = 4, 10  # calls of a case: valid ones of the same values, and with one fault

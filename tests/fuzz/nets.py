@@ -365,6 +365,33 @@ def residual_flow(draw: Draw) -> Call:
     return Call("residual_flow", _cast(arguments, draw.choice(DTYPES)) | settings, rows, made_of=1.0)
 
 
+def ode_flow(draw: Draw) -> Call:
+    """One to three equal steps along a field of one to four layers; by the choice of other steps rounding decides."""
+    lead, D = draw.lead(), draw.size(1, 9)
+    rows: dict[Path, int] = {("x",): 1}
+    context = _context(draw, lead, rows)
+    time, frequencies = draw.choice(("concat", "sinusoidal", "none")), draw.int(1, 3)
+    of_time = {"concat": 1, "none": 0}.get(time, 2 * frequencies)
+    hidden = [draw.size(1, 20) for _ in range(draw.int(0, 3))]
+    units = [D + of_time + (0 if context is None else context.shape[-1]), *hidden, D]
+    scale = 0.05 if draw.kind == "large" else 0.5
+    layers = [(draw.values(b, a, scale=scale), draw.values(b, scale=0.3)) for a, b in itertools.pairwise(units)]
+    arguments: dict[str, Any] = {"x": draw.values(*lead, D), "layers": layers}
+    if context is not None:
+        arguments["context"] = context
+    if len(hidden) > 2 or draw.chance(0.3):
+        arguments["noise"] = draw.among((-1.0, 1.0), (*lead, D))
+        rows["noise",] = 1
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    activation = draw.choice(("tanh", "softplus", "elu", "silu", "gelu"))
+    arguments |= {
+        "time": time, "frequencies": frequencies, "activation": activation,
+        "solver": draw.choice(("euler", "rk4")), "steps": draw.int(1, 3), "inverse": draw.chance(0.4),
+        "t0": draw.choice((0.0, -0.5)), "trace": "hutchinson" if "noise" in arguments else "exact",
+    }  # fmt: skip
+    return Call("ode_flow", arguments, rows if lead else {}, made_of=1.0)  # traces are sums that may cancel
+
+
 def monotone_net(draw: Draw) -> Call:
     """A network for each feature or one for all, of two to four layers; x and y well within where an inverse looks."""
     lead, D, S = draw.lead(), draw.size(1, 7), draw.choice((0, 1, 2, 5, draw.int(0, 17)))

@@ -186,6 +186,7 @@ def setting(i: int, value: Any) -> dict[str, Any]:
 CALLS: dict[str, Any] = {
     "a solver": (setting(0, 3), "solver must be from 0 to 2, got 3"),
     "no steps": (setting(1, 0), "steps must be from 1"),
+    "too many steps": (setting(1, 10**6 + 1), "steps must be from 1 to 1000000, got 1000001"),
     "an activation": (setting(6, 8), "activation must be from 0 to 7, got 8"),
     "a trace": (setting(7, 2), "trace must be from 0 to 1, got 2"),
     "a time": (setting(8, 3), "time must be from 0 to 2, got 3"),

@@ -24,6 +24,7 @@ _NAME = "ops.ode_flow"
 TRACES = ("exact", "hutchinson")
 TIMES = ("concat", "sinusoidal", "none")
 STEPS = {"euler": 50, "rk4": 20, "dopri5": 1000}
+MOST_STEPS = 1_000_000
 
 
 class OdeSpec(NamedTuple):
@@ -159,12 +160,15 @@ def check_solver(where: str, solver: Any, steps: Any, t0: Any, t1: Any, rtol: An
     """Raises unless these are settings of a solver; the number of steps."""
     choice(where, "solver", solver, tuple(SOLVERS))
     for name, number in (("t0", t0), ("t1", t1)):
-        if not is_number(number) or not math.isfinite(number):
-            raise ValueError(f"{where}: {name} must be a finite number, got {number!r:.60}")
+        if not is_number(number) or not abs(number) <= 1e30:  # far from what float32 overflows at
+            raise ValueError(f"{where}: {name} must be a number from -1e30 to 1e30, got {number!r:.60}")
     for name, number in (("rtol", rtol), ("atol", atol)):
         if not is_number(number) or not 0 <= number < math.inf:
             raise ValueError(f"{where}: {name} must be a finite number, at least 0, got {number!r:.60}")
-    return STEPS[solver] if steps is None else count(where, "steps", steps)
+    n = STEPS[solver] if steps is None else count(where, "steps", steps)
+    if n > MOST_STEPS:
+        raise ValueError(f"{where}: steps must be at most {MOST_STEPS}, got {steps!r:.60}")
+    return n
 
 
 def _run(
