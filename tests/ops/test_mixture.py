@@ -398,7 +398,7 @@ def test_the_gate_of_settings() -> None:
 @MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-@pytest.mark.parametrize("components", [1, 8, 33])
+@pytest.mark.parametrize("components", [1, 8, pytest.param(33, marks=pytest.mark.slow)])
 def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
     """Values and gradients in float32, on every instruction set, beside the eager reference's."""
     assert_numbers(Mixture(components, kernel, outer, inverse=inverse), all_isas)
@@ -407,7 +407,7 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
 @MACHINE
 @pytest.mark.parametrize("form", OTHERS)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-@pytest.mark.parametrize("components", [1, 8, 33])
+@pytest.mark.parametrize("components", [1, 8, pytest.param(33, marks=pytest.mark.slow)])
 def test_numbers_of_other_forms(all_isas, form, inverse, components) -> None:
     assert_numbers(Mixture(components, **OTHERS[form], inverse=inverse), all_isas)
 
