@@ -33,6 +33,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _jit_tracing: Callable[[], bool] = torch._C._is_tracing
+_trace_to: Callable[[Any], None] = getattr(torch._C, "_set_tracing_state")  # noqa: B009  (no stub has it)
 
 
 def _dual_level_active() -> bool:
@@ -56,11 +57,11 @@ def untraced() -> Iterator[None]:
     if state is None:
         yield
         return
-    torch._C._set_tracing_state(None)
+    _trace_to(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        _trace_to(state)
 
 
 def in_transform(tensors: Sequence[Tensor | None]) -> bool:
