@@ -34,7 +34,7 @@ def _is_known(n: int) -> bool:
 
 def may_train() -> bool:
     """Whether a call records a graph; `torch.jit.trace` checks without gradients what it recorded with them."""
-    return torch.is_grad_enabled() or torch._C._is_tracing()
+    return torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[reportPrivateImportUsage]
 
 
 def is_few(n: int, least: int) -> bool:

@@ -151,7 +151,7 @@ def _conv(layer: Any, z: Tensor, density: bool) -> Result:
     order = layer.P.argmax(1) if order is None else order  # None: not to be read now
     y, _ = lu_linear(z, layer.L, layer.U, layer.log_S, layer.sign_S, order, channel_dim=1, inverse=inverse)
     # The op keeps it for backward, and normflows lets one write to it. A trace is checked without gradients.
-    if inverse and (y.requires_grad or torch._C._is_tracing()):
+    if inverse and (y.requires_grad or torch.jit.is_tracing()):  # type: ignore[reportPrivateImportUsage]
         y = y.clone()
     ladj = layer.log_S.sum() * (z.shape[2] * z.shape[3])
     return y, -ladj if inverse else ladj
