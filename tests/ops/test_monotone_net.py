@@ -156,7 +156,7 @@ def test_zukos_networks_of_the_same_weights(form, backend) -> None:
 @FORMS
 @WAYS
 @WITHOUT_CUDA
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("shift", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients(form, inverse, backend, shift) -> None:
     layers, x, signal = layers_of(3, 2, D=2), drawn(2, 2), drawn(2, 2, 2 + shift)
     layers[-1] = (0.5 * layers[-1][0], layers[-1][1] + 3)  # where u / (1 + |u|) is smooth, and so is its quadrature
