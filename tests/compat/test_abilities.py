@@ -18,7 +18,6 @@ EVERY_WAY = [
     for name in CASES
     if name in ONE_OF_EACH or "glasflow" not in name
 ]
-EXPORTED = [name for name in ONE_OF_EACH if not name.startswith("glasflow")]
 # The small class of each library that is compiled, which takes longest.
 COMPILED = [
     "nflows, transforms.autoregressive.MaskedAffineAutoregressiveTransform",
@@ -26,6 +25,11 @@ COMPILED = [
     "zuko, flows.coupling.GeneralCouplingTransform",
     "freia, modules.coupling_layers.GLOWCouplingBlock",
     "pyro, distributions.transforms.affine_coupling.AffineCoupling",
+]
+EXPORTED = [
+    name if name in COMPILED else pytest.param(name, marks=pytest.mark.slow)
+    for name in ONE_OF_EACH
+    if not name.startswith("glasflow")
 ]
 
 
