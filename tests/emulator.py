@@ -26,6 +26,7 @@ import pytest
 
 from flowkernels import use_backend
 from flowkernels._machine import CUDA
+from tests.device import products_of_rows_alone
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "tests" / "cuda_emulator"
@@ -142,7 +143,8 @@ def available() -> Iterator[Emulated]:
     CUDA.module, CUDA.device_type = found.module, "cpu"
     CUDA.__dict__.pop("devices", None)
     try:
-        yield found
+        with products_of_rows_alone():
+            yield found
     finally:
         CUDA.module, CUDA.device_type = before
         CUDA.__dict__.pop("devices", None)
