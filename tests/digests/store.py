@@ -144,6 +144,10 @@ def run(groups: Sequence[str], kinds: bool = False) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
+# MKL's products of so many rows in float64 differ between machines whose small ones, the probe's, are the same.
+_BY_MACHINE = " 2100 rows f64"
+
+
 class Outcome(NamedTuple):
     compared: int
     left_out: int  # of kind "torch", which this machine or this torch computes otherwise
@@ -166,7 +170,7 @@ def beside(found: dict[str, Any], wanted: dict[str, Any]) -> Outcome:
         one = found["cases"][name]
         if "error" in one:
             wrong.append(f"{name}: raised {one['error']}")
-        elif kind == "torch" and not same_torch:
+        elif kind == "torch" and (not same_torch or name.endswith(_BY_MACHINE)):
             left_out += 1
         else:
             compared += 1
