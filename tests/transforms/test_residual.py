@@ -79,7 +79,7 @@ def test_power_iterations_come_to_the_norm_and_are_saved() -> None:
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    other.load_state_dict(torch.load(file))
+    other.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(other(x), layer(x))
 
 
