@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkernels._arguments import check_tensor, count, positive, share
 from flowkernels.flows import Flow
-from flowkernels.objectives.draws import LogDensity
+from flowkernels.objectives.draws import LogDensity, check, density
 
 from .chains import Chains
 
@@ -61,10 +61,7 @@ def latent_hmc(
         torch.Size([100, 8, 2])
     """
     where = "inference.latent_hmc"
-    if not isinstance(flow, Flow):
-        raise TypeError(f"{where}: flow must be a flowkernels.flows.Flow, got {type(flow).__name__}")
-    if not callable(log_target):
-        raise TypeError(f"{where}: log_target must be a function of x, got {type(log_target).__name__}")
+    check(where, flow, log_target, "log_target")
     steps, chains, leapfrog = (
         count(where, *of) for of in (("steps", steps), ("chains", chains), ("leapfrog", leapfrog))
     )
@@ -82,16 +79,10 @@ def latent_hmc(
             z = z.detach().requires_grad_()
             embedded = flow.embed(context)
             x, ladj = flow._decode(z, embedded)
-            log_p = log_target(x)
-            check_tensor(where, "what log_target returns", log_p)
-            if log_p.shape != ladj.shape:
-                given = f"{list(log_p.shape)}"
-                raise ValueError(
-                    f"{where}: log_target must return {list(ladj.shape)} for x {list(x.shape)}, got {given}"
-                )
-            density = log_p + ladj
-            (slope,) = torch.autograd.grad(density.sum(), z)
-        return _State(z.detach(), x.detach(), log_p.detach(), density.detach(), slope)
+            log_p = density(where, log_target, x, ladj, "log_target")
+            whole = log_p + ladj
+            (slope,) = torch.autograd.grad(whole.sum(), z)
+        return _State(z.detach(), x.detach(), log_p.detach(), whole.detach(), slope)
 
     with torch.no_grad():
         now = look(flow.base.rsample(chains if context is None else (), flow.embed(context)))

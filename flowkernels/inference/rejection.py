@@ -84,7 +84,6 @@ def rejection_sampling(
                 bound = highest
             # Accepted where log u <= ratio - bound: what is kept beside x decides it for every bound.
             margin = ratio - torch.rand_like(ratio).log()
-            found = [(x, m) for x, m in (*found, (x, margin))]
-            found = [(x[m >= bound], m[m >= bound]) for x, m in found]
+            found = [(x[m >= bound], m[m >= bound]) for x, m in (*found, (x, margin))]
     x = torch.cat([x for x, _ in found])
     return Accepted(x[:n], x.shape[0] / drawn, bound)

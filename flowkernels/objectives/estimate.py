@@ -35,6 +35,11 @@ def mean_of(terms: Tensor) -> Estimate:
     return Estimate(terms.mean(0), error / n**0.5)
 
 
+def mean_of_draws(terms: Tensor) -> Estimate:
+    """The mean over draws and contexts, with the error of the draws: the contexts are given."""
+    return mean_of(terms.flatten(1).mean(1) if terms.dim() > 1 else terms)
+
+
 def log_mean_exp(t: Tensor) -> Tensor:
     """log of the mean over the first dim."""
     return torch.logsumexp(t, 0) - math.log(t.shape[0])

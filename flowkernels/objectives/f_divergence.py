@@ -13,7 +13,7 @@ from flowkernels._arguments import choice, flag, is_number
 from flowkernels.flows import Flow
 
 from .draws import LogDensity, draw
-from .estimate import Estimate, log_mean_exp, mean_of
+from .estimate import Estimate, log_mean_exp, mean_of_draws
 
 # f(w) of a = log w, w = p / q: convex, and 0 at 1. Where p is 0, w times a logarithm of w is 0.
 _NONE = -1e4
@@ -89,4 +89,4 @@ def f_divergence(
         terms = torch.expm1(alpha * log_ratio) / (alpha * (alpha - 1))
     else:
         terms = _OF_LOG_RATIO[kind](log_ratio)
-    return mean_of(terms.flatten(1).mean(1) if terms.dim() > 1 else terms)
+    return mean_of_draws(terms)

@@ -8,7 +8,7 @@ from flowkernels._arguments import check_tensor
 from flowkernels.flows import Flow
 
 from .draws import LogDensity, draw
-from .estimate import Estimate, mean_of
+from .estimate import Estimate, mean_of, mean_of_draws
 
 
 def forward_kl(flow: Flow, x: Tensor, context: Tensor | None = None, *, log_p: Tensor | None = None) -> Estimate:
@@ -83,4 +83,4 @@ def reverse_kl(
         >>> loss.value.backward()
     """
     _, log_q, log_p = draw("objectives.reverse_kl", flow, log_target, n, context, path_gradient, "log_target")
-    return mean_of((log_q - log_p).flatten(1).mean(1) if log_q.dim() > 1 else log_q - log_p)
+    return mean_of_draws(log_q - log_p)
