@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
-from flowkernels.ops.net.native import flat, rows_dense, why_not_run, widen
+from flowkernels.ops.net.native import dense, flat, given_and_saved, why_not_run, widen
 
 from .reference import ACTIVATIONS, RESIDUALS
 
@@ -26,14 +26,10 @@ def why_not(spec: Any, *tensors: Tensor) -> str | None:
     return why_not_run(tensors)
 
 
-def _dense(t: Tensor) -> Tensor:
-    return rows_dense(t) if t.dim() == 2 else t.resolve_neg().contiguous()
-
-
 def _layers(spec: Any, rows: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] = ()) -> Any:
     n, D = rows.shape
     settings = _CODES[spec.activation], _RESIDUAL_CODES[spec.residual], spec.inverse, spec.eps, spec.normalized
-    return _native.C.BlockLayers(n, D, *settings, [_dense(t) for t in tensors], grads)
+    return _native.C.BlockLayers(n, D, *settings, [dense(t) for t in tensors], grads)
 
 
 def _fwd(spec: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -52,11 +48,7 @@ def fwd(spec: Any, *tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fwd_saving(spec: Any, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    y, ladj = _fwd(spec, widen(*tensors))
-    given = y.to(tensors[0].dtype)
-    if not spec.inverse:
-        return (given, ladj), []
-    return (given, ladj), [y.clone() if given is y else y]
+    return given_and_saved(spec.inverse, *_fwd(spec, widen(*tensors)), tensors[0].dtype)
 
 
 def bwd(spec: Any, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:

@@ -68,6 +68,19 @@ def rows_dense(t: Tensor) -> Tensor:
     return t if t.is_contiguous() or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
+def dense(t: Tensor) -> Tensor:
+    """A matrix whose rows are each dense, or another tensor that is dense."""
+    return rows_dense(t) if t.dim() == 2 else t.resolve_neg().contiguous()
+
+
+def given_and_saved(
+    inverse: bool, y: Tensor, ladj: Tensor, dtype: torch.dtype
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    """A map's results, and what its backward pass has of them: of an inverse a copy of y that nobody writes to."""
+    given = y.to(dtype)
+    return (given, ladj), [y.clone() if given is y else y] if inverse else []
+
+
 def flat(x: Tensor) -> Tensor:
     """``[..., D]`` as ``[rows, D]`` with dense rows."""
     if x.dim() == 2 and x.is_contiguous() and not x.is_neg():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowkernels import _native
 from flowkernels._backend import Grads, Inputs, Needs
-from flowkernels.ops.net.native import flat, rows_dense, why_not_run, widen
+from flowkernels.ops.net.native import dense, flat, given_and_saved, why_not_run, widen
 
 from .reference import ACTIVATIONS, n_steps
 from .spec import ResidualSpec
@@ -31,15 +31,11 @@ def why_not(spec: ResidualSpec, *tensors: Tensor) -> str | None:
     return why_not_run(tensors)
 
 
-def _dense(t: Tensor) -> Tensor:
-    return rows_dense(t) if t.dim() == 2 else t.resolve_neg().contiguous()
-
-
 def _layers(spec: ResidualSpec, rows: Tensor, tensors: Sequence[Tensor], grads: Sequence[Tensor | None] = ()) -> Any:
     steps = n_steps(spec.lipschitz, rows.dtype)
     least = spec.tolerance * (1 - spec.lipschitz) / spec.lipschitz
     settings = _CODES[spec.activation], spec.preactivated, spec.inverse, steps, least
-    return _native.C.ResidualLayers(*rows.shape, *settings, [_dense(t) for t in tensors], grads)
+    return _native.C.ResidualLayers(*rows.shape, *settings, [dense(t) for t in tensors], grads)
 
 
 def _fwd(spec: ResidualSpec, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -58,11 +54,7 @@ def fwd(spec: ResidualSpec, *tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fwd_saving(spec: ResidualSpec, *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    y, ladj = _fwd(spec, widen(*tensors))
-    given = y.to(tensors[0].dtype)
-    if not spec.inverse:
-        return (given, ladj), []
-    return (given, ladj), [y.clone() if given is y else y]
+    return given_and_saved(spec.inverse, *_fwd(spec, widen(*tensors)), tensors[0].dtype)
 
 
 def bwd(spec: ResidualSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inputs = ()) -> Grads:
