@@ -196,6 +196,24 @@ static py::tuple seen(py::handle tensor, bool exchanged) {
   return py::make_tuple(reinterpret_cast<uintptr_t>(v.data), name_of(v.type), listed(v.size), listed(v.stride));
 }
 
+// A map whose network is described beforehand, forward and backward.
+template <class Layers, auto FwdArgs, auto Fwd, auto BwdArgs, auto Bwd>
+void def_layers(py::module_& m, const char* fwd, const char* bwd) {
+  m.def(fwd, [](const Layers& net, const View& x, const View& y, const View& ladj, int threads) {
+    check_threads(threads);
+    const auto a = FwdArgs(net, x, y, ladj);
+    py::gil_scoped_release unlocked;
+    Fwd(a, threads);
+  });
+  m.def(bwd, [](const Layers& net, const View& x, const View& y, const View& grad_y, const View& grad_ladj,
+                const View& grad_x, int threads) {
+    check_threads(threads);
+    const auto a = BwdArgs(net, x, y, grad_y, grad_ladj, grad_x);
+    py::gil_scoped_release unlocked;
+    Bwd(a, threads);
+  });
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "flowkernels CPU kernels; use flowkernels.ops";
   m.attr("compiler") = FK_COMPILER;
@@ -315,34 +333,11 @@ PYBIND11_MODULE(_C, m) {
     batch_norm_bwd(a, threads);
   });
   py::class_<BlockLayers>(m, "BlockLayers").def(py::init(&block_layers), py::keep_alive<1, 9>());
-  m.def("block_made_fwd", [](const BlockLayers& net, const View& x, const View& y, const View& ladj, int threads) {
-    check_threads(threads);
-    const BlockArgs a = block_made_fwd_args(net, x, y, ladj);
-    py::gil_scoped_release unlocked;
-    block_made_fwd(a, threads);
-  });
-  m.def("block_made_bwd", [](const BlockLayers& net, const View& x, const View& y, const View& grad_y,
-                             const View& grad_ladj, const View& grad_x, int threads) {
-    check_threads(threads);
-    const BlockArgs a = block_made_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
-    py::gil_scoped_release unlocked;
-    block_made_bwd(a, threads);
-  });
+  def_layers<BlockLayers, block_made_fwd_args, block_made_fwd, block_made_bwd_args, block_made_bwd>(m, "block_made_fwd",
+                                                                                                    "block_made_bwd");
   py::class_<ResidualLayers>(m, "ResidualLayers").def(py::init(&residual_layers), py::keep_alive<1, 9>());
-  m.def("residual_flow_fwd",
-        [](const ResidualLayers& net, const View& x, const View& y, const View& ladj, int threads) {
-          check_threads(threads);
-          const ResidualArgs a = residual_fwd_args(net, x, y, ladj);
-          py::gil_scoped_release unlocked;
-          residual_fwd(a, threads);
-        });
-  m.def("residual_flow_bwd", [](const ResidualLayers& net, const View& x, const View& y, const View& grad_y,
-                                const View& grad_ladj, const View& grad_x, int threads) {
-    check_threads(threads);
-    const ResidualArgs a = residual_bwd_args(net, x, y, grad_y, grad_ladj, grad_x);
-    py::gil_scoped_release unlocked;
-    residual_bwd(a, threads);
-  });
+  def_layers<ResidualLayers, residual_fwd_args, residual_fwd, residual_bwd_args, residual_bwd>(m, "residual_flow_fwd",
+                                                                                               "residual_flow_bwd");
   m.def("low_rank_fwd", [](const py::tuple& settings, const View& x, const py::sequence& params, const View& y,
                            const View& ladj, int threads) {
     check_threads(threads);
