@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _keep_interpreted_cases(config, items)
+    for item in items:
+        _thin_out(item)
     ran = config.getoption("--ran")
     if ran is not None and ran.exists():
         names = set(ran.read_text().splitlines())
@@ -58,6 +61,14 @@ def _keep_interpreted_cases(config: pytest.Config, items: list[pytest.Item]) -> 
     stale = {test: cases for test, cases in unknown.items() if cases}
     if stale and config.option.markexpr == "interpreted" and not any("::" in a for a in config.args):
         raise pytest.UsageError(f"marked as interpreted, but no cases of these tests: {stale}")
+
+
+def _thin_out(item: pytest.Item) -> None:
+    """Of a test that is marked as thinned(n), one case in n keeps out of `slow`: chosen by its name, so that no
+    parameter goes with the choice, and a new case changes no other's."""
+    mark = item.get_closest_marker("thinned")
+    if mark is not None and zlib.crc32(item.name.encode()) % mark.args[0]:
+        item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

@@ -66,7 +66,7 @@ def model(make) -> LogProb:
 @pytest.mark.parametrize(
     ("make", "backend"),
     [
-        (nsf, "auto"),
+        pytest.param(nsf, "auto", marks=pytest.mark.slow),
         (maf, "auto"),
         (accelerated_nflows, "auto"),
         pytest.param(nsf, "reference", marks=pytest.mark.slow),

@@ -49,6 +49,7 @@ def test_every_class_has_a_case(name):
     assert found == (set(library.made()) if hasattr(library, "made") else found)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("case", [*EVERY_WAY, *NATIVE])
 def test_eager(case):
     assert_able(cells(case, [*EAGER, *ROUNDED]))

@@ -134,6 +134,7 @@ def test_numbers(name, rev, container, ran) -> None:
     assert ran[: len(expected)] == expected
 
 
+@pytest.mark.thinned(2)
 @CONTAINERS
 @DIRECTIONS
 @pytest.mark.parametrize("name", ["glow", "rnvp", "nice", "one-sided", "all in one", "of all kinds"])

@@ -92,6 +92,7 @@ def run(inverse: bool, values_alone: bool = False) -> Any:
     return call
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("context", [0, C])
 @pytest.mark.parametrize("name", MODELS)
@@ -99,6 +100,7 @@ def test_numbers(name, context, inverse) -> None:
     assert_parity(run(inverse), make(name, context), drawn(B, D), *([drawn(B, context)] if context else []))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("values_alone", [False, True])
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("context", [0, C])

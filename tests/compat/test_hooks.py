@@ -51,6 +51,7 @@ def test_every_library_with_networks_is_here():
     assert libraries >= {"nflows", "glasflow", "normflows", "zuko", "freia", "pyro"}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("how", HOOKS)
 @pytest.mark.parametrize(("name", "direction"), CASES)
 def test_after_accelerate(name, direction, how):

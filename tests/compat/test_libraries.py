@@ -372,6 +372,7 @@ def digits() -> torch.Tensor:
     return ((pixels + noise) - pixels.mean(0)) / (pixels.std(0) + 0.1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "name",
     ["nflows spline coupling", "glasflow CouplingNSF", "glasflow RealNVP", "normflows spline coupling",

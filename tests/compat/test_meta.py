@@ -29,6 +29,7 @@ def small_ones_too(monkeypatch):
     fuse_small_ones(monkeypatch)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "direction"), EVERY)
 def test_shapes_and_back_from_there(name, direction):
     plain, x = make(name), data(name)

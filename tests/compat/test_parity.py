@@ -26,6 +26,7 @@ def small_ones_too(monkeypatch):
     fuse_small_ones(monkeypatch)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 @pytest.mark.parametrize("case", CASES)
 def test_numbers(case, direction):

@@ -66,6 +66,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("op", "settings"), [(op, s) for op, all_of in SETTINGS.items() for s in all_of], ids=str)
 def test_every_order_of_threads_gives_the_same_bits(op, settings, shape, dtype) -> None:

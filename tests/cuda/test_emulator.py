@@ -107,10 +107,19 @@ def test_a_store_out_of_bounds_is_found(fault) -> None:
     assert "turn" in done.stderr
 
 
-def test_no_kernel_leaves_its_tensors() -> None:
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "tests/cuda/test_channels.py",
+        pytest.param("tests/cuda/test_bounds.py", marks=pytest.mark.slow),
+        pytest.param("tests/cuda/test_net_blocks.py", marks=pytest.mark.slow),
+        pytest.param("tests/cuda/test_monotone.py", marks=pytest.mark.slow),
+        pytest.param(
+            "tests/cuda/test_sweep.py::test_same_bits_in_any_order_of_threads_and_two_launches", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_no_kernel_leaves_its_tensors(tests) -> None:
     """Every shape and layout once more, where a load or store out of bounds ends the process."""
-    orders = "tests/cuda/test_sweep.py::test_same_bits_in_any_order_of_threads_and_two_launches"
-    nets = ("tests/cuda/test_net_blocks.py", "tests/cuda/test_monotone.py", orders)
-    files = ("tests/cuda/test_bounds.py", "tests/cuda/test_channels.py", *nets)
-    done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files)
+    done = with_asan("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -78,6 +78,7 @@ def test_a_phase_is_stopped_with_all_it_started_and_says_what_it_saw(tmp_path, m
     assert str(gpu_check.run(missing, 60.0, env, log)["status"]).startswith("left out")
 
 
+@pytest.mark.slow
 def test_tests_after_one_that_lost_the_context_run_in_a_new_process(tmp_path) -> None:
     """On a machine without a GPU: torch.cuda.synchronize is what says that the context is lost."""
     lines = [
@@ -261,6 +262,7 @@ def test_rows_of_triton_run_in_its_interpreter() -> None:
     assert all(f"| tf32 | {what} | ours, triton |" in done.stdout for what in gpu_masked.PASSES)
 
 
+@pytest.mark.slow
 def test_first_calls_are_timed_with_an_empty_cache_and_from_disk(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     out = Path(tmp_path) / "first.json"

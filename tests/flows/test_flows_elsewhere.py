@@ -57,6 +57,7 @@ def assert_same(found, wanted):
     assert all(t.is_cpu and t.isfinite().all() for t in found)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("how", ["moved", "made there"])
 @pytest.mark.parametrize("name", FLOWS)
 def test_on_meta_and_back(name, how):

@@ -288,6 +288,7 @@ def test_what_lies_below_a_diagonal_is_not_read() -> None:
     assert grad.isfinite().all() and (grad.tril(-1) == 0).all()
 
 
+@pytest.mark.thinned(2)
 @WAY
 @LEADS
 def test_transforms_and_compilers(way, lead) -> None:

@@ -376,6 +376,7 @@ def test_the_gate_of_settings() -> None:
 # ---- the numbers rule ----
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interpreted(
     "1-forward-normal-logit",
     "1-forward-normal-unit",
@@ -404,6 +405,7 @@ def test_numbers(all_isas, kernel, outer, inverse, components) -> None:
     assert_numbers(Mixture(components, kernel, outer, inverse=inverse), all_isas)
 
 
+@pytest.mark.thinned(2)
 @MACHINE
 @pytest.mark.parametrize("form", OTHERS)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

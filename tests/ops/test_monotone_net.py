@@ -153,6 +153,7 @@ def test_zukos_networks_of_the_same_weights(form, backend) -> None:
 # ---- derivatives ----
 
 
+@pytest.mark.thinned(2)
 @FORMS
 @WAYS
 @WITHOUT_CUDA
@@ -211,6 +212,7 @@ def test_some_gradients_alone(form, inverse) -> None:
                 assert torch.equal(g, every[i])
 
 
+@pytest.mark.thinned(2)
 @FORMS
 @WAYS
 @WITHOUT_CUDA
@@ -282,6 +284,7 @@ def test_triton(form, inverse, units, activation, each, device) -> None:
 # ---- values ----
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interpreted("(12,)-forward-integral", "(24, 24)-forward-positive", "(12,)-inverse-positive")
 @FORMS
 @WAYS

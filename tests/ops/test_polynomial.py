@@ -333,6 +333,7 @@ def test_the_largest() -> None:
 # ---- derivatives ----
 
 
+@pytest.mark.thinned(4)
 @MACHINE
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

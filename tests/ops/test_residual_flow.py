@@ -371,6 +371,7 @@ def test_autocast_leaves_it_alone(inverse, log_det) -> None:
     torch.testing.assert_close(short, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thinned(2)
 @WAY
 @pytest.mark.parametrize("log_det", ["exact", "series"])
 def test_transforms_and_compilers(way, log_det) -> None:

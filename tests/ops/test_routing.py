@@ -358,7 +358,14 @@ def test_compile_follows_use_backend() -> None:
     assert OP in graphs[0] and len(graphs) == 2 and OP not in graphs[1]
 
 
-@pytest.mark.parametrize("name", ["vmap", "grad", "vmap-grad", "jvp", "jacrev", "jacfwd", "hessian"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vmap-grad",
+        "jvp",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vmap", "grad", "jacrev", "jacfwd", "hessian")),
+    ],
+)
 def test_compile_of_a_transform(name) -> None:
     x, p = (t.detach() for t in inputs())
     easy = TRANSFORMS[name](lambda x, p: (x.sin() * p[..., 0], x.sum(-1)))

@@ -335,6 +335,7 @@ def test_second_gradients_are_those_of_finite_differences(parametrization, order
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("bins", [8, 63, 64, 128])
 @DIRECTIONS
 def test_monotone_on_a_fine_grid(isa, bins, inverse, device) -> None:
@@ -382,6 +383,7 @@ def test_round_trip(isa, tails, parametrization, dtype, device) -> None:
 # ---- the same bits ----
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("bins", [8, 64])
 @DIRECTIONS
 def test_same_bits_twice_and_for_any_number_of_threads(isa, bins, inverse, dtype, device, threads) -> None:

@@ -136,6 +136,7 @@ def test_ladj_is_that_of_autograd(f) -> None:
         torch.testing.assert_close(ladj, slope.log().sum(-1), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.thinned(3)
 @EVERY
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_gradcheck(f, inverse) -> None:

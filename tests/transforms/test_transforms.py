@@ -514,6 +514,7 @@ def test_repr(case) -> None:
         assert "mask=" in text and any(m in text for m in ("RQS(bins=", "Affine(scale=", "MonotoneNet("))
 
 
+@pytest.mark.thinned(3)
 @EVERY
 def test_compile_fullgraph(case) -> None:
     transform, x, context = make(case)
