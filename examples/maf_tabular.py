@@ -386,11 +386,12 @@ class Found(NamedTuple):
     epochs: int = 0
     seconds: float = 0.0  # of training
     per_point: float = 0.0  # seconds
+    parameters: int = 0
 
 
 def show_maps(found: list[Found], data: Data, parts: Split, path: Path, console: Console) -> None:
     """All models of one table beside each other, and their picture."""
-    table = Table(title=f"{data.name}: the maps beside each other, threads: {torch.get_num_threads()}", width=100)
+    table = Table(title=f"{data.name}: the maps beside each other, threads: {torch.get_num_threads()}")
     headings = (
         "",
         "nats per row",
@@ -402,12 +403,12 @@ def show_maps(found: list[Found], data: Data, parts: Split, path: Path, console:
         "µs per sample",
     )
     for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     for f in found:
         error, each = f.values.std().item() / len(f.values) ** 0.5, f.seconds / max(f.epochs, 1)
         table.add_row(
-            f.title, f"{f.values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", str(f.epochs),
-            f"{f.seconds:.1f}", f"{each:.2f}", f"{1e6 * f.per_point:.1f}",
+            f.title, f"{f.values.mean().item() - parts.log_units:.3f}", f"{error:.3f}", f"{f.parameters:,}",
+            str(f.epochs), f"{f.seconds:.1f}", f"{each:.2f}", f"{1e6 * f.per_point:.1f}",
         )  # fmt: skip
     console.print(table)
     panels = (
@@ -441,7 +442,8 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
     for kind in args.models:
         torch.manual_seed(args.seed)
         flow = new_flow(kind, len(data.columns), args)
-        console.print(f"{KINDS[kind].title}, {sum(p.numel() for p in flow.parameters()):,} parameters")
+        parameters = sum(p.numel() for p in flow.parameters())
+        console.print(f"{KINDS[kind].title}, {parameters:,} parameters")
         start = time.perf_counter()
         epochs = train(flow, parts, args, console)
         seconds = time.perf_counter() - start
@@ -460,7 +462,7 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
         console.print(f"  pair plot: {picture}", soft_wrap=True)
         per_point = show_times(kind, flow, parts, args, console)
         values = log_likelihoods(flow, parts.test)
-        found.append(Found(KINDS[kind].title, values, epochs, seconds, per_point))
+        found.append(Found(KINDS[kind].title, values, epochs, seconds, per_point, parameters))
     if len(args.models) > 2:
         show_maps(found, data, parts, args.out / f"{data.name}_maps.png", console)
         return

@@ -1,4 +1,4 @@
-"""The flows of maf_tabular.py: one per map of a feature, all of as many layers and as wide."""
+"""The flows of maf_tabular.py: one per map of a feature, all of as many layers and as wide, and two of all features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flowkernels.flows import BNAF, MAF, NSF, SOS, UMNN, Flow
+from flowkernels.flows import BNAF, CNF, MAF, NSF, SOS, UMNN, Flow, ResidualFlow
 from flowkernels.transforms import Mixture
 
 LAYERS, BINS, TAIL_BOUND = 2, 8, 5.0  # layers of each network, or residual blocks
@@ -34,6 +34,8 @@ KINDS = {
     "sos": Kind("SOS", lambda D, n, h: SOS(D, transforms=n, hidden=(h,) * LAYERS)),
     "umnn": Kind("UMNN", lambda D, n, h: UMNN(D, transforms=n, hidden=(h,) * LAYERS)),
     "bnaf": Kind("B-NAF", lambda D, n, h: BNAF(D, transforms=n, hidden=(UNITS,) * LAYERS)),
+    "residual": Kind("residual flow", lambda D, n, h: ResidualFlow(D, transforms=n, hidden=(h,) * LAYERS)),
+    "cnf": Kind("CNF", lambda D, n, h: CNF(D, hidden=(h,) * LAYERS)),
 }
 
 

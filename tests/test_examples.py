@@ -67,13 +67,20 @@ def test_maf_tabular(tabular, table, tmp_path, capsys):
         flow.load_state_dict(tensors)
 
 
-def test_maf_tabular_of_every_map(tabular, table, tmp_path, capsys):
+def test_maf_tabular_of_every_map(tabular, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     arguments = ["--quick", "--models", "all", "--samples", "20", "--peer-samples", "5"]
     tabular.main([str(table), *arguments, "--out", str(tmp_path)])
     said = capsys.readouterr().out
     for kind in tabular.KINDS.values():
         assert kind.title in said
     assert "the maps beside each other" in said
+    maps = said.partition("the maps beside each other")[2]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in maps.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["normal density", *(kind.title for kind in tabular.KINDS.values())]
+    for name, *cells in rows[1:]:
+        assert len(cells) == 7 and all(float(c.replace(",", "")) == float(c.replace(",", "")) for c in cells), name
+        assert cells[3] == "2"  # epochs
     assert (tmp_path / "some.table_maps.png").stat().st_size > 0
 
 
@@ -163,3 +170,54 @@ def test_npy_and_parquet(tabular, tmp_path, monkeypatch):
     assert rows[0].tolist() == [1, 0.5]
     with pytest.raises(ValueError, match="columns must be numbers, got"):
         tabular.read_parquet(tmp_path / "c.parquet")
+
+
+# ---- posteriors ----
+
+
+@pytest.fixture(scope="module")
+def vae() -> ModuleType:
+    return load("vae_posteriors")
+
+
+def test_vae_posteriors(vae, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    faces = np.random.default_rng(0).integers(0, 256, (120, 5, 4), dtype=np.uint8)
+    np.savez(tmp_path / "faces.npz", faces=faces)
+    arguments = ["--quick", "--faces", str(tmp_path / "faces.npz"), "--threads", "1", "--out", str(tmp_path)]
+    vae.main(arguments)
+    first = capsys.readouterr().out
+    assert all(f"│ {kind}" in first for kind in vae.POSTERIORS) and "12 test images" in first
+    assert (tmp_path / "vae_posteriors.png").stat().st_size > 0
+    vae.main(arguments)  # from its checkpoints
+    again = capsys.readouterr().out
+    assert [line for line in first.splitlines() if "seed 0:" in line] == [
+        line for line in again.splitlines() if "seed 0:" in line
+    ]
+
+
+def test_levels_of_a_pixel_are_a_distribution(vae):
+    """A logistic distribution cut into 256 levels, the outermost with its tails."""
+    images = vae.split("faces", torch.zeros(30, 1, 1), 5, 256)
+    model = vae.VAE(vae.posterior("diagonal", 2, 3, vae.Encoder(1, 256, 4, 3)), 2, images, 4)
+    k = torch.arange(256.0)[:, None]
+    for mean, log_scale in ((0.0, 0.0), (0.9, -2.0), (-3.0, 1.0), (0.3, -3.0)):
+        log_p = model._levels(k, torch.tensor([[mean, log_scale]]).expand(256, 2))
+        assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_vae_of_binary_images_is_seen_as_drawn(vae):
+    images = vae.small_digits()
+    assert images.levels == 2 and [len(p) for p in images[1:4]] == [1297, 250, 250]
+    model = vae.VAE(vae.posterior("IAF", 2, 3, vae.Encoder(64, 2, 4, 3)), 2, images, 4)
+    drawn = model.seen(images.test)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0} and torch.equal(model.seen(drawn), drawn)
+
+
+def test_faces_that_are_none(vae, tmp_path):
+    np.savez(tmp_path / "other.npz", pictures=np.zeros((3, 2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"faces, got \['pictures'\]"):
+        vae.frey_faces(tmp_path / "other.npz")
+    np.savez(tmp_path / "real.npz", faces=np.zeros((3, 2, 2)))
+    with pytest.raises(ValueError, match="uint8"):
+        vae.frey_faces(tmp_path / "real.npz")
