@@ -221,3 +221,34 @@ def test_faces_that_are_none(vae, tmp_path):
     np.savez(tmp_path / "real.npz", faces=np.zeros((3, 2, 2)))
     with pytest.raises(ValueError, match="uint8"):
         vae.frey_faces(tmp_path / "real.npz")
+
+
+# ---- densities of the plane ----
+
+
+def test_densities_2d(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    plane = load("densities_2d")
+    plane.main(["--quick", "--densities", "gaussians", "rings", "--threads", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert all(f"│ {model}" in said for model in plane.MODELS)
+    for name in ("densities_2d", "densities_2d_ways"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 0
+
+
+def test_ways_end_where_samples_do():
+    plane = load("densities_2d")
+    torch.manual_seed(0)
+    flow, z = plane.MODELS["CNF"](8), torch.randn(5, 2)
+    moved = plane.ways(flow, z, 4)
+    assert moved.shape == (5, 5, 2) and torch.equal(moved[0], z)
+    torch.testing.assert_close(moved[-1], flow.decode(z), rtol=1e-4, atol=1e-4)
+
+
+def test_points_of_the_plane_fill_the_picture():
+    plane = load("densities_2d")
+    torch.manual_seed(0)
+    for name, draw in plane.DENSITIES.items():
+        x = draw(2000)
+        assert x.shape == (2000, 2) and 2 < x.abs().max() < 1.2 * plane.EDGE, name
+        assert x.mean(0).abs().max() < 0.3, name
