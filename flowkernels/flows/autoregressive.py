@@ -101,9 +101,9 @@ class MAF(Flow):
 
     :math:`z_d = s_d(x_{<d})\,x_d + t_d(x_{<d})` in every layer, and
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats. The order of the features changes
-    from layer to layer. An untrained model is nearly the identity, or, with ``linear``, nearly a permutation of the
-    features. Sampling solves the features one after another, in one sweep per layer. Shapes, dtypes and context: see
-    `Flow`.
+    from layer to layer. An untrained model is nearly the identity, or, with other ``linear`` layers than ``"lu"``,
+    nearly a permutation of the features. Sampling solves the features one after another, in one sweep per layer.
+    Shapes, dtypes and context: see `Flow`.
 
     Args:
         features: D. With D = 1 the networks see the context only.
@@ -117,8 +117,8 @@ class MAF(Flow):
         order: ``"reversed"``: natural in the first layer, then turned round from layer to layer; ``"random"``.
         groups: features of a group do not see each other: a K-way split, between a coupling (K = 2) and a feature after
             another, whose sampling has K levels. K, of neighbours; or lists of features, whose order ``order`` turns.
-        linear: a layer before each autoregressive one and one after the last: ``"lu"``, ``"permutation"``,
-            ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
+        linear: a layer before each autoregressive one and one after the last: ``"lu"``, ``"lu_permutation"``,
+            ``"permutation"``, ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
         seed: of the random orders and of what ``linear`` draws, a number or a generator on the CPU.
         base: density of the latent; standard normal by default, `flowkernels.flows.MixtureMADE` for a MAF MoG.
         embedding: a module applied to the context first.

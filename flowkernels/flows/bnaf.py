@@ -34,7 +34,7 @@ class BNAF(Flow):
         activation: between layers: ``"tanh"``, ``"sigmoid"``, ``"elu"`` or ``"leaky_relu"``.
         residual: ``"gated"``, ``"sum"`` or None; see `flowkernels.transforms.BlockAutoregressive`.
         linear: a layer before each block autoregressive one and one after the last: ``"reverse"``, the paper's,
-            ``"lu"``, ``"permutation"`` or None; see `flowkernels.flows.CouplingFlow`.
+            ``"lu"``, ``"lu_permutation"``, ``"permutation"`` or None; see `flowkernels.flows.CouplingFlow`.
         seed: of the weights and of what ``linear`` draws, a number or a generator on the CPU.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first, for a base that takes one.

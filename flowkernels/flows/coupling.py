@@ -101,8 +101,8 @@ class CouplingFlow(Flow):
     r"""Coupling layers of any map of one feature, with alternating masks.
 
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats; layer i transforms the features
-    j with i + j odd, given the others. An untrained model is nearly the identity, or, with ``linear``, nearly a
-    permutation of the features. Shapes, dtypes and context: see `Flow`.
+    j with i + j odd, given the others. An untrained model is nearly the identity, or, with other ``linear`` layers than
+    ``"lu"``, nearly a permutation of the features. Shapes, dtypes and context: see `Flow`.
 
     `flowkernels.flows.NSF` is this flow with splines and residual networks, `RealNVP` the one with bounded affine maps,
     `NICE` the one with shifts and a scale at the end; `flowkernels.flows.MAF` is its autoregressive sister.
@@ -117,10 +117,10 @@ class CouplingFlow(Flow):
             near the identity if it has ``start_at(values)``).
         activation, dropout: of the networks, and ``batch_norm`` of the residual ones; see `flowkernels.nets`.
         linear: a layer before each coupling and one after the last. ``"lu"`` is a learned
-            `flowkernels.transforms.LULinear` that starts as a random permutation (its inverse keeps what it returns:
-            write to no draws of ``rsample`` before backward); ``"permutation"`` is a random order, drawn once;
-            ``"reverse"`` turns the features round, and each coupling still transforms the features that it transforms
-            without such layers (None).
+            `flowkernels.transforms.LULinear` that starts at the identity; ``"lu_permutation"`` one that starts as a
+            random permutation (the inverse of both keeps what it returns: write to no draws of ``rsample`` before
+            backward); ``"permutation"`` is a random order, drawn once; ``"reverse"`` turns the features round, and each
+            coupling still transforms the features that it transforms without such layers (None).
         seed: of what ``linear`` draws, a number or a generator on the CPU.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first.

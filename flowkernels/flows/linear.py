@@ -8,7 +8,7 @@ import torch
 
 from flowkernels.transforms import LULinear, Permutation, Transform
 
-CHOICES = (None, "lu", "permutation", "reverse")
+CHOICES = (None, "lu", "lu_permutation", "permutation", "reverse")
 
 
 def interleaved(
@@ -16,7 +16,8 @@ def interleaved(
 ) -> list[Transform]:
     """The steps, with a linear layer before each and one after the last, as in the code of Durkan et al."""
     if linear not in CHOICES:
-        raise ValueError(f'flows.{flow}: linear must be None, "lu", "permutation" or "reverse", got {linear!r:.60}')
+        names = ", ".join(f'"{choice}"' for choice in CHOICES[1:])
+        raise ValueError(f"flows.{flow}: linear must be None or one of {names}, got {linear!r:.60}")
     if linear is None:
         return list(steps)
     layers = [_linear(linear, features, draws)]
@@ -30,11 +31,5 @@ def _linear(linear: str, features: int, draws: torch.Generator | None) -> Transf
         return Permutation.reverse(features)
     if linear == "permutation":
         return Permutation(torch.randperm(features, generator=draws, device="cpu").tolist())  # the meta device has none
-    layer = LULinear(features, seed=draws)
-    # The paper starts at L = U = 1, so that a feature stays in the splines' box. The P of a random rotation is a
-    # random permutation: its rows could have come in any order.
-    with torch.no_grad():
-        for factor in (layer.lower, layer.upper, layer.log_s):
-            factor.zero_()
-        layer.sign_s.fill_(1)
-    return layer
+    # Both leave a feature in the splines' box, which a rotation would not.
+    return LULinear(features, init="identity" if linear == "lu" else "permutation", seed=draws)

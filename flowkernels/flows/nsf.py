@@ -49,10 +49,11 @@ class NSF(Flow):
     :math:`\log p(x) = \log p_\mathrm{base}(z) + \sum_i \mathrm{ladj}_i` in nats; layer i transforms the features
     j with i + j odd, given the others, or, where ``autoregressive``, every feature given those before it.
     Outside [-tail_bound, tail_bound] a layer leaves a feature as it is, so scale the data to unit size first. An
-    untrained model is nearly the identity, or, with ``linear``, nearly a permutation of the features. Shapes, dtypes
-    and context: see `Flow`.
+    untrained model is nearly the identity, or, with other ``linear`` layers than ``"lu"``, nearly a permutation of the
+    features. Shapes, dtypes and context: see `Flow`.
 
-    The paper's model is ``NSF(D, C, transforms=10, hidden=(256, 256), linear="lu")``; the default has no linear layers.
+    The paper's model is ``NSF(D, C, transforms=10, hidden=(256, 256), linear="lu_permutation")``; the default has no
+    linear layers.
 
     Args:
         features: D. With D = 1 the networks see the context only; without a context they are learned constants.
@@ -68,8 +69,8 @@ class NSF(Flow):
             settings say, e.g. ``RQS(order="linear")``.
         autoregressive: autoregressive layers instead of coupling layers; see `flowkernels.flows.MAF`, also for
             ``order`` (``"reversed"`` or ``"random"``), which couplings ignore.
-        linear: a layer before each spline layer and one after the last: ``"lu"`` as in the paper, ``"permutation"``,
-            ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
+        linear: a layer before each spline layer and one after the last: ``"lu"``, ``"lu_permutation"`` as in the
+            paper, ``"permutation"``, ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
         seed: of what ``order`` and ``linear`` draw, a number or a generator on the CPU.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first.

@@ -12,7 +12,18 @@ from torch import nn
 from flowkernels._arguments import count, flag, widths
 from flowkernels.distributions import Base, StandardNormal
 from flowkernels.nets import Activation, ConvResNet
-from flowkernels.transforms import Affine, BatchNorm, Composite, Squeeze, Transform, Univariate, checkerboard
+from flowkernels.nets.degrees import Seed
+from flowkernels.transforms import (
+    Affine,
+    BatchNorm,
+    Composite,
+    Coupling,
+    ImageCoupling,
+    Squeeze,
+    Transform,
+    Univariate,
+    checkerboard,
+)
 from flowkernels.transforms.composite import parts
 
 from .coupling import Net, coupling_layers
@@ -31,7 +42,8 @@ class RealNVP(Flow):
     halves of the channels, then half of the channels are done (`flowkernels.transforms.MultiScale`, which also says how
     the latent lies in its row of C H W numbers); the last has one checkerboard coupling more and no squeeze.
 
-    An untrained model is nearly the identity. Shapes, dtypes and context: see `Flow`; of images, a context is a vector.
+    An untrained model is nearly the identity, or, with other ``linear`` layers than ``"lu"``, nearly a permutation of
+    the features. Shapes, dtypes and context: see `Flow`; of images, a context is a vector.
 
     Args:
         features: D, or (C, H, W) with H and W divisible by two to the power of ``levels`` - 1.
@@ -41,6 +53,9 @@ class RealNVP(Flow):
             images one equal number of channels per block of `flowkernels.nets.ConvResNet`, by default (64, 64, 64, 64).
         levels: of images.
         univariate: the map of one element; ``Affine("tanh")`` by default, the paper's bounded scale.
+        linear: of features, not of images: a layer before each coupling and one after the last, ``"lu"``,
+            ``"lu_permutation"``, ``"permutation"``, ``"reverse"`` or None; see `flowkernels.flows.CouplingFlow`.
+        seed: of what ``linear`` draws, a number or a generator on the CPU.
         batch_norm: a `flowkernels.transforms.BatchNorm` behind every coupling, and batch norm in the blocks.
         activation: of the networks.
         preprocessing: transforms that come first, e.g. ``[Dequantize(256, 3), Logit(0.05, event_dims=3)]``.
@@ -49,7 +64,7 @@ class RealNVP(Flow):
 
     Raises:
         ValueError: ``features``, ``transforms`` or ``levels`` is less than 1, or a shape does not fit ``levels``;
-            ``hidden`` does not fit the network.
+            ``hidden`` does not fit the network; ``linear`` is unknown, or given of images.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803.
@@ -74,6 +89,8 @@ class RealNVP(Flow):
         levels: int = 2,
         univariate: Univariate | None = None,
         batch_norm: bool = False,
+        linear: str | None = None,
+        seed: Seed = None,
         activation: Activation = F.relu,
         preprocessing: Sequence[Transform] = (),
         base: Base | None = None,
@@ -86,14 +103,17 @@ class RealNVP(Flow):
             features = size = count("flows.RealNVP", "features", features)
             hidden, transforms = (128, 128) if hidden is None else hidden, 6 if transforms is None else transforms
             couplings = coupling_layers(
-                "RealNVP", features, context, transforms, hidden, univariate, activation=activation
-            )
+                "RealNVP", features, context, transforms, hidden, univariate, activation=activation, linear=linear,
+                seed=seed,
+            )  # fmt: skip
             transform = Composite([*parts("Composite", preprocessing), *_normed(couplings, features, -1, batch_norm)])
         else:
             transforms, hidden = 3 if transforms is None else transforms, (64,) * 4 if hidden is None else hidden
             sizes = widths("flows.RealNVP", "hidden", hidden)
             if len(set(sizes)) != 1:
                 raise ValueError(f"flows.RealNVP: hidden must be equal numbers of channels, got {sizes}")
+            if linear is not None:
+                raise ValueError(f"flows.RealNVP: linear must be None on images, got {linear!r:.60}")
             shape = check_image("RealNVP", features, levels=levels, transforms=transforms)
             net = functools.partial(
                 ConvResNet, hidden=sizes[0], blocks=len(sizes), context=context, activation=activation,
@@ -126,8 +146,11 @@ def _scales(
     return scales
 
 
-def _normed(couplings: Sequence[Transform], features: int, channel_dim: int, batch_norm: bool) -> list[Transform]:
-    """With a batch normalisation behind every one, if wanted."""
-    if not batch_norm:
-        return list(couplings)
-    return [layer for coupling in couplings for layer in (coupling, BatchNorm(features, channel_dim=channel_dim))]
+def _normed(layers: Sequence[Transform], features: int, channel_dim: int, batch_norm: bool) -> list[Transform]:
+    """With a batch normalisation behind every coupling, if wanted."""
+    normed: list[Transform] = []
+    for layer in layers:
+        normed.append(layer)
+        if batch_norm and isinstance(layer, (Coupling, ImageCoupling)):
+            normed.append(BatchNorm(features, channel_dim=channel_dim))
+    return normed

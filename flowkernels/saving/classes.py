@@ -167,12 +167,12 @@ def _standardize(shape: Sequence[int]) -> transforms.Standardize:
 
 
 def _lu(cls: type, features: str, *names: str) -> Part:
-    """A rotation that the file's weights replace is not drawn from the global generator."""
+    """The file's weights and permutation replace whatever it starts as: nothing is drawn."""
 
     def arguments(m: Any) -> Arguments:
         return {features: m.features, **{name: getattr(m, name) for name in names}, "bias": m.bias is not None}
 
-    return Part(cls, arguments, lambda **given: cls(**given, seed=0))
+    return Part(cls, arguments, lambda **given: cls(**given, init="identity"))
 
 
 # ---- torch's layers ----

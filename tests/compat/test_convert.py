@@ -136,6 +136,15 @@ def test_nflows_there_and_back(name, context):
             assert torch.equal(ours.log_prob(draw(5, D)), before)
 
 
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_native_splines_with_lu_layers_to_nflows(autoregressive):
+    """Such layers have no permutation, as nflows' have none."""
+    ours = stretch(flowkernels.flows.NSF(D, transforms=2, hidden=(9,), autoregressive=autoregressive, linear="lu"))
+    theirs = flowkernels.to_nflows(ours.double().eval())
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.log_prob(draw(11, D)), ours.log_prob(draw(11, D)))
+
+
 @pytest.mark.parametrize("context", [0, 2], ids=["", "context"])
 @pytest.mark.parametrize("name", ZUKO)
 def test_zuko_there_and_back(name, context):

@@ -220,7 +220,7 @@ def models() -> Iterator[Case]:
         "NSF soft_clip": (flows.NSF, {"parametrization": "soft_clip"}),
         "NSF batch_norm": (flows.NSF, {"batch_norm": True}),
         "NSF autoregressive": (flows.NSF, {"autoregressive": True}),
-        "NSF lu": (flows.NSF, {"linear": "lu", "seed": 0}),
+        "NSF lu": (flows.NSF, {"linear": "lu_permutation", "seed": 0}),
         "MAF": (flows.MAF, {}),
         "MAF residual": (flows.MAF, {"residual": True}),
         "MAF tanh": (flows.MAF, {"activation": "tanh"}),

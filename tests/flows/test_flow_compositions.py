@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from flowkernels.distributions import DiagonalNormal
 from flowkernels.flows import IAF, MAF, NICE, NSF, CouplingFlow, Flow, RealNVP
 from flowkernels.nets import MLP, Constant, ResidualNet
-from flowkernels.transforms import RQS, Affine, Autoregressive, Coupling, DiagonalScale, Inverse, LULinear, Permutation
+from flowkernels.transforms import (
+    RQS,
+    Affine,
+    Autoregressive,
+    BatchNorm,
+    Coupling,
+    DiagonalScale,
+    Inverse,
+    LULinear,
+    Permutation,
+)
 from tests.flows.test_flows import integral
 from tests.transforms.test_transforms import jacobian
 
@@ -25,9 +35,10 @@ FLOWS = {
     "nsf": functools.partial(NSF, bins=4, **SMALL),
     "maf": functools.partial(MAF, **SMALL),
     "iaf": functools.partial(IAF, **SMALL),
+    "realnvp": functools.partial(RealNVP, **SMALL),
     "nsf-autoregressive": functools.partial(NSF, bins=4, autoregressive=True, **SMALL),
 }
-LINEAR = {"lu": LULinear, "permutation": Permutation, "reverse": Permutation}
+LINEAR = {"lu": LULinear, "lu_permutation": LULinear, "permutation": Permutation, "reverse": Permutation}
 EVERY = pytest.mark.parametrize("build", FLOWS.values(), ids=FLOWS)
 EVERY_LINEAR = pytest.mark.parametrize("linear", LINEAR)
 
@@ -155,9 +166,30 @@ def test_inverse_layers_are_all_turned_round() -> None:
     assert all(isinstance(layer, Inverse) for layer in IAF(3, linear="lu").transform)
 
 
+def test_batch_norm_lies_behind_couplings_alone() -> None:
+    kinds = [type(layer) for layer in RealNVP(4, transforms=2, hidden=8, batch_norm=True, linear="lu").transform]
+    assert kinds == [LULinear, *(Coupling, BatchNorm, LULinear) * 2]
+
+
+@EVERY
+def test_lu_starts_at_the_identity(build) -> None:
+    """A flow with the layers and one without them, of the same networks, are the same numbers, not only close."""
+    x = torch.randn(50, 4)
+    flows = []
+    for linear in ("lu", None):
+        torch.manual_seed(0)
+        flows.append(build(4, linear=linear))
+    z, ladj = flows[0].transform(x)
+    wanted = flows[1].transform(x)
+    torch.testing.assert_close((z, ladj), wanted, rtol=0, atol=1e-6)
+    for layer in flows[0].transform:
+        if isinstance(plain(layer), LULinear):
+            assert torch.equal(layer(x)[0], x) and not layer(x)[1].any()
+
+
 def test_lu_starts_as_a_random_permutation() -> None:
     orders = []
-    for layer in NSF(6, transforms=20, hidden=8, linear="lu", seed=0).transform:
+    for layer in NSF(6, transforms=20, hidden=8, linear="lu_permutation", seed=0).transform:
         if isinstance(layer, LULinear):
             x = torch.arange(6.0)
             y, ladj = layer(x)
@@ -233,13 +265,13 @@ def test_seed_sets_what_is_drawn(build, linear) -> None:
 
     one, two, other = drawn(1), drawn(torch.Generator().manual_seed(1)), drawn(2)
     assert len(one) > 0 and all(map(torch.equal, one, two))
-    assert all(map(torch.equal, one, other)) == (linear == "reverse")
+    assert all(map(torch.equal, one, other)) == (linear in ("reverse", "lu"))
 
 
 @EVERY
 def test_copies_and_checkpoints(build) -> None:
     """Another draw of permutations comes back with the weights."""
-    flow, fresh = (loose(build(5, linear="lu", seed=seed)) for seed in (0, 1))
+    flow, fresh = (loose(build(5, linear="lu_permutation", seed=seed)) for seed in (0, 1))
     x = torch.randn(6, 5, dtype=torch.float64)
     wanted = flow.log_prob(x)
     assert (fresh.log_prob(x) != wanted).any()
@@ -258,7 +290,7 @@ def test_compiles_whole() -> None:
 def test_the_papers_model() -> None:
     """Layer by layer nflows' own, whose LULinear has no permutation in it; and none of them is the identity."""
     nflows = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
-    flow = loose(NSF(4, bins=5, linear="lu", **SMALL))
+    flow = loose(NSF(4, bins=5, linear="lu_permutation", **SMALL))
     x = torch.randn(50, 4, dtype=torch.float64)
     h, total = x, torch.zeros(50, dtype=torch.float64)
     for layer in flow.transform:
@@ -293,10 +325,12 @@ def test_the_papers_model() -> None:
         (lambda: CouplingFlow(2, univariate=RQS), TypeError, "flows.CouplingFlow: univariate must be .*, got RQS"),
         (lambda: CouplingFlow(2, batch_norm=1), ValueError, "flows.CouplingFlow: batch_norm must be True or False"),
         (lambda: CouplingFlow(2, seed="a"), TypeError, "flows.CouplingFlow: seed must be .*, got 'a'"),
-        (lambda: MAF(2, linear="svd"), ValueError, "flows.MAF: linear must be None, .*, got 'svd'"),
+        (lambda: MAF(2, linear="svd"), ValueError, "flows.MAF: linear must be None or one of .*, got 'svd'"),
         (lambda: IAF(2, -1), ValueError, "flows.IAF: context must be at least 0, got -1"),
         (lambda: MAF(2, residual="no"), ValueError, "flows.MAF: residual must be True or False, got 'no'"),
-        (lambda: NSF(2, linear=True), ValueError, "flows.NSF: linear must be None, .*, got True"),
+        (lambda: NSF(2, linear=True), ValueError, "flows.NSF: linear must be None or one of .*, got True"),
+        (lambda: RealNVP(2, linear="svd"), ValueError, "flows.RealNVP: linear must be None or one of .*, got 'svd'"),
+        (lambda: RealNVP((1, 4, 4), linear="lu"), ValueError, "flows.RealNVP: linear must be None on images, got 'lu'"),
         (lambda: NSF(2, univariate=Affine(), bins=4), ValueError, r"must come without .*, got both, RQS\(bins=4"),
         (lambda: NSF(2, univariate=3), TypeError, "flows.NSF: univariate must be a map of one feature, .*, got 3"),
         (lambda: NSF(2, bin=4), TypeError, "flows.NSF: keywords must be of its own settings, got bin=4"),

@@ -17,6 +17,8 @@ CASES = {
     "no bias": (lambda seed=0: LULinear(4, bias=False, seed=seed), (2, 3, 4)),
     "one feature": (lambda seed=0: LULinear(1, seed=seed), (9, 1)),
     "channels": (lambda seed=0: LULinear(3, channel_dim=1, seed=seed), (4, 3, 5)),
+    "permutation": (lambda seed=0: LULinear(5, init="permutation", seed=seed), (9, 5)),
+    "identity": (lambda seed=0: LULinear(5, init="identity", seed=seed), (9, 5)),
     "images": (lambda seed=0: LUConv1x1(6, seed=seed), (3, 6, 4, 4)),
     "images, bias": (lambda seed=0: LUConv1x1(6, bias=True, seed=seed), (3, 6, 2, 2)),
 }
@@ -46,8 +48,27 @@ def test_starts_as_a_rotation(build, shape) -> None:
     y, ladj = layer(x)
     torch.testing.assert_close(y.norm(dim=layer.channel_dim), x.norm(dim=layer.channel_dim))
     torch.testing.assert_close(ladj, torch.zeros_like(ladj), rtol=0, atol=1e-4)
-    assert layer.features == 1 or (y - x).abs().max() > 0.1
+    assert layer.features == 1 or (y - x).abs().max() > 0.1 or build is CASES["identity"][0]
     assert set(layer.sign_s.tolist()) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", [LULinear, LUConv1x1])
+def test_starts_that_keep_numbers(kind) -> None:
+    """The identity to the bit and without a draw, and permutations, of which each seed has its own."""
+    x = torch.randn(3, 6, 2, 2) if kind is LUConv1x1 else torch.randn(3, 6)
+    state = torch.get_rng_state()
+    layer = kind(6, init="identity")
+    assert torch.equal(torch.get_rng_state(), state)
+    for y, ladj in (layer(x), layer.inverse(x)):
+        assert torch.equal(y, x) and not ladj.any()
+    orders = set()
+    for seed in range(5):
+        layer = kind(6, init="permutation", seed=seed)
+        order, y = layer.permutation, layer(x)[0]
+        assert torch.equal(y, x[:, order]) and not layer(x)[1].any()
+        assert torch.equal(layer.inverse(y)[0], x)
+        orders.add(tuple(order.tolist()))
+    assert len(orders) == 5
 
 
 def test_seeds() -> None:
@@ -135,6 +156,7 @@ def test_repr() -> None:
         (lambda: LULinear(0), "LULinear: features must be a positive integer, got 0"),
         (lambda: LULinear(2.0), "LULinear: features must be a positive integer, got 2.0"),  # type: ignore[arg-type]
         (lambda: LULinear(2, channel_dim=2), r"LULinear: channel_dim must be -1 .* or 1 .*, got 2"),
+        (lambda: LULinear(2, init="one"), "LULinear: init must be .*, got 'one'"),
         (lambda: LULinear(2)(torch.zeros(3, 4)), r"LULinear: x must be \[..., 2\], got \[3, 4\]"),
         (lambda: LUConv1x1(2)(torch.zeros(3, 4, 5, 5)), r"LUConv1x1: x must be \[N, 2, ...\], got \[3, 4, 5, 5\]"),
         (lambda: LUConv1x1(2).inverse(torch.zeros(2)), r"LUConv1x1: x must be \[N, 2, ...\], got \[2\]"),

@@ -92,6 +92,8 @@ MODELS = {
     "NSF": lambda: flows.NSF(D, transforms=6, hidden=(16, 16), linear="lu", seed=0),
     "couplings": lambda: flows.CouplingFlow(D, transforms=6, hidden=(16, 16), linear="lu", seed=0),
     "MAF": lambda: flows.MAF(D, transforms=6, hidden=(16, 16), linear="lu", seed=0),
+    "IAF": lambda: flows.IAF(D, transforms=6, hidden=(16, 16), linear="lu"),
+    "Real NVP": lambda: flows.RealNVP(D, transforms=6, hidden=(16, 16), linear="lu"),
     "NICE": lambda: flows.NICE(D, transforms=6, hidden=(16, 16)),
 }
 

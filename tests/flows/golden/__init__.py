@@ -140,6 +140,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     ).eval(),
     "embedding-net": lambda: CouplingFlow(3, 3, embedding=nets.ResidualNet(2, 3, 4, 1), net="residual", **SMALL),
     "realnvp": lambda: RealNVP(4, batch_norm=True, **SMALL).eval(),
+    "realnvp-lu": lambda: RealNVP(3, linear="lu", **SMALL),
     "realnvp-images": lambda: RealNVP((1, 4, 4), transforms=1, hidden=(2,), levels=1, batch_norm=True).eval(),
     "glow": lambda: Glow((1, 4, 4), levels=2, steps=1, hidden=(2, 2), preprocessing=[Dequantize(4, 3)]).eval(),
     "glow-classes": lambda: Glow((1, 4, 4), levels=1, steps=1, hidden=2, classes=2, permutation="shuffle").eval(),
