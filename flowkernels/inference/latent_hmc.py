@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from flowkernels._arguments import check_tensor, count, positive, share
 from flowkernels.flows import Flow
-from flowkernels.objectives.draws import LogDensity, check, density
+from flowkernels.objectives.draws import LogDensity, check
 
 from .chains import Chains
+from .hamiltonian import StepSize, look_by, move
 
 
 def latent_hmc(
@@ -66,35 +65,20 @@ def latent_hmc(
         count(where, *of) for of in (("steps", steps), ("chains", chains), ("leapfrog", leapfrog))
     )
     warmup = max(50, steps // 2) if warmup is None else count(where, "warmup", warmup, 0)
-    size = _StepSize(positive(where, "step_size", step_size), share(where, "target_rate", target_rate))
+    size = StepSize(positive(where, "step_size", step_size), share(where, "target_rate", target_rate))
     if not 0 < target_rate < 1:
         raise ValueError(f"{where}: target_rate must be above 0 and below 1, got {target_rate!r}")
     if context is not None:
         check_tensor(where, "context", context)
         context = context.detach().expand(chains, -1) if context.dim() == 1 else context
 
-    def look(z: Tensor) -> _State:
-        """The point, the density and its slope at a latent."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            embedded = flow.embed(context)
-            x, ladj = flow._decode(z, embedded)
-            log_p = density(where, log_target, x, ladj, "log_target")
-            whole = log_p + ladj
-            (slope,) = torch.autograd.grad(whole.sum(), z)
-        return _State(z.detach(), x.detach(), log_p.detach(), whole.detach(), slope)
-
     with torch.no_grad():
-        now = look(flow.base.rsample(chains if context is None else (), flow.embed(context)))
+        embedded = flow.embed(context)
+        look = look_by(where, flow, log_target, embedded)
+        now = look(flow.base.rsample(chains if context is None else (), embedded))
         states, targets, rates, divergences = [], [], [], 0
         for i in range(warmup + steps):
-            momentum = torch.randn_like(now.z)
-            new, end = _trajectory(look, now, momentum, size.now, leapfrog)
-            change = (new.density - _kinetic(end)) - (now.density - _kinetic(momentum))
-            lost = ~change.isfinite()
-            probability = torch.where(lost, 0.0, change.clamp(max=0).exp())
-            takes = torch.rand_like(probability) < probability
-            now = now.where(takes, new)
+            now, probability, lost = move(look, now, size.now, leapfrog)
             if i < warmup:
                 size.learn(float(probability.mean()))
                 if i == warmup - 1:
@@ -105,53 +89,3 @@ def latent_hmc(
             rates.append(probability.mean())
             divergences += int(lost.sum())
     return Chains(torch.stack(states), torch.stack(targets), float(torch.stack(rates).mean()), size.now, divergences)
-
-
-class _State:
-    """A latent of every chain, and what belongs to it."""
-
-    def __init__(self, z: Tensor, x: Tensor, log_p: Tensor, density: Tensor, slope: Tensor) -> None:
-        self.z, self.x, self.log_p, self.density, self.slope = z, x, log_p, density, slope
-
-    def where(self, takes: Tensor, other: _State) -> _State:
-        """The other's, of the chains that take it."""
-        return _State(
-            *(
-                torch.where(takes.reshape(-1, *[1] * (mine.dim() - 1)), theirs, mine)
-                for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
-            )
-        )
-
-
-def _kinetic(momentum: Tensor) -> Tensor:
-    return 0.5 * momentum.square().flatten(1).sum(1)
-
-
-def _trajectory(look, state: _State, momentum: Tensor, size: float, steps: int) -> tuple[_State, Tensor]:
-    momentum = momentum + 0.5 * size * state.slope
-    for i in range(steps):
-        state = look(state.z + size * momentum)
-        momentum = momentum + (size if i < steps - 1 else 0.5 * size) * state.slope
-    return state, momentum
-
-
-class _StepSize:
-    """Dual averaging of the logarithm of a step size, with the constants of Hoffman and Gelman."""
-
-    def __init__(self, first: float, rate: float) -> None:
-        self.now, self._rate = first, rate
-        self._drawn_to, self._off, self._mean, self._n = math.log(10 * first), 0.0, 0.0, 0
-
-    def learn(self, probability: float) -> None:
-        """One step of the warmup, and how likely it was accepted."""
-        self._n += 1
-        share = 1 / (self._n + 10)
-        self._off += share * (self._rate - probability - self._off)
-        logarithm = self._drawn_to - self._n**0.5 / 0.05 * self._off
-        weight = self._n**-0.75
-        self._mean += weight * (logarithm - self._mean)
-        self.now = math.exp(min(max(logarithm, -20.0), 5.0))
-
-    def settle(self) -> None:
-        """The mean of the warmup, from here on."""
-        self.now = math.exp(min(max(self._mean, -20.0), 5.0))

@@ -165,6 +165,68 @@ def test_latent_hmc_keeps_its_step_without_a_warmup_and_takes_one_context() -> N
     assert all(p.grad is None for p in flow.parameters())
 
 
+FAR = torch.tensor([2.0, -1.5], dtype=torch.float64)
+
+
+def far(x: Tensor) -> Tensor:
+    """N(FAR, 0.4²), times e^LOG_Z: where the flow has next to no samples."""
+    return Normal(FAR, torch.full_like(FAR, 0.4)).log_prob(x).sum(-1) + LOG_Z
+
+
+@pytest.mark.parametrize(
+    "settings", [{"leapfrog": 3, "pilot": 16}, {"leapfrog": 1, "target_rate": 0.57, "steps": 3}], ids=str
+)
+def test_annealed_importance_sampling(settings) -> None:
+    """Evidence and moments within five of their errors, with an effective size that plain weights do not come near."""
+    torch.manual_seed(0)
+    flow = proposal()
+    plain = inference.importance_sampling(flow, far, 1000)
+    found = inference.annealed_importance_sampling(flow, far, 800, temperatures=10, **settings)
+    assert found.x.shape == (800, 2) and not found.x.requires_grad
+    assert found.ess > 100 > 2 * plain.ess
+    assert abs(found.log_evidence.value - LOG_Z) < 5 * found.log_evidence.error < 0.5
+    for f, right in ((lambda x: x, FAR), (lambda x: (x - FAR).square(), torch.full_like(FAR, 0.16))):
+        estimate = found.expectation(f)
+        assert ((estimate.value - right).abs() < 5 * estimate.error).all() and (estimate.error < 0.1).all()
+    assert all(p.grad is None for p in flow.parameters())
+
+
+def test_the_error_of_an_annealed_evidence_is_its_deviation() -> None:
+    torch.manual_seed(1)
+    flow = proposal()
+    runs = [
+        inference.annealed_importance_sampling(
+            flow, log_target, 100, temperatures=3, leapfrog=2, pilot=0, step_size=0.7
+        ).log_evidence
+        for _ in range(40)
+    ]
+    values, errors = (torch.stack(t) for t in zip(*runs, strict=True))
+    torch.testing.assert_close(values.std(), errors.mean(), rtol=0.35, atol=0)
+    assert abs(values.exp().mean() - math.exp(LOG_Z)) < 5 * values.exp().std() / 40**0.5
+
+
+def test_annealing_at_once_is_importance_sampling() -> None:
+    flow = proposal()
+    torch.manual_seed(2)
+    found = inference.annealed_importance_sampling(flow, log_target, 50, temperatures=1)
+    torch.testing.assert_close(found.log_weights, log_target(found.x) - flow.log_prob(found.x))
+
+
+def test_temperatures_of_ones_own_a_context_and_where_the_target_is_no_number() -> None:
+    flow = flows.RealNVP(2, context=3)
+    torch.manual_seed(3)
+
+    def half(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 0, -x.square().sum(-1), torch.where(x[:, 1] > 0, math.nan, -math.inf))
+
+    found = inference.annealed_importance_sampling(
+        flow, half, 400, temperatures=[0.1, 0.5, 1.0], leapfrog=2, pilot=8, context=torch.zeros(3)
+    )
+    assert not found.log_weights.isnan().any() and (found.log_weights == -math.inf).any()
+    assert (found.x[found.weights > 0, 0] > 0).all()
+    assert abs(found.log_evidence.value - math.log(math.pi / 2)) < 5 * found.log_evidence.error < 0.5
+
+
 def test_an_energy_that_is_no_number_is_refused() -> None:
     torch.manual_seed(5)
     found = inference.latent_hmc(
@@ -208,6 +270,8 @@ def of_three(flow: flows.Flow) -> inference.Weighted:
 
 
 metropolis, hmc = inference.independence_metropolis, inference.latent_hmc
+THREE = torch.zeros(1, 3)
+annealed = inference.annealed_importance_sampling
 
 
 @pytest.mark.parametrize(
@@ -224,6 +288,14 @@ metropolis, hmc = inference.independence_metropolis, inference.latent_hmc
         (lambda f: hmc(abs, log_target, 3), TypeError, "flow must be a flowkernels"),  # type: ignore[arg-type]
         (lambda f: hmc(f, log_target, 3, step_size=0), ValueError, "step_size must be a finite number above 0"),
         (lambda f: hmc(f, log_target, 3, target_rate=1.0), ValueError, "target_rate must be above 0 and below 1"),
+        (lambda f: annealed(f, abs, 3), ValueError, r"log_target must return \[64\] for x \[64, 2\]"),
+        (lambda f: annealed(f, log_target, 0), ValueError, "n must be at least 1, got 0"),
+        (lambda f: annealed(f, log_target, 3, temperatures=0), ValueError, "temperatures must be at least 1, got 0"),
+        (lambda f: annealed(f, log_target, 3, temperatures=[0.5]), ValueError, "numbers that rise from above 0 to 1"),
+        (lambda f: annealed(f, log_target, 3, temperatures=[0.0, 1.0]), ValueError, "numbers that rise from above 0"),
+        (lambda f: annealed(f, log_target, 3, target_rate=0), ValueError, "target_rate must be above 0 and below 1"),
+        (lambda f: annealed(f, log_target, 3, pilot=-1), ValueError, "pilot must be at least 0, got -1"),
+        (lambda f: annealed(f, log_target, 3, context=THREE), ValueError, r"context must be \[C\], got \[1, 3\]"),
         (lambda f: inference.rhat(torch.zeros(3, 2, 1)), ValueError, r"at least 4 steps, got \[3, 2, 1\]"),
     ],
 )
