@@ -27,7 +27,8 @@ def convert(model: nn.Module) -> Flow:
     training mode, dtype and device are the model's. Layers: of nflows spline, affine and additive couplings on
     ``ResidualNet``, masked autoregressive affine and spline layers, ``LULinear``, ``ActNorm``, permutations, fixed
     affine maps and inverses; of zuko masked autoregressive, coupling and elementwise layers with splines (circular ones
-    too) or affine maps, permutations and fixed affine maps. An accelerated model is converted as its original.
+    too) or affine maps, continuous layers, permutations and fixed affine maps. An accelerated model is converted as its
+    original.
 
     Args:
         model: a flow of nflows or of zuko; of an estimator made by sbi its ``net``.
@@ -94,7 +95,7 @@ def to_zuko(flow: Flow) -> Any:
         flow: of couplings on ``nets.MLP`` and autoregressive layers on plain ``nets.MADE`` (with a context:
             ``context_activation=False``), with ``RQS(parametrization="soft_clip")`` or ``Affine("soft_clip")``, and
             ``Permutation``, on a ``StandardNormal`` or a ``UniformBox``; couplings that map every feature are zuko's
-            elementwise layers, there on ``nets.Constant`` too.
+            elementwise layers, there on ``nets.Constant`` too; ``Continuous`` by dopri5 that sees sinusoidal time.
 
     Raises:
         TypeError: ``flow`` is not a `Flow`.

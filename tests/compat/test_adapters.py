@@ -42,6 +42,7 @@ def instances() -> dict[str, nn.Module]:
         zuko.flows.MaskedAutoregressiveTransform(3),
         zuko.flows.GeneralCouplingTransform(3),
         zuko.flows.gaussianization.ElementWiseTransform(3, univariate=MonotonicRQSTransform, shapes=[(4,), (4,), (3,)]),
+        zuko.flows.continuous.FFJTransform(3),
         freia.PermuteRandom([(3,)]),
         freia.AllInOneBlock([(4, 2, 2)], subnet_constructor=lambda a, b: nn.Conv2d(a, b, 1)),
         freia.GLOWCouplingBlock([(3,)], subnet_constructor=dense),

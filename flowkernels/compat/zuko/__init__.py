@@ -13,6 +13,9 @@ A lazy transform returns a subclass of the transform of zuko that it returned be
 | gradients of samples of NAF and UNAF to weights     | off by some per cent    | those of differences           |
 | ladj of a mixture where its density underflows      | -inf                    | its logarithm                  |
 | a batch of no rows                                  | RuntimeError            | no rows                        |
+| CNF: steps of its solver                            | the batch's             | each row's own                 |
+| CNF: gradients                                      | the adjoint's, solved   | exactly those of the steps     |
+| CNF: multiples of pi in float64                     | of float32              | of float64                     |
 | float16 and bfloat16                                | ladj in that type       | ladj in float32                |
 | `base` of the transform of an elementwise layer     | built on every call     | built when it is asked for     |
 
@@ -28,7 +31,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkernels.compat.engine.patch import FastMethods, or_theirs
+from flowkernels.compat.engine.patch import FastMethods, or_theirs, original_class
 from flowkernels.compat.engine.registry import Library, Target
 
 
@@ -46,6 +49,21 @@ def _lazy(transform: str, what: str, refusal: str = "describe", bypassed: str = 
         return getattr(describe, refusal)(layer)
 
     return Target(type(transform, (FastMethods,), {"forward": forward}), frozenset(bypassed.split()), what, why)
+
+
+class FreeForm(FastMethods):
+    """The methods of an accelerated FFJTransform."""
+
+    def forward(self: Any, c: Tensor | None = None) -> Any:
+        from . import continuous
+
+        return continuous.FreeFormTransform(self, c, original_class(self).forward(self, c))
+
+
+def _free_form_refusal(layer: Any) -> object:
+    from . import continuous
+
+    return continuous.refusal(layer)
 
 
 class Composed(FastMethods):
@@ -80,6 +98,12 @@ LIBRARY = Library(
         ),
         "flows.gaussianization.ElementWiseTransform": _lazy(
             "DependentTransform", "spline, polynomial or mixture, MNN or UMNN", "elementwise_refusal", "forward"
+        ),
+        "flows.continuous.FFJTransform": Target(
+            FreeForm,
+            frozenset({"forward", "f"}),
+            "field, trace and solver as one op, each row with steps of its own, forward and back",
+            _free_form_refusal,
         ),
     },
     base="lazy.LazyTransform",

@@ -31,6 +31,7 @@ from flowkernels.ops.net.activations import TABLE, name_of
 from flowkernels.transforms import (
     Autoregressive,
     Composite,
+    Continuous,
     Coupling,
     Inverse,
     LULinear,
@@ -40,6 +41,7 @@ from flowkernels.transforms import (
     Transform,
 )
 
+from .continuous import Field, Times, field_of, times_of
 from .describe import GAUSSIANIZATION, describe, own_params, plan_of
 from .monotone import SETTINGS, MonotoneMap
 from .monotone import read as read_monotone
@@ -185,6 +187,25 @@ def _elementwise(layer: Any, features: int) -> Transform:
     return Coupling([1] * features, net, univariate)
 
 
+@torch.no_grad()
+def _continuous(layer: Any, features: int) -> Transform:
+    field, times = field_of(layer), times_of(layer)
+    if not isinstance(field, Field) or not isinstance(times, Times):
+        reason = field if isinstance(field, str) else times
+        raise CannotConvert(f"convert: a continuous layer must have a field that the op has, but {reason}")
+    layers = field.layers(times.waves, True)
+    native = Continuous(
+        features, [len(bias) for _, bias in layers[:-1]], activation=field.activation, rtol=layer.rtol, atol=layer.atol,
+        context=layers[0][0].shape[1] - features - 2 * times.waves, t0=times.t0, t1=times.t1, noise="gaussian",
+        trace="exact" if layer.exact else "hutchinson", time="sinusoidal" if times.waves else "none",
+        frequencies=times.waves or 1, seed=0,
+    ).double()  # fmt: skip
+    for ours, theirs in zip(native.layers(), layers, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            a.copy_(b)
+    return native
+
+
 _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
     "lazy.LazyComposedTransform": lambda m, D: Composite([_transform(t, D) for t in m.transforms]),
     "lazy.LazyInverse": lambda m, D: Inverse(_transform(m.transform, D)),
@@ -192,6 +213,7 @@ _NATIVE: dict[str, Callable[[Any, int], Transform]] = {
     "flows.autoregressive.MaskedAutoregressiveTransform": _autoregressive,
     "flows.coupling.GeneralCouplingTransform": _coupling,
     "flows.gaussianization.ElementWiseTransform": _elementwise,
+    "flows.continuous.FFJTransform": _continuous,
 }
 
 
@@ -224,6 +246,8 @@ def _their_layer(part: Any) -> Any:
         return _their_coupling(part)
     if type(part) is Coupling and type(part.conditioner) is Constant and bool(part.split.mask.all()):
         return _their_elementwise(part)
+    if type(part) is Continuous:
+        return _their_continuous(part)
     raise cannot("to_zuko", part, "of this kind")
 
 
@@ -332,6 +356,26 @@ def _their_coupling(part: Any) -> Any:
         layer = flows.GeneralCouplingTransform(*sizes, mask=~mask, **settings)
     rows = _their_rows(layer.double(), part.split.n_transformed)
     _copied([*layer.hyper][::2], [*net.hidden_layers, net.final_layer], rows)
+    return layer
+
+
+@torch.no_grad()
+def _their_continuous(part: Any) -> Any:
+    if part.solver != "dopri5" or part.time == "concat" or (part.trace != "exact" and part.noise != "gaussian"):
+        raise cannot("to_zuko", part, f"by {part.solver}, with time={part.time!r} and noise={part.noise!r}")
+    module = nn.Softplus if part.activation == "softplus" else TABLE[part.activation].module
+    waves = part.frequencies if part.time == "sinusoidal" else 0
+    layer: Any = flows.continuous.FFJTransform(
+        part.features, part.context, waves, part.atol, part.rtol, part.trace == "exact", hidden_features=part.hidden,
+        activation=module,
+    ).double()  # fmt: skip
+    layer.times.copy_(torch.tensor((part.t0, part.t1)))
+    (weight, bias), *rest = part.layers()
+    of_x, of_time, of_context = weight.tensor_split((part.features, part.features + 2 * waves), 1)
+    for theirs, (w, b) in zip(
+        [*layer.ode][::2], [(torch.cat((of_time, of_x, of_context), 1), bias), *rest], strict=True
+    ):
+        copied(theirs, w, b)
     return layer
 
 
