@@ -30,6 +30,7 @@ def instances() -> dict[str, nn.Module]:
     import zuko
     from FrEIA import modules as freia
     from normflows import flows as normflows
+    from normflows.nets import LipschitzMLP
     from pyro.distributions import transforms as pyro
     from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN, DenseNN
     from zuko.transforms import MonotonicRQSTransform
@@ -44,6 +45,8 @@ def instances() -> dict[str, nn.Module]:
         zuko.flows.gaussianization.ElementWiseTransform(3, univariate=MonotonicRQSTransform, shapes=[(4,), (4,), (3,)]),
         zuko.flows.continuous.FFJTransform(3),
         freia.PermuteRandom([(3,)]),
+        freia.IResNetLayer([(3,)]),
+        normflows.Residual(LipschitzMLP([3, 8, 3])),
         freia.AllInOneBlock([(4, 2, 2)], subnet_constructor=lambda a, b: nn.Conv2d(a, b, 1)),
         freia.GLOWCouplingBlock([(3,)], subnet_constructor=dense),
         freia.RNVPCouplingBlock([(3,)], subnet_constructor=dense),

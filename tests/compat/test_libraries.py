@@ -40,7 +40,7 @@ def layers() -> list[nn.Module]:
         glasflow_models.cases, normflows_models.cases,
     )  # fmt: skip
     found = [module for make in cases for layer, *_ in make().values() for module in layer.modules()]
-    return [*found, nf.flows.Planar((3,)), nf.flows.Radial((3,))]
+    return [*found, nf.flows.Planar((3,)), nf.flows.Radial((3,)), nf.flows.Residual(nf.nets.LipschitzMLP([3, 4, 3]))]
 
 
 def resolve(library, name):
@@ -217,7 +217,7 @@ def test_normflows_left_alone():
     assert "not one of channels" in refused(F.AffineCouplingBlock(nn.Identity(), split_mode="checkerboard"))
     assert "not of 0 and 1" in refused(F.MaskedAffineFlow(torch.tensor([0.0, 0.5])))
     assert "not one number per channel" in refused(F.ActNorm((3, 4, 4)))
-    assert "no fused path" in refused(F.Residual(nf.nets.LipschitzMLP([2, 4, 2])))
+    assert "no fused path" in refused(F.BatchNorm())
     assert "one copy" in refused(F.Permute(4))
 
 

@@ -10,6 +10,12 @@ in its affine layers and 1 × 1 convolutions:
 | features: a hidden unit of its MLP is minus infinity    | NaN there             | 0, what a relu returns           |
 | `Planar`: w is 0                                        | NaN                   | u as it is                       |
 | `Planar`, `Radial`: a logit above 88 of a softplus      | infinite, or NaN      | the logit                        |
+| `Residual`: log-determinant                             | a random estimate     | exact, and nothing is drawn      |
+| the same, a step of training of a large layer           | no log-determinant    | an unbiased estimate of it       |
+| the same in evaluation                                  | often no gradient     | its gradient                     |
+| the same, gradients of a loss that weights rows         | the first row's weight | each row's own                  |
+| the same: the inverse                                   | to steps of 0.003     | to rounding                      |
+| the same: inputs that ask for no gradient               | are made to           | stay as they are                 |
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from flowkernels.compat.engine.registry import Library, Target
 from flowkernels.compat.nflows import TARGETS as NFLOWS
 from flowkernels.compat.nflows.describe import listed_refusal
 
-from . import affine, conv, describe, flow, low_rank
+from . import affine, conv, describe, flow, low_rank, residual
 
 _BOTH = frozenset({"forward", "inverse"})
 
@@ -81,6 +87,13 @@ LIBRARY = Library(
             low_rank.planar_refusal,
         ),
         "flows.radial.Radial": Target(low_rank.Radial, _BOTH, "one op; inverse, which normflows lacks"),
+        "flows.residual.Residual": Target(
+            residual.Residual,
+            _BOTH,
+            "of a LipschitzMLP: one op with the exact log-determinant (an estimate in training large ones), and the "
+            "inverse to rounding",
+            residual.refusal,
+        ),
     },
     base="flows.base.Flow",
     containers={
