@@ -24,7 +24,9 @@ from bench.suites import (
     mixture,
     model,
     monotone,
+    ode_flow,
     polynomial,
+    residual_flow,
     rqs,
     sample,
 )
@@ -39,6 +41,8 @@ SUITES: tuple[Suite[Any, Any], ...] = (
     polynomial.SUITE,
     block.SUITE,
     low_rank.SUITE,
+    ode_flow.SUITE,
+    residual_flow.SUITE,
 )  # fmt: skip
 PARAMS = [pytest.param(suite, *point, id=suite.id(*point)) for suite in SUITES for point in suite.points]
 

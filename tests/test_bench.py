@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from bench import traces
 from bench.bench_suites import SUITES
 from bench.report import compare, machine, memory
-from bench.suites import affine, dropin, glue, masked, model, rqs, sample
+from bench.suite import BACKWARD, FORWARD, INVERSE
+from bench.suites import affine, dropin, glue, masked, model, ode_flow, residual_flow, rqs, sample
 from bench.suites.dropin_models import MODELS
 from flowkernels import _native
 
@@ -358,3 +360,32 @@ def test_the_command_runs(tmp_path: Path) -> None:
     assert first["saved_bytes"] == 4 * 4 * 6 * 24 and result.machine["read_gbps"] > 0
     assert [row["row"] for row in together] == ["before", "accelerated"]  # timed turn by turn
     assert together[0]["rounds"] == together[1]["rounds"] > 0 and all(row["median_s"] > 0 for row in together)
+
+
+# ---- traces ----
+
+
+@pytest.mark.slow
+def test_traces_are_measured_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "ROWS", 4)
+    monkeypatch.setattr(traces, "TURNS", 1)
+    assert traces.main(["--folder", str(tmp_path), "--most", "4"]) == 0
+    found = json.loads((tmp_path / "traces.json").read_text())
+    assert [*found["forward"]["exact"]] == ["2", "4"] and found["forward + backward"]["hutchinson"]["4"] > 0
+    assert (tmp_path / "plot-traces.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("op", [FORWARD, INVERSE, BACKWARD])
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param(ode_flow.SUITE, id="continuous", marks=pytest.mark.slow),
+        pytest.param(residual_flow.SUITE, id="residual"),
+    ],
+)
+def test_rows_of_fields_agree_with_the_truth(suite: Any, op: str) -> None:
+    point = next(p for p in suite.points if p.op == op)
+    inputs = suite.inputs(*suite.smaller(*point.size))
+    for name in [p.row for p in suite.points if p.op == op and p.size == point.size]:
+        row = suite.rows[name]
+        assert suite.ready(row, inputs, op).error(suite.truth(row.truth, inputs, op)) < 1e-2
