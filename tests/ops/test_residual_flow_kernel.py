@@ -90,6 +90,29 @@ def test_a_determinant_of_any_matrix(D, isa) -> None:
         torch.testing.assert_close(mine, truth, rtol=1e-8, atol=1e-9 * float(truth.abs().max()))
 
 
+def test_rows_of_a_contractions_inverse_change_places(isa) -> None:
+    """A pivot of 0.06 above 0.31, where 0.99 bounds the slope."""
+    J = 0.99 * torch.tensor([[-0.95, 0.3122], [-0.3122, -0.95]], dtype=torch.float64)
+    y = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    x, _ = ops.residual_flow(y, [(J, torch.zeros(2).double())], inverse=True, lipschitz=0.99, backend="cpu")
+    v = torch.randn(5, 2, dtype=torch.float64)
+    (found,) = torch.autograd.grad(x, y, v)
+    torch.testing.assert_close(found, torch.linalg.solve(torch.eye(2).double() + J.mT, v.mT).mT)
+
+
+@pytest.mark.parametrize("z", [1e38, -1e38])
+def test_a_slope_where_beta_times_z_overflows(z, isa) -> None:
+    layers = [(torch.tensor([[0.1]]), torch.zeros(1))]
+    found, right = (
+        ops.residual_flow(
+            torch.tensor([[z]]), layers, betas=torch.tensor([10.0]), preactivated=True, backend=backend
+        )[1]
+        for backend in ("cpu", "reference")
+    )  # fmt: skip
+    assert right.isfinite().all()
+    torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e3, 1e30])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_values_far_out_are_the_references(way, scale, isa) -> None:

@@ -2,7 +2,22 @@
 
 from tests.mutate.mutation import Mutation
 
-from . import affine, batch_norm, block_made, channels, common, cuda, flow_layer, gates, low_rank, monotone, net, rqs
+from . import (
+    affine,
+    batch_norm,
+    block_made,
+    channels,
+    common,
+    cuda,
+    flow_layer,
+    gates,
+    low_rank,
+    monotone,
+    net,
+    ode_flow,
+    residual_flow,
+    rqs,
+)
 
 MUTATIONS: tuple[Mutation, ...] = (
     *rqs.MUTATIONS,
@@ -13,6 +28,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     *flow_layer.MUTATIONS,
     *block_made.MUTATIONS,
     *low_rank.MUTATIONS,
+    *ode_flow.MUTATIONS,
+    *residual_flow.MUTATIONS,
     *gates.MUTATIONS,
     *monotone.MUTATIONS,
     *common.MUTATIONS,
