@@ -178,19 +178,17 @@ def monotone_fwd(
             y, slope = _run(v, packed, room, N, ACTIVATION, POSITIVE, KINDS, HP, SP, U, R, BK, dtype)
             log = tl.log(slope)
         elif POSITIVE:
-            f_low = at
-            f_high = at
-            slope_low = at
+            y = at
             slope = at
+            active = ok
             for end in range(2):
-                f_low = f_high
-                slope_low = slope
-                f_high, slope = _run(
-                    tl.where(end == 0, low, high), packed, room, N, ACTIVATION, POSITIVE, KINDS, HP, SP, U, R, BK, dtype
-                )  # fmt: skip
-            active = ok & (v > f_low) & (v < f_high)
-            y = tl.where(v <= f_low, low, tl.where(v >= f_high, high, tl.where(active, 0.0, float("nan"))))
-            slope = tl.where(v <= f_low, slope_low, tl.where(v >= f_high, slope, y))
+                edge = tl.where(end == 0, low, high)
+                f, here = _run(edge, packed, room, N, ACTIVATION, POSITIVE, KINDS, HP, SP, U, R, BK, dtype)
+                beyond = tl.where(end == 0, v <= f, v >= f)
+                inside = tl.where(end == 0, v > f, v < f)
+                y = tl.where(beyond, edge, tl.where(inside, y, float("nan")))
+                slope = tl.where(beyond, here, slope)
+                active = active & inside
             before = high - low
             step = 0
             while (step < 256) & (tl.max(active.to(tl.int32), 0) > 0):
@@ -224,7 +222,8 @@ def monotone_fwd(
             # First by a rule of three points from each place to the next, which costs little and errs a little.
             left = low
             right = high
-            last = at
+            # Not `at`, which it becomes in the loop: Triton 3.9 takes what begins as the same value for unchanged.
+            last = tl.zeros([R], dtype)
             area = at
             best = at
             before = right - left
