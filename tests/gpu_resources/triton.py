@@ -213,6 +213,12 @@ def _caught(launches: list[Launch]) -> Iterator[None]:
         JITFunction.run, Autotuner.run = before  # type: ignore[method-assign]
 
 
+def _type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
     """As the launcher would specialise it: a 1 is a constant, what 16 divides says so, where the kernel lets it."""
     fn, args, kwargs = launch
@@ -225,8 +231,8 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
         if fn.params[i].is_constexpr or (isinstance(value, int) and value == 1 and specialised):
             signature[name], constants[(i,)] = "constexpr", value
             continue
-        signature[name] = _TYPES[value.dtype] if isinstance(value, Tensor) else "i32"
-        if isinstance(value, Tensor) or (value % 16 == 0 and specialised):
+        signature[name] = _type_of(value)
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and specialised):
             attrs[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(fn, signature, constants, attrs), options
 
