@@ -23,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint types interpret sanitized install-check check docs lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
+.PHONY: help build demo test lint types interpret sanitized install-check check ptx docs lock wheels install-matrix neon fuzz sanitize bench gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, t
 
 install-check: $(INSTALLED)  ## sdist, a wheel from it, an empty environment: smoke test and README's blocks
 	$(NO_JOBS) $(PY) -m tests.install --short
+
+ptx: build  ## compiled PTX of all CUDA and Triton kernels, run on the CPU; an hour, of which most is Triton's compiler
+	$(PY) -m pytest -q tests/ptx
 
 check: build  ## pytest: tests and doctests
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist worksteal --doctest-modules flowkernels tests

@@ -107,26 +107,26 @@ class Emulated:
         assert spec is not None and spec.loader is not None
         self.module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
-        self._library = ctypes.CDLL(str(path))
-        self._library.fk_emulator_launches.restype = ctypes.c_long
+        self.library = ctypes.CDLL(str(path))
+        self.library.fk_emulator_launches.restype = ctypes.c_long
 
     @property
     def launches(self) -> int:
-        return self._library.fk_emulator_launches()
+        return self.library.fk_emulator_launches()
 
     @contextlib.contextmanager
     def order(self, name: str) -> Iterator[None]:
         """In which order the threads of a block are resumed: a result that depends on it misses a barrier."""
-        self._library.fk_emulator_order(*ORDERS[name])
+        self.library.fk_emulator_order(*ORDERS[name])
         yield
-        self._library.fk_emulator_order(0, 0)
+        self.library.fk_emulator_order(0, 0)
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
         """Instructions that CUDA documents as approximate do not err."""
-        self._library.fk_emulator_exact(True)
+        self.library.fk_emulator_exact(True)
         yield
-        self._library.fk_emulator_exact(False)
+        self.library.fk_emulator_exact(False)
 
 
 @functools.cache

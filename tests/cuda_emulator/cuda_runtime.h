@@ -62,6 +62,11 @@ namespace emulator {
 
 // Runs body(argument) as every thread of every block, if `kernel` may be launched so.
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* argument);
+// What runs a launch instead of this emulator, from the addresses, sizes and alignments of its arguments, or null.
+// tests/ptx sets it: it has the code that nvcc made of the kernel.
+using Elsewhere = int (*)(const void* kernel, unsigned grid, unsigned block, size_t shared, const void* const* at,
+                          const size_t* sizes, const size_t* alignments, int count);
+extern Elsewhere elsewhere;
 // Lets a kernel be launched with more dynamic shared memory than it gets unasked.
 cudaError_t allow_shared(const void* kernel, int bytes);
 const char* last_error();
@@ -132,6 +137,14 @@ cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute, int bytes) {
 }
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  if (emulator::elsewhere) {
+    const void* const at[] = {static_cast<const void*>(&args)...};
+    const size_t sizes[] = {sizeof(Params)...}, alignments[] = {alignof(Params)...};
+    const int failed =
+        emulator::elsewhere(reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
+                            config->dynamicSmemBytes, at, sizes, alignments, int(sizeof...(Params)));
+    return failed ? cudaErrorLaunchFailure : cudaSuccess;
+  }
   auto call = [&] { kernel(args...); };
   using Call = decltype(call);
   const auto body = [](void* c) { (*static_cast<Call*>(c))(); };

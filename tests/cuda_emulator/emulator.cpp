@@ -256,6 +256,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*of_
   return cudaSuccess;
 }
 
+Elsewhere elsewhere = nullptr;
 bool exact_instructions = false;
 
 }  // namespace emulator
@@ -268,6 +269,7 @@ EXPORT void fk_emulator_order(int order, unsigned seed) {
   emulator::seed = seed;
 }
 EXPORT void fk_emulator_exact(bool exact) { emulator::exact_instructions = exact; }
+EXPORT void fk_emulator_elsewhere(emulator::Elsewhere run) { emulator::elsewhere = run; }
 EXPORT long fk_emulator_launches() { return emulator::launches; }
 
 // -fsanitize=alignment calls this; libubsan is not linked.
