@@ -47,7 +47,7 @@ class Machine:
         self.kernel, self.blocks, self.block = kernel, blocks, block
         self.settings = settings or Settings()
         self.threads = blocks * block
-        number = np.arange(self.threads)
+        number = self.number = np.arange(self.threads)
         self.warp, self.lane, self.block_of = number // WARP, number % WARP, number // block
         self.memory = memory
         self.shared = Shared(blocks, kernel.static_shared + dynamic_shared)

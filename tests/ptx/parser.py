@@ -18,6 +18,7 @@ class Instruction:
     operands: tuple[str, ...]
     guard: str | None = None  # a predicate register
     negated: bool = False
+    line: int = field(default=0, compare=False)  # of the module's text, from 0
 
     def __str__(self) -> str:
         guard = f"@{'!' * self.negated}{self.guard} " if self.guard else ""
@@ -80,14 +81,15 @@ def parse(module: str, name: str | None = None) -> Kernel:
     texts = dict(entries(module))
     if name is None:
         (name,) = texts
-    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", texts[name], flags=re.S)
+    text = re.sub(r"//[^\n]*|/\*[^\n]*?\*/", "", texts[name])
     end = text.index(")")
     kernel = Kernel(name, [_parameter(m) for m in _PARAMETER.finditer(text[:end])])
     begin = text.index("{", end)
     if threads := re.search(r"\.reqntid\s+(\d+)", text[end:begin]):
         kernel.threads = int(threads[1])
     _place_shared(kernel, module, text)
-    _read_body(kernel, text[begin + 1 :])
+    lines_before = module.count("\n", 0, module.index(texts[name])) + text.count("\n", 0, begin + 1)
+    _read_body(kernel, text[begin + 1 :], lines_before)
     return kernel
 
 
@@ -112,10 +114,11 @@ def _place_shared(kernel: Kernel, module: str, text: str) -> None:
     kernel.shared |= dict.fromkeys(dynamic, kernel.static_shared)
 
 
-def _read_body(kernel: Kernel, body: str) -> None:
-    body = re.sub(r"\n\s*\.(?:loc|section|file)\b.*", "", body.split("\n\t.section", 1)[0])
+def _read_body(kernel: Kernel, body: str, line: int) -> None:
+    body = re.sub(r"(?m)^\s*?\.(?:loc|section|file)\b.*", "", body.split("\n\t.section", 1)[0])
     for part in body.split(";"):
         statement = part.strip()
+        line += part.count("\n")
         while True:  # what may stand before an instruction
             statement = re.sub(r"^[{}\s]+", "", statement)
             if label := _LABEL.match(statement):
@@ -132,7 +135,7 @@ def _read_body(kernel: Kernel, body: str) -> None:
         if m is None:
             raise Unsupported(f"no instruction: {statement}")
         operands = tuple(_operands(" ".join(m[4].split())))
-        kernel.instructions.append(Instruction(m[3], operands, m[2], m[1] == "!"))
+        kernel.instructions.append(Instruction(m[3], operands, m[2], m[1] == "!", line))
 
 
 def _read_directive(kernel: Kernel, statement: str) -> None:

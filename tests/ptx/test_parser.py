@@ -58,6 +58,8 @@ def test_a_module() -> None:
         "mov.u32 %r1, few", "mov.u32 %r2, rest", "mov.b32 tmp, 0x0",
         "@!%p1 ld.global.v2.b32 { %r4, %r5 }, [ %r3 + 8 ]", "@%p2 bra $L__BB0_1", "ret",
     ]  # fmt: skip
+    lines = TEXT.split("\n")
+    assert all(i.opcode in lines[i.line] for i in kernel.instructions)
     assert [str(i) for i in parse(TEXT, "second").instructions] == ["ret"]
 
 

@@ -48,10 +48,9 @@ def start(m: Machine, ins: Instruction) -> Step:
         raise m.unsupported(ins)
     to, source = m.address(ins.operands[0]), m.address(ins.operands[1])
     given = m.read(ins.operands[3] if len(ins.operands) == 4 else str(size), "s32")
-    number = np.arange(m.threads)
 
     def step(t: Threads) -> None:
-        threads, where, at = number[t], source(t), to(t)
+        threads, where, at = m.number[t], source(t), to(t)
         wanted = np.broadcast_to(given(t), len(threads)).astype(np.int64)
         if ((wanted < 0) | (wanted > size) | (wanted % 4 != 0)).any():
             raise Fault(f"cp.async reads {int(wanted.max())} of {size} bytes")

@@ -20,7 +20,7 @@ def _lanes(m: Machine, instruction: Instruction, operand: str, count: str | None
     return parts
 
 
-@opcode(rf"ld\.param{_OF}", "alu")
+@opcode(rf"ld\.param{_OF}", "free")
 def load_parameter(m: Machine, ins: Instruction, count: str | None, of: str) -> Step:
     """A parameter is an operand of other instructions in machine code."""
     writes = [m.write(d, of) for d in _lanes(m, ins, ins.operands[0], count)]

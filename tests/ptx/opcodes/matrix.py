@@ -123,7 +123,7 @@ def _checked(m: Machine, t: Threads, address: Array, count: int) -> None:
     if m.tracer:
         for i in range(count):  # eight rows are one pass
             some = m.lane[t] // 8 == i
-            m.tracer.shared(np.arange(m.threads)[t][some], address[some], 16)
+            m.tracer.shared(m.number[t][some], address[some], 16)
 
 
 @opcode(rf"ldmatrix{_MATRICES}", "lsu", together=True)

@@ -12,7 +12,7 @@ from tests.ptx.parser import Instruction, vector
 _ANY = "[bsu](?:16|32|64)|f32|f64|pred"
 
 
-@opcode(rf"mov\.(?P<of>{_ANY})", "alu")
+@opcode(rf"mov\.(?P<of>{_ANY})", "free")
 def move(m: Machine, ins: Instruction, of: str) -> Step:
     d, a = ins.operands
     if d.startswith("{"):
@@ -50,7 +50,7 @@ def _pack(m: Machine, target: str, parts: list[str], of: str) -> Step:
     return step
 
 
-@opcode(r"cvta\.(?P<to>to\.)?(?P<space>global|shared|param)\.u64", "alu")
+@opcode(r"cvta\.(?P<to>to\.)?(?P<space>global|shared|param)\.u64", "free")
 def generic(m: Machine, ins: Instruction, to: str | None, space: str) -> Step:
     """Global addresses are generic as they are; shared memory has a window of its own."""
     write, x = m.write(ins.operands[0], "u64"), m.read(ins.operands[1], "u64")
