@@ -140,9 +140,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (emulator::elsewhere) {
     const void* const at[] = {static_cast<const void*>(&args)...};
     const size_t sizes[] = {sizeof(Params)...}, alignments[] = {alignof(Params)...};
-    const int failed =
-        emulator::elsewhere(reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
-                            config->dynamicSmemBytes, at, sizes, alignments, int(sizeof...(Params)));
+    const int failed = emulator::elsewhere(reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
+                                           config->dynamicSmemBytes, at, sizes, alignments, int(sizeof...(Params)));
     return failed ? cudaErrorLaunchFailure : cudaSuccess;
   }
   auto call = [&] { kernel(args...); };

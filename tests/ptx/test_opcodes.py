@@ -330,6 +330,17 @@ def test_bf16() -> None:
     assert x.bfloat16().view(torch.int16).tolist() == [int(np.uint16(to_bf16(v)).view(np.int16)) for v in x.tolist()]
 
 
+def test_halves() -> None:
+    check("abs.f16 {d}, {a};", ["f16"], "f16", abs)
+    check("neg.f16 {d}, {a};", ["f16"], "f16", lambda a: -a)
+    check("abs.bf16 {d}, {a};", ["b16"], "b16", lambda a: a & 0x7FFF)
+    check("neg.bf16 {d}, {a};", ["b16"], "b16", lambda a: a ^ 0x8000)
+    select = "selp.u32 {d}, 1, 0, %p0;"
+    check(f"setp.gt.f16 %p0, {{a}}, {{b}}; {select}", ["f16", "f16"], "u32", lambda a, b: a > b)
+    check(f"setp.neu.f16 %p0, {{a}}, {{b}}; {select}", ["f16", "f16"], "u32", lambda a, b: a != b)
+    check(f"setp.lt.bf16 %p0, {{a}}, {{b}}; {select}", ["b16", "b16"], "u32", lambda a, b: of_bf16(a) < of_bf16(b))
+
+
 def test_pairs_are_compared_half_by_half() -> None:
     low, high = np.float32(np.arange(32) - 16), np.float32(16 - np.arange(32))
     pairs = np.array([to_bf16(h) << 16 | to_bf16(v) for v, h in zip(low, high, strict=True)], np.uint32)

@@ -58,6 +58,14 @@ def of_floats(m: Machine, ins: Instruction, how: str, combine: str | None, flush
     return _set(m, ins, combine, lambda t: compared(how, x(t), y(t)))
 
 
+@opcode(rf"setp\.{_FLOATS}\.(?P<of>b?f16)", "alu")
+def of_halves(m: Machine, ins: Instruction, how: str, of: str) -> Step:
+    x, y = (m.read(o, of) for o in ins.operands[1:3])
+    if of == "f16":
+        return _set(m, ins, None, lambda t: compared(how, x(t), y(t)))
+    return _set(m, ins, None, lambda t: compared(how, dtypes.from_bf16(x(t)), dtypes.from_bf16(y(t))))
+
+
 @opcode(rf"setp\.{_INTEGERS}\.{_AND}(?P<of>[bsu](?:16|32|64))", "alu")
 def of_integers(m: Machine, ins: Instruction, how: str, combine: str | None, of: str) -> Step:
     x, y = (m.read(o, of) for o in ins.operands[1:3])

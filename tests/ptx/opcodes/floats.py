@@ -126,6 +126,14 @@ def sign(m: Machine, ins: Instruction, op: str, flush: str | None, of: str) -> S
     return _apply(m, ins, of, np.abs if op == "abs" else np.negative, flush if of == "f32" else None)
 
 
+@opcode(r"(?P<op>abs|neg)\.(?P<of>b?f16)", "alu")
+def sign_of_half(m: Machine, ins: Instruction, op: str, of: str) -> Step:
+    write, x = m.write(ins.operands[0], "b16"), m.read(ins.operands[1], "b16")
+    if op == "abs":
+        return lambda t: write(t, x(t) & np.uint16(0x7FFF))
+    return lambda t: write(t, x(t) ^ np.uint16(0x8000))
+
+
 @opcode(r"copysign\.(?P<of>f32|f64)", "alu")
 def copy_sign(m: Machine, ins: Instruction, of: str) -> Step:
     """The first operand's sign on the second's magnitude."""
