@@ -71,7 +71,7 @@ types: $(INSTALLED)  ## pyright on the package
 	$(BIN)/pyright --pythonpath $(PY)
 
 interpret: build  ## Triton's kernels in its interpreter: a choice of the ops' own tests
-	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q -n 2 -m interpreted tests/ops
+	TRITON_INTERPRET=1 FLOWKERNELS_BACKEND=triton $(PY) -m pytest -q -n 2 -m interpreted $(INTERPRETED) tests/ops
 
 sanitized: $(INSTALLED)  ## a short form of sanitize: AddressSanitizer, UBSan, the smallest instruction set
 	$(NO_JOBS) $(PY) -m tests.sanitize address --short

@@ -28,6 +28,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors under test, e.g. cuda")
     parser.addoption("--dtype", choices=DTYPES, help="test this dtype only")
+    parser.addoption("--one-in", type=int, default=1, help="run one test in so many, chosen by name")
     parser.addoption("--ran", type=Path, help="a file of tests that ran, to leave out and to add to")
 
 
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = set(ran.read_text().splitlines())
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in names])
         items[:] = [i for i in items if i.nodeid not in names]
+    config.hook.pytest_deselected(items=[i for i in items if not _is_one_in(config.getoption("--one-in"), i)])
+    items[:] = [i for i in items if _is_one_in(config.getoption("--one-in"), i)]
 
 
 def _keep_interpreted_cases(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,11 +66,15 @@ def _keep_interpreted_cases(config: pytest.Config, items: list[pytest.Item]) -> 
         raise pytest.UsageError(f"marked as interpreted, but no cases of these tests: {stale}")
 
 
+def _is_one_in(n: int, item: pytest.Item) -> bool:
+    """By its name, so that no parameter goes with the choice, and a new case changes no other's."""
+    return zlib.crc32(item.name.encode()) % n == 0
+
+
 def _thin_out(item: pytest.Item) -> None:
-    """Of a test that is marked as thinned(n), one case in n keeps out of `slow`: chosen by its name, so that no
-    parameter goes with the choice, and a new case changes no other's."""
+    """Of a test that is marked as thinned(n), one case in n keeps out of `slow`."""
     mark = item.get_closest_marker("thinned")
-    if mark is not None and zlib.crc32(item.name.encode()) % mark.args[0]:
+    if mark is not None and not _is_one_in(mark.args[0], item):
         item.add_marker(pytest.mark.slow)
 
 
