@@ -31,6 +31,12 @@ EXPORTED = [
     for name in ONE_OF_EACH
     if not name.startswith("glasflow")
 ]
+# Of these, numbers differ by design, so the table cannot compare them; test_continuous.py and test_residual.py do.
+OTHER_NUMBERS = {
+    "flows.continuous.FFJTransform": "steps of its own: both are solutions to the solver's error",
+    "flows.residual.Residual": "the library's log-determinant is a random estimate",
+    "modules.invertible_resnet.IResNetLayer": "the library's log-determinant has no gradient",
+}
 
 
 def assert_able(found: list[Cell]) -> None:
@@ -46,7 +52,8 @@ def assert_able(found: list[Cell]) -> None:
 def test_every_class_has_a_case(name):
     found = {case.partition(":")[0] for case in ability_cases.of_library(name)}
     library = ability_cases.library(name)
-    assert found == (set(library.made()) if hasattr(library, "made") else found)
+    wanted = set(library.made()) - OTHER_NUMBERS.keys() if hasattr(library, "made") else found
+    assert found == wanted
 
 
 @pytest.mark.thinned(2)
