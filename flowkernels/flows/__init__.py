@@ -2,7 +2,7 @@
 
 from .autoregressive import IAF, MAF
 from .bnaf import BNAF
-from .cnf import CNF
+from .cnf import CNF, FFJORD
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
@@ -21,6 +21,7 @@ from .sos import SOS
 __all__ = [
     "BNAF",
     "CNF",
+    "FFJORD",
     "IAF",
     "MADE",
     "MAF",

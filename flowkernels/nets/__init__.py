@@ -1,6 +1,7 @@
 """Conditioners: networks that turn features and the context into parameters."""
 
 from .common import Activation
+from .concat_squash import ConcatSquash
 from .conv import ConvNet, ConvResNet
 from .dense import MLP, Constant, ResidualNet
 from .gated import GatedConvNet, GatedNet
@@ -10,6 +11,7 @@ __all__ = [
     "MADE",
     "MLP",
     "Activation",
+    "ConcatSquash",
     "Constant",
     "ConvNet",
     "ConvResNet",

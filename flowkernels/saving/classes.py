@@ -260,11 +260,21 @@ def _continuous(m: transforms.Continuous) -> Arguments:
     return {"hidden": list(m.hidden), **{name: getattr(m, name) for name in (*names, *more)}}
 
 
+def _concat_squash(m: nets.ConcatSquash) -> Arguments:
+    hidden = [layer.layer.out_features for layer in m.layers[:-1]]  # type: ignore[union-attr]
+    return {"features": m.features, "hidden": hidden, "context": m.context_features, "activation": m.activation}
+
+
 def _monotone_net(m: transforms.MonotoneNet) -> Arguments:
     names = ("form", "activation", "nodes", "log_bound", "bound")
     return {
         "features": m.features, "signal": m.signal, "hidden": m.hidden, **{n: getattr(m.spec, n) for n in names}
     }  # fmt: skip
+
+
+FREE_FORM = (
+    "features", "context", "solver", "steps", "rtol", "atol", "trace", "noise", "adjoint", "t0", "t1"
+)  # fmt: skip
 
 
 # ---- the tables ----
@@ -275,8 +285,9 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.BNAF, flows.CNF, flows.CouplingFlow, flows.Flow, flows.FlowPP, flows.Gaussianization, flows.Glow,
-            flows.IAF, flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial,
+            flows.BNAF, flows.CNF, flows.CouplingFlow, flows.FFJORD, flows.Flow, flows.FlowPP,
+            flows.Gaussianization, flows.Glow, flows.IAF,
+            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial,
             flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
         )
     },
@@ -286,6 +297,7 @@ MODULES: dict[str, Part] = {
     "distributions.StandardLogistic": _standard(distributions.StandardLogistic),
     "distributions.StandardNormal": _standard(distributions.StandardNormal),
     "distributions.UniformBox": Part(distributions.UniformBox, lambda m: {"features": m.features}, _box),
+    "nets.ConcatSquash": Part(nets.ConcatSquash, _concat_squash, nets.ConcatSquash),
     "nets.Constant": Part(
         nets.Constant, lambda m: {"out_features": len(m.value)}, lambda out_features: nets.Constant(0, out_features)
     ),
@@ -313,6 +325,7 @@ MODULES: dict[str, Part] = {
     "transforms.DiagonalScale": Part(
         transforms.DiagonalScale, lambda m: {"shape": list(m.log_scale.shape)}, transforms.DiagonalScale
     ),
+    "transforms.FreeForm": _attributes(transforms.FreeForm, "field", *FREE_FORM),
     "transforms.ImageCoupling": Part(transforms.ImageCoupling, _image_coupling, _build_image_coupling),
     "transforms.Inverse": _attributes(transforms.Inverse, "transform"),
     "transforms.LUConv1x1": _lu(transforms.LUConv1x1, "channels"),

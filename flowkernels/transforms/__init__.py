@@ -10,6 +10,7 @@ from .continuous import Continuous
 from .coupling import Coupling
 from .dequantize import Dequantize, VariationalDequantize
 from .diagonal import DiagonalScale
+from .free_form import FreeForm
 from .image_coupling import ImageCoupling, checkerboard
 from .linear import LUConv1x1, LULinear
 from .logit import Logit
@@ -36,6 +37,7 @@ __all__ = [
     "Coupling",
     "Dequantize",
     "DiagonalScale",
+    "FreeForm",
     "ImageCoupling",
     "Inverse",
     "LUConv1x1",

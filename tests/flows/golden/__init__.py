@@ -21,6 +21,7 @@ from flowkernels.distributions import DiagonalLogistic, DiagonalNormal, Standard
 from flowkernels.flows import (
     BNAF,
     CNF,
+    FFJORD,
     IAF,
     MADE,
     MAF,
@@ -129,6 +130,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
     "cnf": lambda: CNF(3, 2, transforms=2, hidden=(4, 4), solver="rk4", steps=4, activation="softplus"),
     "cnf-dopri5": lambda: CNF(3, hidden=5, time="sinusoidal", frequencies=2, rtol=1e-8, atol=1e-9, t1=0.5),
+    "ffjord": lambda: FFJORD(3, 2, transforms=2, hidden=(4, 4), trace="hutchinson", solver="rk4", steps=4).eval(),
     "planar": lambda: Planar(3, 2, 2, activation="leaky_relu"),
     "radial": lambda: Radial(3, transforms=2, alpha="abs", fast_sampling=False),
     "sylvester": lambda: Sylvester(4, transforms=2, width=3, reflections=2),
@@ -169,7 +171,7 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf",
+    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord",
 }  # fmt: skip
 LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
 
