@@ -57,13 +57,13 @@ def sources() -> list[Path]:
 def compile_module(name: str, files: Sequence[Path]) -> Path:
     """The shared library of these sources and the emulator, if it is not there yet for this state of the sources."""
     text = b"".join(f.read_bytes() for f in [*sorted(ROOT.glob("csrc/**/*.*")), *sorted(HERE.iterdir())])
-    text += " ".join(map(str, files)).encode()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("the emulator needs a C++ compiler")
     state = hashlib.sha256(text + repr((compiler, sys.version, _FLAGS, _CONTRACTS)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "cuda_emulator" / state
-    out = folder / f"{name}{'_asan' * ASAN}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    of_files = hashlib.sha256(" ".join(map(str, files)).encode()).hexdigest()[:8]
+    out = folder / f"{name}_{of_files}{'_asan' * ASAN}{sysconfig.get_config_var('EXT_SUFFIX')}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:  # another process of tests may be at it
         fcntl.flock(lock, fcntl.LOCK_EX)
