@@ -81,7 +81,7 @@ def mnist(folder: Path) -> Images:
 
 
 def frey_faces(file: Path) -> Images:
-    with np.load(file) as arrays:
+    with np.load(file, allow_pickle=False) as arrays:
         if "faces" not in arrays:
             raise ValueError(f"{file}: must hold an array named faces, got {sorted(arrays)}")
         faces = torch.from_numpy(arrays["faces"])
