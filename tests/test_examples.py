@@ -226,9 +226,13 @@ def test_faces_that_are_none(vae, tmp_path):
 # ---- densities of the plane ----
 
 
-def test_densities_2d(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def plane() -> ModuleType:
+    return load("densities_2d")
+
+
+def test_densities_2d(plane, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    plane = load("densities_2d")
     plane.main(["--quick", "--densities", "gaussians", "rings", "--threads", "1", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert all(f"│ {model}" in said for model in plane.MODELS)
@@ -236,8 +240,7 @@ def test_densities_2d(tmp_path, capsys, monkeypatch):
         assert (tmp_path / f"{name}.png").stat().st_size > 0
 
 
-def test_ways_end_where_samples_do():
-    plane = load("densities_2d")
+def test_ways_end_where_samples_do(plane):
     torch.manual_seed(0)
     flow, z = plane.MODELS["CNF"](8), torch.randn(5, 2)
     moved = plane.ways(flow, z, 4)
@@ -245,8 +248,7 @@ def test_ways_end_where_samples_do():
     torch.testing.assert_close(moved[-1], flow.decode(z), rtol=1e-4, atol=1e-4)
 
 
-def test_points_of_the_plane_fill_the_picture():
-    plane = load("densities_2d")
+def test_points_of_the_plane_fill_the_picture(plane):
     torch.manual_seed(0)
     for name, draw in plane.DENSITIES.items():
         x = draw(2000)
