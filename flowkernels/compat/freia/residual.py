@@ -12,8 +12,8 @@ from flowkernels.compat.reading.dense import parts
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import hooked, hooked_globally
 from flowkernels.ops._checks import in_autocast
+from flowkernels.ops.residual_flow.native import MOST_FEATURES
 
-MOST_FEATURES = 128  # of which a kernel has the determinant
 LIPSCHITZ = 0.98  # which bounds the steps of the inverse alone
 
 

@@ -19,8 +19,8 @@ from flowkernels.compat.engine.patch import FastMethods, or_theirs
 from flowkernels.compat.reading.operands import mixed
 from flowkernels.nets.reading import hooked, hooked_globally
 from flowkernels.ops._checks import in_autocast
+from flowkernels.ops.residual_flow.native import MOST_FEATURES
 
-MOST_FEATURES = 128  # of which a kernel has the determinant
 # Features times units of a step of training up to which the exact determinant is as fast as normflows' few products.
 MOST_IN_TRAINING = 1536
 # For the inverse, of which it bounds the steps alone: normflows' power iterations may lag behind the weights.

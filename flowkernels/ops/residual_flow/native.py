@@ -20,14 +20,14 @@ from .spec import ResidualSpec
 
 _threads = torch.get_num_threads
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as csrc/residual_flow/residual_flow.h has them
-_MOST_FEATURES = 128  # kMostResidualFeatures there
+MOST_FEATURES = 128  # kMostResidualFeatures there
 
 
 def why_not(spec: ResidualSpec, *tensors: Tensor) -> str | None:
     if spec.log_det != "exact":
         return "no kernel estimates a determinant"
-    if tensors[0].shape[-1] > _MOST_FEATURES:
-        return f"x has more than {_MOST_FEATURES} features"
+    if tensors[0].shape[-1] > MOST_FEATURES:
+        return f"x has more than {MOST_FEATURES} features"
     return why_not_run(tensors)
 
 
