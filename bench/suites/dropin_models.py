@@ -82,6 +82,10 @@ def _nflows_maf(features: int, hidden: int, layers: int) -> nn.Module:
     parts = []
     for _ in range(layers):
         affine = T.MaskedAffineAutoregressiveTransform(features, hidden, num_blocks=BLOCKS)
+        # Fresh layers put samples of 63 features at 1e14, and one of some thousands beyond float32.
+        with torch.no_grad():
+            for p in affine.autoregressive_net.final_layer.parameters():
+                p.mul_(0.1)
         parts += [T.ReversePermutation(features), affine]
     return _nflows_flow(features, parts)
 
