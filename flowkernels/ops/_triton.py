@@ -35,6 +35,22 @@ def why_not(tensors: Sequence[Tensor | None]) -> str | None:
             return (
                 f"a tensor is on {t.device}, and Triton's kernels run on a GPU (TRITON_INTERPRET=1 tries them without)"
             )
+        if not t.is_cpu and (why := _why_not_there(t.device, t.dtype)):
+            return why
+    return None
+
+
+@functools.cache
+def _why_not_there(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a GPU cannot run kernels of this dtype, though Triton may compile them, or None."""
+    if device.type == "xpu":
+        # Terms of both signs are summed in float64 whatever the dtype.
+        has_double = getattr(torch.xpu.get_device_properties(device), "has_fp64", True)
+        return None if has_double else f"{device} has no float64, in which log-determinants are summed"
+    if dtype is torch.bfloat16 and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:  # conversions by hand, and kilobytes of registers in memory
+            return f"bfloat16 needs a GPU of sm_80 or newer, and {device} is sm_{major}{minor}"
     return None
 
 
