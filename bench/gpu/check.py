@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -33,6 +34,8 @@ WHEELS = ROOT / "wheels"
 PACKAGES = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "iniconfig", "pluggy", "packaging", "pygments",
             "hypothesis", "sortedcontainers", "zuko")  # fmt: skip
 SOURCES = ("nflows",)  # of which there is no wheel
+# Without one of them no phase says anything.
+BUILDING = ("pybind11", "cmake", "ninja", "setuptools", "pytest", "hypothesis")
 TOTAL_SECONDS = 530
 INTERRUPTED = 2  # what pytest exits with
 GRACE_SECONDS = 8  # in which pytest prints the failures that it has seen when it is interrupted
@@ -68,12 +71,12 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         ran = site.with_name(f"gpu_{name}.ran")
         return Phase(name, seconds, [*command, "--ran", str(ran)], None, ran)
 
+    # Torch takes longer to start under a sanitizer than our kernels to run: their calls are written down, and made
+    # again without it, each tensor an allocation of its own.
+    calls = str(site.with_name("gpu_calls.jsonl"))
     sanitizers = [
-        # Of torch's cache of memory memcheck would see large blocks, and no tensor's end. Torch's own kernels are many,
-        # and a library that asks the driver for what it may lack is no error; a launch that fails raises by itself.
-        Phase(tool, 40, ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool,
-                         "--kernel-name-exclude", "kns=at6native", "--report-api-errors", "no", "--error-exitcode", "9",
-                         *pytest, "-x", "tests/cuda/test_small.py"], "compute-sanitizer")
+        Phase(tool, 25, ["compute-sanitizer", "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9",
+                         python, "tests/cuda/replay.py", "flowkernels", calls], "compute-sanitizer")
         for tool in ("memcheck", "racecheck")
     ]  # fmt: skip
     benchmarks = [
@@ -94,6 +97,7 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         # Few settings of each kind, as every one is a compilation: what Triton's interpreter runs, too.
         tests("triton", 50, [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE]),
         tests("triton_dtypes", 25, [*triton, "tests/ops/test_masked_linear.py::test_dtypes"]),
+        Phase("record", 30, [python, "-m", "tests.cuda.recording", calls, "--device", "cuda"]),
         *sanitizers,
         *benchmarks,
         Phase(FIRST_CALL, 15, [python, "-m", f"bench.gpu.{FIRST_CALL}", "--json", str(out / f"{FIRST_CALL}.json")]),
@@ -107,12 +111,28 @@ def is_there(wheel: Path) -> bool:
     return False
 
 
+def missing() -> list[str]:
+    """What builds the module and runs its tests, and neither this Python has nor wheels/."""
+    brought = {wheel.name.split("-")[0].lower() for wheel in WHEELS.glob("*.whl")}
+    return [
+        name for name in BUILDING
+        if name not in brought and importlib.util.find_spec(name) is None and shutil.which(name) is None
+    ]  # fmt: skip
+
+
 def environment(site: Path) -> dict[str, str]:
     paths = [str(site), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "PATH": os.pathsep.join([str(site / "bin"), "/usr/local/cuda/bin", os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join(
+            [
+                str(site / "bin"),
+                str(Path(sys.executable).parent),
+                "/usr/local/cuda/bin",
+                os.environ.get("PATH", ""),
+            ]
+        ),
         "FLOWKERNELS_CUDA": "ON",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # of whatever else that Python has
     }
@@ -217,6 +237,13 @@ def main() -> int:
         return 0
     if gpu is None:
         print(f"gpu-check: torch {torch.__version__} sees no CUDA device")
+        return 1
+    if lacking := missing():  # said before minutes are spent
+        version = "{}.{}".format(*sys.version_info)
+        print(
+            f"gpu-check: needs {', '.join(BUILDING)}, got no {', '.join(lacking)} in {sys.executable} nor in wheels/, "
+            f"which `python -m bench.gpu.check --fetch {version}` fills where there is a network (git ignores it)"
+        )
         return 1
     out.mkdir(parents=True, exist_ok=True)
     log = out / "gpu_check.log"

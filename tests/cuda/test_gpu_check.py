@@ -43,8 +43,8 @@ def test_the_phases_fit_their_time_and_name_files_that_exist(tmp_path) -> None:
             if file.endswith(".py") and not file.startswith("/"):
                 assert f"def {test.partition('[')[0]}" in (ROOT / file).read_text(), word
     of = {p.name: p.command for p in phases}
-    assert all("tests/cuda/test_small.py" in of[tool] for tool in ("memcheck", "racecheck"))
-    assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in of["memcheck"]
+    calls = of["record"][of["record"].index("tests.cuda.recording") + 1]
+    assert all(of[tool][-3:] == ["tests/cuda/replay.py", "flowkernels", calls] for tool in ("memcheck", "racecheck"))
     assert of["triton"][:2] == ["env", "FLOWKERNELS_BACKEND=triton"] and "tests/ops/test_triton.py" in of["triton"]
     assert {word.partition("::")[0] for word in of["triton"]} >= set(gpu_check.ON_DEVICE)
 
@@ -104,6 +104,24 @@ def test_wheels_are_installed_where_the_package_is_missing(tmp_path, monkeypatch
     install = gpu_check.phases(tmp_path, tmp_path)[0]
     assert install.name == "install" and install.command[-1] == str(tmp_path / "nobodys_package-1-py3-none-any.whl")
     assert not any("pytest" in Path(word).name for word in install.command)
+
+
+def test_what_it_cannot_do_without_is_said_first(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_check, "WHEELS", tmp_path)
+    monkeypatch.setattr(gpu_check, "BUILDING", ("pytest", "nobodys_package", "brought_along"))
+    (tmp_path / "brought_along-1-py3-none-any.whl").touch()
+    assert gpu_check.missing() == ["nobodys_package"]
+    for name, found in (("is_available", True), ("get_device_name", "A GPU")):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(sys, "argv", ["check"])
+    assert gpu_check.main() == 1
+    said = capsys.readouterr().out
+    assert "got no nobodys_package in" in said and "--fetch 3." in said and not (tmp_path / "out").exists()
+
+
+def test_programs_of_this_python_are_found(tmp_path) -> None:
+    assert str(Path(sys.executable).parent) in gpu_check.environment(tmp_path)["PATH"].split(os.pathsep)
 
 
 @pytest.fixture
