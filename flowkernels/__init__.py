@@ -10,6 +10,8 @@ from flowkernels.benchmark import benchmark
 from flowkernels.compat import accelerate, accelerate_library, accelerated, restore
 from flowkernels.compat.convert import convert, to_nflows, to_zuko
 from flowkernels.saving import load
+from flowkernels.training.graphed import graphed
+from flowkernels.training.warming import warm_up
 
 if TYPE_CHECKING:
     from flowkernels import plot
@@ -26,6 +28,7 @@ __all__ = [
     "convert",
     "distributions",
     "flows",
+    "graphed",
     "inference",
     "keep_memory",
     "load",
@@ -39,6 +42,7 @@ __all__ = [
     "training",
     "transforms",
     "use_backend",
+    "warm_up",
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowkernels import flows, graphed
 from flowkernels._machine import CUDA
 from tests.cuda.test_bounds import CASES, SETTINGS
 from tests.cuda.test_channels import OPS, SHAPES
@@ -19,7 +20,7 @@ from tests.ops.channels import cast
 from tests.ops.masked import values_and_gradients
 
 pytestmark = pytest.mark.skipif(
-    CUDA.module is None or CUDA.devices == 0,
+    CUDA.module is None or not CUDA.devices[0],
     reason=CUDA.why_missing or "no CUDA device: `make gpu-check` runs this on one",
 )
 EVERY = pytest.mark.parametrize(
@@ -176,3 +177,31 @@ def test_the_others_are_right_wait_for_nothing_and_can_be_captured(make, argumen
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(captured, found, strict=True))
+
+
+def test_a_graphed_step_is_the_loop_by_hand() -> None:
+    """Forward, backward, clipping and Adam in one launch, under a schedule."""
+
+    def make() -> tuple[flows.NSF, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        torch.manual_seed(0)
+        flow = flows.NSF(4, transforms=2, bins=4, hidden=(16,)).cuda()
+        rate = torch.tensor(1e-2, device="cuda")  # as a graph must have it, so that both round alike
+        optimizer = torch.optim.Adam(flow.parameters(), rate, capturable=True)
+        return flow, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 4, 0.1)
+
+    (ours, first, one), (theirs, second, two) = make(), make()
+    draws = torch.Generator().manual_seed(1)
+    step = graphed(ours, first, torch.empty(64, 4, device="cuda"), clip=1.0)
+    for _ in range(10):
+        x = torch.randn(64, 4, generator=draws).cuda()
+        found = step(x)
+        loss = -theirs.log_prob(x).mean()
+        second.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        second.step()
+        one.step(), two.step()
+        torch.testing.assert_close(found, loss.detach())
+    assert step.reason is None
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
