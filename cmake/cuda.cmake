@@ -1,6 +1,7 @@
 # Builds _cuda: kernels, the launchers around them and the bindings; static cudart, so that it loads without a driver.
 if(FLOWKERNELS_CUDA_ARCHS STREQUAL "all")
-  set(archs 75-real 80-real 86-real 89-real 90-real 100-real 120)
+  # PTX of 100 too: what a driver can compile for the devices between it and 120 (sm_103, sm_110).
+  set(archs 75-real 80-real 86-real 89-real 90-real 100 120)
 elseif(FLOWKERNELS_CUDA_ARCHS)
   set(archs ${FLOWKERNELS_CUDA_ARCHS})
 else()
@@ -24,7 +25,8 @@ add_library(cuda_kernels OBJECT ${kernels} csrc/common/device_cuda.cu)
 # Not the flags of the C++ compiler: nvcc takes no -Wall.
 set_property(TARGET cuda_kernels PROPERTY COMPILE_OPTIONS -Xcompiler=-fPIC,-fvisibility=hidden
              -Xcompiler=-fstack-protector-strong,-U_FORTIFY_SOURCE,-D_FORTIFY_SOURCE=2)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)  # older ones do not know it
+# What it compresses, only drivers from CUDA 12.4 on unpack; those of CUDA 13 all do. nvcc before 12.8 does not know it.
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
   target_compile_options(cuda_kernels PRIVATE --compress-mode=size)
 endif()
 # Of networks CUDA has what goes around the library's products, with arguments of its own.
@@ -34,6 +36,7 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/cuda_bindings.cpp ${FK_CUDA_ARGS
 list(TRANSFORM archs REPLACE "^([0-9]+)(-real)?$" "sm_\\1" OUTPUT_VARIABLE names)
 list(JOIN names ", " names)
 target_compile_definitions(_cuda PRIVATE "FK_CUDA_ARCHS=\"${names}\"")
+set_property(SOURCE csrc/common/device_cuda.cu PROPERTY COMPILE_DEFINITIONS "FK_CUDA_ARCHS=\"${names}\"")
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CXX)
 target_link_directories(_cuda PRIVATE ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
 target_link_libraries(_cuda PRIVATE cudart_static dl rt pthread)

@@ -24,7 +24,8 @@ static CudaStream stream_of(int device, uintptr_t stream) { return {device, rein
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "flowkernels CUDA kernels; use flowkernels.ops";
   m.attr("archs") = FK_CUDA_ARCHS;
-  m.def("device_count", &device_count);
+  m.def("devices", &devices);
+  m.def("why_no_kernel", &why_no_kernel);
 
   py::class_<RqsSpec>(m, "RqsSpec", py::module_local()).def(py::init(&rqs_spec));
   m.def("rqs_fwd", [](const RqsSpec& s, const View& x, const View& params, const View& y, const View& ladj, int device,

@@ -55,22 +55,40 @@ class Cuda:
     """Kernels of `flowkernels._cuda`, on the current stream of the tensors' device. Nothing here waits for a device."""
 
     def __init__(self, module: Any, why_missing: str | None) -> None:
-        self.module, self.why_missing = module, why_missing
-        self.device_type = "cuda"  # what the tests' emulator changes
+        self.why_missing = why_missing
+        self.become(module)
+
+    def become(self, module: Any, device_type: str = "cuda") -> None:
+        """Takes a module in place of the one before; the tests' emulator is one for tensors of the CPU."""
+        self.module, self.device_type = module, device_type
+        self._why_no_kernel: dict[int, str] = {}
+        self.__dict__.pop("devices", None)
 
     @functools.cached_property
-    def devices(self) -> int:
-        return self.module.device_count()
+    def devices(self) -> tuple[int, str]:
+        """How many there are, and why there is none."""
+        return self.module.devices()
+
+    def why_no_kernel(self, device: int) -> str:
+        """Why the device has none of the module's kernels, or nothing; asked once, as it loads them there."""
+        if device not in self._why_no_kernel:
+            self._why_no_kernel[device] = self.module.why_no_kernel(device)
+        return self._why_no_kernel[device]
 
     def why_not(self, tensors: Sequence[torch.Tensor | None]) -> str | None:
         """Why these tensors cannot run on this machine, whatever their dtypes, or None."""
         if self.module is None:
             return self.why_missing
-        if self.devices == 0:
-            return "no CUDA device"
+        count, why = self.devices
+        if count == 0:
+            return why
         for t in tensors:
-            if t is not None and t.device.type != self.device_type:
+            if t is None:
+                continue
+            if t.device.type != self.device_type:
                 return f"a tensor is on {t.device}"
+            if why := self.why_no_kernel(t.device.index or 0):
+                return why
         return None
 
     def where(self, x: torch.Tensor) -> tuple[int, ...]:

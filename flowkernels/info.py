@@ -28,8 +28,9 @@ def _reason(op: str, backend: str) -> str | None:
 def _cuda_module() -> str:
     if _native.CUDA is None:
         return f"absent, {_native.why_cuda_missing}"
-    devices = _machine.CUDA.devices
-    return f"built for {_native.CUDA.archs}; {devices or 'no'} CUDA device{'' if devices < 2 else 's'}"
+    count, why = _machine.CUDA.devices
+    there = why or f"{count} CUDA device{'s' if count > 1 else ''}"
+    return f"built for {_native.CUDA.archs}; {there}"
 
 
 def lines() -> list[str]:

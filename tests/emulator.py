@@ -140,14 +140,12 @@ def available() -> Iterator[Emulated]:
     """Backend "cuda" takes CPU tensors where a call names it."""
     before = CUDA.module, CUDA.device_type
     found = emulated()
-    CUDA.module, CUDA.device_type = found.module, "cpu"
-    CUDA.__dict__.pop("devices", None)
+    CUDA.become(found.module, "cpu")
     try:
         with products_of_rows_alone():
             yield found
     finally:
-        CUDA.module, CUDA.device_type = before
-        CUDA.__dict__.pop("devices", None)
+        CUDA.become(*before)
 
 
 @contextlib.contextmanager

@@ -63,5 +63,6 @@ def test_it_says_what_the_cuda_module_is_built_for_or_why_it_is_absent():
         pytest.skip(f"no CUDA module: {_native.why_cuda_missing}")
     text = "\n".join(info.lines())
     assert f"CUDA module: built for {_native.CUDA.archs}; " in text
-    if _native.CUDA.device_count() == 0:
-        assert "; no CUDA device\n" in text and "affine on cuda: no CUDA device" in text
+    count, why = _native.CUDA.devices()
+    if not count:
+        assert f"; {why}\n" in text and f"affine on cuda: {why}" in text and why.startswith("no CUDA device")

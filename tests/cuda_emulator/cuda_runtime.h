@@ -49,6 +49,9 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorLaunchFailure = 719
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -121,16 +124,48 @@ T shuffle(unsigned mask, int kind, T v, int source) {
 
 }  // namespace emulator
 
-inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
+// Of the machine that is played; fk_emulator_machine sets it, as only tests of what is said of a machine do.
+namespace emulator {
+struct Machine {
+  cudaError_t error = cudaSuccess, of_kernels = cudaSuccess;
+  int driver = 13000;
+};
+extern Machine machine;
+}  // namespace emulator
+
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  *n = emulator::machine.error == cudaSuccess;
+  return emulator::machine.error;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = emulator::machine.driver, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+struct cudaFuncAttributes {};
+template <class F>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F*) {
+  return emulator::machine.of_kernels;
+}
 inline cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 // Few multiprocessors: a block of a persistent kernel then has more than one tile.
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor
+};
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount ? 2 : 227 << 10;
-  return cudaSuccess;
+  static constexpr int values[] = {2, 227 << 10, 11, 0};
+  return *value = values[which], cudaSuccess;
 }
-inline const char* cudaGetErrorString(cudaError_t) { return emulator::last_error(); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    default: return emulator::last_error();
+  }
+}
 template <class F>
 cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute, int bytes) {
   return emulator::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
@@ -201,4 +236,5 @@ T __ldg(const T* p) {
   return *p;
 }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline float __uint_as_float(unsigned b) { return emulator::value<float>(b); }

@@ -257,6 +257,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*of_
 }
 
 Elsewhere elsewhere = nullptr;
+Machine machine;
 bool exact_instructions = false;
 
 }  // namespace emulator
@@ -270,6 +271,9 @@ EXPORT void fk_emulator_order(int order, unsigned seed) {
 }
 EXPORT void fk_emulator_exact(bool exact) { emulator::exact_instructions = exact; }
 EXPORT void fk_emulator_elsewhere(emulator::Elsewhere run) { emulator::elsewhere = run; }
+EXPORT void fk_emulator_machine(int error, int of_kernels, int driver) {
+  emulator::machine = {cudaError_t(error), cudaError_t(of_kernels), driver};
+}
 EXPORT long fk_emulator_launches() { return emulator::launches; }
 
 // -fsanitize=alignment calls this; libubsan is not linked.

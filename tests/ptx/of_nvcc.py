@@ -136,8 +136,7 @@ def running(how: How | None = None) -> Iterator[list[Launched]]:
     hook = _HOOK(launch)
     library.fk_emulator_elsewhere(hook)
     before = CUDA.module, CUDA.device_type
-    CUDA.module, CUDA.device_type = module, "cpu"
-    CUDA.__dict__.pop("devices", None)
+    CUDA.become(module, "cpu")
     try:
         with products_of_rows_alone():
             yield done
@@ -147,8 +146,7 @@ def running(how: How | None = None) -> Iterator[list[Launched]]:
         raise
     finally:
         library.fk_emulator_elsewhere(_HOOK())
-        CUDA.module, CUDA.device_type = before
-        CUDA.__dict__.pop("devices", None)
+        CUDA.become(*before)
 
 
 @functools.cache
