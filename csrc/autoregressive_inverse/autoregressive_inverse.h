@@ -58,7 +58,7 @@ void sweep_bwd(const SweepArgs&, int threads);
 // What a sweep does, one after the other, as flowkernels/ops/autoregressive_inverse/schedule.py lists it: computes the
 // units [first, first + count) of a layer, in degree order, from its first `inputs` inputs; or, where `layer` is the
 // number of layers, maps the first-th feature in that order, column `count`.
-struct SweepStep {
+struct alignas(16) SweepStep {  // one load of a GPU
   int32_t layer, first, count, inputs;
 };
 constexpr int kSweepUnits = 32;      // of a step

@@ -80,11 +80,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t row = tile * kRowsOfTile + lane;
     const bool valid = row < a.rows;
     LadjSum<S> ladj;
+    const auto value_for = [&](const SweepStep& step) {
+      return warp == 0 && valid && step.layer == net.n ? static_cast<const S*>(a.z)[row * a.z_stride + step.count]
+                                                       : S(0);
+    };
+    SweepStep next = w.steps[0];
+    S next_z = value_for(next);
     for (int64_t s = 0; s < w.n_steps; ++s) {
-      const SweepStep step = w.steps[s];
+      const SweepStep step = next;
+      const S z = next_z;
+      next = w.steps[s + 1 < w.n_steps ? s + 1 : s];  // on its way while this one is at work
       if (step.layer == net.n) {
         if (warp == 0) {
-          const S z = valid ? static_cast<const S*>(a.z)[row * a.z_stride + step.count] : S(0);
           S out, term;
           map(shared.params + lane * pitch, shared.sums + lane, kRowsOfTile, z, &out, &term);
           if (a.shift.by != 0) out = shifted(a.shift, out);
@@ -92,29 +99,31 @@ __global__ void __launch_bounds__(kThreads, 2)
           shared.units[(net.layer[0].in + step.first) * kRowsOfTile + lane] = out;
           ladj.add(term);
         }
+        next_z = value_for(next);
         __syncthreads();
         continue;
       }
       const Layer& l = net.layer[step.layer];
       const int parts = products(l, step, packed, shared, warp, lane);
+      next_z = value_for(next);
       __syncthreads();
       for (int u = warp; u < step.count; u += kWarps) {
         const int64_t unit = step.first + u;
-        S z = packed[l.packed_bias + unit];
-        for (int p = 0; p < parts; ++p) z += shared.partial[(p * step.count + u) * kRowsOfTile + lane];
+        S sum = packed[l.packed_bias + unit];
+        for (int p = 0; p < parts; ++p) sum += shared.partial[(p * step.count + u) * kRowsOfTile + lane];
         if (l.given.add && valid)
-          z += static_cast<const S*>(
+          sum += static_cast<const S*>(
               l.given.add)[row * l.given.add_stride + (l.given.out_order ? l.given.out_order[unit] : unit)];
         if (step.layer == net.n - 1) {
-          shared.params[lane * pitch + int(unit % net.params)] = z;
+          shared.params[lane * pitch + int(unit) % net.params] = sum;
           continue;
         }
         if (l.stream >= 0) {
           S& stream = shared.units[(l.stream + unit) * kRowsOfTile + lane];
-          z = l.adds ? stream + z : z;
-          stream = z;
+          sum = l.adds ? stream + sum : sum;
+          stream = sum;
         }
-        if (l.out >= 0) shared.units[(l.out + unit) * kRowsOfTile + lane] = activate(l.activation, z);
+        if (l.out >= 0) shared.units[(l.out + unit) * kRowsOfTile + lane] = activate(l.activation, sum);
       }
       __syncthreads();
     }

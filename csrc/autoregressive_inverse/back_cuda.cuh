@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
         const int64_t unit = step.first + u;
         S g = 0;
         if (step.layer == net.n - 1) {
-          g = params[int(unit % P)];
+          g = params[int(unit) % P];
         } else {
           if (l.out >= 0)
             g = shared.units[(l.out + unit) * kRowsOfTile + lane] *

@@ -31,6 +31,8 @@ const SweepStep* checked_steps(const std::vector<std::shared_ptr<const LayerMask
   for (bool done : mapped)
     if (!done) refuse("sweep: steps", "one at least per feature", "none of some");
   check_contiguous("sweep: steps on the device", on_device, DType::i32, {int64_t(steps.size()), 4});
+  if (uintptr_t(on_device.data) % alignof(SweepStep) != 0)
+    refuse("sweep: steps on the device", "at a multiple of 16 bytes", "another address");
   return static_cast<const SweepStep*>(on_device.data);
 }
 

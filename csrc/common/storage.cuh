@@ -71,6 +71,23 @@ __device__ __forceinline__ void store_vector(DType type, void* p, int64_t i, con
   }
 }
 
+// A row of 16-bit numbers that is read and written as if it were of float.
+struct NarrowRow {
+  unsigned short* at;
+  DType type;
+
+  struct Number {
+    unsigned short* at;
+    DType type;
+
+    __device__ __forceinline__ operator float() const { return from_bits(type, *at); }
+    __device__ __forceinline__ void operator=(float v) const { *at = (unsigned short)to_bits(type, v); }
+    __device__ __forceinline__ void operator+=(float v) const { *this = float(*this) + v; }
+  };
+  __device__ __forceinline__ Number operator[](int i) const { return {at + i, type}; }
+  __device__ __forceinline__ NarrowRow operator+(int n) const { return {at + n, type}; }
+};
+
 // Calls f(S()) with the arithmetic type of a storage type.
 template <class F>
 void by_arithmetic(DType type, const F& f) {

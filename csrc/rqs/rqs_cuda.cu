@@ -1,6 +1,6 @@
-// The rational-quadratic spline on a GPU, by the walk of all maps. Usual calls (float32, a usual number of bins, linear
-// tails, no gaps) have a kernel of their own: the next rows are on their way, past the registers, while these are
-// computed, and loops over bins are unrolled.
+// The rational-quadratic spline on a GPU, by the walk of all maps. Usual calls (x of float32, params of that or of 16
+// bits, as autocast has them, a usual number of bins, linear tails, no gaps) have a kernel of their own: the next rows
+// are on their way, past the registers, while these are computed, and loops over bins are unrolled.
 #include "rqs_map.cuh"
 
 #include "../univariate/walk.cuh"
@@ -23,19 +23,24 @@ struct Inputs {
   float v, g_out, g_ladj;
 };
 
-template <class C, bool Backward>
+__device__ __forceinline__ float* row_at(float* at, DType) { return at; }
+__device__ __forceinline__ NarrowRow row_at(unsigned short* at, DType type) { return {at, type}; }
+
+// W: what params are stored as.
+template <class C, class W, bool Backward>
 __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
                                             : Backward   ? 5
                                                          : 8)
     rqs_fixed_kernel(const __grid_constant__ C c, const __grid_constant__ FixedCall call) {
   constexpr int P = C::params, kWords = kElements * P;  // of a warp's rows, which are whole vectors
+  constexpr int V = 16 / int(sizeof(W));
   static_assert(P % 2 == 1, "rows would begin in the same banks");
   FK_DYNAMIC_SHARED(bytes);
   __shared__ float ladjs[kGroup];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   // Two turns: rows that are computed, and the next ones, on their way.
-  float* rows = reinterpret_cast<float*>(bytes) + warp * 2 * kWords;
-  float* next = rows + kWords;
+  W* rows = reinterpret_cast<W*>(bytes) + warp * 2 * kWords;
+  W* next = rows + kWords;
   const RqsArgs& a = call.a;
   const int64_t D = call.D;
   const bool long_row = D > kGroup;
@@ -44,16 +49,21 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
        r0 += int64_t(gridDim.x) * call.rows_per_block) {
     const int64_t r1 = r0 + call.rows_per_block < call.rows ? r0 + call.rows_per_block : call.rows;
     const int64_t first = r0 * D, count = (r1 - r0) * D;
-    const float* const params = static_cast<const float*>(a.params) + first * P;
-    const auto fetch = [&](int64_t i, float* to) {
-      const float* const from = params + i * P;
+    const W* const params = static_cast<const W*>(a.params) + first * P;
+    const auto fetch = [&](int64_t i, W* to) {
+      const W* const from = params + i * P;
       if (count - i >= kElements) {
 #pragma unroll
-        for (int w = 0; w < kWords; w += 128)
-          if (w + 128 <= kWords || w + 4 * lane < kWords)
-            __pipeline_memcpy_async(to + w + 4 * lane, from + w + 4 * lane, 16);
+        for (int w = 0; w < kWords; w += 32 * V)
+          if (w + 32 * V <= kWords || w + V * lane < kWords)
+            __pipeline_memcpy_async(to + w + V * lane, from + w + V * lane, 16);
       } else {
-        for (int w = lane; w < int(count - i) * P; w += 32) __pipeline_memcpy_async(to + w, from + w, 4);
+        for (int w = lane; w < int(count - i) * P; w += 32) {
+          if constexpr (sizeof(W) == 4)
+            __pipeline_memcpy_async(to + w, from + w, 4);
+          else
+            to[w] = from[w];  // there is no such copy of 2 bytes
+        }
       }
       __pipeline_commit();
     };
@@ -78,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
       const Inputs after = inputs(i + kThreads);
       __pipeline_wait_prior(1);
       __syncwarp();
-      float* const row = rows + lane * P;
+      const auto row = row_at(rows + lane * P, call.params_type);
       if (i + lane < count) {
         float exponentials[2][C::bins];
         const Found<float> f = find_fixed(c, row, call.inverse, in.v, exponentials);
@@ -98,18 +108,18 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
       }
       __syncwarp();
       if constexpr (Backward) {
-        float* const to = static_cast<float*>(a.grad_params) + (first + i) * P;
+        W* const to = static_cast<W*>(a.grad_params) + (first + i) * P;
         if (count - i >= kElements) {
 #pragma unroll
-          for (int w = 0; w < kWords; w += 128)
-            if (w + 128 <= kWords || w + 4 * lane < kWords)
-              *reinterpret_cast<float4*>(to + w + 4 * lane) = *reinterpret_cast<float4*>(rows + w + 4 * lane);
+          for (int w = 0; w < kWords; w += 32 * V)
+            if (w + 32 * V <= kWords || w + V * lane < kWords)
+              *reinterpret_cast<float4*>(to + w + V * lane) = *reinterpret_cast<float4*>(rows + w + V * lane);
         } else {
           for (int w = lane; w < int(count - i) * P; w += 32) to[w] = rows[w];
         }
         __syncwarp();  // before the next rows
       }
-      float* const done = rows;
+      W* const done = rows;
       rows = next, next = done;
       in = after;
     }
@@ -124,28 +134,38 @@ __global__ void __launch_bounds__(kThreads, C::bins > 10 ? 4
 
 // ---- on the host ----
 
-template <int K, bool Clip>
+template <int K, bool Clip, class W>
 void run_fixed(const RqsSpec& spec, const FixedCall& c, const CudaStream& on, bool backward) {
   using C = FixedConstants<K, Clip>;
-  const auto kernel = backward ? rqs_fixed_kernel<C, true> : rqs_fixed_kernel<C, false>;
-  launch(on, walk_grid(c), kThreads, sizeof(float) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
+  const auto kernel = backward ? rqs_fixed_kernel<C, W, true> : rqs_fixed_kernel<C, W, false>;
+  launch(on, walk_grid(c), kThreads, sizeof(W) * 2 * kWarps * kElements * C::params, kernel, C(spec), c);
 }
 
 // By a kernel that knows the number of bins; false where there is none.
-template <bool Clip>
+template <bool Clip, class W>
 bool run_if_usual(const RqsSpec& spec, const Call& walk, const CudaStream& on, bool backward) {
   FixedCall c = {walk, 0, spec.inverse};
   const bool in_vectors = backward ? c.flat_out : c.flat_in;
-  if (!in_vectors || spec.tails != Tails::linear || c.x_type != DType::f32 || c.params_type != DType::f32) return false;
-  // Blocks begin at whole vectors of params.
-  while (c.rows_per_block * c.D % kVector<float> != 0)
+  if (!in_vectors || spec.tails != Tails::linear || c.x_type != DType::f32) return false;
+  // Params and blocks begin at whole vectors.
+  constexpr int V = 16 / int(sizeof(W));
+  if ((uintptr_t(c.a.params) | (backward ? uintptr_t(c.a.grad_params) : 0)) % 16 != 0) return false;
+  while (c.rows_per_block * c.D % V != 0)
     if (--c.rows_per_block == 0) return false;
   c.per_row = unsigned((int64_t(1) << 20) / c.D + 1);
-  if (spec.bins == 8) return run_fixed<8, Clip>(spec, c, on, backward), true;
+  if (spec.bins == 8) return run_fixed<8, Clip, W>(spec, c, on, backward), true;
   if constexpr (!Clip) {  // zuko has 8
-    if (spec.bins == 10) return run_fixed<10, false>(spec, c, on, backward), true;
-    if (spec.bins == 16) return run_fixed<16, false>(spec, c, on, backward), true;
+    if (spec.bins == 10) return run_fixed<10, false, W>(spec, c, on, backward), true;
+    if (spec.bins == 16) return run_fixed<16, false, W>(spec, c, on, backward), true;
   }
+  return false;
+}
+
+// A clipped logit is left in the row, where 16 bits would round it.
+template <bool Clip>
+bool run_if_usual(const RqsSpec& spec, const Call& c, const CudaStream& on, bool backward) {
+  if (c.params_type == DType::f32) return run_if_usual<Clip, float>(spec, c, on, backward);
+  if constexpr (!Clip) return run_if_usual<false, unsigned short>(spec, c, on, backward);
   return false;
 }
 

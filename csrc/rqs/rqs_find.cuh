@@ -6,19 +6,21 @@
 
 namespace fk::cuda {
 
+// Rows R are pointers to S, or read as such.
+
 // The logit of the slope at a knot, in the row that holds it; the tails decide the outer ones.
-template <class C, class S = typename C::S>
-__device__ __forceinline__ S slope_logit(const C& c, const S* row, int knot) {
-  const S* slopes = row + 2 * c.bins;
+template <class C, class R, class S = typename C::S>
+__device__ __forceinline__ S slope_logit(const C& c, const R& row, int knot) {
+  const auto slopes = row + 2 * c.bins;
   if (c.tails == Tails::none) return slopes[knot];
   if (c.tails == Tails::circular) return slopes[knot == c.bins ? 0 : knot];
-  return knot == 0 || knot == c.bins ? c.edge_logit : slopes[knot - 1];
+  return knot == 0 || knot == c.bins ? c.edge_logit : S(slopes[knot - 1]);
 }
 
 // What the bin number decides: the exponentials in it, and the slope logits at its knots. Widths and heights are less
 // their largest, `top`.
-template <class C, class S = typename C::S>
-__device__ __forceinline__ void read_bin(const C& c, const S* row, int bin, const S (&top)[2], Found<S>& f) {
+template <class C, class R, class S = typename C::S>
+__device__ __forceinline__ void read_bin(const C& c, const R& row, int bin, const S (&top)[2], Found<S>& f) {
   f.k = S(bin);
 #pragma unroll
   for (int i = 0; i < 2; ++i) f.in[i] = exp2_nonpositive((row[i * c.bins + bin] - top[i]) * c.exp2_scale);
@@ -67,8 +69,8 @@ struct FixedConstants : Constants<float, Clip> {
 
 // With these, exponentials and their sums stay in registers, and the value is compared with every knot. Clipped widths
 // and heights are left in the row.
-template <class C, class S = typename C::S>
-__device__ __forceinline__ Found<S> find_fixed(const C& c, S* row, int dir, S v, S (&exponentials)[2][C::bins]) {
+template <class C, class R, class S = typename C::S>
+__device__ __forceinline__ Found<S> find_fixed(const C& c, const R& row, int dir, S v, S (&exponentials)[2][C::bins]) {
   constexpr int K = C::bins;
   S top[2], sums[2][K];
 #pragma unroll

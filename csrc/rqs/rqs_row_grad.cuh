@@ -5,13 +5,13 @@
 namespace fk::cuda {
 
 // exponential(i, j): of the width or height in bin j; the row's are clipped, as `find` leaves them.
-template <class C, class F, class S = typename C::S>
-__device__ __forceinline__ void replace_by_gradient(const C& c, S* row, const Found<S>& f, const FoundGrad<S>& g,
+template <class C, class R, class F, class S = typename C::S>
+__device__ __forceinline__ void replace_by_gradient(const C& c, const R& row, const Found<S>& f, const FoundGrad<S>& g,
                                                     const F& exponential) {
   const int K = c.bins, found = int(f.k);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    S* u = row + i * K;
+    const auto u = row + i * K;
     const auto of_logit = [&](int j, S e, S a) {
       if constexpr (C::kClipped) {
         const S q = 1 - c.clip_size * abs_(u[j]);
@@ -23,7 +23,7 @@ __device__ __forceinline__ void replace_by_gradient(const C& c, S* row, const Fo
     for (int j = 0; j < K; ++j) u[j] = of_logit(j, exponential(i, j), j < found ? g.before[i] : g.after[i]);
     u[found] = in;
   }
-  S* slopes = row + 2 * K;
+  const auto slopes = row + 2 * K;
   const int n = K + (c.tails == Tails::linear ? -1 : c.tails == Tails::none ? 1 : 0);
   for (int j = 0; j < n; ++j) slopes[j] = 0;
   const auto add = [&](int knot, S of_knot) {
@@ -38,8 +38,8 @@ __device__ __forceinline__ void replace_by_gradient(const C& c, S* row, const Fo
 }
 
 // Of a row that `find` has left with its `top`.
-template <class C, class S = typename C::S>
-__device__ __forceinline__ void replace_by_gradient(const C& c, S* row, const Found<S>& f, const FoundGrad<S>& g,
+template <class C, class R, class S = typename C::S>
+__device__ __forceinline__ void replace_by_gradient(const C& c, const R& row, const Found<S>& f, const FoundGrad<S>& g,
                                                     const S (&top)[2]) {
   replace_by_gradient(c, row, f, g,
                       [&](int i, int j) { return exp2_nonpositive((row[i * c.bins + j] - top[i]) * c.exp2_scale); });

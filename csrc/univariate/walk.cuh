@@ -29,6 +29,7 @@ struct Call {
   int64_t D;
   int log_lanes;                    // log2 of how many lanes share a row's ladj
   int P, pitch, lanes, warp_words;  // params, the distance of rows in shared memory, elements and memory of a warp
+  unsigned per_param;               // 2^32 / P and a little: its high word times n is n / P for n up to 2^32 / P
   int room;                         // numbers that the map needs beside an element's params
   bool even, flat_in, flat_out;
   DType x_type, params_type;
@@ -57,37 +58,64 @@ __device__ __forceinline__ Place place(const Call& c, int64_t element) {
 
 // ---- params between memory and the warp's rows in shared memory ----
 
-// Rows that lie without gaps on both sides: 16 bytes' worth of S at a time. In shared memory they begin where they do
-// in memory, within a vector.
+// Rows that lie without gaps on both sides: 16 bytes' worth of S at a time. Of an odd number of params they begin in
+// shared memory where they do in memory, within a vector; of an even number there is one more between them.
+template <class S>
+__device__ __forceinline__ int shift_of(const Call& c, int64_t first) {
+  return c.pitch == c.P ? int(first * c.P % kVector<S>) : 0;
+}
+__device__ __forceinline__ int padded(const Call& c, int n) {
+  return n + (c.pitch == c.P ? 0 : int(__umulhi(unsigned(n), c.per_param)));
+}
+// Of n rows from `first` on: whole(i, k) of every vector at i in memory, whose numbers are k, k + 1 … of the rows, and
+// number(i, k) of every number of the vectors that they share with others.
+template <class S, class Vectors, class Numbers>
+__device__ __forceinline__ void each_vector(const Call& c, int64_t first, int n, int lane, const Vectors& whole,
+                                            const Numbers& number) {
+  constexpr int V = kVector<S>;
+  const int64_t begin = first * c.P, base = begin / V * V;
+  const int before = int(begin - base), end = before + n * c.P;  // from base on, in 32 bits
+  for (int w = lane * V; w < end; w += 32 * V) {
+    if (w >= before && w + V <= end)
+      whole(base + w, w - before);
+    else
+      for (int j = w < before ? before : w; j < w + V && j < end; ++j) number(base + j, j - before);
+  }
+}
 template <class S>
 __device__ __forceinline__ void fetch_flat(const Call& c, int64_t first, int n, S* rows, int lane) {
   constexpr int V = kVector<S>;
-  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
-  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
-    if (i >= begin && i + V <= end) {
-      S v[V];
-      load_vector(c.params_type, c.a.params, i, v);
-      store_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
-    } else {
-      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
-        rows[j - base] = load<S>(c.params_type, c.a.params, j);
-    }
-  }
+  constexpr DType own = sizeof(S) == 8 ? DType::f64 : DType::f32;
+  S* const to = rows + shift_of<S>(c, first);
+  each_vector<S>(
+      c, first, n, lane,
+      [&](int64_t i, int k) {
+        S v[V];
+        load_vector(c.params_type, c.a.params, i, v);
+        if (c.pitch == c.P) return store_vector(own, to, k, v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) to[padded(c, k + j)] = v[j];
+      },
+      [&](int64_t i, int k) { to[padded(c, k)] = load<S>(c.params_type, c.a.params, i); });
 }
 template <class S>
 __device__ __forceinline__ void put_flat(const Call& c, int64_t first, int n, const S* rows, int lane) {
   constexpr int V = kVector<S>;
-  const int64_t begin = first * c.P, end = begin + int64_t(n) * c.P, base = begin / V * V;
-  for (int64_t i = base + lane * V; i < end; i += 32 * V) {
-    if (i >= begin && i + V <= end) {
-      S v[V];
-      load_vector(sizeof(S) == 8 ? DType::f64 : DType::f32, rows, i - base, v);
-      store_vector(c.params_type, c.a.grad_params, i, v);
-    } else {
-      for (int64_t j = i < begin ? begin : i; j < i + V && j < end; ++j)
-        store(c.params_type, c.a.grad_params, j, rows[j - base]);
-    }
-  }
+  constexpr DType own = sizeof(S) == 8 ? DType::f64 : DType::f32;
+  const S* const from = rows + shift_of<S>(c, first);
+  each_vector<S>(
+      c, first, n, lane,
+      [&](int64_t i, int k) {
+        S v[V];
+        if (c.pitch == c.P) {
+          load_vector(own, from, k, v);
+        } else {
+#pragma unroll
+          for (int j = 0; j < V; ++j) v[j] = from[padded(c, k + j)];
+        }
+        store_vector(c.params_type, c.a.grad_params, i, v);
+      },
+      [&](int64_t i, int k) { store(c.params_type, c.a.grad_params, i, from[padded(c, k)]); });
 }
 
 // Row after row, which may lie anywhere: `at`, of the lane's own row.
@@ -164,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, Backward && sizeof(S) == 8 ? 3 : 4)
       else
         fetch_rows(call, at.params, n, rows, lane);
       __syncwarp();
-      const int64_t shift = call.flat_in ? e0 * call.P % kVector<S> : 0;
+      const int shift = call.flat_in ? shift_of<S>(call, e0) : 0;
       S* const row = rows + shift + lane * call.pitch;
       if (busy) {
         if constexpr (Backward) {
@@ -219,8 +247,8 @@ inline Call walk_call(const MapArgs& a, int P) {
   c.even = a.evenly_spaced();
   const uintptr_t vector =
       uintptr_t((a.x_type == DType::f64 ? kVector<double> : kVector<float>)*bytes_of(a.params_type));
-  const bool odd = c.P % 2 == 1;
-  c.flat_in = odd && c.even && c.params_stride == c.P && uintptr_t(a.params) % vector == 0;
+  c.per_param = unsigned((int64_t(1) << 32) / c.P + 1);
+  c.flat_in = c.even && c.params_stride == c.P && uintptr_t(a.params) % vector == 0;
   c.flat_out = c.flat_in && uintptr_t(a.grad_params) % vector == 0;
   const int group = c.rows * c.D < kManyElements ? kSmallGroup : kGroup;
   c.rows_per_block = c.D < group ? group / c.D : 1;

@@ -25,6 +25,7 @@ COUNTED = How(Settings(errs=False), tracer=counts.Tracer)
 CASES: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "rqs, K=8": (ops.rqs, 23, {"bins": 8}),
     "rqs, K=8, inverse": (ops.rqs, 23, {"bins": 8, "inverse": True}),
+    "rqs, K=8, params of 16 bits": (ops.rqs, 23, {"bins": 8}),
     "rqs, K=16": (ops.rqs, 47, {"bins": 16}),
     "rqs, K=5": (ops.rqs, 14, {"bins": 5}),
     "affine, sigmoid": (ops.affine, 2, {"scale": "sigmoid"}),
@@ -44,7 +45,9 @@ def _passes(case: str, backend: str, running: Any) -> dict[str, list[Launched]]:
     op, params, settings = CASES[case]
     g = torch.Generator().manual_seed(0)
     shapes = ((ROWS, D), (ROWS, D, params))
-    leaves: list[Tensor] = [torch.randn(s, generator=g).requires_grad_() for s in shapes]
+    x, logits = (torch.randn(s, generator=g) for s in shapes)
+    stored = torch.bfloat16 if case.endswith("16 bits") else torch.float32
+    leaves: list[Tensor] = [x.requires_grad_(), logits.to(stored).requires_grad_()]
     with running() as launches:
         outputs = op(*leaves, backend=backend, **settings)
         first = len(launches)
