@@ -33,10 +33,17 @@ def in_tiles(columns: int) -> int:
 Described = Callable[[Any, bool, torch.device], Kernels]
 
 
+def _near(t: Tensor) -> Tensor:
+    """A tensor whose rows kernels can walk in 32 bits: a copy, where one has its numbers further apart than that.
+    (Kernels that walk in 64 bits spill registers, for a layout that hardly anyone has.)"""
+    span = sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
+    return t if span < 2**31 else t.contiguous()
+
+
 def _rows(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, tuple[int, int], tuple[int, ...]]:
     """[rows, D], [rows, D, P], their sizes and strides: views where the leading dims merge, copies where not."""
     D, P = params.shape[-2:]
-    x, params = x.resolve_neg().reshape(-1, D), params.resolve_neg().reshape(-1, D, P)
+    x, params = _near(x.resolve_neg().reshape(-1, D)), _near(params.resolve_neg().reshape(-1, D, P))
     return x, params, (x.shape[0], D), (*x.stride(), *params.stride())
 
 

@@ -12,18 +12,11 @@ import triton.language as tl
 
 @triton.jit
 def elements(first, rows, D, R: tl.constexpr, BD: tl.constexpr):
-    """Row and feature of each of a program's R BD elements, and whether it is one; in 64 bits, as products of them
-    with strides are."""
+    """Row and feature of each of a program's R BD elements, and whether it is one."""
     e = tl.arange(0, R * BD)
     row = tl.program_id(0).to(tl.int64) * R + e // BD
-    feature = first + (e % BD).to(tl.int64)
+    feature = first + e % BD
     return row, feature, (row < rows) & (feature < D)
-
-
-@triton.jit
-def wide(stride):
-    """A stride in 64 bits: where parameters lie one after another, each for all rows, its products need them."""
-    return tl.zeros([], tl.int64) + stride
 
 
 @triton.jit

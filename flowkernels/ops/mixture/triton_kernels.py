@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from flowkernels.ops._triton_math import exp, log1p_unit
-from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows, wide
+from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
 
 @triton.jit
@@ -250,7 +250,6 @@ def mixture_fwd(
     dtype: tl.constexpr = ladj_ptr.dtype.element_ty
     k = tl.arange(0, BK)[None, :]
     total = tl.zeros([R], tl.float64)
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
@@ -287,7 +286,6 @@ def mixture_bwd(
 ):  # fmt: skip
     """Gradients of x [rows, D] and params [rows, D, 3K], dense, from those of y (dense) and ladj."""
     k = tl.arange(0, BK)[None, :]
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from flowkernels.ops._triton_math import exp, sigmoid, softplus
 from flowkernels.ops._triton_root import newton_step
-from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows, wide
+from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
 # ---- sums of squares ----
 
@@ -404,7 +404,6 @@ def polynomial_fwd(
     dtype: tl.constexpr = ladj_ptr.dtype.element_ty
     i = tl.arange(0, BN)[None, :]
     total = tl.zeros([R], tl.float64)
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
@@ -437,7 +436,6 @@ def polynomial_bwd(
 ):  # fmt: skip
     """Gradients of x [rows, D] and params [rows, D, P], dense, from those of y (dense) and ladj."""
     i = tl.arange(0, BN)[None, :]
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flowkernels.ops._triton_math import exp, exp_nonpositive, sigmoid, softplus
-from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows, wide
+from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
 
 @triton.jit
@@ -365,7 +365,6 @@ def rqs_fwd(
     # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
     end = K if K <= 8 else bins
     total = tl.zeros([R], tl.float64)
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
@@ -489,7 +488,6 @@ def rqs_bwd(
     """Gradients of x [rows, D] and params [rows, D, P], dense, from those of y (dense) and ladj."""
     # Up to 8 bins the loops have one turn, and logits stay in registers; beyond, unrolled turns would spill.
     end = K if K <= 8 else bins
-    p_param = wide(p_param)
     for first in range(0, D, BD):
         row, feature, ok = elements(first, rows, D, R, BD)
         v = tl.load(x_ptr + row * x_row + feature * x_feature, mask=ok, other=0.0).to(dtype)
