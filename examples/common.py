@@ -30,6 +30,25 @@ def positive_number(text: str) -> float:
     return value
 
 
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every story takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, samples and pictures (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the pictures (default: out)")
+    parser.add_argument("--threads", type=positive, default=2, help="of torch and of flowkernels (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="few steps and samples: seconds")
+    return parser
+
+
+def begin(given: argparse.Namespace) -> None:
+    """Threads, seed and folder as the arguments say."""
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    given.out.mkdir(parents=True, exist_ok=True)
+
+
 # ---- MNIST ----
 
 

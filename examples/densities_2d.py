@@ -22,7 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import positive, positive_number
+from common import arguments, begin, positive, positive_number
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -188,24 +188,17 @@ def draw_ways(path: Path, found: list[Trained], args: argparse.Namespace) -> Non
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = arguments(__doc__ or "")
     parser.add_argument("--densities", nargs="+", choices=DENSITIES, default=list(DENSITIES), help="default: all")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--steps", type=positive, default=1500, help="of training (default: 1500)")
     parser.add_argument("--hidden", type=positive, default=64, help="units; planar layers (default: 64)")
     parser.add_argument("--lr", type=positive_number, default=2e-3, help="learning rate at its highest (default: 2e-3)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, points and pictures (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the pictures (default: out)")
-    parser.add_argument("--threads", type=positive, default=2, help="of torch and of flowkernels (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="few steps and points: seconds")
     args = parser.parse_args(argv)
     args.test, args.cells = TEST, 100
     if args.quick:
         args.steps, args.hidden, args.test, args.cells = 3, 8, 200, 10
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args)
     console, found = Console(), []
     try:
         for density in args.densities:

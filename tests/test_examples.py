@@ -254,3 +254,64 @@ def test_points_of_the_plane_fill_the_picture(plane):
         x = draw(2000)
         assert x.shape == (2000, 2) and 2 < x.abs().max() < 1.2 * plane.EDGE, name
         assert x.mean(0).abs().max() < 0.3, name
+
+
+# ---- divergences, and chains in the latent ----
+
+
+@pytest.fixture(scope="module")
+def islands() -> ModuleType:
+    return load("which_divergence")
+
+
+def test_which_divergence(islands, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    islands.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert all(f"│ {name}" in said for name in islands.OBJECTIVES)
+    assert (tmp_path / "which_divergence.png").stat().st_size > 0
+
+
+def test_the_islands_are_drawn_as_their_density_says(islands):
+    torch.manual_seed(0)
+    x = islands.draw(20_000)
+    inside = torch.cdist(x, islands.CENTRES).argmin(1).bincount(minlength=3) / len(x)
+    torch.testing.assert_close(inside, islands.WEIGHTS, rtol=0, atol=0.02)
+    line = torch.linspace(-6, 6, 400)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
+    mass = islands.log_target(grid).exp().sum() * (line[1] - line[0]) ** 2
+    torch.testing.assert_close(mass, torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+@pytest.fixture(scope="module")
+def chains() -> ModuleType:
+    return load("latent_hmc")
+
+
+def test_latent_hmc_of_the_example(chains, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    chains.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    for name in chains.TARGETS:
+        assert all(f"│ {name} │ {how}" in said for how in ("plain", "latent", "truth"))
+    assert (tmp_path / "latent_hmc.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["funnel", "banana"])
+def test_the_targets_are_drawn_as_their_density_says(chains, name):
+    """log p(x) of draws has the mean that the entropy of normal pieces gives, and coordinates the stated moments."""
+    torch.manual_seed(0)
+    target = chains.TARGETS[name]
+    x = target.draw(200_000)
+    assert x.shape == (200_000, target.features)
+    assert abs(x[:, 0].mean().item() - target.mean) < 0.02 * target.deviation
+    assert x[:, 0].std().item() == pytest.approx(target.deviation, rel=0.03)
+    # Volume-preserving but for a scale: entropies of standard normals, and the logarithms of the scales.
+    scales = np.log(3.0) if name == "funnel" else np.log(5.0)
+    entropy = target.features * 0.5 * np.log(2 * np.pi * np.e) + scales
+    assert -target.log_prob(x).mean().item() == pytest.approx(entropy, abs=0.15)  # five of its errors
+
+
+def test_plain_chains_run_on_the_target_itself(chains):
+    flow, x = chains.plain(3), torch.randn(4, 3)
+    assert torch.equal(flow.decode(x), x)
