@@ -315,3 +315,66 @@ def test_the_targets_are_drawn_as_their_density_says(chains, name):
 def test_plain_chains_run_on_the_target_itself(chains):
     flow, x = chains.plain(3), torch.randn(4, 3)
     assert torch.equal(flow.decode(x), x)
+
+
+# ---- posteriors of simulators ----
+
+
+@pytest.fixture(scope="module")
+def posteriors() -> ModuleType:
+    return load("sbi_c2st")
+
+
+@pytest.mark.parametrize(
+    "methods", [["npe (NSF)"], pytest.param(["sbi maf", "sbi nsf, accelerated"], marks=pytest.mark.slow)], ids=str
+)
+def test_sbi_c2st(posteriors, methods, tmp_path, capsys, monkeypatch):
+    if "npe (NSF)" not in methods:
+        pytest.importorskip("sbi")
+    monkeypatch.setenv("COLUMNS", "120")
+    posteriors.main(["--quick", "--methods", *methods, "--threads", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert all(said.count(f" {method} ") >= 2 for method in methods)
+    assert (tmp_path / "sbi_c2st.png").stat().st_size > 0
+
+
+def test_the_moons_reference_is_the_posterior(posteriors):
+    """Of thetas of the prior, those whose data fall near x are draws of the posterior, too: by their moments."""
+    torch.manual_seed(0)
+    task = posteriors.TASKS["two moons"]
+    theta = 2 * torch.rand(2_000_000, 2) - 1
+    x = task.simulate(theta)
+    observed = torch.tensor([0.1, 0.2])
+    near = theta[(x - observed).abs().amax(1) < 0.01]
+    drawn = task.reference(observed, len(near))
+    assert len(near) > 300
+    for of in (lambda t: t, lambda t: t.square(), lambda t: t[:, :1] * t[:, 1:]):
+        a, b = of(near), of(drawn)
+        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 4.5 * error + 0.01).all()
+
+
+def test_slcp_has_the_likelihood_of_its_draws(posteriors):
+    """E exp(log q - log p) over draws of p is 1: q another theta of the same task."""
+    torch.manual_seed(0)
+    one, other = torch.tensor([0.5, -1.0, 1.2, 0.9, 0.3]), torch.tensor([0.6, -0.9, 1.1, -0.8, 0.4])
+    x = posteriors.slcp(one.expand(4000, 5))
+    ratio = torch.stack(
+        [posteriors._slcp_log_likelihood(other, row) - posteriors._slcp_log_likelihood(one, row) for row in x]
+    ).exp()
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5 and ratio.std() > 0.1
+
+
+def test_slcp_reference_moments_are_those_of_importance_weights(posteriors):
+    torch.manual_seed(0)
+    theta = torch.tensor([0.5, -1.0, 1.0, 0.9, 0.3])
+    x = posteriors.slcp(theta[None])[0]
+    drawn = posteriors.slcp_given(x, 400)
+    prior = 6 * torch.rand(400_000, 5) - 3
+    weights = torch.softmax(posteriors._slcp_log_likelihood(prior, x), 0)
+    ess = 1 / weights.square().sum()
+    for of in (lambda t: t, lambda t: t.abs(), lambda t: t.square()):
+        wanted, found = (weights[:, None] * of(prior)).sum(0), of(drawn).mean(0)
+        spread = of(drawn).std(0)
+        assert ess > 100 and ((wanted - found).abs() < 6 * spread * (1 / ess + 1 / 100) ** 0.5).all()
+    assert (drawn.abs() <= 3).all() and (drawn[:, 2] < 0).any() and (drawn[:, 2] > 0).any()
