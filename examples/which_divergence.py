@@ -5,9 +5,10 @@ see samples of it, all others its density and samples of the flow alone. A table
 (test, nats), the weight that each island got, and the effective sample size of importance sampling, as a share of the
 samples; a picture has every density.
 
-What to expect: forward KL covers all islands and the water between them; reverse KL, whose samples stay where they
-are, keeps the islands that it finds first, and its weights of them; those between lie between. Distances of samples
-see no density, and place mass roughly.
+What to expect: forward KL covers all islands. Whatever is estimated from the flow's own samples sees only where the
+flow is: reverse KL and its kin end on the islands that they find first, which ones is chance, and the effective
+sample size, seen from there, may be 100 % of a third of the truth. Distances of samples weigh the islands rightly and
+see no density.
 """
 
 from __future__ import annotations
