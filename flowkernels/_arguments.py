@@ -54,10 +54,14 @@ def positive(where: str, name: str, value: Any) -> float:
     return number
 
 
-def event_dims(where: str, name: str, value: Any) -> int:
-    """1 for features, 3 for images."""
-    if not is_whole(value) or value not in (1, 3):
-        raise ValueError(f"{where}: {name} must be 1 (features) or 3 (images), got {value!r:.60}")
+_EVENTS = {1: "features", 2: "signals", 3: "images"}
+
+
+def event_dims(where: str, name: str, value: Any, options: Sequence[int] = (1, 3)) -> int:
+    """1 for features, 2 for signals, 3 for images: one of the ``options``."""
+    if not is_whole(value) or value not in options:
+        *rest, last = [f"{n} ({_EVENTS[n]})" for n in options]
+        raise ValueError(f"{where}: {name} must be {', '.join(rest)} or {last}, got {value!r:.60}")
     return int(value)
 
 

@@ -6,6 +6,8 @@ from .conv import ConvNet, ConvResNet
 from .dense import MLP, Constant, ResidualNet
 from .gated import GatedConvNet, GatedNet
 from .made import MADE, MaskedLinear
+from .upsampler import Upsampler
+from .wavenet import WaveNet
 
 __all__ = [
     "MADE",
@@ -19,4 +21,6 @@ __all__ = [
     "GatedNet",
     "MaskedLinear",
     "ResidualNet",
+    "Upsampler",
+    "WaveNet",
 ]

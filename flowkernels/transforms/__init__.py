@@ -20,6 +20,7 @@ from .multiscale import MultiScale
 from .permutation import Permutation
 from .reshape import Squeeze, Unsqueeze
 from .residual import Residual
+from .signal_autoregressive import SignalAutoregressive
 from .softclip import Softclip
 from .standardize import Standardize
 from .torch_transform import TorchTransform
@@ -52,6 +53,7 @@ __all__ = [
     "Polynomial",
     "Radial",
     "Residual",
+    "SignalAutoregressive",
     "SinhArcsinh",
     "Softclip",
     "Squeeze",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Transform(nn.Module):
-    r"""An invertible map of ``[..., D]`` or of images ``[..., C, H, W]``, with its log-determinant.
+    r"""An invertible map of ``[..., D]``, signals ``[..., C, L]`` or images ``[..., C, H, W]``, with its determinant.
 
     ``forward`` goes from data to latent, ``inverse`` from latent to data. Both return ``(y, ladj)`` with
     :math:`\mathrm{ladj} = \log|\det \partial y/\partial x|` in nats, ``[...]``, float32 or wider, so that
@@ -113,11 +113,12 @@ def check_features(name: str, x: Tensor, features: int) -> None:
         raise ValueError(f"{name}: x must be [..., {features}], got {list(x.shape)}")
 
 
-def check_images(name: str, x: Tensor, channels: int) -> None:
-    """Raises unless ``x`` is ``[..., channels, H, W]``."""
+def check_images(name: str, x: Tensor, channels: int, event_dims: int = 3) -> None:
+    """Raises unless ``x`` is ``[..., channels, H, W]``, or of signals, with 2 event dims, ``[..., channels, L]``."""
     check_tensor(name, "x", x)
-    if x.dim() < 3 or x.shape[-3] != channels:
-        raise ValueError(f"{name}: x must be [..., {channels}, H, W], got {list(x.shape)}")
+    if x.dim() < event_dims or x.shape[-event_dims] != channels:
+        sides = "H, W" if event_dims == 3 else "L"
+        raise ValueError(f"{name}: x must be [..., {channels}, {sides}], got {list(x.shape)}")
 
 
 def check_channels(name: str, x: Tensor, channels: int, channel_dim: int) -> None:

@@ -33,15 +33,16 @@ class Dequantize(Transform):
     A number that is no level (by more than rounding, 1e-3) has no probability: ladj, and the log_prob of a flow, are
     ``-inf`` in its row.
 
-    ``x [..., D]``, or images with 3 event dims, of whole numbers in any dtype, uint8 too; ``y`` in its dtype but
-    float32 at least (a 16-bit type cannot hold a level and its noise); ``ladj [...]``. ``context`` is ignored.
+    ``x [..., D]``, or signals or images with 2 or 3 event dims, of whole numbers in any dtype, uint8 too; ``y`` in its
+    dtype but float32 at least (a 16-bit type cannot hold a level and its noise); ``ladj [...]``. ``context`` is
+    ignored.
 
     Args:
         levels: how many there are, e.g. 256.
-        event_dims: 1 for features, 3 for images.
+        event_dims: 1 for features, 2 for signals, 3 for images.
 
     Raises:
-        ValueError: ``levels`` is less than 2; ``event_dims`` is neither 1 nor 3.
+        ValueError: ``levels`` is less than 2; ``event_dims`` is not 1, 2 or 3.
 
     Reference:
         Theis, van den Oord, Bethge: A note on the evaluation of generative models, ICLR 2016, arXiv:1511.01844.
@@ -60,7 +61,7 @@ class Dequantize(Transform):
     def __init__(self, levels: int = 256, event_dims: int = 1) -> None:
         super().__init__()
         self.levels = count(f"transforms.{type(self).__name__}", "levels", levels, least=2)
-        self.event_dims = event_dims_of(f"transforms.{type(self).__name__}", "event_dims", event_dims)
+        self.event_dims = event_dims_of(f"transforms.{type(self).__name__}", "event_dims", event_dims, (1, 2, 3))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_tensor(f"transforms.{type(self).__name__}", "x", x)

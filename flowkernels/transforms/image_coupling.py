@@ -1,4 +1,4 @@
-"""Coupling on images: part of the channels, or of the pixels, chooses the map of the others."""
+"""Coupling on images and signals: part of the channels, or of the pixels, chooses the map of the others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import count
+from flowkernels._arguments import event_dims as event_dims_of
 from flowkernels.nets.common import channels_last
 from flowkernels.ops.univariate import Univariate, n_params_of
 
@@ -46,19 +47,21 @@ class ImageCoupling(Transform):
     .. math:: y = (1 - m)\,x + m\,f(x; \mathrm{conditioner}((1 - m)\,x, \mathrm{context}))
 
     and ``ladj`` is the sum of :math:`\log|f'|` over what is transformed, in nats. Both directions cost one pass of the
-    conditioner. ``x`` in the dtype of the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
+    conditioner. With 2 event dims the same of signals ``[..., C, L]``, whose pixels are samples. ``x`` in the dtype of
+    the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
 
     Args:
-        mask: C flags, True or 1 where the channel is transformed; or ``[C, H, W]``, where the pixel is. Halves of the
-            channels are the cheap ones.
+        mask: C flags, True or 1 where the channel is transformed; or ``[C, H, W]`` (``[C, L]``), where the pixel is.
+            Halves of the channels are the cheap ones.
         conditioner: a module, called as ``conditioner(images, context)``, that returns ``[..., P * n, H, W]`` for n
             transformed channels (C for a mask of pixels): the first parameter of all of them, then the second, and so
             on; or a function ``(in_channels, out_channels) -> module``.
         univariate: the map of one element and its P parameters, e.g. `Affine`.
+        event_dims: 2 for signals, 3 for images.
 
     Raises:
-        ValueError: ``mask`` is neither ``[C]`` nor ``[C, H, W]`` of 0 and 1 with at least one 1; ``x`` is not of that
-            shape; the conditioner returns another number of channels.
+        ValueError: ``mask`` is neither ``[C]`` nor ``[C, H, W]`` (``[C, L]``) of 0 and 1 with at least one 1; ``x`` is
+            not of that shape; the conditioner returns another number of channels; ``event_dims`` is neither 2 nor 3.
         TypeError: ``conditioner`` is neither a module nor a function that returns one.
 
     Reference:
@@ -83,21 +86,24 @@ class ImageCoupling(Transform):
         mask: Sequence[bool] | Sequence[int] | Tensor,
         conditioner: nn.Module | Callable[[int, int], nn.Module],
         univariate: Univariate,
+        event_dims: int = 3,
     ) -> None:
         super().__init__()
+        self.event_dims = event_dims_of("transforms.ImageCoupling", "event_dims", event_dims, (2, 3))
         flags = as_flags("ImageCoupling", mask)
         # A tensor on meta has no values to check.
         is_mask = flags.is_meta or (bool(((flags == 0) | (flags == 1)).all()) and bool(flags.any()))
-        if flags.dim() not in (1, 3) or not is_mask:
+        if flags.dim() not in (1, self.event_dims) or not is_mask:
             given = f"{list(flags.shape)} with {flags.unique().tolist()}"
             raise ValueError(
-                f"transforms.ImageCoupling: mask must be [C] or [C, H, W] of 0 and 1, with at least one 1, got {given}"
+                f"transforms.ImageCoupling: mask must be [C] or [C, {SIDES[self.event_dims]}] of 0 and 1, with at "
+                f"least one 1, got {given}"
             )
         check_univariate("transforms.ImageCoupling", univariate)
         self.univariate = univariate
         self.channels = flags.shape[0]
         if flags.dim() == 1:
-            self.split = FeatureSplit(flags, event_dims=3, name="ImageCoupling")
+            self.split = FeatureSplit(flags, event_dims=self.event_dims, name="ImageCoupling")
             n_in, self.n_transformed = self.split.n_identity, self.split.n_transformed
         else:
             self.split = None
@@ -114,33 +120,39 @@ class ImageCoupling(Transform):
         return self._couple(y, context, inverse=True)
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_images("transforms.ImageCoupling", x, self.channels)
+        dims = self.event_dims
+        check_images("transforms.ImageCoupling", x, self.channels, dims)
         if self.split is not None:
             identity, transformed = self.split.split(x)
             params, part = self._params(identity, context), self.split.part
             univariate: Any = self.univariate
             if part is not None and getattr(univariate, "takes_part", False):  # the whole image in the same pass
-                return univariate(x, params, inverse, 3, part=part)
-            transformed, ladj = self.univariate(transformed, params, inverse, 3)
+                return univariate(x, params, inverse, dims, part=part)
+            transformed, ladj = self.univariate(transformed, params, inverse, dims)
             return self.split.merge(identity, transformed), ladj
-        if x.shape[-3:] != self.mask.shape:
+        if x.shape[-dims:] != self.mask.shape:
             raise ValueError(
                 f"transforms.ImageCoupling: x must be [..., {str(list(self.mask.shape))[1:]}, got {list(x.shape)}"
             )
-        return self.univariate(x, self._params(x.masked_fill(self.mask, 0), context), inverse, 3, self.mask)
+        return self.univariate(x, self._params(x.masked_fill(self.mask, 0), context), inverse, dims, self.mask)
 
     def _params(self, images: Tensor, context: Tensor | None) -> Tensor:
-        """The conditioner's output as ``[..., n, H, W, P]``: a view of it, channels first."""
+        params = self.conditioner(channels_last(images) if self.event_dims == 3 else images, context).contiguous()
         n_params = n_params_of(self.univariate)
-        params = self.conditioner(channels_last(images), context).contiguous()
-        if params.shape[-3] != self.n_transformed * n_params:
-            raise ValueError(
-                f"transforms.ImageCoupling: conditioner must return [..., {self.n_transformed * n_params}, H, W], "
-                f"got {list(params.shape)}"
-            )
-        return params.unflatten(-3, (n_params, self.n_transformed)).movedim(-4, -1)
+        return by_element("transforms.ImageCoupling", params, self.n_transformed, n_params, self.event_dims)
 
     def extra_repr(self) -> str:
         mask = "" if self.split is not None else f"mask={tuple(self.mask.shape)}"
         univariate = "" if isinstance(self.univariate, nn.Module) else f"univariate={self.univariate}"
-        return ", ".join(part for part in (mask, univariate) if part)
+        return ", ".join(part for part in (mask, univariate, f"event_dims={self.event_dims}") if part)
+
+
+SIDES = {2: "L", 3: "H, W"}
+
+
+def by_element(name: str, params: Tensor, channels: int, n_params: int, event_dims: int) -> Tensor:
+    """A conditioner's output ``[..., P * n, H, W]`` (``[..., P * n, L]``) as ``[..., n, H, W, P]``: a view of it."""
+    if params.dim() < event_dims or params.shape[-event_dims] != channels * n_params:
+        expected, given = f"[..., {channels * n_params}, {SIDES[event_dims]}]", list(params.shape)
+        raise ValueError(f"{name}: conditioner must return {expected}, got {given}")
+    return params.unflatten(-event_dims, (n_params, channels)).movedim(-event_dims - 1, -1)

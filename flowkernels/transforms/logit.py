@@ -26,16 +26,17 @@ class Logit(Transform):
     log_prob of a flow; y is 0 there, so that no gradient becomes NaN. As the first layer of a flow on pixels scaled to
     [0, 1] it makes them unbounded, and its ladj makes the flow's log_prob a density of those pixels. ``inverse`` maps
     the whole line, onto :math:`(-\alpha, 1 - \alpha)/(\beta - \alpha)`: samples may lie a little outside [0, 1].
-    ``x [..., D]``, or images with 3 event dims, of any floating-point dtype; ``ladj [...]``. ``context`` is ignored.
+    ``x [..., D]``, or signals or images with 2 or 3 event dims, of any floating-point dtype; ``ladj [...]``.
+    ``context`` is ignored.
 
     Args:
         alpha: what 0 becomes.
         upper: :math:`\beta`, what 1 becomes: 1 - alpha by default; 1 is the formula of the paper, which is infinite at
             x = 1.
-        event_dims: 1 for features, 3 for images.
+        event_dims: 1 for features, 2 for signals, 3 for images.
 
     Raises:
-        ValueError: 0 <= alpha < upper <= 1 does not hold; ``event_dims`` is neither 1 nor 3.
+        ValueError: 0 <= alpha < upper <= 1 does not hold; ``event_dims`` is not 1, 2 or 3.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP, ICLR 2017, arXiv:1605.08803, section 4.1.
@@ -55,7 +56,7 @@ class Logit(Transform):
             given = f"{ends[0]!r:.60} and {ends[1]!r:.60}"
             raise ValueError(f"transforms.Logit: alpha and upper must be 0 <= alpha < upper <= 1, got {given}")
         self.alpha, self.upper = (float(end) for end in ends)  # type: ignore[arg-type]
-        self.event_dims = event_dims_of("transforms.Logit", "event_dims", event_dims)
+        self.event_dims = event_dims_of("transforms.Logit", "event_dims", event_dims, (1, 2, 3))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_floating("x", x)

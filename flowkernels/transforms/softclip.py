@@ -19,15 +19,15 @@ class Softclip(Transform):
     .. math:: y = \frac{x}{1 + |x/B|}, \qquad \mathrm{ladj} = -2 \sum_D \log(1 + |x/B|)
 
     in nats. Between layers it keeps what the next one sees in a box, as zuko does between sums of squares. ``inverse``
-    maps (-B, B) onto the line; outside it has NaN, in that row alone. ``x [..., D]``, or images with 3 event dims, of
-    any floating-point dtype; ``ladj [...]``. ``context`` is ignored.
+    maps (-B, B) onto the line; outside it has NaN, in that row alone. ``x [..., D]``, or signals or images with 2 or 3
+    event dims, of any floating-point dtype; ``ladj [...]``. ``context`` is ignored.
 
     Args:
         bound: B.
-        event_dims: 1 for features, 3 for images.
+        event_dims: 1 for features, 2 for signals, 3 for images.
 
     Raises:
-        ValueError: ``bound`` is not a finite number above 0; ``event_dims`` is neither 1 nor 3.
+        ValueError: ``bound`` is not a finite number above 0; ``event_dims`` is not 1, 2 or 3.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class Softclip(Transform):
     def __init__(self, bound: float = 1.0, event_dims: int = 1) -> None:
         super().__init__()
         self.bound = positive("transforms.Softclip", "bound", bound)
-        self.event_dims = event_dims_of("transforms.Softclip", "event_dims", event_dims)
+        self.event_dims = event_dims_of("transforms.Softclip", "event_dims", event_dims, (1, 2, 3))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         wide = self._wide("x", x)

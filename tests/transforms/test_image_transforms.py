@@ -407,7 +407,7 @@ X = torch.zeros(2, 4, 4, 4)
         (lambda: Squeeze()(torch.zeros(4, 4)), ValueError, r"images must be \[C, H, W\] .*, got \[4, 4\]"),
         (lambda: Unsqueeze()(torch.zeros(6, 2, 2)), ValueError, r"must be \[4C, H, W\], got \[6, 2, 2\]"),
         (lambda: MultiScale([], (1, 4, 4)), ValueError, "there must be a level and a shape .*, got 0 and"),
-        (lambda: MultiScale([Squeeze()], (4, 4)), ValueError, r"and a shape \(C, H, W\), got 1 and \(4, 4\)"),
+        (lambda: MultiScale([Squeeze()], (4,)), ValueError, r"a shape \(C, H, W\) or \(C, L\), got 1 and \(4,\)"),
         (lambda: MultiScale([Composite([])] * 2, (1, 4, 4)), ValueError, r"even C, got \[1, 4, 4\] after level 1"),
         (lambda: MultiScale([Squeeze()], (1, 4, 4))(X), ValueError, r"x must be \[\.\.\., 1, 4, 4\], got"),
         (
@@ -427,7 +427,7 @@ X = torch.zeros(2, 4, 4, 4)
         (lambda: BatchNorm(3).eval()(X), ValueError, r"BatchNorm: x must be \[\.\.\., 3\], got \[2, 4, 4, 4\]"),
         (lambda: Logit(0.5, 0.5), ValueError, r"0 <= alpha < upper <= 1, got 0.5 and 0.5"),
         (lambda: Logit(-0.1), ValueError, "Logit: alpha and upper must be .*, got -0.1 and 1.1"),
-        (lambda: Logit(event_dims=2), ValueError, r"Logit: event_dims must be 1 \(features\) or 3 \(images\), got 2"),
+        (lambda: Logit(event_dims=4), ValueError, r"1 \(features\), 2 \(signals\) or 3 \(images\), got 4"),
         (lambda: Dequantize(1), ValueError, "transforms.Dequantize: levels must be at least 2, got 1"),
         (lambda: Dequantize(4, event_dims=0), ValueError, "Dequantize: event_dims must be 1 .*, got 0"),
         (lambda: VariationalDequantize(nn.Identity()), TypeError, "VariationalDequantize: .* Transform, got Identity"),

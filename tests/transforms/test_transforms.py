@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import flowkernels
 from flowkernels import transforms
 from flowkernels.flows import NICE, Glow, RealNVP
-from flowkernels.nets import MADE, MLP, Constant, ConvNet, ConvResNet, ResidualNet
+from flowkernels.nets import MADE, MLP, Constant, ConvNet, ConvResNet, ResidualNet, WaveNet
 from flowkernels.transforms import (
     RQS,
     ActNorm,
@@ -41,6 +41,7 @@ from flowkernels.transforms import (
     Planar,
     Radial,
     Residual,
+    SignalAutoregressive,
     Softclip,
     Squeeze,
     Standardize,
@@ -60,6 +61,8 @@ residual = functools.partial(ResidualNet, hidden=16, context=C)
 conv = functools.partial(ConvNet, hidden=(8, 8))
 conv_given = functools.partial(ConvNet, hidden=(8, 8), context=C)
 resnet = functools.partial(ConvResNet, hidden=8, blocks=1)
+wave = functools.partial(WaveNet, hidden=6, layers=1)
+causal = functools.partial(WaveNet, hidden=6, layers=1, kernel_size=2, causal=True)
 
 
 @pytest.fixture(autouse=True)
@@ -261,6 +264,21 @@ CASES = {
     "checkerboard-spline": Case(lambda: ImageCoupling(checkerboard(1, 2, 2), conv, RQS(bins=3)), (1, 2, 2)),
     "checkerboard-context": Case(lambda: ImageCoupling(checkerboard(1, 2, 4), conv_given, Affine("exp")), (1, 2, 4), C),
     "multi-scale": Case(lambda: MultiScale([Squeeze(), Squeeze(), Composite([Squeeze()])], (1, 8, 8)), (1, 8, 8)),
+    "squeeze-signals": Case(lambda: Squeeze(3, 2), (1, 6)),
+    "unsqueeze-signals": Case(lambda: Unsqueeze(2, 2), (2, 3)),
+    "logit-signals": Case(lambda: Logit(event_dims=2), (2, 3), data=in_the_unit),
+    "dequantize-signals": Case(lambda: Dequantize(LEVELS, event_dims=2), (1, 4), data=whole),
+    "lu-conv-signals": Case(lambda: LUConv1x1(4, seed=0), (4, 3), leads=False),
+    "signal-coupling": Case(
+        lambda: ImageCoupling([0, 1, 1], functools.partial(wave, context=C), Affine("exp"), 2), (3, 2), C
+    ),
+    "signal-coupling-samples": Case(lambda: ImageCoupling(torch.tensor([[0, 1, 0]]), wave, RQS(bins=3), 2), (1, 3)),
+    "signal-autoregressive": Case(
+        lambda: SignalAutoregressive(1, functools.partial(causal, context=C), Affine()), (1, 3), C
+    ),
+    "multi-scale-signals": Case(
+        lambda: MultiScale([Squeeze(4, 2), Permutation.reverse(3, 1), LUConv1x1(2)], (1, 8), leave=1), (1, 8)
+    ),
     "nice": Case(lambda: NICE(5, hidden=(8, 8)).transform, 5),
     "real-nvp": Case(lambda: RealNVP(4, C, 3, (8,), batch_norm=True).transform, 4, C),
     "real-nvp-images": Case(lambda: RealNVP((1, 4, 4), C, 1, (8,), batch_norm=True).transform, (1, 4, 4), C),
@@ -314,7 +332,7 @@ def of_params(layer: Transform, y: Tensor, context: Tensor | None) -> Tensor:
     """
     turned = isinstance(layer, Inverse)
     inner = layer.transform if turned else layer
-    if not isinstance(inner, Autoregressive):
+    if not isinstance(inner, (Autoregressive, SignalAutoregressive)):
         return torch.zeros_like(y)
     data = y if turned else inner.inverse(y, context)[0].detach()
     params = inner._params(data, context).detach().requires_grad_()
