@@ -108,6 +108,8 @@ SWITCHES: dict[str, Callable[[Any], object]] = {
     "MADE": lambda v: nets.MADE(2, 2, context=1, context_activation=v),
     "ResidualNet": lambda v: nets.ResidualNet(2, 2, batch_norm=v),
     "ConvResNet": lambda v: nets.ConvResNet(2, 2, batch_norm=v),
+    "WaveNet-causal": lambda v: nets.WaveNet(2, 2, causal=v),
+    "WaveNet-head": lambda v: nets.WaveNet(2, 2, head=v),
 }
 
 
@@ -142,6 +144,15 @@ COUNTS: dict[str, Callable[[Any], object]] = {
     "blocks": lambda v: nets.ResidualNet(2, 2, blocks=v),
     "ConvNet": lambda v: nets.ConvNet(v, 2),
     "context_dims": lambda v: nets.ConvNet(2, 2, context_dims=v),
+    "WaveNet": lambda v: nets.WaveNet(2, 2, hidden=v),
+    "WaveNet-context": lambda v: nets.WaveNet(2, 2, context_dims=v),
+    "Upsampler": lambda v: nets.Upsampler(v, 2),
+    "Squeeze": lambda v: transforms.Squeeze(v),
+    "SignalAutoregressive": lambda v: transforms.SignalAutoregressive(v, nets.WaveNet, Affine()),
+    "WaveGlow-shape": lambda v: flows.WaveGlow((v, 8)),
+    "WaveGlow-steps": lambda v: flows.WaveGlow((1, 8), steps=v),
+    "FloWaveNet": lambda v: flows.FloWaveNet((1, 8), blocks=v),
+    "flows.WaveNet": lambda v: flows.WaveNet((1, 8), layers=v),
     "interpolate": lambda v: NSF(2, hidden=8, transforms=1).interpolate(X[0, :2], X[1, :2], v),
     "bits_per_dim": lambda v: flows.bits_per_dim(X, v),
 }
@@ -333,6 +344,7 @@ TRANSFORMS: dict[str, transforms.Transform] = {
     "Dequantize": transforms.Dequantize(4),
     "Composite": Composite([]),
     "Squeeze": transforms.Squeeze(),
+    "Squeeze, signals": transforms.Squeeze(2, 2),
     "MultiScale": transforms.MultiScale([transforms.Squeeze()], (1, 2, 2)),
     "Coupling": Coupling([0, 1, 0, 1], nets.MLP, RQS()),
     "Constant": Coupling([1, 1, 1, 1], nets.Constant, Affine()),

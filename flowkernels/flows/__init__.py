@@ -6,6 +6,7 @@ from .cnf import CNF, FFJORD
 from .coupling import NICE, CouplingFlow
 from .distribution import FlowDistribution
 from .flow import Flow
+from .flowavenet import FloWaveNet
 from .flowpp import FlowPP
 from .gaussianization import Gaussianization
 from .glow import Glow
@@ -17,6 +18,8 @@ from .nsf import NSF
 from .realnvp import RealNVP
 from .residual import ResidualFlow
 from .sos import SOS
+from .waveglow import WaveGlow
+from .wavenet import WaveNet
 
 __all__ = [
     "BNAF",
@@ -31,6 +34,7 @@ __all__ = [
     "SOS",
     "UMNN",
     "CouplingFlow",
+    "FloWaveNet",
     "Flow",
     "FlowDistribution",
     "FlowPP",
@@ -42,6 +46,8 @@ __all__ = [
     "RealNVP",
     "ResidualFlow",
     "Sylvester",
+    "WaveGlow",
+    "WaveNet",
     "attribute_vector",
     "bits_per_dim",
     "inpaint",

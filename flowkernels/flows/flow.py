@@ -27,7 +27,7 @@ class Flow(nn.Module):
 
     in nats, and samples are :math:`\mathrm{transform}^{-1}` of samples of the base.
 
-    Shapes, with D features (for images read ``C, H, W`` for ``D``) and C context features:
+    Shapes, with D features (for images read ``C, H, W`` for ``D``, for signals ``C, L``) and C context features:
 
     ====================  ==============================  ==================
     context               ``log_prob(x)``                 ``sample(n)``

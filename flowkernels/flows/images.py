@@ -1,4 +1,4 @@
-"""What flows on images share."""
+"""What flows on images share, and those on signals have too."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from .coupling import Net
 
 def check_image(flow: str, shape: Sequence[int], **at_least_one: int) -> tuple[int, int, int]:
     """``shape`` as (C, H, W); raises unless it is one, and the other settings are at least 1."""
-    for name, value in at_least_one.items():
-        count(f"flows.{flow}", name, value)
-    if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise ValueError(f"flows.{flow}: shape must be (C, H, W), got {shape!r:.60}")
-    channels, height, width = widths(f"flows.{flow}", "shape", shape)
+    channels, height, width = check_shape(flow, shape, ("C", "H", "W"), **at_least_one)
     return channels, height, width
 
 
-def image_coupling(mask: Sequence[bool] | Tensor, net: Net, univariate: Univariate) -> ImageCoupling:
+def check_shape(flow: str, shape: Sequence[int], names: Sequence[str], **at_least_one: int) -> tuple[int, ...]:
+    """``shape``, with a number for each of the names."""
+    for name, value in at_least_one.items():
+        count(f"flows.{flow}", name, value)
+    if not isinstance(shape, Sequence) or len(shape) != len(names):
+        raise ValueError(f"flows.{flow}: shape must be ({', '.join(names)}), got {shape!r:.60}")
+    return widths(f"flows.{flow}", "shape", shape)
+
+
+def image_coupling(
+    mask: Sequence[bool] | Tensor, net: Net, univariate: Univariate, event_dims: int = 3
+) -> ImageCoupling:
     """A layer that starts near the identity."""
-    return ImageCoupling(mask, functools.partial(_near_identity, net, univariate), univariate)
+    return ImageCoupling(mask, functools.partial(near_identity, net, univariate), univariate, event_dims)
 
 
 def halves(channels: int, first: bool = False) -> list[bool]:
@@ -35,12 +42,15 @@ def halves(channels: int, first: bool = False) -> list[bool]:
     return [(i < channels // 2) == first for i in range(channels)]
 
 
-def multi_scale(before: Iterable[Transform], levels: Sequence[list[Transform]], shape: Sequence[int]) -> Composite:
+def multi_scale(
+    before: Iterable[Transform], levels: Sequence[list[Transform]], shape: Sequence[int], leave: int | None = None
+) -> Composite:
     """The levels, each a list of layers, behind what comes ``before`` them."""
-    return Composite([*parts("Composite", before), MultiScale([Composite(level) for level in levels], shape)])
+    return Composite([*parts("Composite", before), MultiScale([Composite(level) for level in levels], shape, leave)])
 
 
-def _near_identity(net: Net, univariate: Univariate, in_channels: int, out_channels: int) -> nn.Module:
+def near_identity(net: Net, univariate: Univariate, in_channels: int, out_channels: int) -> nn.Module:
+    """A network of these sizes, at the numbers of the identity where it can start at some."""
     module = net(in_channels, out_channels)
     start_at = getattr(module, "start_at", None)
     # The identity is far out on a sigmoid, where its gradient is nearly zero; Glow starts it at logits of zero.

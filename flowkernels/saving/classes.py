@@ -143,6 +143,15 @@ def _gated_conv_net(m: Any) -> Arguments:
     }  # fmt: skip
 
 
+def _wavenet(m: Any) -> Arguments:
+    names = ("in_channels", "out_channels", "context_dims", "cycle", "causal")
+    return {
+        **{name: getattr(m, name) for name in names}, "hidden": m.initial_layer.out_channels,
+        "layers": len(m.gate_layers), "context": m.context_features, "skip": m.final_layer.in_channels,
+        "kernel_size": _same((g.kernel_size[0] for g in m.gate_layers), 1), "head": m.head_layer is not None,
+    }  # fmt: skip
+
+
 # ---- transforms ----
 
 
@@ -152,13 +161,13 @@ def _coupling(m: Any) -> Arguments:
 
 def _image_coupling(m: Any) -> Arguments:
     mask = {"pixels": list(m.mask.shape)} if m.split is None else {"mask": m.split.mask.int().tolist()}
-    return {**mask, "conditioner": m.conditioner, "univariate": m.univariate}
+    return {**mask, "conditioner": m.conditioner, "univariate": m.univariate, "event_dims": m.event_dims}
 
 
 def _build_image_coupling(
-    conditioner: nn.Module, univariate: Any, mask: Sequence[int] = (), pixels: Sequence[int] = ()
+    conditioner: nn.Module, univariate: Any, mask: Sequence[int] = (), pixels: Sequence[int] = (), event_dims: int = 3
 ) -> transforms.ImageCoupling:
-    return transforms.ImageCoupling(torch.ones(*pixels) if pixels else mask, conditioner, univariate)
+    return transforms.ImageCoupling(torch.ones(*pixels) if pixels else mask, conditioner, univariate, event_dims)
 
 
 def _standardize(shape: Sequence[int]) -> transforms.Standardize:
@@ -285,10 +294,10 @@ MODULES: dict[str, Part] = {
     **{
         f"flows.{cls.__name__}": _flow(cls)
         for cls in (
-            flows.BNAF, flows.CNF, flows.CouplingFlow, flows.FFJORD, flows.Flow, flows.FlowPP,
+            flows.BNAF, flows.CNF, flows.CouplingFlow, flows.FFJORD, flows.FloWaveNet, flows.Flow, flows.FlowPP,
             flows.Gaussianization, flows.Glow, flows.IAF,
             flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial,
-            flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
+            flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN, flows.WaveGlow, flows.WaveNet,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -308,6 +317,8 @@ MODULES: dict[str, Part] = {
     "nets.MADE": Part(nets.MADE, _made, nets.MADE),
     "nets.MLP": Part(nets.MLP, _mlp, nets.MLP),
     "nets.ResidualNet": Part(nets.ResidualNet, _residual_net, nets.ResidualNet),
+    "nets.Upsampler": _attributes(nets.Upsampler, "channels", "hop"),
+    "nets.WaveNet": Part(nets.WaveNet, _wavenet, nets.WaveNet),
     "transforms.ActNorm": _attributes(transforms.ActNorm, "features", "channel_dim"),
     "transforms.Autoregressive": _attributes(transforms.Autoregressive, "conditioner", "univariate"),
     "transforms.BatchNorm": _attributes(transforms.BatchNorm, "features", "channel_dim", "eps", "momentum"),
@@ -335,7 +346,9 @@ MODULES: dict[str, Part] = {
         transforms.MonotoneNet, _monotone_net, functools.partial(transforms.MonotoneNet, seed=0)
     ),
     "transforms.MultiScale": Part(
-        transforms.MultiScale, lambda m: {"levels": list(m.levels), "shape": list(m.shape)}, transforms.MultiScale
+        transforms.MultiScale,
+        lambda m: {"levels": list(m.levels), "shape": list(m.shape), "leave": m.leave},
+        transforms.MultiScale,
     ),
     "transforms.Permutation": Part(
         transforms.Permutation,
@@ -345,6 +358,9 @@ MODULES: dict[str, Part] = {
     "transforms.Planar": _low_rank(transforms.Planar, activation="activation"),
     "transforms.Radial": _low_rank(transforms.Radial, alpha="positive"),
     "transforms.Residual": Part(transforms.Residual, _residual, functools.partial(transforms.Residual, seed=0)),
+    "transforms.SignalAutoregressive": _attributes(
+        transforms.SignalAutoregressive, "channels", "conditioner", "univariate"
+    ),
     "transforms.Softclip": _attributes(transforms.Softclip, "bound", "event_dims"),
     "transforms.Standardize": Part(
         transforms.Standardize, lambda m: {"shape": list(m.mean.shape)}, _standardize
@@ -352,8 +368,12 @@ MODULES: dict[str, Part] = {
     "transforms.Sylvester": _low_rank(
         transforms.Sylvester, width="width", reflections="reflections", activation="activation"
     ),
-    "transforms.Squeeze": _attributes(transforms.Squeeze),
-    "transforms.Unsqueeze": _attributes(transforms.Unsqueeze),
+    "transforms.Squeeze": _attributes(transforms.Squeeze, "factor", "event_dims"),
+    "transforms.Unsqueeze": Part(
+        transforms.Unsqueeze,
+        lambda m: {"factor": m.transform.factor, "event_dims": m.transform.event_dims},
+        transforms.Unsqueeze,
+    ),
     "transforms.VariationalDequantize": _attributes(
         transforms.VariationalDequantize, "noise", "levels", "event_dims"
     ),

@@ -67,9 +67,9 @@ def fit(
 
     Args:
         flow: what to train; parameters that do not require gradients stay as they are.
-        x: ``[N, D]``, or ``[N, C, H, W]`` for images, in the dtype of the weights (or whole numbers, for a flow that
-            dequantises them).
-        context: ``[N, C]`` beside them.
+        x: ``[N, D]``, ``[N, C, L]`` for signals or ``[N, C, H, W]`` for images, in the dtype of the weights (or whole
+            numbers, for a flow that dequantises them).
+        context: ``[N, C]`` beside them, or what the flow's embedding takes.
         epochs: passes over the training rows, at most.
         batch_size: rows of a step, at most: all steps of an epoch have as many, give or take one.
         lr: learning rate, at its highest.

@@ -32,6 +32,7 @@ from flowkernels.flows import (
     UMNN,
     CouplingFlow,
     Flow,
+    FloWaveNet,
     FlowPP,
     Gaussianization,
     Glow,
@@ -41,6 +42,8 @@ from flowkernels.flows import (
     RealNVP,
     ResidualFlow,
     Sylvester,
+    WaveGlow,
+    WaveNet,
 )
 from flowkernels.transforms import (
     RQS,
@@ -164,6 +167,13 @@ CASES: dict[str, Callable[[], Flow]] = {
         noise_transforms=1,
         noise_blocks=1,
     ).eval(),
+    "waveglow": lambda: WaveGlow(
+        (1, 8), 2, steps=2, hidden=2, layers=1, hop=4, squeeze=4, leave_every=1, leave=1, skip=3, seed=0
+    ),
+    "flowavenet": lambda: FloWaveNet(
+        (1, 8), blocks=2, steps=2, hidden=2, layers=1, leave_every=1, preprocessing=[Dequantize(4, 2)]
+    ).eval(),
+    "wavenet": lambda: WaveNet((1, 4), 2, hidden=2, layers=3, components=2, cycle=2),
     "standardized": _standardized,
     "softclip": _softclip,
     "by-hand": _by_hand,
@@ -171,9 +181,10 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord",
+    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord", "waveglow", "wavenet",
 }  # fmt: skip
-LEVELS = {"glow", "levels", "flowpp-levels"}  # which take whole numbers
+LEVELS = {"glow", "levels", "flowpp-levels", "flowavenet"}  # which take whole numbers
+FRAMES = {"waveglow"}  # whose context is a sequence
 
 
 def build(name: str) -> Flow:
@@ -196,6 +207,8 @@ def inputs(name: str, flow: Flow) -> tuple[Tensor, Tensor | None]:
     if name in LEVELS:
         x = (4 * x).floor()
     context = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * ROWS, dtype=torch.float64)[:ROWS]
+    if name in FRAMES:
+        context = torch.stack([context, 0.5 * context.flip(-1)], -1)
     return x, context if name in CONTEXTS else None
 
 
