@@ -378,3 +378,45 @@ def test_slcp_reference_moments_are_those_of_importance_weights(posteriors):
         spread = of(drawn).std(0)
         assert ess > 100 and ((wanted - found).abs() < 6 * spread * (1 / ess + 1 / 100) ** 0.5).all()
     assert (drawn.abs() <= 3).all() and (drawn[:, 2] < 0).any() and (drawn[:, 2] > 0).any()
+
+
+# ---- tones ----
+
+
+@pytest.fixture(scope="module")
+def tones() -> ModuleType:
+    return load("waveglow_tones")
+
+
+def test_waveglow_tones(tones, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = ["--quick", "--models", *tones.MODELS, "--threads", "1", "--out", str(tmp_path)]
+    tones.main(arguments)
+    first = capsys.readouterr().out
+    assert all(f"│ {row}" in first for row in ("white noise", "normal, mean spectrum", *tones.MODELS))
+    assert (tmp_path / "waveglow_tones.png").stat().st_size > 0
+    for name in ("data", *tones.MODELS):
+        assert (tmp_path / f"waveglow_tones_{name}.wav").stat().st_size == 44 + 2 * 3 * 128
+    tones.main(arguments)  # from its checkpoints
+    again = capsys.readouterr().out
+    said = [[line for line in out.splitlines() if "nats per sample" in line and ":" in line] for out in (first, again)]
+    assert said[0] == said[1]
+
+
+def test_a_tone_is_in_its_band(tones):
+    t = torch.arange(1024) / tones.RATE
+    edges = tones.filters() @ torch.eye(tones.WINDOW // 2 + 1)
+    for hertz in (150.0, 440.0, 1300.0):
+        found = tones.mel(torch.sin(2 * np.pi * hertz * t)[None, None])[0]
+        assert found.shape == (tones.BANDS, 1024 // tones.HOP)
+        band = found[:, 5:-5].mean(1).argmax()
+        assert edges[band].argmax().item() * tones.RATE / tones.WINDOW == pytest.approx(hertz, abs=60)
+
+
+def test_baselines_of_tones(tones):
+    """Of white noise itself both are its entropy."""
+    noise = [torch.randn(300, 1, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    given = tones.Chords(*[(x, x) for x in noise])
+    entropy = 0.5 * np.log(2 * np.pi * np.e)
+    assert tones.of_white_noise(given) == pytest.approx(entropy, abs=0.02)
+    assert tones.of_mean_spectrum(given) == pytest.approx(entropy, abs=0.02)
