@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowkernels import flows
-from flowkernels.transforms import RQS
+from flowkernels.transforms import RQS, Affine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 META = torch.device("meta")
@@ -26,6 +26,8 @@ FLOWS = {
     "RealNVP of images": lambda: flows.RealNVP((2, 4, 4), 3, transforms=2, **IMAGES),
     "NICE": lambda: flows.NICE(4, 3, **SMALL),
     "Glow": lambda: flows.Glow((2, 4, 4), 3, steps=1, **IMAGES),
+    "WaveGlow": lambda: flows.WaveGlow((1, 8), 3, steps=2, hidden=4, layers=1, squeeze=4),
+    "WaveNet": lambda: flows.WaveNet((1, 6), 3, hidden=4, layers=2, univariate=Affine()),
 }
 
 

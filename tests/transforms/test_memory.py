@@ -26,6 +26,7 @@ IMAGES: dict[str, Callable[[int], flows.Flow]] = {
     "Glow": lambda n: flows.Glow((2, 8, 8), levels=2, steps=n, hidden=(16, 16)),
     "Glow with a context": lambda n: flows.Glow((2, 8, 8), context=CONTEXT, levels=2, steps=n, hidden=(16, 16)),
     "Glow, shuffled": lambda n: flows.Glow((2, 8, 8), levels=2, steps=n, hidden=(16, 16), permutation="shuffle"),
+    "FloWaveNet": lambda n: flows.FloWaveNet((2, 32), CONTEXT, blocks=2, steps=n, hidden=8, leave_every=1),
     "Real NVP": lambda n: flows.RealNVP((2, 8, 8), levels=2, transforms=n, hidden=(16, 16)),
     "Real NVP with batch norm": lambda n: flows.RealNVP(
         (2, 8, 8), levels=2, transforms=n, hidden=(16, 16), batch_norm=True
