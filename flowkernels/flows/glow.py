@@ -13,10 +13,10 @@ from flowkernels._arguments import count, generator, widths
 from flowkernels.distributions import Base, DiagonalNormal, StandardNormal
 from flowkernels.nets import Activation, ConvNet
 from flowkernels.nets.degrees import Seed
-from flowkernels.transforms import ActNorm, Affine, LUConv1x1, Permutation, Squeeze, Transform, Univariate
+from flowkernels.transforms import ActNorm, Affine, LUConv1x1, Permutation, Transform, Univariate
 
 from .flow import Flow
-from .images import check_image, halves, image_coupling, multi_scale
+from .images import check_image, halves, image_coupling, multi_scale, squeezed_levels
 
 
 class Glow(Flow):
@@ -93,7 +93,7 @@ class Glow(Flow):
         base: Base | None = None,
         embedding: nn.Module | None = None,
     ) -> None:
-        channels, height, width = check_image("Glow", shape, levels=levels, steps=steps)
+        shape = check_image("Glow", shape, levels=levels, steps=steps)
         for name, value in (("context", context), ("classes", classes)):
             count("flows.Glow", name, value, least=0)
         hidden = widths("flows.Glow", "hidden", hidden)
@@ -105,18 +105,12 @@ class Glow(Flow):
         univariate = Affine("sigmoid") if univariate is None else univariate
         net = functools.partial(ConvNet, hidden=hidden, context=context, activation=activation)
         draws = generator("flows.Glow", seed)
-        scales = []
-        for level in range(levels):
-            channels, height, width = Squeeze().latent_shape((channels, height, width))
-            layers: list[Transform] = [Squeeze()]
-            for _ in range(steps):
-                mixing = _mixing(permutation, channels, draws)
-                layers += [ActNorm(channels, channel_dim=1), mixing, image_coupling(halves(channels), net, univariate)]
-            if level + 1 < levels:
-                prior = functools.partial(ConvNet, hidden=(), context=context)
-                layers.append(image_coupling(halves(channels), prior, Affine("exp")))
-                channels //= 2
-            scales.append(layers)
+
+        def step(channels: int) -> list[Transform]:
+            mixing = _mixing(permutation, channels, draws)
+            return [ActNorm(channels, channel_dim=1), mixing, image_coupling(halves(channels), net, univariate)]
+
+        scales = squeezed_levels(shape, levels, steps, step, context)
         size = math.prod(shape)
         if base is None:
             base = DiagonalNormal(size, context=classes) if classes else StandardNormal(size)

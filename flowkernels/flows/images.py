@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import count, widths
-from flowkernels.transforms import Composite, ImageCoupling, MultiScale, Transform, Univariate
+from flowkernels.nets import ConvNet
+from flowkernels.transforms import Affine, Composite, ImageCoupling, MultiScale, Squeeze, Transform, Univariate
 from flowkernels.transforms.composite import parts
 
 from .coupling import Net
@@ -47,6 +48,26 @@ def multi_scale(
 ) -> Composite:
     """The levels, each a list of layers, behind what comes ``before`` them."""
     return Composite([*parts("Composite", before), MultiScale([Composite(level) for level in levels], shape, leave)])
+
+
+def squeezed_levels(
+    shape: tuple[int, int, int], levels: int, steps: int, step: Callable[[int], list[Transform]], context: int
+) -> list[list[Transform]]:
+    """Glow's levels, each a squeeze and steps ``step(channels)``; what is done after all but the last is a normal
+    distribution whose mean and scale are a convolution of the rest: one more coupling, that starts as the identity."""
+    scales = []
+    for level in range(levels):
+        shape = Squeeze().latent_shape(shape)  # type: ignore[assignment]
+        channels, height, width = shape
+        layers: list[Transform] = [Squeeze()]
+        for _ in range(steps):
+            layers += step(channels)
+        if level + 1 < levels:
+            prior = functools.partial(ConvNet, hidden=(), context=context)
+            layers.append(image_coupling(halves(channels), prior, Affine("exp")))
+            shape = channels // 2, height, width
+        scales.append(layers)
+    return scales
 
 
 def near_identity(net: Net, univariate: Univariate, in_channels: int, out_channels: int) -> nn.Module:
