@@ -12,9 +12,12 @@ from .gaussianization import Gaussianization
 from .glow import Glow
 from .latent import attribute_vector, bits_per_dim, inpaint
 from .low_rank import Planar, Radial, Sylvester
+from .macow import MaCow
 from .made import MADE, MixtureMADE
+from .mintnet import MintNet
 from .monotone import NAF, UMNN
 from .nsf import NSF
+from .pixel_cnn import PixelCNN
 from .realnvp import RealNVP
 from .residual import ResidualFlow
 from .sos import SOS
@@ -40,7 +43,10 @@ __all__ = [
     "FlowPP",
     "Gaussianization",
     "Glow",
+    "MaCow",
+    "MintNet",
     "MixtureMADE",
+    "PixelCNN",
     "Planar",
     "Radial",
     "RealNVP",

@@ -6,6 +6,9 @@ from .conv import ConvNet, ConvResNet
 from .dense import MLP, Constant, ResidualNet
 from .gated import GatedConvNet, GatedNet
 from .made import MADE, MaskedLinear
+from .masked_conv import MaskedConv2d
+from .pixel_cnn import PixelCNN
+from .row_conv import RowConvNet
 from .upsampler import Upsampler
 from .wavenet import WaveNet
 
@@ -19,8 +22,11 @@ __all__ = [
     "ConvResNet",
     "GatedConvNet",
     "GatedNet",
+    "MaskedConv2d",
     "MaskedLinear",
+    "PixelCNN",
     "ResidualNet",
+    "RowConvNet",
     "Upsampler",
     "WaveNet",
 ]

@@ -152,6 +152,19 @@ def _wavenet(m: Any) -> Arguments:
     }  # fmt: skip
 
 
+def _pixel_cnn(m: Any) -> Arguments:
+    first = m.initial_layer
+    return {
+        **_images(m), "hidden": first.out_channels, "blocks": len(m.blocks), "kernel_size": m.kernel_size,
+        "first_kernel_size": first.kernel_size[0], "block": m.block,
+    }  # fmt: skip
+
+
+def _row_conv_net(m: Any) -> Arguments:
+    hidden = [layer.out_channels for layer in (m.initial_layer, *m.hidden_layers)]
+    return {**_images(m), "hidden": hidden, "kernel_size": list(m.initial_layer.kernel_size)}
+
+
 # ---- transforms ----
 
 
@@ -296,7 +309,8 @@ MODULES: dict[str, Part] = {
         for cls in (
             flows.BNAF, flows.CNF, flows.CouplingFlow, flows.FFJORD, flows.FloWaveNet, flows.Flow, flows.FlowPP,
             flows.Gaussianization, flows.Glow, flows.IAF,
-            flows.MADE, flows.MAF, flows.NAF, flows.NICE, flows.NSF, flows.Planar, flows.Radial,
+            flows.MADE, flows.MAF, flows.MaCow, flows.MintNet, flows.NAF, flows.NICE, flows.NSF, flows.PixelCNN,
+            flows.Planar, flows.Radial,
             flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN, flows.WaveGlow, flows.WaveNet,
         )
     },
@@ -316,9 +330,11 @@ MODULES: dict[str, Part] = {
     "nets.GatedNet": Part(nets.GatedNet, _gated_net, nets.GatedNet),
     "nets.MADE": Part(nets.MADE, _made, nets.MADE),
     "nets.MLP": Part(nets.MLP, _mlp, nets.MLP),
+    "nets.PixelCNN": Part(nets.PixelCNN, _pixel_cnn, nets.PixelCNN),
     "nets.ResidualNet": Part(nets.ResidualNet, _residual_net, nets.ResidualNet),
     "nets.Upsampler": _attributes(nets.Upsampler, "channels", "hop"),
     "nets.WaveNet": Part(nets.WaveNet, _wavenet, nets.WaveNet),
+    "nets.RowConvNet": Part(nets.RowConvNet, _row_conv_net, nets.RowConvNet),
     "transforms.ActNorm": _attributes(transforms.ActNorm, "features", "channel_dim"),
     "transforms.Autoregressive": _attributes(transforms.Autoregressive, "conditioner", "univariate"),
     "transforms.BatchNorm": _attributes(transforms.BatchNorm, "features", "channel_dim", "eps", "momentum"),
@@ -342,6 +358,7 @@ MODULES: dict[str, Part] = {
     "transforms.LUConv1x1": _lu(transforms.LUConv1x1, "channels"),
     "transforms.LULinear": _lu(transforms.LULinear, "features", "channel_dim"),
     "transforms.Logit": _attributes(transforms.Logit, "alpha", "upper", "event_dims"),
+    "transforms.Mint": _attributes(transforms.Mint, "shape", "latents", "kernel_size", "reverse", "steps"),
     "transforms.MonotoneNet": Part(
         transforms.MonotoneNet, _monotone_net, functools.partial(transforms.MonotoneNet, seed=0)
     ),
@@ -355,9 +372,15 @@ MODULES: dict[str, Part] = {
         lambda m: {"features": m.features, "channel_dim": m.channel_dim},
         lambda features, channel_dim: transforms.Permutation(range(features), channel_dim),
     ),
+    "transforms.PixelAutoregressive": _attributes(
+        transforms.PixelAutoregressive, "conditioner", "univariate", "levels"
+    ),
     "transforms.Planar": _low_rank(transforms.Planar, activation="activation"),
     "transforms.Radial": _low_rank(transforms.Radial, alpha="positive"),
     "transforms.Residual": Part(transforms.Residual, _residual, functools.partial(transforms.Residual, seed=0)),
+    "transforms.RowAutoregressive": _attributes(
+        transforms.RowAutoregressive, "channels", "conditioner", "univariate", "direction"
+    ),
     "transforms.SignalAutoregressive": _attributes(
         transforms.SignalAutoregressive, "channels", "conditioner", "univariate"
     ),

@@ -15,11 +15,14 @@ from .image_coupling import ImageCoupling, checkerboard
 from .linear import LUConv1x1, LULinear
 from .logit import Logit
 from .low_rank import Planar, Radial, Sylvester
+from .mint import Mint
 from .monotone_net import MonotoneNet
 from .multiscale import MultiScale
 from .permutation import Permutation
+from .pixel_autoregressive import PixelAutoregressive
 from .reshape import Squeeze, Unsqueeze
 from .residual import Residual
+from .row_autoregressive import RowAutoregressive
 from .signal_autoregressive import SignalAutoregressive
 from .softclip import Softclip
 from .standardize import Standardize
@@ -44,15 +47,18 @@ __all__ = [
     "LUConv1x1",
     "LULinear",
     "Logit",
+    "Mint",
     "Mixture",
     "MixtureAffine",
     "MonotoneNet",
     "MultiScale",
     "Permutation",
+    "PixelAutoregressive",
     "Planar",
     "Polynomial",
     "Radial",
     "Residual",
+    "RowAutoregressive",
     "SignalAutoregressive",
     "SinhArcsinh",
     "Softclip",

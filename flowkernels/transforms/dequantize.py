@@ -16,7 +16,7 @@ from .base import Transform
 from .composite import checked
 
 # How far a level may be off: data were divided by `levels` and multiplied again, in float32.
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 
 
 class Dequantize(Transform):
@@ -70,7 +70,7 @@ class Dequantize(Transform):
         # Whatever is drawn beside a number that is no level, its y and its gradients are finite.
         x = given.clamp(-0.5, self.levels - 0.5)
         u, log_q = self._noise(x)
-        missed = (given - x.round().clamp(0, self.levels - 1)).abs() > max(_ROUNDING, self._margin(x))
+        missed = (given - x.round().clamp(0, self.levels - 1)).abs() > max(ROUNDING, self._margin(x))
         ladj = (-log_q - self._log_volume(x)).masked_fill(missed.flatten(-self.event_dims).any(-1), -math.inf)
         return (x + self._inside(u)) / self.levels, ladj
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowkernels.nets import ConvNet, ConvResNet, GatedConvNet
+from flowkernels.nets import ConvNet, ConvResNet, GatedConvNet, PixelCNN, RowConvNet
 from flowkernels.ops.conv_net import fused_torch
 from flowkernels.ops.conv_net.fused_torch import pieces
 from tests.transforms.test_transforms import randomise
@@ -24,6 +24,9 @@ KINDS = {
     "real-nvp-normed": functools.partial(ConvResNet, hidden=8, blocks=1, batch_norm=True),
     "flow++": functools.partial(GatedConvNet, hidden=8, blocks=1),
     "flow++-attention": functools.partial(GatedConvNet, hidden=6, blocks=2, attention=2),
+    "pixel-cnn": functools.partial(PixelCNN, hidden=8, blocks=1),
+    "pixel-cnn-gated": functools.partial(PixelCNN, hidden=8, blocks=1, block="gated"),
+    "macow": functools.partial(RowConvNet, hidden=(8, 7)),
 }
 EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import flowkernels
 from flowkernels import transforms
 from flowkernels.flows import NICE, Glow, RealNVP
-from flowkernels.nets import MADE, MLP, Constant, ConvNet, ConvResNet, ResidualNet, WaveNet
+from flowkernels.nets import MADE, MLP, Constant, ConvNet, ConvResNet, PixelCNN, ResidualNet, RowConvNet, WaveNet
 from flowkernels.transforms import (
     RQS,
     ActNorm,
@@ -35,12 +35,16 @@ from flowkernels.transforms import (
     Logit,
     LUConv1x1,
     LULinear,
+    Mint,
+    Mixture,
     MonotoneNet,
     MultiScale,
     Permutation,
+    PixelAutoregressive,
     Planar,
     Radial,
     Residual,
+    RowAutoregressive,
     SignalAutoregressive,
     Softclip,
     Squeeze,
@@ -63,6 +67,8 @@ conv_given = functools.partial(ConvNet, hidden=(8, 8), context=C)
 resnet = functools.partial(ConvResNet, hidden=8, blocks=1)
 wave = functools.partial(WaveNet, hidden=6, layers=1)
 causal = functools.partial(WaveNet, hidden=6, layers=1, kernel_size=2, causal=True)
+pixels = functools.partial(PixelCNN, hidden=6, blocks=1, first_kernel_size=3, activation=torch.tanh)
+rows = functools.partial(RowConvNet, hidden=6, kernel_size=(2, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -87,14 +93,17 @@ def whole(*shape: int) -> Tensor:
 @pytest.fixture(autouse=True)
 def same_noise(monkeypatch) -> None:
     """Whole numbers get the same noise at every call, as if they were mapped."""
-    forward = Dequantize.forward
+    for kind in (Dequantize, PixelAutoregressive):
+        forward = kind.forward
 
-    def seeded(self: Dequantize, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not torch.compiler.is_compiling():  # which cannot
-            torch.manual_seed(5)
-        return forward(self, x, context)
+        def seeded(
+            self: Transform, x: Tensor, context: Tensor | None = None, forward: Any = forward
+        ) -> tuple[Tensor, Tensor]:
+            if not torch.compiler.is_compiling():  # which cannot
+                torch.manual_seed(5)
+            return forward(self, x, context)
 
-    monkeypatch.setattr(Dequantize, "forward", seeded)
+        monkeypatch.setattr(kind, "forward", seeded)
 
 
 class Case(NamedTuple):
@@ -263,6 +272,19 @@ CASES = {
     "checkerboard-additive": Case(lambda: ImageCoupling(checkerboard(1, 3, 3, 1), conv, Affine("additive")), (1, 3, 3)),
     "checkerboard-spline": Case(lambda: ImageCoupling(checkerboard(1, 2, 2), conv, RQS(bins=3)), (1, 2, 2)),
     "checkerboard-context": Case(lambda: ImageCoupling(checkerboard(1, 2, 4), conv_given, Affine("exp")), (1, 2, 4), C),
+    "pixel-autoregressive": Case(lambda: PixelAutoregressive(pixels, Mixture(3), 2), (2, 2, 1)),
+    "pixel-autoregressive-gated": Case(
+        lambda: PixelAutoregressive(functools.partial(pixels, block="gated", context=C), Affine("exp"), 1), (1, 1, 2), C
+    ),
+    "pixel-autoregressive-levels": Case(
+        lambda: PixelAutoregressive(pixels, Mixture(3), 1, levels=LEVELS), (1, 1, 2), data=whole
+    ),
+    "row-autoregressive": Case(lambda: RowAutoregressive(2, rows, Affine("tanh")), (2, 3, 2)),
+    "row-autoregressive-left": Case(
+        lambda: RowAutoregressive(1, functools.partial(rows, context=C), Affine("exp"), "left"), (1, 2, 4), C
+    ),
+    "mint": Case(lambda: Mint((2, 2, 2), 3), (2, 2, 2)),
+    "mint-reverse": Case(lambda: Mint((1, 3, 3), 4, reverse=True), (1, 3, 3)),
     "multi-scale": Case(lambda: MultiScale([Squeeze(), Squeeze(), Composite([Squeeze()])], (1, 8, 8)), (1, 8, 8)),
     "squeeze-signals": Case(lambda: Squeeze(3, 2), (1, 6)),
     "unsqueeze-signals": Case(lambda: Unsqueeze(2, 2), (2, 3)),
@@ -332,13 +354,15 @@ def of_params(layer: Transform, y: Tensor, context: Tensor | None) -> Tensor:
     """
     turned = isinstance(layer, Inverse)
     inner = layer.transform if turned else layer
-    if not isinstance(inner, (Autoregressive, SignalAutoregressive)):
+    mapped = (Autoregressive, PixelAutoregressive, RowAutoregressive, SignalAutoregressive)
+    if not isinstance(inner, mapped) or getattr(inner, "levels", 0):
         return torch.zeros_like(y)
     data = y if turned else inner.inverse(y, context)[0].detach()
     params = inner._params(data, context).detach().requires_grad_()
-    value = inner.univariate(data, params, False)[0]
+    value = inner.univariate(data, params, False, data.dim() - 1)[0]
     (slope,) = torch.autograd.grad(value.sum(), params)
-    moved = slope.abs().sum(-1) * params.detach().abs().amax((-1, -2)).unsqueeze(-1)
+    size = params.detach().abs().flatten(1).amax(1).view(-1, *[1] * (data.dim() - 1))
+    moved = slope.abs().sum(-1) * size
     if not turned:
         return moved
     # The value of the layer is the argument here: as far as it must move for its image to move so.

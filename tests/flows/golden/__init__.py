@@ -36,7 +36,10 @@ from flowkernels.flows import (
     FlowPP,
     Gaussianization,
     Glow,
+    MaCow,
+    MintNet,
     MixtureMADE,
+    PixelCNN,
     Planar,
     Radial,
     RealNVP,
@@ -174,6 +177,10 @@ CASES: dict[str, Callable[[], Flow]] = {
         (1, 8), blocks=2, steps=2, hidden=2, layers=1, leave_every=1, preprocessing=[Dequantize(4, 2)]
     ).eval(),
     "wavenet": lambda: WaveNet((1, 4), 2, hidden=2, layers=3, components=2, cycle=2),
+    "pixel-cnn": lambda: PixelCNN((2, 2, 2), 2, 4, 1, 2, block="gated", first_kernel_size=3),
+    "pixel-cnn-levels": lambda: PixelCNN((1, 2, 2), 0, 4, 1, 2, levels=4, first_kernel_size=3, activation="elu"),
+    "macow": lambda: MaCow((1, 2, 4), 2, 1, 1, 1, kernel_size=(1, 3), row_hidden=2, hidden=2).eval(),
+    "mintnet": lambda: MintNet((1, 2, 2), 1, 2, levels=1, steps=50),
     "standardized": _standardized,
     "softclip": _softclip,
     "by-hand": _by_hand,
@@ -181,9 +188,10 @@ CASES: dict[str, Callable[[], Flow]] = {
 }
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
-    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord", "waveglow", "wavenet",
+    "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord", "waveglow", "wavenet", "pixel-cnn",
+    "macow",
 }  # fmt: skip
-LEVELS = {"glow", "levels", "flowpp-levels", "flowavenet"}  # which take whole numbers
+LEVELS = {"glow", "levels", "flowpp-levels", "flowavenet", "pixel-cnn-levels"}  # which take whole numbers
 FRAMES = {"waveglow"}  # whose context is a sequence
 
 
