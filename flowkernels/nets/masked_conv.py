@@ -116,7 +116,7 @@ class Strip:
         self.rows: list[Tensor] = []  # the last ones above, [N, C, W]
         self.columns: list[Tensor] = []  # of this row, [N, C]
         self.parts: list[Tensor] = []  # of this pixel, [N, channels of a group]
-        self.from_above: list[Tensor] = []  # of each group, [W, N, channels]
+        self.from_above: list[Sequence[Tensor]] = []  # of each group and pixel, [N, channels]
 
     def begin_row(self) -> None:
         """What the rows above give to all pixels of a row, in one convolution."""
@@ -124,7 +124,7 @@ class Strip:
         if n > 0:
             kernel = self.above[:, :, self.reach - n :]
             found = F.conv2d(torch.stack(self.rows, 2), kernel, self.layer.bias, padding=(0, self.reach))[:, :, 0]
-        self.from_above = list(found.permute(2, 0, 1).split(self.sizes, 2))
+        self.from_above = [part.unbind(2) for part in found.split(self.sizes, 1)]
 
     def see(self, part: Tensor) -> None:
         """Takes the channels of the next group of this pixel, ``[N, channels]``."""
@@ -138,8 +138,10 @@ class Strip:
         if not seen:
             return found
         given = seen[0] if len(seen) == 1 else torch.cat(seen, 1)
-        first = (self.reach - left) * self.layer.in_channels
-        return torch.addmm(found, given, self.weights[group][first : first + given.shape[1]])
+        first, weights = (self.reach - left) * self.layer.in_channels, self.weights[group]
+        if given.shape[1] < len(weights):
+            weights = weights[first : first + given.shape[1]]
+        return torch.addmm(found, given, weights)
 
     def end_pixel(self) -> None:
         self.columns.append(self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1))

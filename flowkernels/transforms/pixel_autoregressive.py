@@ -126,24 +126,31 @@ class PixelAutoregressive(Transform):
         steps = self.conditioner.steps(y.to(seen), context)
         images = (y.to(wide) if self.levels else y).reshape(-1, *y.shape[-3:])
         n, C, H, W = images.shape
-        ladj, found = images.new_zeros(n, dtype=wide), []
-        for i in range(H):
-            for j in range(W):
-                for c in range(C):
-                    value, part = self._number(images[:, c, i, j, None], steps.params()[:, None])
-                    steps.put((self._scaled(value) if self.levels else value)[:, 0].to(seen))
-                    found.append(value[:, 0])
-                    ladj = ladj + part
-        x = torch.stack(found, 1).view(n, H, W, C).movedim(-1, 1) if found else images
-        return x.reshape(y.shape).to(images.dtype), ladj.reshape(y.shape[:-3])
+        ladj, found, given = images.new_zeros(n, dtype=wide), [], []
+        latents = images.movedim(1, -1).reshape(n, C * H * W)  # in the order in which numbers are found
+        for latent in latents.unbind(1):
+            params = steps.params()
+            value, part = self._number(latent[:, None], params[:, None])
+            steps.put((self._scaled(value) if self.levels else value)[:, 0].to(seen))
+            found.append(value[:, 0])
+            if self.levels:
+                given.append(params)
+            else:
+                ladj = ladj + part
+        if not found:
+            return y.to(images.dtype), ladj.reshape(y.shape[:-3])
+        x = torch.stack(found, 1)
+        if self.levels:  # of all numbers at once
+            ladj = -self._cells(x, self._scaled(x), torch.stack(given, 1)).ladj(latents).sum(1)
+        x = x.view(n, H, W, C).movedim(-1, 1).reshape(y.shape).to(images.dtype)
+        return x, ladj.reshape(y.shape[:-3])
 
     def _number(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """``y [N, 1]``, ``params [N, 1, P]`` → the number ``[N, 1]`` and the ladj ``[N]`` of y → x."""
+        """``y [N, 1]``, ``params [N, 1, P]`` → the number ``[N, 1]`` and the ladj ``[N]`` of the map's y → x."""
         if not self.levels:
             return self.univariate(y, params, True)
-        scaled, _ = self.univariate(y, params.to(torch.promote_types(params.dtype, torch.float32)), True)
-        x = ((scaled + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return x, -self._cells(x, self._scaled(x), params).ladj(y)[:, 0]
+        scaled, part = self.univariate(y, params.to(torch.promote_types(params.dtype, torch.float32)), True)
+        return ((scaled + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1), part
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The conditioner's output as ``[..., C, H, W, P]``: a view of it."""

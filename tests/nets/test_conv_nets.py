@@ -25,7 +25,6 @@ KINDS = {
     "flow++": functools.partial(GatedConvNet, hidden=8, blocks=1),
     "flow++-attention": functools.partial(GatedConvNet, hidden=6, blocks=2, attention=2),
     "pixel-cnn": functools.partial(PixelCNN, hidden=8, blocks=1),
-    "pixel-cnn-gated": functools.partial(PixelCNN, hidden=8, blocks=1, block="gated"),
     "macow": functools.partial(RowConvNet, hidden=(8, 7)),
 }
 EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
