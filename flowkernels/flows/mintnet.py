@@ -30,7 +30,7 @@ class MintNet(Flow):
         latents: hidden channels for each channel.
         levels: one more than there are squeezes.
         kernel_size: of all kernels, an odd number.
-        steps: of the inverse of a layer, at most; None: as many as it may need, see `flowkernels.transforms.Mint`.
+        steps: of the inverse of a layer, at most; None: see `flowkernels.transforms.Mint`.
         preprocessing: transforms that come first, e.g. ``[Dequantize(256, 3), Logit(1e-6, event_dims=3)]``.
         base: density of the latent; standard normal by default.
         embedding: a module applied to the context first, for a base that takes one.
