@@ -288,7 +288,8 @@ def test_context(name, bad) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [MAF, flows.CNF, flows.Planar, flows.Radial, flows.Sylvester, flows.BNAF, flows.ResidualFlow]
+    "make",
+    [MAF, flows.CNF, flows.Planar, flows.Radial, flows.RecurrentFlow, flows.Sylvester, flows.BNAF, flows.ResidualFlow],
 )
 def test_a_context_is_not_swallowed(make) -> None:
     flow = make(4)

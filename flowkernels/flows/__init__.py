@@ -19,6 +19,7 @@ from .monotone import NAF, UMNN
 from .nsf import NSF
 from .pixel_cnn import PixelCNN
 from .realnvp import RealNVP
+from .recurrent import RecurrentFlow
 from .residual import ResidualFlow
 from .sos import SOS
 from .waveglow import WaveGlow
@@ -50,6 +51,7 @@ __all__ = [
     "Planar",
     "Radial",
     "RealNVP",
+    "RecurrentFlow",
     "ResidualFlow",
     "Sylvester",
     "WaveGlow",

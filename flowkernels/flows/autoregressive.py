@@ -50,15 +50,11 @@ def autoregressive_layers(
         given = f"{net!r}, batch_norm={batch_norm}"
         raise ValueError(f'flows.{flow}: an autoregressive net must be "residual" or "mlp", no batch_norm, got {given}')
     sizes = widths(f"flows.{flow}", "hidden", hidden)
-    if order not in ("reversed", "random"):
-        raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
-    # Under layers that turn the features round, one order all along is the natural one and the other by turns.
-    orders = ("reversed" if linear == "reverse" else "natural", "reversed")
+    kinds = orders(flow, order, linear, transforms)
     parts = None if groups is None else _parts(flow, groups, features)
     levels = features if parts is None else len(parts)
     layers = []
-    for i in range(transforms):
-        kind = "random" if order == "random" else orders[i % 2]
+    for kind in kinds:
         of_layer: Any = univariate(draws) if is_made else univariate  # type: ignore[operator]
         made = MADE(
             features,
@@ -76,6 +72,15 @@ def autoregressive_layers(
         made.start_at(torch.tensor(of_layer.identity).repeat(features))
         layers.append(Autoregressive(made, of_layer))
     return interleaved(flow, linear, layers, features, draws)
+
+
+def orders(flow: str, order: str, linear: str | None, transforms: int) -> list[str]:
+    """The order of the features in each layer."""
+    if order not in ("reversed", "random"):
+        raise ValueError(f'flows.{flow}: order must be "reversed" or "random", got {order!r}')
+    # Under layers that turn the features round, one order all along is the natural one and the other by turns.
+    turns = ("reversed" if linear == "reverse" else "natural", "reversed")
+    return ["random" if order == "random" else turns[i % 2] for i in range(transforms)]
 
 
 def _parts(flow: str, groups: Any, features: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from .gated import GatedConvNet, GatedNet
 from .made import MADE, MaskedLinear
 from .masked_conv import MaskedConv2d
 from .pixel_cnn import PixelCNN
+from .recurrent import RecurrentNet
 from .row_conv import RowConvNet
 from .upsampler import Upsampler
 from .wavenet import WaveNet
@@ -25,6 +26,7 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "PixelCNN",
+    "RecurrentNet",
     "ResidualNet",
     "RowConvNet",
     "Upsampler",

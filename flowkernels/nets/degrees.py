@@ -22,15 +22,19 @@ def input_degrees(order: Order, D: int, generator: torch.Generator | None) -> li
         groups = parts("nets.MADE", "order", order, D)
         ranks = {d: 1 + rank for rank, group in enumerate(groups) for d in group}
         return [ranks[d] for d in range(D)]
-    if not isinstance(order, str):
-        indices = permutation("nets.MADE", "order", order, D)
-    elif order == "random":
-        indices = torch.randperm(D, generator=generator, device="cpu").tolist()
-    elif order in ("natural", "reversed"):
-        indices = list(range(D))[:: 1 if order == "natural" else -1]
-    else:
-        raise ValueError(f'nets.MADE: order must be "natural", "reversed", "random" or D indices, got {order!r}')
+    indices = ordered("nets.MADE", order, D, generator)
     return [1 + rank for rank in sorted(range(D), key=indices.__getitem__)]
+
+
+def ordered(where: str, order: Order, D: int, generator: torch.Generator | None) -> list[int]:
+    """The features of an order, first that which sees none."""
+    if not isinstance(order, str):
+        return permutation(where, "order", order, D)
+    if order == "random":
+        return torch.randperm(D, generator=generator, device="cpu").tolist()
+    if order in ("natural", "reversed"):
+        return list(range(D))[:: 1 if order == "natural" else -1]
+    raise ValueError(f'{where}: order must be "natural", "reversed", "random" or D indices, got {order!r}')
 
 
 def is_grouped(order: object) -> bool:

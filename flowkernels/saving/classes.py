@@ -111,6 +111,11 @@ def _made(m: Any) -> Arguments:
     }  # fmt: skip
 
 
+def _recurrent_net(m: Any) -> Arguments:
+    names = ("features", "params_per_feature", "hidden")
+    return {**{name: getattr(m, name) for name in names}, "context": m.context_features}
+
+
 def _images(m: Any) -> Arguments:
     names = ("in_channels", "out_channels", "context_dims", "activation")
     return {**{name: getattr(m, name) for name in names}, "context": m.context_features}
@@ -311,7 +316,8 @@ MODULES: dict[str, Part] = {
             flows.Gaussianization, flows.Glow, flows.IAF,
             flows.MADE, flows.MAF, flows.MaCow, flows.MintNet, flows.NAF, flows.NICE, flows.NSF, flows.PixelCNN,
             flows.Planar, flows.Radial,
-            flows.RealNVP, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN, flows.WaveGlow, flows.WaveNet,
+            flows.RealNVP, flows.RecurrentFlow, flows.ResidualFlow, flows.SOS, flows.Sylvester, flows.UMNN,
+            flows.WaveGlow, flows.WaveNet,
         )
     },
     "flows.MixtureMADE": _attributes(MixtureMADE, "net"),
@@ -331,6 +337,7 @@ MODULES: dict[str, Part] = {
     "nets.MADE": Part(nets.MADE, _made, nets.MADE),
     "nets.MLP": Part(nets.MLP, _mlp, nets.MLP),
     "nets.PixelCNN": Part(nets.PixelCNN, _pixel_cnn, nets.PixelCNN),
+    "nets.RecurrentNet": Part(nets.RecurrentNet, _recurrent_net, nets.RecurrentNet),
     "nets.ResidualNet": Part(nets.ResidualNet, _residual_net, nets.ResidualNet),
     "nets.Upsampler": _attributes(nets.Upsampler, "channels", "hop"),
     "nets.WaveNet": Part(nets.WaveNet, _wavenet, nets.WaveNet),

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkernels.nets import MADE
+from flowkernels.nets import MADE, RecurrentNet
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
 from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
-from .base import Transform, check_features
+from .base import Transform, check_features, zero_ladj
 from .parts import Part, read_part, run_alone
 from .univariate import check_univariate
 
@@ -26,14 +26,16 @@ class Autoregressive(Transform):
 
     and ``ladj`` is :math:`\sum_D \log|f'(x_d)|` in nats. ``forward`` (data → latent: densities) costs one pass of the
     conditioner. ``inverse`` (latent → data: samples) is solved feature by feature: in one sweep over the hidden units
-    where the conditioner is a `flowkernels.nets.MADE` that one kernel can run, in D passes where it has active dropout
-    or hooks, or is another module. Wrap the layer in `Inverse` to exchange the two.
+    where the conditioner is a `flowkernels.nets.MADE` that one kernel can run, in D steps of the cell where it is a
+    `flowkernels.nets.RecurrentNet`, in D passes where it has active dropout or hooks, or is another module. Wrap the
+    layer in `Inverse` to exchange the two.
     ``x [..., D]`` in the dtype of the conditioner's weights, or under autocast; ``y`` the same, ``ladj [...]``.
 
     Args:
-        conditioner: `flowkernels.nets.MADE`; or any module, called as ``conditioner(x, context)``, that returns
-            ``[..., D * P]`` (feature-major), where a feature's parameters depend on the features before it only, and
-            that has ``order``, the D features from the one that sees none on.
+        conditioner: `flowkernels.nets.MADE` or `flowkernels.nets.RecurrentNet`; or any module, called as
+            ``conditioner(x, context)``, that returns ``[..., D * P]`` (feature-major), where a feature's parameters
+            depend on the features before it only, and that has ``order``, the D features from the one that sees none
+            on.
         univariate: the map of one feature and its P parameters, e.g. `Affine` or `RQS`.
 
     Raises:
@@ -46,7 +48,7 @@ class Autoregressive(Transform):
 
     Example:
         >>> import torch
-        >>> from flowkernels.nets import MADE
+        >>> from flowkernels.nets import MADE, RecurrentNet
         >>> from flowkernels.transforms import RQS, Autoregressive
         >>> spline = RQS(bins=8)
         >>> layer = Autoregressive(MADE(4, spline.n_params), spline)
@@ -66,7 +68,7 @@ class Autoregressive(Transform):
         self.conditioner = conditioner
         check_univariate("transforms.Autoregressive", univariate)
         self.univariate = univariate
-        if isinstance(conditioner, MADE):
+        if isinstance(conditioner, (MADE, RecurrentNet)):
             self._check_params(conditioner.features * conditioner.params_per_feature)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -101,19 +103,40 @@ class Autoregressive(Transform):
             )
 
     def _feature_by_feature(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        net = self.conditioner
+        if isinstance(net, RecurrentNet) and net.can_step:
+            return self._step_by_step(net, y, context)
         x = torch.zeros_like(y)
-        ladj = y.new_zeros(y.shape[:-1], dtype=torch.promote_types(y.dtype, torch.float32))
-        of_feature = getattr(self.univariate, "of_feature", None)  # of a map with weights for each
+        ladj = zero_ladj(y)
         for d in self._order():
-            given = y[..., d : d + 1], self._params(x, context)[..., d : d + 1, :], True
-            value, part = self.univariate(*given) if of_feature is None else of_feature(d, *given)
-            x = x.slice_scatter(value.to(x.dtype), -1, d, d + 1)  # a copy: the last pass needs its own x in backward
+            value, part = self._solve(d, y, self._params(x, context)[..., d : d + 1, :])
+            x = x.slice_scatter(value, -1, d, d + 1)  # a copy: the last pass needs its own x in backward
             ladj = ladj + part
         return x, ladj
+
+    def _step_by_step(self, net: RecurrentNet, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        state, gates = net.start(y, context), net.gates_of(context)
+        found: dict[int, Tensor] = {}
+        ladj = zero_ladj(y)
+        for d in net.steps:
+            found[d], part = self._solve(d, y, net.final_layer(state).unsqueeze(-2))
+            ladj = ladj + part
+            if len(found) < self.features:
+                state = net.step(found[d], state, gates)
+        return torch.cat([found[d] for d in range(self.features)], -1), ladj
+
+    def _solve(self, d: int, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """One feature, ``[..., 1]``, of its parameters ``[..., 1, P]``."""
+        given = y[..., d : d + 1], params, True
+        of_feature = getattr(self.univariate, "of_feature", None)  # of a map with weights for each
+        value, ladj = self.univariate(*given) if of_feature is None else of_feature(d, *given)
+        return value.to(y.dtype), ladj
 
     def _order(self) -> list[int]:
         if isinstance(self.conditioner, MADE):  # a compiler cannot read a tensor
             return [d for group in self.conditioner.plan.groups for d in group]
+        if isinstance(self.conditioner, RecurrentNet):
+            return self.conditioner.steps
         order: Any = self.conditioner.order
         return order.tolist() if isinstance(order, Tensor) else list(order)
 

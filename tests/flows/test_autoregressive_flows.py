@@ -15,8 +15,8 @@ from torch import distributions as td
 
 from flowkernels import nets
 from flowkernels.distributions import DiagonalNormal
-from flowkernels.flows import IAF, MADE, MAF, NSF, SOS, Flow, MixtureMADE
-from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse, Polynomial
+from flowkernels.flows import IAF, MADE, MAF, NSF, SOS, Flow, MixtureMADE, RecurrentFlow
+from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse, Permutation, Polynomial
 from tests.flows.test_flows import integral
 from tests.transforms.test_transforms import randomise
 
@@ -28,6 +28,7 @@ FLOWS = {
     "maf-exp": functools.partial(MAF, transforms=2, hidden=(16,), univariate=Affine("exp"), activation="tanh"),
     "sos": functools.partial(SOS, transforms=2, hidden=(16,), degree=2, terms=2, bound=4.0),
     "iaf": functools.partial(IAF, transforms=3, hidden=(16, 16)),
+    "recurrent": functools.partial(RecurrentFlow, transforms=2, hidden=8),
     "nsf": functools.partial(NSF, transforms=2, bins=4, hidden=(16, 16), autoregressive=True),
     "nsf-mlp": functools.partial(
         NSF, transforms=2, hidden=(16,), autoregressive=True, net="mlp", order="random", seed=1
@@ -215,6 +216,18 @@ def test_orders() -> None:
     one, two = ([t.conditioner.order.tolist() for t in MAF(9, transforms=3, order="random", seed=s).transform]
                 for s in (5, 5))  # fmt: skip
     assert one == two and one[0] != one[1] != one[2]
+
+
+def test_a_recurrent_flow_has_as_many_weights_for_any_features() -> None:
+    few, many = (RecurrentFlow(D, transforms=3, hidden=4, univariate=RQS(bins=3)) for D in (2, 9))
+    assert sum(p.numel() for p in few.parameters()) == sum(p.numel() for p in many.parameters())
+    assert [layer.conditioner.steps[0] for layer in many.transform] == [0, 8, 0]
+    turned = RecurrentFlow(3, transforms=2, linear="reverse").transform
+    assert [type(layer) for layer in turned] == [Permutation, Autoregressive] * 2 + [Permutation]
+    assert [turned[i].conditioner.steps for i in (1, 3)] == [[2, 1, 0]] * 2
+    for wrong, message in (({"hidden": (4, 4)}, "hidden must be an integer"), ({"order": "up"}, "order must be")):
+        with pytest.raises(ValueError, match=f"flows.RecurrentFlow: {message}"):
+            RecurrentFlow(3, **wrong)
 
 
 def test_groups() -> None:

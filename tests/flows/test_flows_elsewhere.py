@@ -22,6 +22,7 @@ FLOWS = {
     "MAF, residual": lambda: flows.MAF(4, 3, residual=True, **SMALL),
     "MAF, splines in random order": lambda: flows.MAF(4, 3, univariate=RQS(bins=4), order="random", seed=1, **SMALL),
     "IAF": lambda: flows.IAF(4, 3, **SMALL),
+    "recurrent": lambda: flows.RecurrentFlow(4, 3, transforms=2, hidden=8, order="random"),
     "RealNVP": lambda: flows.RealNVP(4, 3, batch_norm=True, **SMALL),
     "RealNVP of images": lambda: flows.RealNVP((2, 4, 4), 3, transforms=2, **IMAGES),
     "NICE": lambda: flows.NICE(4, 3, **SMALL),

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 import flowkernels
 from flowkernels import transforms
 from flowkernels.flows import NICE, Glow, RealNVP
-from flowkernels.nets import MADE, MLP, Constant, ConvNet, ConvResNet, PixelCNN, ResidualNet, RowConvNet, WaveNet
+from flowkernels.nets import (
+    MADE,
+    MLP,
+    Constant,
+    ConvNet,
+    ConvResNet,
+    PixelCNN,
+    RecurrentNet,
+    ResidualNet,
+    RowConvNet,
+    WaveNet,
+)
 from flowkernels.transforms import (
     RQS,
     ActNorm,
@@ -141,6 +152,11 @@ def masked(features: int, univariate: Any = None, **settings: Any) -> Autoregres
     return Autoregressive(made, univariate)
 
 
+def recurrent(features: int, univariate: Any = None, **settings: Any) -> Autoregressive:
+    univariate = univariate or Affine()
+    return Autoregressive(RecurrentNet(features, univariate.n_params, 8, **settings), univariate)
+
+
 class Looped(Autoregressive):
     """Every inverse feature by feature, as for a conditioner that is not ours."""
 
@@ -194,6 +210,8 @@ CASES = {
     "autoregressive-one-feature": Case(lambda: masked(1, context=C), 1, C),
     "autoregressive-narrow": Case(lambda: masked(7, hidden=(3, 4), degrees="even"), 7),
     "autoregressive-looped": Case(lambda: looped(masked(4, RQS(bins=4), order="reversed")), 4),
+    "autoregressive-recurrent": Case(lambda: recurrent(4, RQS(bins=4), order="reversed"), 4),
+    "autoregressive-recurrent-context": Case(lambda: recurrent(3, context=C, order=[1, 2, 0]), 3, C),
     "autoregressive-inverse": Case(lambda: Inverse(masked(3, RQS(bins=5))), 3),
     "inverse": Case(lambda: Inverse(Coupling([0, 1, 0, 1, 0], net, RQS())), 5),
     "coupling-affine": Case(lambda: Coupling([0, 1] * 3, net, Affine("tanh")), 6),
@@ -585,6 +603,7 @@ def test_compile_fullgraph(case) -> None:
         "composite",
         "autoregressive-affine",
         "autoregressive-residual",
+        "autoregressive-recurrent",
     ],
 )
 def test_func_transforms(name) -> None:

@@ -43,6 +43,7 @@ from flowkernels.flows import (
     Planar,
     Radial,
     RealNVP,
+    RecurrentFlow,
     ResidualFlow,
     Sylvester,
     WaveGlow,
@@ -133,6 +134,7 @@ CASES: dict[str, Callable[[], Flow]] = {
     "made-mixture": lambda: MADE(3, components=2, context=2, hidden=(4, 4), residual=True),
     "umnn": lambda: UMNN(3, 2, signal=2, network=(4, 3), nodes=8, **SMALL),
     "naf": lambda: NAF(3, order="random", signal=2, network=4, **SMALL),
+    "recurrent": lambda: RecurrentFlow(3, 2, hidden=4, transforms=2, order="random", univariate=RQS(bins=3)),
     "bnaf": lambda: BNAF(3, 2, (2, 3), activation="elu"),
     "cnf": lambda: CNF(3, 2, transforms=2, hidden=(4, 4), solver="rk4", steps=4, activation="softplus"),
     "cnf-dopri5": lambda: CNF(3, hidden=5, time="sinusoidal", frequencies=2, rtol=1e-8, atol=1e-9, t1=0.5),
@@ -189,7 +191,7 @@ CASES: dict[str, Callable[[], Flow]] = {
 CONTEXTS = {
     "nsf-lu-context", "nsf-autoregressive", "maf", "iaf", "umnn", "made-mixture", "sos", "embedding", "embedding-net",
     "glow-classes", "gaussianization-context", "flowpp", "planar", "cnf", "ffjord", "waveglow", "wavenet", "pixel-cnn",
-    "macow",
+    "macow", "recurrent",
 }  # fmt: skip
 LEVELS = {"glow", "levels", "flowpp-levels", "flowavenet", "pixel-cnn-levels"}  # which take whole numbers
 FRAMES = {"waveglow"}  # whose context is a sequence
