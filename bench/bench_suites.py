@@ -26,6 +26,7 @@ from bench.suites import (
     monotone,
     ode_flow,
     polynomial,
+    recurrent,
     residual_flow,
     rqs,
     sample,
@@ -43,6 +44,7 @@ SUITES: tuple[Suite[Any, Any], ...] = (
     low_rank.SUITE,
     ode_flow.SUITE,
     residual_flow.SUITE,
+    recurrent.SUITE,
 )  # fmt: skip
 PARAMS = [pytest.param(suite, *point, id=suite.id(*point)) for suite in SUITES for point in suite.points]
 

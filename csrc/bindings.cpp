@@ -24,6 +24,7 @@
 #include "net/net_bindings.h"
 #include "ode_flow/ode_flow.h"
 #include "polynomial/polynomial.h"
+#include "recurrent_inverse/recurrent_inverse.h"
 #include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
 
@@ -433,6 +434,25 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release unlocked;
     flow_layer_bwd(a, threads);
   });
+  m.def("recurrent_inverse_fwd",
+        [](const NetLayers& cell, const NetLayers& last, const UnivariateMap& map, const View& z, const View& state,
+           const View& gates, const View& value, const View& x, const View& ladj, int threads) {
+          check_threads(threads);
+          RecurrentArgs a = recurrent_inverse_args(cell, last, map, z, state, gates, value, x);
+          recurrent_inverse_fwd_more(a, ladj);
+          py::gil_scoped_release unlocked;
+          recurrent_inverse_fwd(a, threads);
+        });
+  m.def("recurrent_inverse_bwd",
+        [](const NetLayers& cell, const NetLayers& last, const UnivariateMap& map, const View& z, const View& state,
+           const View& gates, const View& value, const View& x, const View& grad_x, const View& grad_ladj,
+           const View& grad_z, const View& grad_state, const View& grad_gates, const View& grad_value, int threads) {
+          check_threads(threads);
+          RecurrentArgs a = recurrent_inverse_args(cell, last, map, z, state, gates, value, x);
+          recurrent_inverse_bwd_more(a, grad_x, grad_ladj, grad_z, grad_state, grad_gates, grad_value);
+          py::gil_scoped_release unlocked;
+          recurrent_inverse_bwd(a, threads);
+        });
   py::class_<BoundFlow>(m, "Flow")
       .def(py::init<int64_t>())
       .def("add_layer",

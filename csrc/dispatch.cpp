@@ -15,6 +15,7 @@
 #include "net/net.h"
 #include "ode_flow/ode_flow.h"
 #include "polynomial/polynomial.h"
+#include "recurrent_inverse/recurrent_inverse.h"
 #include "residual_flow/residual_flow.h"
 #include "rqs/rqs.h"
 
@@ -76,5 +77,6 @@ FK_OP(flow, FlowArgs)
 FK_OP(sweep, SweepArgs)
 FK_OP(monotone, MonotoneArgs)
 FK_OP(residual, ResidualArgs)
+FK_OP(recurrent_inverse, RecurrentArgs)
 
 }  // namespace fk

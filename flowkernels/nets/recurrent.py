@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, generator
 from flowkernels.ops._routing import in_transform
+from flowkernels.ops.recurrent_inverse.reference import gru_step
 
 from .common import check_context, check_dtypes, start_at
 from .degrees import Seed, ordered
-from .reading import hooked, hooked_globally
+from .reading import hooked, hooked_globally, may_read
 
 _NAME = "nets.RecurrentNet"
 
@@ -109,16 +110,22 @@ class RecurrentNet(nn.Module):
             states = self._unrolled(x, state, context)
         else:
             states = self._in_one_call(x, state, context)
-        params = self.final_layer(states)
-        return (params if self._is_natural() else params.index_select(-2, self.order.argsort())).flatten(-2)
+        return self.in_place(self.final_layer(states), -2).flatten(-2)
+
+    def in_steps(self, x: Tensor) -> Tensor:
+        """``x [..., D]`` in the order of the steps."""
+        return x if self._is_natural() else x.index_select(-1, self.order)
+
+    def in_place(self, x: Tensor, dim: int = -1) -> Tensor:
+        """The way back, along a dim."""
+        return x if self._is_natural() else x.index_select(dim, self.order.argsort())
 
     def _is_natural(self) -> bool:
         return self.steps == list(range(self.features))
 
     def _in_one_call(self, x: Tensor, state: Tensor, context: Tensor | None) -> Tensor:
         lead, n = x.shape[:-1], self.features - 1
-        read = x[..., :-1] if self._is_natural() else x.index_select(-1, self.order[:-1])
-        read = read.reshape(-1, n).t().unsqueeze(-1)
+        read = self.in_steps(x)[..., :-1].reshape(-1, n).t().unsqueeze(-1)
         if context is not None:
             given = context.expand(*lead, self.context_features).reshape(1, -1, self.context_features)
             read = torch.cat((read, given.expand(n, -1, -1)), -1)
@@ -166,11 +173,18 @@ class RecurrentNet(nn.Module):
     def step(self, value: Tensor, state: Tensor, gates: Tensor) -> Tensor:
         """The state behind one more feature, ``value [..., 1]``."""
         read = gates + value * self.gru.weight_ih_l0[:, 0]
-        kept = nn.functional.linear(state, self.gru.weight_hh_l0, self.gru.bias_hh_l0)
-        H = self.hidden
-        reset, update = torch.sigmoid(read[..., : 2 * H] + kept[..., : 2 * H]).chunk(2, -1)
-        new = torch.tanh(read[..., 2 * H :] + reset * kept[..., 2 * H :])
-        return new + update * (state - new)
+        return gru_step(read, state, self.gru.weight_hh_l0, self.gru.bias_hh_l0)
+
+    def as_op(
+        self, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """What `flowkernels.ops.recurrent_inverse` takes behind z; None where a layer wants to be called."""
+        last: Any = self._modules["final_layer"]
+        if not self.can_step or type(last) is not nn.Linear or not may_read([last], self.initial_state, x, context):
+            return None
+        gru, state = self.gru, self.start(x, context)
+        cell, of_last = (gru.weight_hh_l0, gru.bias_hh_l0), (last.weight, last.bias)
+        return state, self.gates_of(context), gru.weight_ih_l0[:, 0], cell, of_last
 
     def start_at(self, values: Tensor) -> None:
         """Makes the untrained net return almost ``values [P]`` for every feature, whatever its input."""

@@ -15,6 +15,7 @@ from .monotone_net import monotone_net
 from .net import LayerPlan, MadePlan, layer_plan, made, masked_linear, residual_net
 from .ode_flow import ode_flow
 from .polynomial import Polynomial, polynomial
+from .recurrent_inverse import recurrent_inverse
 from .residual_flow import residual_flow
 from .rqs import RQS, rqs
 from .sinh_arcsinh import SinhArcsinh
@@ -44,6 +45,7 @@ __all__ = [
     "monotone_net",
     "ode_flow",
     "polynomial",
+    "recurrent_inverse",
     "residual_flow",
     "residual_net",
     "rqs",

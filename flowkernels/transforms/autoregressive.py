@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkernels import ops
 from flowkernels.nets import MADE, RecurrentNet
 from flowkernels.nets.reading import Walk
 from flowkernels.ops.autoregressive_inverse import run_inverse
 from flowkernels.ops.flow_layer import every
 from flowkernels.ops.net import Net
+from flowkernels.ops.recurrent_inverse.reference import by_steps
 from flowkernels.ops.univariate import Univariate, can_fuse, n_params_of
 
 from .base import Transform, check_features, zero_ladj
@@ -48,7 +50,7 @@ class Autoregressive(Transform):
 
     Example:
         >>> import torch
-        >>> from flowkernels.nets import MADE, RecurrentNet
+        >>> from flowkernels.nets import MADE
         >>> from flowkernels.transforms import RQS, Autoregressive
         >>> spline = RQS(bins=8)
         >>> layer = Autoregressive(MADE(4, spline.n_params), spline)
@@ -115,15 +117,16 @@ class Autoregressive(Transform):
         return x, ladj
 
     def _step_by_step(self, net: RecurrentNet, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        state, gates = net.start(y, context), net.gates_of(context)
-        found: dict[int, Tensor] = {}
-        ladj = zero_ladj(y)
-        for d in net.steps:
-            found[d], part = self._solve(d, y, net.final_layer(state).unsqueeze(-2))
-            ladj = ladj + part
-            if len(found) < self.features:
-                state = net.step(found[d], state, gates)
-        return torch.cat([found[d] for d in range(self.features)], -1), ladj
+        univariate: Any = self.univariate
+        given = net.as_op(y, context)
+        if given is not None and can_fuse(type(univariate)) and not univariate.inverse:
+            x, ladj = ops.recurrent_inverse(net.in_steps(y), *given, univariate)
+            return net.in_place(x), ladj
+        gates = net.gates_of(context)
+        return by_steps(
+            net.steps, net.start(y, context), lambda d, state: self._solve(d, y, net.final_layer(state).unsqueeze(-2)),
+            lambda x, state: net.step(x, state, gates),
+        )  # fmt: skip
 
     def _solve(self, d: int, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """One feature, ``[..., 1]``, of its parameters ``[..., 1, P]``."""

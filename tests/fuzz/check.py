@@ -40,6 +40,7 @@ GENERATORS: dict[str, Callable[[Draw], Call]] = {
     "flow_layer": nets.flow_layer,
     "flow": nets.flow,
     "autoregressive_inverse": nets.autoregressive_inverse,
+    "recurrent_inverse": nets.recurrent_inverse,
     "block_made": nets.block_made,
     "low_rank": nets.low_rank,
     "residual_flow": nets.residual_flow,

@@ -20,7 +20,8 @@ from .draw import DTYPES, Draw
 EXTREME = (-1e30, -1e4, -710.0, -100.0, -88.0, -20.0, -1.0, 0.0, 0.5, 20.0, 88.0, 100.0, 710.0, 1e4, 1e30)
 BOUNDS = (0.1, 1, 5.0, 10.0, 1e-4, 1e4)
 BOXES: tuple[Any, ...] = ((-1.0, 2.0, 0.5, 3.0), (0.0, 1.0, 0.0, 1.0), (-5, -4, 10, 30), [-3.0, 3.0, -1.0, 1.0])
-MAPPED = {"rqs": "x", "flow_layer": "x", "autoregressive_inverse": "z"}  # what a univariate map takes
+INVERSES = ("autoregressive_inverse", "recurrent_inverse")
+MAPPED = {"rqs": "x", "flow_layer": "x", **dict.fromkeys(INVERSES, "z")}  # what a univariate map takes
 PAIRS = (
     *((d, d) for d in DTYPES),
     (torch.float32, torch.bfloat16),
@@ -103,7 +104,7 @@ def sizes_of(op: str, arguments: dict[str, Any]) -> dict[Path, float]:
     if op not in MAPPED:
         return {}
     settings = arguments if op == "rqs" else arguments["univariate"].settings
-    if op == "autoregressive_inverse":
+    if op in INVERSES:
         settings = {**settings, "inverse": True}
     return {(MAPPED[op],): max(map(abs, box(settings)))}
 

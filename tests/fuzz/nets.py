@@ -144,6 +144,22 @@ def autoregressive_inverse(draw: Draw) -> Call:
     return Call("autoregressive_inverse", arguments, {("z",): 1, **rows} if lead else {}, sizes, at_rounded=at_rounded)
 
 
+def recurrent_inverse(draw: Draw) -> Call:
+    """A GRU of a few units; where it starts and what it reads in every step belong to a row, or to several."""
+    lead, (of_map, P) = draw.lead(), univariate(draw)
+    D, H = draw.size(1, 4), draw.size(1, 20)
+    rows: dict[Path, int] = {("z",): 1}
+    arguments: dict[str, Any] = {"z": in_box(draw, {**of_map.settings, "inverse": True}, *lead, D)}
+    for name, n in (("state", H), ("gates", 3 * H)):
+        arguments[name] = _term(draw, lead, n, rows, (name,))
+    arguments["value"] = draw.values(3 * H, scale=0.5)
+    arguments |= {"cell": _layer(draw, H, 3 * H), "last": _layer(draw, H, P)}
+    arguments = _cast(arguments, draw.choice(DTYPES))
+    arguments["univariate"] = of_map
+    at_rounded, sizes = "bins" in of_map.settings, sizes_of("recurrent_inverse", arguments)
+    return Call("recurrent_inverse", arguments, rows if lead else {}, sizes, at_rounded=at_rounded)
+
+
 def _dense_net(draw: Draw, n_in: int, n_out: int, context: int | None, residual: bool) -> list[tuple[Tensor, Tensor]]:
     """Layers of a residual or plain net, that sees a context of this width after its features."""
     of_context = context or 0
