@@ -29,7 +29,7 @@ class PixelCNN(Flow):
     in nats, in one pass of a `flowkernels.nets.PixelCNN`. The layer (`flowkernels.transforms.PixelAutoregressive`) is
     the logit of each conditional distribution function, in front of a standard logistic base. With ``levels`` the data
     are whole numbers 0 … levels - 1, and ``log_prob`` is their log-probability itself, not a bound: what the mixture
-    has within half a level of each, as in PixelCNN++. Samples are drawn number by number, about the work of one pass in
+    has within half a level of each, as in PixelCNN++. Samples are drawn number by number, the arithmetic of one pass in
     all, as each layer keeps what it has computed. Shapes, dtypes and context: see `Flow`; a context is a vector.
 
     An untrained model of real numbers is near the standard logistic; they should have that order of size.

@@ -32,7 +32,7 @@ class PixelAutoregressive(Transform):
     where those before are all of the rows above and to the left, and the earlier channels of the same pixel; ``ladj``
     is the sum of :math:`\log|f'|` in nats. ``forward`` (data → latent: densities) is one pass of the conditioner.
     ``inverse`` (latent → data: samples) finds a number at a time, C H W steps, in each of which a layer of the
-    conditioner computes one group of channels of one pixel: together about the work of one pass.
+    conditioner computes one group of channels of one pixel: together the arithmetic of one pass, in small calls.
 
     With ``levels`` the data are whole numbers 0 … levels - 1, of which :math:`s = 2 x / (\mathrm{levels} - 1) - 1` is
     what the conditioner sees. The map is that of a mixture F of logistics, whose first and last level have its tails,
