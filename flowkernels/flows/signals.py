@@ -24,6 +24,7 @@ def check_signal(flow: str, shape: Sequence[int], **at_least_one: int) -> tuple[
 class Condition(NamedTuple):
     """A context of vectors, or of frames of ``hop`` samples that reach the layers as rows, sample after sample."""
 
+    flow: str
     channels: int
     hop: int
 
@@ -34,12 +35,14 @@ class Condition(NamedTuple):
             raise ValueError(f"flows.{flow}: hop must be 0 where context is 0, got {hop}")
         if hop and length % hop:
             raise ValueError(f"flows.{flow}: hop must divide the length {length}, got {hop}")
-        return cls(context, hop)
+        return cls(flow, context, hop)
 
     def embedding(self, given: nn.Module | None) -> nn.Module | None:
         """What is done to a context before the layers see it, behind what a user gave."""
         if not self.hop:
             return given
+        if not isinstance(given, (nn.Module, type(None))):
+            raise TypeError(f"flows.{self.flow}: embedding must be a module or None, got {given!r:.60}")
         upsampler = Upsampler(self.channels, self.hop)
         return upsampler if given is None else nn.Sequential(given, upsampler)
 

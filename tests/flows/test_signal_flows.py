@@ -297,6 +297,11 @@ def test_levels_of_a_signal() -> None:
     assert torch.equal(drawn, drawn.round()) and drawn.min() >= 0 and drawn.max() <= 15
 
 
+def test_an_embedding_that_is_no_module() -> None:
+    with pytest.raises(TypeError, match=r"flows\.WaveGlow: embedding must be a module or None, got <built-in"):
+        WaveGlow((1, 16), 2, hop=4, embedding=torch.sin)  # type: ignore[arg-type]
+
+
 FRAMED = functools.partial(WaveNet, (1, 8), 2, hop=4)
 
 

@@ -195,6 +195,7 @@ def test_copies(name) -> None:
         assert torch.equal(other(x, context), net(x, context))
 
 
+@pytest.mark.slow
 def test_compile() -> None:
     net = loose(KINDS["causal, three taps"](2, 5, context=C, context_dims=2))
     x, context = torch.randn(3, 2, 6).double(), torch.randn(3, 6 * C).double()
