@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ class GRU(nn.Module):
         """``x [n, B, I]`` and ``state [B, H]`` before it → the states behind each, ``[n, B, H]``."""
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         # cuDNN's has no second derivative.
-        with torch.backends.cudnn.flags(enabled=False):
+        with torch.backends.cudnn.flags(enabled=False) if x.is_cuda else contextlib.nullcontext():
             return torch.gru(x, state.unsqueeze(0), weights, True, 1, 0.0, False, False, False)[0]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from flowkernels.nets import RecurrentNet
-from flowkernels.transforms import RQS, Affine, Autoregressive
+from flowkernels.transforms import RQS, Affine, Autoregressive, Mixture, MonotoneNet, SinhArcsinh
 
 C = 3
 NETS = {
@@ -171,6 +171,23 @@ def test_an_inverse_of_d_steps_is_that_of_d_passes() -> None:
     wanted = run()
     layer.conditioner.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(run(), wanted)
+
+
+@pytest.mark.parametrize(
+    "univariate",
+    [Mixture(2), SinhArcsinh(), Affine("exp", inverse=True), MonotoneNet(4, signal=2, hidden=3, seed=0)],
+    ids=lambda univariate: type(univariate).__name__,
+)
+def test_any_map(univariate) -> None:
+    """Of a kernel, of none, of the other direction, and with weights for each feature."""
+    net = make(functools.partial(RecurrentNet, 4, univariate.n_params, 5, order=[2, 0, 3, 1]))
+    layer = Autoregressive(net, univariate).double()
+    y, _ = layer(torch.randn(6, 4, dtype=torch.float64))
+    back, negated = layer.inverse(y)
+    # What is found maps to y; where a mixture is flat that says less of x.
+    found, ladj = layer(back)
+    torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(negated, -ladj, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32], ids=str)
