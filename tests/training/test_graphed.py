@@ -169,7 +169,7 @@ def test_a_loss_of_ones_own() -> None:
         ({"clip": -1.0}, ValueError, "clip"),
         ({"frozen": True}, ValueError, "flow must have parameters that require gradients, got none"),
     ],
-    ids=str,
+    ids=["flow", "optimizer", "LBFGS", "example", "empty", "clip", "frozen"],
 )
 def test_errors_name_the_contract(change, error, words) -> None:
     model = flow()
