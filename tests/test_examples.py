@@ -419,3 +419,64 @@ def test_baselines_of_tones(tones):
     entropy = 0.5 * np.log(2 * np.pi * np.e)
     assert tones.of_white_noise(given) == pytest.approx(entropy, abs=0.02)
     assert tones.of_mean_spectrum(given) == pytest.approx(entropy, abs=0.02)
+
+
+# ---- regression ----
+
+
+def test_regression_heads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    heads = load("regression_heads")
+    arguments = ["--quick", "--tables", "iris", "--out", str(tmp_path)]
+    heads.main(arguments)
+    first = capsys.readouterr().out
+    assert all(f"│ {head}" in first for head in heads.HEADS) and "iris: test nats" in first
+    assert (tmp_path / "regression_heads.png").stat().st_size > 0
+    assert len(json.loads((tmp_path / "regression_heads.json").read_text())["scores"]) == 2 * len(heads.HEADS)
+    monkeypatch.setattr(heads, "draw", lambda *_: None)
+    heads.main(arguments)
+    assert capsys.readouterr().out == first  # from what was kept, but for the flows of the picture
+
+
+def test_heads_of_regression_are_what_they_are_called(tmp_path):
+    """Normal in y given the features: of one width, and of a width for every row."""
+    heads, context = load("regression_heads"), torch.linspace(-1, 1, 5)[:, None]
+    for name, widths in (("one width", 1), ("Gaussian", 5)):
+        torch.manual_seed(0)
+        flow = heads.HEADS[name](1, (8, 8)).double()
+        for p in flow.parameters():
+            p.data += torch.randn_like(p)
+        y = torch.tensor([0.0, 1.0, 3.0]).double().view(3, 1, 1).expand(3, 5, 1)
+        z, ladj = flow.transform(y, context.double())
+        torch.testing.assert_close(z[2] - z[0], 3 * (z[1] - z[0]))
+        assert len(set(ladj[0].detach().numpy().round(9).tolist())) == widths
+
+
+# ---- strange digits ----
+
+
+@pytest.fixture(scope="module")
+def strange() -> ModuleType:
+    return load("one_class_digits")
+
+
+def test_one_class_digits(strange, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    arguments = ["--quick", "--left-out", "7", "--threads", "1", "--out", str(tmp_path)]
+    strange.main(arguments)
+    first = capsys.readouterr().out
+    assert all(f"│ {kind}" in first for kind in (strange.CLASS, *strange.STRANGE)) and "without 7:" in first
+    assert (tmp_path / "one_class_digits.png").stat().st_size > 0
+    monkeypatch.setattr(strange, "draw", lambda *_: None)
+    strange.main(arguments)  # from its checkpoints
+    assert capsys.readouterr().out == first
+
+
+def test_no_digit_is_trained_on_and_tested(strange):
+    data = strange.digits(4)
+    assert [len(part) for part in data] == [1289, 327, 37]
+    rows = [{tuple(x) for x in part.int().tolist()} for part in data]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+    for kind, f in strange.STRANGE.items():
+        x = f(data.test).flatten(1)
+        assert x.shape == data.test.shape and torch.equal(x, x.round()) and 0 <= x.min() <= x.max() < 17, kind
