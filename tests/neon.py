@@ -1,9 +1,10 @@
-"""The numbers tests of every CPU op on an emulated ARM processor: `python -m tests.neon [--every N] [tests]`.
+"""The numbers tests of every CPU op on an emulated ARM processor: `python -m tests.neon [--each N] [tests]`.
 
 The module is cross-compiled, and the tests run as they are: under qemu's user mode, in Debian's Python and a torch of
 that architecture, all of it unpacked in build/neon. Needs no root, but a Debian with
-`apt install g++-aarch64-linux-gnu qemu-user`. `make neon`, or `make neon EVERY=10`. The tests are dealt out to
-`--processes`, one a core, each of which prints a summary of its own.
+`apt install g++-aarch64-linux-gnu qemu-user`. `make neon`, or `make neon EACH=4`: so many cases of each
+test, spread over its table. The tests are dealt out to `--processes`, one a core, each of which prints a summary of its
+own.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ pools = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line}
 assert len(pools) == 1 and "torch.libs" in pools.pop(), maps
 emulator.available = emulator.running = contextlib.nullcontext
 
-every, process, processes = map(int, sys.argv[1:4])
+each, process, processes = map(int, sys.argv[1:4])
 
 class Dealt:
     @pytest.hookimpl(trylast=True)  # after -k has chosen
     def pytest_collection_modifyitems(self, items):
-        items[:] = items[::every][process::processes]
+        cases = {}
+        for item in items:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        wanted = [c[i * len(c) // n] for c in cases.values() for n in [min(each or len(c), len(c))] for i in range(n)]
+        items[:] = wanted[process::processes]
 
 options = ["-q", "-p", "no:cacheprovider", "-k", "numbers and not emulated and not triton"]
 sys.exit(pytest.main([*options, *sys.argv[4:]], [Dealt()]))
@@ -101,10 +106,10 @@ def build() -> None:
         shutil.copytree(ROOT / name, MODULES / name, ignore=ignore, dirs_exist_ok=True)
 
 
-def run(every: int, processes: int, arguments: list[str]) -> int:
+def run(each: int, processes: int, arguments: list[str]) -> int:
     env = {**os.environ, "PYTHONPATH": f"{MODULES}:{SITE}", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     env.pop("LD_PRELOAD", None)
-    command = ["qemu-aarch64", "-L", str(SYSTEM), str(PYTHON), "-c", INSIDE, str(every)]
+    command = ["qemu-aarch64", "-L", str(SYSTEM), str(PYTHON), "-c", INSIDE, str(each)]
     started = [
         subprocess.Popen([*command, str(p), str(processes), *arguments], cwd=MODULES, env=env) for p in range(processes)
     ]
@@ -113,7 +118,7 @@ def run(every: int, processes: int, arguments: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.neon", description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="of the tests, in their order")
+    parser.add_argument("--each", type=int, default=0, help="cases of each test; 0: all")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("tests", nargs="*", default=["tests/ops"])
     given = parser.parse_args()
@@ -124,7 +129,7 @@ def main() -> int:
     system()
     site()
     build()
-    return run(given.every, given.processes, given.tests)
+    return run(given.each, given.processes, given.tests)
 
 
 if __name__ == "__main__":
