@@ -136,7 +136,7 @@ class Strip:
         left = min(self.reach, at)
         found, seen = self.from_above[group][at], [*self.columns[at - left :], *self.parts]
         if not seen:
-            return found
+            return found.clone()  # a view of the bias, which an activation in place would write to
         given = seen[0] if len(seen) == 1 else torch.cat(seen, 1)
         first, weights = (self.reach - left) * self.layer.in_channels, self.weights[group]
         if given.shape[1] < len(weights):

@@ -14,6 +14,7 @@ from flowkernels._arguments import choice, count
 from .common import Activation, as_function, channels_last, start_at
 from .conv import _Images
 from .masked_conv import MaskedConv2d, first_of_group, strips
+from .reading import is_called_as
 
 Function = Callable[[Tensor], Tensor]
 Layers = Callable[[MaskedConv2d, Tensor], Tensor]  # how a layer is run: on whole images, or at one pixel
@@ -36,10 +37,13 @@ class _ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, run: Layers) -> Tensor:
-        h = x
+        h = x.clone() if getattr(self.activation, "inplace", False) else x
         for layer in self.layers:
             h = run(layer, self.activation(h))  # type: ignore[arg-type]
         return x + h
+
+    def convs(self) -> list[Any]:
+        return list(self.layers)
 
 
 class _GatedBlock(nn.Module):
@@ -54,6 +58,9 @@ class _GatedBlock(nn.Module):
     def forward(self, x: Tensor, run: Layers) -> Tensor:
         h = torch.tanh(run(self.conv_layer, x)) * torch.sigmoid(run(self.gate_layer, x))
         return x + run(self.last_layer, h)
+
+    def convs(self) -> list[Any]:
+        return [self.conv_layer, self.gate_layer, self.last_layer]
 
 
 class PixelCNN(_Images):
@@ -141,6 +148,20 @@ class PixelCNN(_Images):
         for layer in (self.hidden_layer, self.final_layer):
             h = run(layer, self.activation(h))
         return h
+
+    def can_step(self) -> bool:
+        """Whether `steps` says what ``forward`` would: no hooks, and no layers in place of its own."""
+        blocks: Any = self.blocks
+        kind = _GatedBlock if self.block == "gated" else _ResidualBlock
+        if not is_called_as(self, PixelCNN) or not all(is_called_as(b, kind) for b in blocks):
+            return False
+        layers = [
+            self.initial_layer,
+            *(layer for b in blocks for layer in b.convs()),
+            self.hidden_layer,
+            self.final_layer,
+        ]
+        return all(is_called_as(layer, MaskedConv2d) for layer in layers)
 
     def steps(self, like: Tensor, context: Tensor | None = None) -> Steps:
         """Walks images of the shape of ``like [..., in_channels, H, W]``, whose pixels are yet to be found."""

@@ -50,6 +50,13 @@ def hooked_globally() -> bool:
     )
 
 
+def is_called_as(module: object, of: type[nn.Module]) -> bool:
+    """Whether calling it is the class's forward and no more, so that what computes the same may stand for it."""
+    if not isinstance(module, of) or type(module).forward is not of.forward:
+        return False
+    return torch.compiler.is_compiling() or not (hooked(module) or hooked_globally())
+
+
 def is_bare(module: nn.Module) -> bool:
     """Whether calling the module does nothing but its class's forward."""
     return not hooked(module)

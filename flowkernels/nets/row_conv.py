@@ -13,6 +13,7 @@ from flowkernels._arguments import widths
 
 from .common import Activation, as_function, channels_last, start_at
 from .conv import _Images
+from .reading import is_called_as
 
 
 class RowConvNet(_Images):
@@ -81,6 +82,10 @@ class RowConvNet(_Images):
         y = self._behind(h, self.of_context(given)).contiguous()
         return y.view(*x.shape[:-3], *y.shape[1:])
 
+    def can_step(self) -> bool:
+        """Whether `row` says what ``forward`` would: no hooks, and its own first layer."""
+        return is_called_as(self, RowConvNet) and is_called_as(self.initial_layer, nn.Conv2d)
+
     def of_context(self, given: Tensor | None) -> Tensor | None:
         """What images of context, or the numbers of one, add to the first layer."""
         if given is None or self.context_dims == 1:
@@ -96,6 +101,7 @@ class RowConvNet(_Images):
         n = min(k, above.shape[2])
         if n == 0:
             h = layer.bias.view(1, -1, 1, 1).expand(above.shape[0], -1, 1, above.shape[3])  # type: ignore[union-attr]
+            h = h.clone()  # an activation in place would write to the bias
         else:
             weight, across = layer.weight[:, :, k - n :], (0, layer.kernel_size[1] // 2)
             h = F.conv2d(above[:, :, -n:], weight, layer.bias, padding=across)

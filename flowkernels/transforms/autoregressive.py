@@ -122,9 +122,10 @@ class Autoregressive(Transform):
         if given is not None and can_fuse(type(univariate)) and not univariate.inverse:
             x, ladj = ops.recurrent_inverse(net.in_steps(y), *given, univariate)
             return net.in_place(x), ladj
+        state = net.start(y, context)  # which checks the context
         gates = net.gates_of(context)
         return by_steps(
-            net.steps, net.start(y, context), lambda d, state: self._solve(d, y, net.final_layer(state).unsqueeze(-2)),
+            net.steps, state, lambda d, state: self._solve(d, y, net.final_layer(state).unsqueeze(-2)),
             lambda x, state: net.step(x, state, gates),
         )  # fmt: skip
 

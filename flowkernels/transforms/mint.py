@@ -15,7 +15,7 @@ from flowkernels.nets import MaskedConv2d
 from flowkernels.nets.common import check_dtypes
 from flowkernels.nets.masked_conv import convolved
 from flowkernels.ops._checks import without_autocast
-from flowkernels.ops._routing import _lib, in_transform
+from flowkernels.ops._routing import _dual_level_active, _lib, _transforms_active, in_transform
 
 from .base import Transform
 
@@ -50,7 +50,7 @@ class Mint(Transform):
         kernel_size: of all three kernels, an odd number.
         reverse: numbers see those behind them, the upper triangular half of the paper's pairs.
         steps: of the inverse, at most. On a CPU it ends when all numbers rest; on a GPU, which the host does not ask,
-            all steps are taken. None: C H W + 100, on a CPU 40 C H W.
+            all steps are taken. None: C H W + 100, on a CPU and outside of torch.func 40 C H W.
 
     Raises:
         ValueError: an argument breaks its contract; ``x`` is not of that shape.
@@ -93,14 +93,15 @@ class Mint(Transform):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor(_NAME, "x", x)
         return self._run(x, False)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor(_NAME, "y", y)
         return self._run(y, True)
 
     @without_autocast  # rounded to 8 bits a map and its inverse would not meet
     def _run(self, given: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_tensor(_NAME, "x", given)
         if given.shape[-3:] != self.shape:
             expected = str(list(self.shape))[1:]
             raise ValueError(f"{_NAME}: x must be [..., {expected}, got {list(given.shape)}")
@@ -131,7 +132,8 @@ class Mint(Transform):
 
     def _n_steps(self, x: Tensor) -> int:
         D = math.prod(self.shape)
-        return self.steps or (40 * D if x.device.type == "cpu" else D + 100)
+        read = x.device.type == "cpu" and not (_transforms_active() or _dual_level_active())
+        return self.steps or (40 * D if read else D + 100)
 
     def extra_repr(self) -> str:
         return f"{self.shape}, latents={self.latents}, reverse={self.reverse}"
@@ -232,6 +234,8 @@ def _transposed(y: Tensor, kernel: Tensor) -> Tensor:
 
 def _inverse(y: Tensor, tensors: Sequence[Tensor], latents: int, steps: int) -> Tensor:
     """x of f(x) = y, with all first and second derivatives."""
+    if _transforms_active() or _dual_level_active():
+        return _inverse_in_transforms(y, tensors, latents, steps)
     detached = [t.detach() for t in tensors]
     start = torch.ops.flowkernels.mint_root(y.detach(), detached, latents, steps)
     if not torch.is_grad_enabled():
@@ -243,6 +247,22 @@ def _inverse(y: Tensor, tensors: Sequence[Tensor], latents: int, steps: int) -> 
         off = y - net.run(x)[0]
         x = x + torch.ops.flowkernels.mint_step(off - off.detach(), start, detached, latents, steps)
     return start + (x - x.detach())
+
+
+def _inverse_in_transforms(y: Tensor, tensors: Sequence[Tensor], latents: int, steps: int) -> Tensor:
+    """The same of operations alone that torch.func and dual numbers know: two steps of Newton's with the whole matrix,
+    of which each takes as many products as there are numbers, since what the values no longer need tangents may."""
+    with torch.no_grad():
+        start = _root(y, tensors, latents, steps)
+    x, net = start, _Network(tensors, latents)
+    for _ in range(2):
+        value, point, _ = net.at(x)
+        off = y - value
+        step = off / point.own
+        for _ in range(math.prod(y.shape[-3:])):  # what is not on the diagonal is nilpotent
+            step = step + (off - net.pushed(point, step)) / point.own
+        x = x + step
+    return x
 
 
 def _may_read(tensors: Sequence[Tensor]) -> bool:

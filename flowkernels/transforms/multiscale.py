@@ -133,5 +133,6 @@ def _rows(context: Tensor | None, lead: Sequence[int]) -> Tensor | None:
     """One row of the context per image: some layers know images, and signals, of one leading dim only."""
     if context is None:
         return None
-    check_context("transforms.MultiScale", context, context.shape[-1], lead)
+    check_tensor("transforms.MultiScale", "context", context)
+    check_context("transforms.MultiScale", context, context.shape[-1] if context.dim() else 0, lead)
     return context.expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])

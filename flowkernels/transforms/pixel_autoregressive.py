@@ -123,7 +123,9 @@ class PixelAutoregressive(Transform):
         check_images(_NAME, y, self.channels)
         wide = torch.promote_types(y.dtype, torch.float32)
         seen = self._like().dtype if self.levels else y.dtype
-        steps = self.conditioner.steps(y.to(seen), context)
+        net = self.conditioner
+        # Whatever asks to be called is, in as many passes as there are numbers.
+        steps = net.steps(y.to(seen), context) if net.can_step() else _Passes(self._params, y.to(seen), context)
         images = (y.to(wide) if self.levels else y).reshape(-1, *y.shape[-3:])
         n, C, H, W = images.shape
         ladj, found, given = images.new_zeros(n, dtype=wide), [], []
@@ -150,7 +152,8 @@ class PixelAutoregressive(Transform):
         if not self.levels:
             return self.univariate(y, params, True)
         scaled, part = self.univariate(y, params.to(torch.promote_types(params.dtype, torch.float32)), True)
-        return ((scaled + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1), part
+        level = ((scaled + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+        return level + 0.0, part  # no negative zero
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The conditioner's output as ``[..., C, H, W, P]``: a view of it."""
@@ -175,6 +178,27 @@ class PixelAutoregressive(Transform):
     def extra_repr(self) -> str:
         univariate = "" if isinstance(self.univariate, nn.Module) else f", univariate={self.univariate}"
         return f"{self.channels}, levels={self.levels}{univariate}"
+
+
+class _Passes:
+    """What `flowkernels.nets.PixelCNN.steps` returns, by a pass of the network for each number."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor | None], Tensor], like: Tensor, context: Tensor | None) -> None:
+        self.run, self.x, self.context, self.at = run, torch.zeros_like(like), context, 0
+
+    def params(self) -> Tensor:
+        C, W = self.x.shape[-3], self.x.shape[-1]
+        pixel, c = divmod(self.at, C)
+        found = self.run(self.x, self.context)[..., c, pixel // W, pixel % W, :]
+        return found.reshape(-1, found.shape[-1])
+
+    def put(self, value: Tensor) -> None:
+        """Takes the number ``[N]``; in a copy, as the last pass needs its own x in backward."""
+        C, W = self.x.shape[-3], self.x.shape[-1]
+        pixel, c = divmod(self.at, C)
+        x = self.x.clone()
+        x[..., c, pixel // W, pixel % W] = value.reshape(x.shape[:-3])
+        self.x, self.at = x, self.at + 1
 
 
 def _is_of_logistics(univariate: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowkernels._arguments import choice, count
+from flowkernels._arguments import check_tensor, choice, count
 from flowkernels.nets import RowConvNet
 from flowkernels.ops.univariate import Univariate, n_params_of
 
@@ -82,13 +82,20 @@ class RowAutoregressive(Transform):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_images(_NAME, y, self.channels)
         net, turned = self.conditioner, self._turned(y)
-        images, given = net._images(turned, self._given(context))
-        more = net.of_context(given)
+        turned_context = self._given(y, context)
+        images, given = net._images(turned, turned_context)
+        more, can_step = net.of_context(given), net.can_step()
         found, ladj = images[:, :, :0], images.new_zeros(len(images), dtype=torch.promote_types(y.dtype, torch.float32))
         rows: list[Tensor] = []
         for i in range(images.shape[2]):
             of_row = more if more is None or more.shape[2] == 1 else more[:, :, i : i + 1]
-            params = self._by_number(net.row(found, of_row))
+            if can_step:
+                params = self._by_number(net.row(found, of_row))
+            else:  # whatever asks to be called is, in as many passes as there are rows
+                x = torch.cat([*rows, torch.zeros_like(images[:, :, i:])], 2).to(y.dtype)
+                params = self._by_number(
+                    net(x.reshape(turned.shape), turned_context).reshape(len(images), -1, *images.shape[2:])
+                )[:, :, i : i + 1]
             row, part = self.univariate(images[:, :, i : i + 1], params, True, 3)
             rows.append(row)
             found, ladj = torch.cat(rows[-net.rows :], 2).to(y.dtype), ladj + part
@@ -96,14 +103,20 @@ class RowAutoregressive(Transform):
         return self._back(x.reshape(turned.shape)), ladj.reshape(y.shape[:-3])
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self._by_number(self._back(self.conditioner(self._turned(x), self._given(context))))
+        return self._by_number(self._back(self.conditioner(self._turned(x), self._given(x, context))))
 
     def _by_number(self, params: Tensor) -> Tensor:
         """The conditioner's output as ``[..., C, H, W, P]``: a view of it."""
         return params.unflatten(-3, (n_params_of(self.univariate), self.channels)).movedim(-4, -1)
 
-    def _given(self, context: Tensor | None) -> Tensor | None:
-        return context if context is None or self.conditioner.context_dims == 1 else self._turned(context)
+    def _given(self, x: Tensor, context: Tensor | None) -> Tensor | None:
+        if context is None or self.conditioner.context_dims == 1:
+            return context
+        check_tensor(_NAME, "context", context)
+        expected = [*x.shape[:-3], self.conditioner.context_features, *x.shape[-2:]]
+        if list(context.shape) != expected:
+            raise ValueError(f"{_NAME}: context must be {expected}, got {list(context.shape)}")
+        return self._turned(context)
 
     def _turned(self, x: Tensor) -> Tensor:
         """The image such that its first row is the first that is found."""

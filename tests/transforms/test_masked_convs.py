@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowkernels import ops
 from flowkernels.distributions import StandardLogistic
@@ -49,7 +49,7 @@ def in_passes(layer: PixelAutoregressive, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("levels", [0, 9])
 @pytest.mark.parametrize("block", ["residual", "gated"])
-def test_samples_are_those_of_a_pass_for_each_number(levels, block) -> None:
+def test_samples_are_those_of_a_pass_for_each_number(levels, block, monkeypatch) -> None:
     net = functools.partial(pixels, block=block)
     layer = loose(PixelAutoregressive(net, Mixture(3), 2, levels=levels))
     y = torch.randn(4, 2, 4, 3, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_samples_are_those_of_a_pass_for_each_number(levels, block) -> None:
     torch.testing.assert_close(x, in_passes(layer, y), rtol=1e-9, atol=1e-9)
     assert x.std() > 0.1 and ladj.isfinite().all()
     calls: list[int] = []
-    layer.conditioner.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(PixelCNN, "forward", lambda *_: calls.append(1))
     assert torch.equal(layer.inverse(y)[0], x) and not calls
 
 
@@ -149,7 +149,7 @@ def test_each_row_is_computed_once_from_the_rows_above(direction, monkeypatch) -
 
     monkeypatch.setattr(RowConvNet, "row", counted)
     calls: list[int] = []
-    layer.conditioner.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(RowConvNet, "forward", lambda *_: calls.append(1))
     back, negated = layer.inverse(y)
     torch.testing.assert_close((back, negated), (x, -ladj))
     lines = 5 if direction in ("down", "up") else 4
@@ -309,3 +309,102 @@ def test_first_and_second_derivatives_of_the_inverse() -> None:
 def test_errors(build, error, message) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+# ---- what asks to be called, activations in place, torch.func ----
+
+
+def randomised(module: nn.Module, by: float = 0.3) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(by * torch.randn_like(p))
+    return module
+
+
+class Doubled(nn.Module):
+    """A layer in place of another one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.layer(x)
+
+
+LAYERS_TO_HOOK = {
+    "rows": lambda: RowAutoregressive(2, functools.partial(RowConvNet, hidden=6), Affine("tanh"), "left"),
+    "pixels": lambda: PixelAutoregressive(functools.partial(PixelCNN, hidden=6, blocks=1), Affine("tanh"), 2),
+    "levels": lambda: PixelAutoregressive(functools.partial(PixelCNN, hidden=6, blocks=1), Mixture(2), 1, levels=3),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    # How many rows a network of rows sees is read off its first layer.
+    [
+        (n, h)
+        for n in LAYERS_TO_HOOK
+        for h in ("layer", "net", "replaced", "subclass")
+        if (n, h) != ("rows", "replaced")
+    ],
+)
+def test_an_inverse_calls_what_asks_to_be_called(name, how) -> None:
+    layer = randomised(LAYERS_TO_HOOK[name]())
+    net = layer.conditioner
+    x = torch.randn(2, layer.channels, 3, 2) if name != "levels" else torch.randint(3, (2, 1, 3, 2)).float()
+    assert net.can_step()
+    if how == "replaced":
+        net.initial_layer = Doubled(net.initial_layer)
+    elif how == "subclass":
+        kind = type(net)
+        net.__class__ = type("Own", (kind,), {"forward": lambda self, x, context=None: 0.5 * kind.forward(self, x)})
+    else:
+        (net.initial_layer if how == "layer" else net).register_forward_hook(lambda m, i, o: 0.5 * o)
+    assert not net.can_step()
+    y, ladj = layer(x)
+    again, back = layer.inverse(y)
+    torch.testing.assert_close(again, x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back, -ladj, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [PixelCNN, RowConvNet])
+def test_activations_in_place_write_to_no_parameter(kind) -> None:
+    net = functools.partial(kind, hidden=6, activation=nn.ReLU(inplace=True))
+    layer = RowAutoregressive(1, net, Affine()) if kind is RowConvNet else PixelAutoregressive(net, Affine(), 1)
+    randomised(layer)
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    y = torch.randn(3, 1, 3, 3)
+    x, _ = layer.inverse(y)
+    assert all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
+    torch.testing.assert_close(layer(x)[0], y, rtol=1e-4, atol=1e-4)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(x.sum(), list(layer.parameters())))
+
+
+def test_a_context_of_images_is_checked_as_it_was_given() -> None:
+    net = functools.partial(RowConvNet, hidden=6, context=3, context_dims=3)
+    layer, x = RowAutoregressive(2, net, Affine(), "left"), torch.randn(3, 2, 4, 5)
+    for context in (torch.randn(3, 3, 5, 4), torch.randn(3)):
+        with pytest.raises(ValueError, match=r"context must be \[3, 3, 4, 5\], got"):
+            layer(x, context)
+    with pytest.raises(TypeError, match=r"context must be a torch\.Tensor"):
+        layer.inverse(x, [1.0])
+    assert layer(x, torch.randn(3, 3, 4, 5))[0].shape == x.shape
+
+
+def test_the_inverse_of_mint_under_torch_func() -> None:
+    layer = randomised(Mint((1, 2, 2), 2), 0.5).double()
+    y, v = torch.randn(2, 1, 2, 2).double(), torch.randn(2, 1, 2, 2).double()
+    for i in (0, 1):
+
+        def found(y: Tensor, i: int = i) -> Tensor:
+            return layer.inverse(y)[i].flatten()
+
+        wanted = torch.autograd.functional.jacobian(found, y)
+        torch.testing.assert_close(torch.func.jacfwd(found)(y), wanted)
+        torch.testing.assert_close(torch.func.jacrev(found)(y), wanted)
+        torch.testing.assert_close(torch.func.jvp(found, (y,), (v,))[1], wanted.flatten(1) @ v.flatten())
+    torch.testing.assert_close(torch.vmap(lambda y: layer.inverse(y)[0])(y), layer.inverse(y)[0])
+    with pytest.raises(TypeError, match=r"transforms\.Mint: y must be a torch\.Tensor"):
+        layer.inverse([1])
