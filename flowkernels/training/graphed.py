@@ -33,13 +33,14 @@ class GraphedStep:
         self._parameters, self._optimizer, self._loss, self._clip = parameters, optimizer, loss, clip
         self._device = parameters[0].device
         self._like = [(t.shape, t.dtype) for t in example]
-        self._machine = _Cuda()
+        self._machine = _Cuda(self._device)
         self._eager_left = _EAGER_STEPS
         self._replay: Callable[[], None] | None = None
         self._given: list[Tensor] = []
         self._found = torch.empty(0)
         self.reason = _why_not(parameters, optimizer)
         self._rates: list[Any] = []
+        self._settings: list[dict[str, Any]] = []  # of the optimizer, as they are in the graph
         if self.reason is None:
             self._rates = [self._own_rate(group) for group in optimizer.param_groups]
 
@@ -52,6 +53,8 @@ class GraphedStep:
             self._eager_left -= 1
             return self._machine.apart(lambda: self._step(*(t.to(self._device) for t in given)))
         self._take_rates()
+        if self._replay is not None and self._settings != self._numbers():
+            self._replay = None  # momentum, betas, …, which cycles change too: numbers are part of the graph
         if self._replay is None and not self._capture():
             return self(x, context)
         assert self._replay is not None
@@ -72,6 +75,7 @@ class GraphedStep:
         return loss.detach()
 
     def _capture(self) -> bool:
+        self._settings = self._numbers()
         self._given = [torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in self._like]
         self._optimizer.zero_grad(set_to_none=True)
         try:
@@ -80,6 +84,11 @@ class GraphedStep:
             self.reason = f"the step cannot be captured: {str(e).strip().partition(chr(10))[0]}"
             return False
         return True
+
+    def _numbers(self) -> list[dict[str, Any]]:
+        """The optimizer's settings but for tensors, which a graph reads where they lie."""
+        settings = ({k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups)
+        return [{k: v for k, v in group.items() if not isinstance(v, Tensor)} for group in settings]
 
     # ---- learning rates: as numbers they would be part of the graph ----
 
@@ -97,28 +106,31 @@ class GraphedStep:
             if isinstance(own, Tensor):
                 own.fill_(float(rate))
                 group["lr"] = own
-            elif rate != own:
-                self._rates[i], self._replay = rate, None
 
 
 class _Cuda:
-    """The streams and graphs of the current device."""
+    """The streams and graphs of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def apart(self, run: Callable[[], Tensor]) -> Tensor:
         """What it returns, run beside the current stream, as what comes before a capture must."""
-        here, there = torch.cuda.current_stream(), torch.cuda.Stream()
-        there.wait_stream(here)
-        with torch.cuda.stream(there):
-            found = run()
-        here.wait_stream(there)
-        found.record_stream(here)
-        return found
+        with torch.cuda.device(self.device):
+            here, there = torch.cuda.current_stream(), torch.cuda.Stream()
+            there.wait_stream(here)
+            with torch.cuda.stream(there):
+                found = run()
+            here.wait_stream(there)
+            found.record_stream(here)
+            return found
 
     def captured(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """What runs it again, and where each run leaves what it returns. Nothing runs here."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = run()
+        with torch.cuda.device(self.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = run()
         return graph.replay, found
 
 
@@ -146,7 +158,8 @@ def graphed(
     Args:
         flow: a `flowkernels.flows.Flow`, or a model of another library, accelerated or not.
         optimizer: of its parameters; Adam and its kin need ``capturable=True``, and are fastest with ``fused=True``.
-            Their learning rates become tensors, which ``torch.optim.lr_scheduler`` fills.
+            Their learning rates become tensors, which ``torch.optim.lr_scheduler`` fills. Every other number of theirs
+            is part of the graph, which is made anew when one changes (as OneCycleLR does in every step).
         example: a batch ``x [B, ...]``, or ``(x, context)``; only shapes and dtypes are read.
         loss: from a batch (``x`` or ``x, context``) to a scalar in nats; ``-flow.log_prob(...).mean()`` by default.
         clip: the largest norm of the gradient, to which it is scaled down; None: any.
@@ -156,7 +169,8 @@ def graphed(
         as a scalar on the flow's device; ``step.reason``.
 
     Raises:
-        TypeError: ``flow`` is no module, ``optimizer`` is none or asks for a function, ``example`` holds no tensors.
+        TypeError: ``flow`` is no module, ``optimizer`` is none or asks for a function, ``example`` holds no tensors,
+            ``loss`` is no function.
         ValueError: no parameter of the flow requires gradients, or ``clip`` is no positive number.
 
     Reference:
@@ -187,7 +201,9 @@ def graphed(
     if not parameters:
         raise ValueError(f"{_WHERE}: flow must have parameters that require gradients, got none")
     clip = None if clip is None else positive(_WHERE, "clip", clip)
-    return GraphedStep(parameters, optimizer, batch, loss or _negative_log_prob(flow), clip)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"{_WHERE}: loss must be a function of a batch, got {loss!r:.60}")
+    return GraphedStep(parameters, optimizer, batch, _negative_log_prob(flow) if loss is None else loss, clip)
 
 
 def _negative_log_prob(flow: nn.Module) -> Loss:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkernels._arguments import check_tensor
+
 _WHERE = "warm_up"
 
 
@@ -26,7 +28,7 @@ def warm_up(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> None:
         context: ``[B, C]`` beside it.
 
     Raises:
-        TypeError: ``flow`` is no module with ``log_prob``.
+        TypeError: ``flow`` is no module with ``log_prob``, or ``x`` no tensor.
 
     Example:
         >>> import torch, flowkernels
@@ -35,6 +37,7 @@ def warm_up(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> None:
     """
     if not isinstance(flow, nn.Module) or not callable(getattr(flow, "log_prob", None)):
         raise TypeError(f"{_WHERE}: flow must be a torch.nn.Module with log_prob, got {type(flow).__name__}")
+    check_tensor(_WHERE, "x", x)
     modes = {module: module.training for module in flow.modules()}
     batch = (x,) if context is None else (x, context)
     parameters = [p for p in flow.parameters() if p.requires_grad]

@@ -21,9 +21,14 @@ class Played:
     """Streams and graphs of nothing; counts what is asked."""
 
     fails: str | None = None
+    optimizer: torch.optim.Optimizer | None = None  # whose numbers a graph keeps
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.apart_, self.captures, self.replays = 0, 0, 0
+
+    def settings(self) -> list[dict[str, object]]:
+        groups = self.optimizer.param_groups if self.optimizer else []
+        return [{k: v for k, v in g.items() if k != "params" and not isinstance(v, Tensor)} for g in groups]
 
     def apart(self, run: Callable[[], Tensor]) -> Tensor:
         self.apart_ += 1
@@ -34,9 +39,11 @@ class Played:
             raise RuntimeError(self.fails)
         self.captures += 1
         found = torch.zeros(())
+        settings = self.settings()
 
         def replay() -> None:
             self.replays += 1
+            assert settings == self.settings(), "a number of the graph has changed since the capture"
             found.copy_(run())
 
         return replay, found
@@ -151,6 +158,20 @@ def test_an_optimizer_that_cannot_be_captured_is_named(monkeypatch) -> None:
     assert module._why_not(list(model.parameters()), sgd(model)) is None
 
 
+def test_other_settings_change_with_cycles(played) -> None:
+    """OneCycleLR changes momentum in every step, which is a number in the graph."""
+    ours, theirs = flow(), flow()
+    first, second = sgd(ours), sgd(theirs)
+    cycles = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=8) for o in (first, second)]
+    step = graphed(ours, first, batches(1)[0])
+    step._machine.optimizer = first
+    for batch in batches(7):
+        assert torch.equal(step(*batch), by_hand(theirs, second, *batch, clip=None))
+        for cycle in cycles:
+            cycle.step()
+    assert step._machine.captures == 4
+
+
 def test_a_loss_of_ones_own() -> None:
     model = flow()
     x, context = batches(1)[0]
@@ -167,19 +188,20 @@ def test_a_loss_of_ones_own() -> None:
         ({"example": "x"}, TypeError, "example must be a tensor, or a tuple of x and context, got str"),
         ({"example": ()}, TypeError, "got nothing"),
         ({"clip": -1.0}, ValueError, "clip"),
+        ({"loss": 3}, TypeError, "loss must be a function of a batch, got 3"),
         ({"frozen": True}, ValueError, "flow must have parameters that require gradients, got none"),
     ],
-    ids=["flow", "optimizer", "LBFGS", "example", "empty", "clip", "frozen"],
+    ids=["flow", "optimizer", "LBFGS", "example", "empty", "clip", "loss", "frozen"],
 )
 def test_errors_name_the_contract(change, error, words) -> None:
     model = flow()
     if change.pop("frozen", False):
         model.requires_grad_(False)
-    given = {"flow": model, "optimizer": sgd, "example": batches(1)[0], "clip": None, **change}
+    given = {"flow": model, "optimizer": sgd, "example": batches(1)[0], "clip": None, "loss": None, **change}
     if callable(given["optimizer"]):
         given["optimizer"] = given["optimizer"](flow())
     with pytest.raises(error, match=words):
-        graphed(given["flow"], given["optimizer"], given["example"], clip=given["clip"])
+        graphed(given["flow"], given["optimizer"], given["example"], clip=given["clip"], loss=given["loss"])
 
 
 def test_warm_up_leaves_everything_as_it_was() -> None:
@@ -208,3 +230,5 @@ def test_warm_up_calls_what_will_be_called(monkeypatch) -> None:
     assert calls == [("log_prob", False), ("sample", False), ("log_prob", False)] and model.training
     with pytest.raises(TypeError, match=r"warm_up: flow must be a torch\.nn\.Module with log_prob, got Linear"):
         flowkernels.warm_up(torch.nn.Linear(1, 1), torch.zeros(1, 1))
+    with pytest.raises(TypeError, match=r"warm_up: x must be a torch\.Tensor"):
+        flowkernels.warm_up(model, 3)
