@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,13 @@ def _at(quantile: float, values: Tensor) -> float:
 def _report(name: str, i: int, kernel: Tensor, eager: Tensor, truth: Tensor) -> str:
     values = (t.flatten()[i].item() for t in (kernel, eager, truth))
     return f"{name}: worst element {i}: kernel {{:.9g}}, eager {{:.9g}}, truth {{:.9g}}".format(*values)
+
+
+def worst_of(truth: Tensor, draws: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """What an eager reference would give with the largest error of several draws, each beside its own truth: of inputs
+    that differ a little the errors are draws of one rounding lottery, and one draw alone says little."""
+    errors = [(eager.double() - its_truth.double()).abs() for eager, its_truth in draws]
+    return truth.double() + torch.stack(errors).amax(0)
 
 
 def assert_within_rule(

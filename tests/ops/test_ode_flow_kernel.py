@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkernels import _native, backends, ops
 from flowkernels.ops.ode_flow.activations import NAMES
-from tests.numbers import assert_within_rule
+from tests.numbers import assert_within_rule, worst_of
 from tests.ops.gate import assert_refused
 from tests.ops.ode_cases import FIELDS, drawn, signs
 
@@ -75,7 +75,13 @@ def test_activations(activation, trace, isa) -> None:
         wide = called(tensors, torch.float64, "cpu", **settings)
         torch.testing.assert_close(wide, exact, rtol=1e-10, atol=1e-10)
         return
-    for i, (mine, theirs, truth) in enumerate(zip(found, single, exact, strict=True)):
+    draws = [(single, exact)]
+    for by in (0.999, 1.001):
+        near = [by * tensors[0], *tensors[1:]]
+        kinds = (torch.float32, torch.float64)
+        draws.append(tuple(called(near, dtype, "reference", **settings) for dtype in kinds))  # type: ignore[arg-type]
+    for i, (mine, truth) in enumerate(zip(found, exact, strict=True)):
+        theirs = worst_of(truth, [(a[i], b[i]) for a, b in draws])
         assert_within_rule(mine, theirs, truth, f"result {i}", ulps=16)
 
 
