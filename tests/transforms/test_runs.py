@@ -17,7 +17,17 @@ from torch.nn.utils import prune
 
 from flowkernels import _native, flows, use_backend
 from flowkernels.nets import MADE, MLP, ResidualNet, reading
-from flowkernels.transforms import RQS, Affine, Autoregressive, BatchNorm, Composite, Coupling, Permutation, runs
+from flowkernels.transforms import (
+    RQS,
+    Affine,
+    Autoregressive,
+    BatchNorm,
+    Composite,
+    Coupling,
+    DiagonalScale,
+    Permutation,
+    runs,
+)
 from flowkernels.transforms import composite as module
 from tests.runs import WHERE_THEY_RUN, drawn, ran
 
@@ -144,7 +154,12 @@ def test_models(name, ran) -> None:
         log_p.mean().backward()
         return [log_p.detach(), *(p.grad.clone() for p in flow.parameters())]
 
-    assert_same(step(), one_by_one(step))
+    # What stands outside of a run is torch's, whose sums over rows go by how memory is aligned.
+    outside = [p for m in flow.modules() if isinstance(m, DiagonalScale) for p in m.parameters()]
+    is_inside = [True, *(all(p is not o for o in outside) for p in flow.parameters())]
+    found, wanted = step(), one_by_one(step)
+    for check, inside in ((assert_same, True), (assert_close, False)):
+        check(*([t for t, i in zip(of, is_inside, strict=True) if i == inside] for of in (found, wanted)))
     assert ran == [3]
 
 
