@@ -149,6 +149,7 @@ class PixelCNN(_Images):
             h = run(layer, self.activation(h))
         return h
 
+    @property
     def can_step(self) -> bool:
         """Whether `steps` says what ``forward`` would: no hooks, and no layers in place of its own."""
         blocks: Any = self.blocks

@@ -15,7 +15,7 @@ from flowkernels.ops.recurrent_inverse.reference import gru_step
 
 from .common import check_context, check_dtypes, start_at
 from .degrees import Seed, ordered
-from .reading import hooked, hooked_globally, may_read
+from .reading import is_called_as, may_read
 
 _NAME = "nets.RecurrentNet"
 
@@ -146,12 +146,8 @@ class RecurrentNet(nn.Module):
     @property
     def can_step(self) -> bool:
         """Whether steps do what ``forward`` does: False where the GRU was replaced or wants to be called."""
-        if type(self).forward is not RecurrentNet.forward:
-            return False
-        gru: Any = self._modules["gru"]
-        return type(gru) is GRU and (
-            torch.compiler.is_compiling() or not (hooked(self) or hooked(gru) or hooked_globally())
-        )
+        gru = self._modules["gru"]
+        return is_called_as(self, RecurrentNet) and type(gru) is GRU and is_called_as(gru, GRU)
 
     def start(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The state before any feature was read, ``[..., H]`` for ``x [..., D]``, which is only checked."""

@@ -82,6 +82,7 @@ class RowConvNet(_Images):
         y = self._behind(h, self.of_context(given)).contiguous()
         return y.view(*x.shape[:-3], *y.shape[1:])
 
+    @property
     def can_step(self) -> bool:
         """Whether `row` says what ``forward`` would: no hooks, and its own first layer."""
         return is_called_as(self, RowConvNet) and is_called_as(self.initial_layer, nn.Conv2d)

@@ -125,7 +125,7 @@ class PixelAutoregressive(Transform):
         seen = self._like().dtype if self.levels else y.dtype
         net = self.conditioner
         # Whatever asks to be called is, in as many passes as there are numbers.
-        steps = net.steps(y.to(seen), context) if net.can_step() else _Passes(self._params, y.to(seen), context)
+        steps = net.steps(y.to(seen), context) if net.can_step else _Passes(self._params, y.to(seen), context)
         images = (y.to(wide) if self.levels else y).reshape(-1, *y.shape[-3:])
         n, C, H, W = images.shape
         ladj, found, given = images.new_zeros(n, dtype=wide), [], []

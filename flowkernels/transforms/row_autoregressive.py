@@ -84,7 +84,7 @@ class RowAutoregressive(Transform):
         net, turned = self.conditioner, self._turned(y)
         turned_context = self._given(y, context)
         images, given = net._images(turned, turned_context)
-        more, can_step = net.of_context(given), net.can_step()
+        more, can_step = net.of_context(given), net.can_step
         found, ladj = images[:, :, :0], images.new_zeros(len(images), dtype=torch.promote_types(y.dtype, torch.float32))
         rows: list[Tensor] = []
         for i in range(images.shape[2]):

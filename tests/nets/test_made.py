@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowkernels.nets import MADE
+from tests.nets.by_feature import C, inputs, make
 
-C = 3
 NETS = {
     "plain": functools.partial(MADE, 5, 3, hidden=(16, 11)),
     "one layer": functools.partial(MADE, 5, 3, hidden=(16,), order="reversed"),
@@ -32,21 +32,6 @@ EVERY = pytest.mark.parametrize("build", NETS.values(), ids=NETS)
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread) -> None:
     """Small tensors: a second thread costs more than it gives."""
-
-
-def make(build: functools.partial, seed: int = 0) -> MADE:
-    torch.manual_seed(seed)
-    net = build().double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(0, 0.7)
-    return net
-
-
-def inputs(net: MADE, *rows: int) -> tuple[Tensor, Tensor | None]:
-    torch.manual_seed(1)
-    context = torch.randn(*rows, C, dtype=torch.float64) if net.context_features else None
-    return torch.randn(*rows, net.features, dtype=torch.float64), context
 
 
 def sees(net: MADE) -> Tensor:

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from flowkernels.nets import RecurrentNet
 from flowkernels.transforms import RQS, Affine, Autoregressive, Mixture, MonotoneNet, SinhArcsinh
+from tests.nets.by_feature import C, inputs, make
 
-C = 3
 NETS = {
     "natural": functools.partial(RecurrentNet, 5, 3, 7),
     "reversed": functools.partial(RecurrentNet, 5, 3, 7, order="reversed"),
@@ -28,21 +28,6 @@ EVERY = pytest.mark.parametrize("build", NETS.values(), ids=NETS)
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread) -> None:
     """Small tensors: a second thread costs more than it gives."""
-
-
-def make(build: functools.partial, seed: int = 0) -> RecurrentNet:
-    torch.manual_seed(seed)
-    net = build().double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(0, 0.7)
-    return net
-
-
-def inputs(net: RecurrentNet, *rows: int) -> tuple[Tensor, Tensor | None]:
-    torch.manual_seed(1)
-    context = torch.randn(*rows, C, dtype=torch.float64) if net.context_features else None
-    return torch.randn(*rows, net.features, dtype=torch.float64), context
 
 
 def by_hand(net: RecurrentNet, x: Tensor, context: Tensor | None) -> Tensor:
