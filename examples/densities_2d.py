@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +21,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, positive, positive_number
+from common import arguments, begin, descend, positive, positive_number
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -90,17 +88,8 @@ def test(flow: Flow, draw: Callable[[int], Tensor], points: int) -> float:
 def train(density: str, model: str, args: argparse.Namespace, console: Console) -> Trained:
     torch.manual_seed(args.seed)
     flow, draw = MODELS[model](args.hidden), DENSITIES[density]
-    optimizer = torch.optim.Adam(flow.parameters(), lr=args.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    start = time.perf_counter()
-    for _ in track(range(args.steps), f"{density}, {model}", console=console, transient=True):
-        loss = -flow.log_prob(draw(BATCH)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-    seconds = time.perf_counter() - start
+    title = f"{density}, {model}"
+    seconds = descend(flow, lambda: -flow.log_prob(draw(BATCH)).mean(), args.steps, args.lr, title, console)
     return Trained(density, model, flow, test(flow, draw, args.test), seconds)
 
 

@@ -23,9 +23,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, positive
+from common import arguments, begin, descend, positive
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -92,15 +91,11 @@ def flow_for(target: Target, hidden: int) -> Flow:
 
 def train(target: Target, args: argparse.Namespace, console: Console) -> Flow:
     flow = flow_for(target, args.hidden)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.train)
-    for _ in track(range(args.train), "reverse KL", console=console, transient=True):
-        loss = objectives.reverse_kl(flow, target.log_prob, BATCH, path_gradient=True).value
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
+
+    def loss() -> Tensor:
+        return objectives.reverse_kl(flow, target.log_prob, BATCH, path_gradient=True).value
+
+    descend(flow, loss, args.train, 2e-3, "reverse KL", console)
     return flow.eval()
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,9 +23,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, positive, positive_number
+from common import arguments, begin, descend, positive, positive_number
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -78,17 +76,7 @@ class Fitted(NamedTuple):
 def fit(name: str, args: argparse.Namespace, console: Console) -> Fitted:
     torch.manual_seed(args.seed)
     flow = NSF(2, transforms=args.transforms, hidden=(64, 64), bins=16, tail_bound=EDGE)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=args.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    start = time.perf_counter()
-    for _ in track(range(args.steps), name, console=console, transient=True):
-        loss = OBJECTIVES[name](flow)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-    seconds = time.perf_counter() - start
+    seconds = descend(flow, lambda: OBJECTIVES[name](flow), args.steps, args.lr, name, console)
     flow.eval()
     with torch.no_grad():
         x = draw(args.test)
