@@ -95,7 +95,9 @@ class WaveNet(nn.Module):
         doublings = min(cycle or layers, layers) - 1
         if doublings > _MOST_DOUBLINGS:
             most = _MOST_DOUBLINGS + 1
-            raise ValueError(f"{_NAME}: cycle must be at most {most} where layers are more, got {doublings + 1}")
+            raise ValueError(
+                f"{_NAME}: cycle must be 1 to {most} where layers are more, got {cycle} for {layers} layers"
+            )
         self.in_channels, self.out_channels, self.causal, self.cycle = in_channels, out_channels, causal, cycle
         self.context_features, self.context_dims = context, context_dims
         skip = skip or hidden

@@ -28,10 +28,10 @@ def is_like(t: Any, x: Tensor) -> bool:
     return isinstance(t, Tensor) and t.dtype is x.dtype and t.device == x.device and t.layout is torch.strided
 
 
-def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    """Raises unless `t` is where `x` is."""
+def check_device(op: str, name: str, t: Tensor, x: Tensor, called: str = "x") -> None:
+    """Raises unless `t` is where `x` is, which the op's users know by the name `called`."""
     if t.device != x.device:
-        raise ValueError(f"{op}: {name} must be on the device of x = {x.device}, got {t.device}")
+        raise ValueError(f"{op}: {name} must be on the device of {called} = {x.device}, got {t.device}")
 
 
 def check_shape(op: str, name: str, t: Tensor, shape: Sequence[int]) -> None:

@@ -226,7 +226,7 @@ X = torch.zeros(6, 2, 4)
         (lambda: WaveNet(0, 5), "nets.WaveNet: in_channels must be at least 1, got 0"),
         (lambda: WaveNet(2, 5, layers=0), "nets.WaveNet: layers must be at least 1, got 0"),
         (lambda: WaveNet(2, 5, kernel_size=2), "kernel_size must be odd where causal is False, got 2"),
-        (lambda: WaveNet(2, 5, layers=18), "cycle must be at most 17 where layers are more, got 18"),
+        (lambda: WaveNet(2, 5, layers=18), "cycle must be 1 to 17 where layers are more, got 0 for 18 layers"),
         (lambda: WaveNet(2, 5, context_dims=3), r"context_dims must be 1 \(features\) or 2 \(signals\), got 3"),
         (lambda: WaveNet(3, 5)(X), r"nets.WaveNet: x must be \[\.\.\., 3, L\] with samples, got \[6, 2, 4\]"),
         (lambda: WaveNet(2, 5)(X[..., :0]), r"x must be \[\.\.\., 2, L\] with samples, got \[6, 2, 0\]"),

@@ -155,7 +155,7 @@ def test_errors() -> None:
     problem = Problem(SHAPES["one row"], "affine")
     for settings, error, message in (
         ({"periodic_features": torch.zeros(5, 4).double()}, ValueError, r"must be \[5, 5\], got \[5, 4\]"),
-        ({"periodic_features": torch.zeros(5, 5)}, TypeError, "periodic_features must be of the dtype of x"),
+        ({"periodic_features": torch.zeros(5, 5)}, TypeError, "periodic_features must be of the dtype of z"),
     ):
         with pytest.raises(error, match=f"ops.{OP}: .*{message}"):
             problem.solve(None, problem.tensors, **settings)

@@ -204,7 +204,7 @@ def test_transforms_and_compilers() -> None:
         ("state", torch.zeros(4, 2), ValueError, r"state must broadcast to \[5, 2\], got \[4, 2\]"),
         ("gates", torch.zeros(5), ValueError, r"gates must broadcast to \[5, 6\], got \[5\]"),
         ("value", torch.zeros(6, 1), ValueError, r"value must be \[6\], got \[6, 1\]"),
-        ("value", torch.zeros(6).double(), TypeError, "value must be of the dtype of x = torch.float32"),
+        ("value", torch.zeros(6).double(), TypeError, "value must be of the dtype of z = torch.float32"),
         ("cell", 3, TypeError, r"cell must be \(weight, bias\), got 3"),
         ("cell", (torch.zeros(6, 3), torch.zeros(6)), ValueError, r"cell weight must be \[6, 2\], got \[6, 3\]"),
         ("last", (torch.zeros(2, 2), torch.zeros(3)), ValueError, r"last bias must be \[2\], got \[3\]"),

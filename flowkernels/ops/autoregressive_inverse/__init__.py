@@ -103,7 +103,7 @@ def autoregressive_inverse(
         periodic_features = waves
     check_net(_NAME, z, layers, plan, activation, adds, gates, "z")
     if periodic_features is not None:
-        check_tensor(_NAME, "periodic_features", periodic_features, z)
+        check_tensor(_NAME, "periodic_features", periodic_features, z, "z")
         check_shape(_NAME, "periodic_features", periodic_features, (plan.features, 5))
     net = made_net(layers, plan, activation, adds, gates).with_periodic(periodic_features)
     for old, new, given in (("half_turn", "circle_shift", half_turn), ("zero_outside", "zero_outside", zero_outside)):

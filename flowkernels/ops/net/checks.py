@@ -13,8 +13,9 @@ from .activations import check_activation
 from .plan import MadePlan
 
 
-def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> None:
-    """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`."""
+def check_tensor(op: str, name: str, t: object, like: Tensor | None = None, called: str = "x") -> None:
+    """Raises unless `t` is a dense floating tensor, of the dtype (or under autocast) and on the device of `like`, which
+    the op's users know by the name `called`."""
     if like is not None and is_like(t, like):
         return
     check_floating(op, name, t)
@@ -23,9 +24,9 @@ def check_tensor(op: str, name: str, t: object, like: Tensor | None = None) -> N
         if t.dim() == 0:
             raise ValueError(f"{op}: {name} must be [..., D], got a scalar")
         return
-    check_device(op, name, t, like)
+    check_device(op, name, t, like, called)
     if t.dtype != like.dtype and not in_autocast(like):
-        raise TypeError(f"{op}: {name} must be of the dtype of x = {like.dtype}, got {t.dtype}")
+        raise TypeError(f"{op}: {name} must be of the dtype of {called} = {like.dtype}, got {t.dtype}")
 
 
 def check_sequence(op: str, name: str, given: object, contract: str) -> None:
@@ -76,12 +77,12 @@ def check_net(
     for i, (layer, pair) in enumerate(zip(plan.layers, layers, strict=True)):
         check_pair(op, i, pair)
         for part, t, shape in zip(("weight", "bias"), pair, ((layer.n_out, layer.n_in), (layer.n_out,)), strict=True):
-            check_tensor(op, f"layers[{i}] {part}", t, x)
+            check_tensor(op, f"layers[{i}] {part}", t, x, name)
             check_shape(op, f"layers[{i}] {part}", t, shape)
     for what, given in (("adds", adds), ("gates", gates)):
         for i, t in enumerate(given or ()):
             if t is not None:
-                check_tensor(op, f"{what}[{i}]", t, x)
+                check_tensor(op, f"{what}[{i}]", t, x, name)
                 check_broadcasts(op, f"{what}[{i}]", t, (*x.shape[:-1], plan.layers[i].n_out))
     for i, gate in enumerate(gates or ()):
         if gate is not None and not (plan.residual and 0 < i < n - 1 and i % 2 == 0):

@@ -91,14 +91,14 @@ def recurrent_inverse(
         raise ValueError(f"{_NAME}: univariate must be of the direction x → z, got inverse=True")
     if z.shape[-1] == 0:
         raise ValueError(f"{_NAME}: z must be [..., D] with D from 1 on, got {list(z.shape)}")
-    check_tensor(_NAME, "state", state, z)
+    check_tensor(_NAME, "state", state, z, "z")
     if state.dim() == 0 or state.shape[-1] == 0:
         raise ValueError(f"{_NAME}: state must be [..., H] with H from 1 on, got {list(state.shape)}")
     H, lead = state.shape[-1], z.shape[:-1]
-    check_tensor(_NAME, "gates", gates, z)
+    check_tensor(_NAME, "gates", gates, z, "z")
     for name, t, size in (("state", state, H), ("gates", gates, 3 * H)):
         check_broadcasts(_NAME, name, t, (*lead, size))
-    check_tensor(_NAME, "value", value, z)
+    check_tensor(_NAME, "value", value, z, "z")
     check_shape(_NAME, "value", value, (3 * H,))
     layers = (*_pair("cell", cell, z, 3 * H, H), *_pair("last", last, z, univariate.n_params, H))
     return _op(RecurrentSpec(univariate), backend, z, state, gates, value, *layers)  # type: ignore[return-value]
@@ -108,6 +108,6 @@ def _pair(name: str, pair: Any, z: Tensor, n_out: int, n_in: int) -> tuple[Tenso
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{_NAME}: {name} must be (weight, bias), got {pair!r:.60}")
     for what, t, shape in (("weight", pair[0], (n_out, n_in)), ("bias", pair[1], (n_out,))):
-        check_tensor(_NAME, f"{name} {what}", t, z)
+        check_tensor(_NAME, f"{name} {what}", t, z, "z")
         check_shape(_NAME, f"{name} {what}", t, shape)
     return pair[0], pair[1]
