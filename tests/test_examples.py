@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -315,6 +315,57 @@ def test_the_targets_are_drawn_as_their_density_says(chains, name):
 def test_plain_chains_run_on_the_target_itself(chains):
     flow, x = chains.plain(3), torch.randn(4, 3)
     assert torch.equal(flow.decode(x), x)
+
+
+# ---- policies of an arm ----
+
+
+@pytest.fixture(scope="module")
+def arm() -> ModuleType:
+    return load("arm_policy")
+
+
+def test_arm_policy(arm, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    arm.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert all(f"│ {kind}" in said for kind in ("Gaussian", "flow"))
+    assert (tmp_path / "arm_policy.png").stat().st_size > 0
+
+
+def test_the_arm_touches_with_either_elbow_what_no_obstacle_closes(arm):
+    torch.manual_seed(0)
+    state = arm.states(200)
+    state[:, 2:] = torch.tensor([-5.0, 0.0])
+    angles = arm.solutions(state)
+    elbow, hand = arm.joints(angles)
+    torch.testing.assert_close(hand, state[:, None, :2].expand_as(hand), rtol=0, atol=1e-5)
+    assert (elbow[:, 0, 1] < 0).all() and (elbow[:, 1, 1] > 0).all()
+    found = arm.act(state[:, None], angles)
+    assert found.touched.all()
+    torch.testing.assert_close(found.reward, torch.ones(200, 2), rtol=0, atol=1e-5)
+    state[:, 2:] = elbow[:, 0]  # in the way of the first
+    reward, touched = arm.act(state[:, None], angles)
+    assert (reward[:, 0] == -1).all() and not touched[:, 0].any()
+
+
+@pytest.mark.parametrize("kind", ["Gaussian", "flow"])
+def test_a_policy_climbs_by_the_gradient_of_its_density(arm, monkeypatch, kind):
+    """Where a larger first angle is worth more, a step makes it larger; where all are worth the same, there is none."""
+    given = SimpleNamespace(entropy=1e-9, steps=10, states=256, actions=16)
+    for reward, sign in ((lambda angles: angles[..., 0], 1), (lambda angles: torch.ones_like(angles[..., 0]), 0)):
+        torch.manual_seed(0)
+        policy = arm.Policy(kind, 8)
+        monkeypatch.setattr(arm, "act", lambda state, angles, r=reward: arm.Outcome(r(angles), angles[..., 0] > 0))
+        before = policy.draw(arm.states(2000), 8)[0][..., 0].mean()
+        arm.loss(policy, given, [0]).backward()
+        with torch.no_grad():
+            for p in policy.parameters():
+                p -= 0.0 if p.grad is None else 0.3 * p.grad
+        torch.manual_seed(0)
+        arm.Policy(kind, 8)
+        moved = policy.draw(arm.states(2000), 8)[0][..., 0].mean() - before
+        assert moved > 0.1 if sign else abs(moved) < 1e-3, (sign, moved)
 
 
 # ---- posteriors of simulators ----
