@@ -8,8 +8,9 @@ the validation rows get no better, reports the log-likelihood of the test rows i
 beside nflows and zuko. Digits are whole numbers, so they get uniform noise, without which no density exists; columns
 of a file that hold few distinct values want the same.
 
-How times are measured: in this process, turn by turn, after a warm-up; the table gives the median of the calls. The
-peers need one pass of every network per feature, so they draw fewer points, and the ratio is of the time per point.
+How times are measured: in this process, turn by turn, after a warm-up; the table gives the median of the calls. All
+are processor times, which a busy machine disturbs less: with `--threads 1` as long as by a clock, with more the sum.
+The peers need one pass of every network per feature, so they draw fewer points, and the ratio is of the time per point.
 Of more than two models, a last table has test nats, training and sampling beside each other, and a picture of them.
 """
 
@@ -307,9 +308,9 @@ def median_seconds(found: list[Sampler]) -> list[float]:
     times: list[list[float]] = [[] for _ in found]
     for _ in range(REPEATS):
         for sampler, seconds in zip(found, times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             sampler.draw(sampler.points)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     return [statistics.median(t) for t in times]
 
 
@@ -444,9 +445,9 @@ def run(data: Data, args: argparse.Namespace, console: Console) -> None:
         flow = new_flow(kind, len(data.columns), args)
         parameters = sum(p.numel() for p in flow.parameters())
         console.print(f"{KINDS[kind].title}, {parameters:,} parameters")
-        start = time.perf_counter()
+        start = time.process_time()
         epochs = train(flow, parts, args, console)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         settings = {
             "model": kind,
             "features": len(data.columns),
