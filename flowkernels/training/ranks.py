@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -48,6 +49,21 @@ class Ranks(NamedTuple):
                 dist.broadcast(buffer, 0)
 
 
+# Where the ranks find each other, by process and address: kept, as it ends with the first rank's last reference. One
+# that is quicker than the first would else look for its next group in what is about to end, and wait for ever.
+_found: dict[tuple[int, str, str], tuple[dist.Store, int, int]] = {}
+_groups = itertools.count()
+
+
+def _place() -> dict[str, Any]:
+    """The store of one group, which the ranks make in the same order, this rank and how many there are."""
+    address = os.getpid(), os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if address not in _found:
+        _found[address] = next(dist.rendezvous("env://"))
+    store, rank, size = _found[address]
+    return {"store": dist.PrefixStore(f"flowkernels {next(_groups)}", store), "rank": rank, "world_size": size}
+
+
 @contextlib.contextmanager
 def ranks(device: torch.device) -> Iterator[Ranks]:
     """Those of a group that stands, or of one that torchrun's environment describes and that ends with the block."""
@@ -58,7 +74,7 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_place())
         try:
             yield Ranks(dist.get_rank(), dist.get_world_size())
         finally:

@@ -66,12 +66,44 @@ TRAINING = """
 """
 
 
+FOLLOWING = """
+    import os, time
+    import torch
+    from flowkernels.training.ranks import ranks
+
+    def work(rank, port):
+        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for i in range(3):
+            with ranks(torch.device("cpu")) as group:
+                assert group.sum(torch.tensor(float(rank + i))) == 1 + 2 * i and group.from_first(rank) == 0
+                time.sleep(0.5 * (rank == 0))  # the other is out, and back, before this one is out
+        torch.distributed.init_process_group("gloo")  # and one of the caller's
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    if __name__ == "__main__":
+        torch.multiprocessing.start_processes(work, (PORT,), nprocs=2, start_method="fork")
+        print("equal")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_groups_follow_each_other(tmp_path) -> None:
+    """A rank that is quicker than the first does not join the group that is about to end."""
+    done = python(FOLLOWING.replace("PORT,", f"{free_port()},"), tmp_path / "following.py", timeout=60)
+    assert done.stdout.strip().endswith("equal"), done.stdout + done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 def test_two_processes_are_one(tmp_path) -> None:
     """In float64, so that only what is wrong shows; batches of 23, of which the ranks have 12 and 11."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     code = TRAINING.replace("FOLDER", repr(str(tmp_path))).replace("PORT)", f"{port})").replace(", PORT", f", {port}")
     done = python(code, tmp_path / "two.py", timeout=300)
     assert done.stdout.strip().endswith("equal"), done.stdout + done.stderr
