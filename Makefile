@@ -6,7 +6,6 @@ PYTHON ?= python3
 PIP_ARGS ?=
 MINUTES ?= 10
 PYTHONS ?= $(wildcard $(foreach v,10 11 12 13 14,/usr/bin/python3.$(v) /usr/local/bin/python3.$(v) $(HOME)/.pyenv/versions/3.$(v).*/bin/python))
-EACH ?= 0
 TORCHES ?= 2.6.0 2.14.1
 VENV := .venv
 BIN := $(VENV)/bin
@@ -113,8 +112,8 @@ wheels: $(INSTALLED)  ## the wheels that this machine can build, checked, into d
 install-matrix: $(INSTALLED)  ## the whole of install-check: PYTHONS="python3.10 ..." TORCHES="2.6.0 ..."; gigabytes, an hour
 	$(PY) -m tests.install --python $(PYTHONS) --torch $(TORCHES) $(INSTALL_ARGS)
 
-neon: $(INSTALLED)  ## the numbers tests of all CPU ops on an emulated ARM processor, or EACH=4 cases of each; needs qemu-user, g++-aarch64-linux-gnu
-	$(PY) -m tests.neon --each $(EACH)
+neon: build  ## the numbers tests of all CPU ops, their kernels on an emulated ARM processor; needs qemu-user, g++-aarch64-linux-gnu
+	$(PY) -m tests.neon
 
 fuzz: build  ## calls of every op drawn at random, for MINUTES=10; valid ones must be right, wrong ones refused
 	$(PY) -m tests.fuzz --minutes $(MINUTES)
