@@ -20,6 +20,7 @@ def table() -> dict[tuple[str, str], dict]:
     return {(row["kernel"], row["arch"]): row for row in json.loads(resources.TABLE.read_text())}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("target", resources.TARGETS)
 @pytest.mark.parametrize("case", resources.CASES)
 def test_nothing_spills_and_nothing_grows(case, target) -> None:

@@ -43,6 +43,7 @@ def test_every_library_with_masks_is_here():
     assert {name.partition(",")[0] for name, _ in CASES} == {"nflows", "glasflow", "normflows", "zuko", "pyro"}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])  # a soft one among hard ones
 @pytest.mark.parametrize("how", ["before", "written to", "replaced"])
 @pytest.mark.parametrize(("name", "direction"), CASES)

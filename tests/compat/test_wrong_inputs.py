@@ -44,6 +44,7 @@ def outcome(name, layer, x, direction):
         return error
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "direction"), EVERY)
 @pytest.mark.parametrize("graph", [False, True], ids=["", "graph"])
 def test_inputs(name, direction, graph):

@@ -205,6 +205,7 @@ def outcome(case: Case, module: Any, sizes: tuple[int, int, int], grad: bool) ->
     return [t.detach() for t in found]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])
 @pytest.mark.parametrize(("name", "odd"), PAIRS)
 def test_refused_where_the_library_refuses(name, odd, grad) -> None:

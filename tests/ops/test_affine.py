@@ -68,6 +68,7 @@ def test_is_nflows() -> None:
     torch.testing.assert_close(ops.affine(x, params, scale="softplus", min_scale=1e-3), layer(x))
 
 
+@pytest.mark.thinned(2)
 @EVERY
 @pytest.mark.parametrize("lead", [(5, 3), (1, 1), (0, 3), (7,), (2, 0, 3), (4, 0)])
 def test_round_trip(scale, floor, lead, dtype) -> None:
@@ -588,6 +589,7 @@ def mask_of(name: str) -> torch.Tensor:
     return MASKS[name].to(torch.get_default_device())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.interpreted("sigmoid-0.001-blocks-checkerboard", "softplus-0.0-chunk-like the event, strided")
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("layout", ["blocks", "channels last", "chunk"])

@@ -122,6 +122,7 @@ def affordable(shape, univariate, precision):
     return [b for b in kernels_of(UNIVARIATES[univariate]) if not (dear and b == "cuda" and UNDER_TEST.type == "cpu")]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.interpreted("float32-no rows, residual-softplus", "float32-one feature-softplus")
 @pytest.mark.parametrize(("shape", "univariate"), NUMBERS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["float32", "float64"])

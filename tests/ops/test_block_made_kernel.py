@@ -48,6 +48,7 @@ def called(
     return [y.detach(), ladj.detach(), *torch.autograd.grad([y, ladj], wanted, [*weights])]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -281,6 +281,7 @@ def test_more_bytes_than_are_kept_give_the_same_bits(monkeypatch, isa) -> None:
     assert_same_bits(values_and_gradients(lambda t: whole(c, t), given), every)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("n", [1, 4, 5, 300])
 @pytest.mark.parametrize(("case", "inverse"), WAYS)
 def test_flat_memory_gives_the_same_bits(case, inverse, n, isa, threads) -> None:

@@ -840,6 +840,7 @@ EVERY_UNIVARIATE = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("net", COUPLINGS)
 @pytest.mark.parametrize("univariate", EVERY_UNIVARIATE)
 @pytest.mark.parametrize("inverse", [False, True])

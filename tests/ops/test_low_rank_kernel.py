@@ -39,6 +39,7 @@ def orthonormal(kind: str, params: list[Tensor], settings: dict[str, Any]) -> tu
     return [torch.linalg.qr(params[0])[0], *params[1:]], {**settings, "orthogonal": None}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("by_row", [False, True], ids=["shared", "by row"])

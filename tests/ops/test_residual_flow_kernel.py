@@ -39,6 +39,7 @@ def called(
     return [y.detach(), ladj.detach(), *grads]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])

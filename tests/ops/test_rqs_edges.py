@@ -333,6 +333,7 @@ def outside_of(bound: float, dtype: torch.dtype, device: torch.device) -> torch.
     return torch.cat([up, -up]).to(device)[:, None]
 
 
+@pytest.mark.thinned(2)
 @OF_EVERY_KIND
 @DIRECTIONS
 @BACKENDS
@@ -518,6 +519,7 @@ def test_bad_x_touches_its_row_only(isa, value, bins, inverse, dtype, device) ->
         assert torch.equal(found.y[row, ::2], clean.y[row, ::2])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
 @pytest.mark.parametrize("where", [0, 9, 18, 27], ids=["width", "height", "slope", "split"])
 @DIRECTIONS
@@ -534,6 +536,7 @@ def test_bad_params_touch_their_row_only(isa, value, where, inverse, dtype, devi
         assert torch.equal(found.grad_params[row, ::2], clean.grad_params[row, ::2])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -45.0, 45.0, 100.0, 200.0, 1e4])
 @pytest.mark.parametrize("axis", [0, 1], ids=["widths", "heights"])
 @pytest.mark.parametrize(("bins", "tails"), [(4, "linear"), (8, "linear"), (8, None), (10, "circular"), (16, "linear")])

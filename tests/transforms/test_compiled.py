@@ -86,6 +86,7 @@ def step(flow: Any, call: Any, x: Tensor) -> list[Tensor]:
     return [log_p.detach(), *(p.grad.clone() for p in flow.parameters())]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_is_one_node_with_the_bits_of_eager(name) -> None:
     flow, seen = filled(MODELS[name]()), []
@@ -177,6 +178,7 @@ def given_step(flow: Any, call: Any, x: Tensor, c: Tensor) -> list[Tensor]:
     return [*found, *(t.grad for t in leaves)]  # type: ignore[list-item]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_training_step_with_a_context_is_one_node_with_the_bits_of_eager(name) -> None:
     """The context's gradient too."""
@@ -187,6 +189,7 @@ def test_a_training_step_with_a_context_is_one_node_with_the_bits_of_eager(name)
     assert_same(found, given_step(flow, flow.log_prob, x, c))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", GIVEN)
 def test_samples_with_a_context(name) -> None:
     flow, seen = filled(GIVEN[name]()), []
@@ -196,6 +199,7 @@ def test_samples_with_a_context(name) -> None:
     assert our_ops(seen) == ["flowkernels.flow.default"]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["NSF", "MAF"])
 @pytest.mark.parametrize("draw", ["sample", "rsample", "sample_and_log_prob"])
 def test_draws_with_a_context(draw, name) -> None:
@@ -215,6 +219,7 @@ def test_draws_with_a_context(draw, name) -> None:
     assert len(our_ops(seen)) == 1
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["NSF", "MAF of blocks"])
 @pytest.mark.parametrize("lead", [(), (1,), (B,)])
 def test_a_context_of_many_rows(lead, name) -> None:

@@ -513,6 +513,7 @@ def test_bad_row_stays_in_its_row(case, bad, device) -> None:
         assert not (y[4].isfinite().all() and ladj[4].isfinite())  # infinity lies outside of some domains
 
 
+@pytest.mark.thinned(2)
 @EVERY
 def test_dtypes(case, dtype, device) -> None:
     """The layers lose no more in a dtype than they lose around the eager spline in that dtype.
