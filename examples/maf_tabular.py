@@ -234,11 +234,14 @@ def train(flow: Flow, data: Split, args: argparse.Namespace, console: Console) -
             best = max(best, now)
             progress.update(task, completed=epoch.epoch, now=f"{now:.3f}", best=f"{best:.3f}")
 
-        found = fit(
-            flow, data.train, validation=data.validation, epochs=args.epochs, patience=args.patience, batch_size=BATCH,
-            lr=LEARNING_RATE, schedule=None, seed=args.seed, progress=show,
-        )  # fmt: skip
-    return len(found.train)
+        try:
+            fit(
+                flow, data.train, validation=data.validation, epochs=args.epochs, patience=args.patience,
+                batch_size=BATCH, lr=LEARNING_RATE, schedule=None, seed=args.seed, progress=show,
+            )  # fmt: skip
+        except FloatingPointError as error:  # of one model, which keeps the weights of the epoch before
+            console.print(f"  {error}", style="red")
+    return int(progress.tasks[task].completed)
 
 
 def normal_density(data: Split) -> Tensor:

@@ -10,6 +10,7 @@ from flowkernels.flows import BNAF, CNF, MAF, NSF, SOS, UMNN, Flow, ResidualFlow
 from flowkernels.transforms import Mixture
 
 LAYERS, BINS, TAIL_BOUND = 2, 8, 5.0  # layers of each network, or residual blocks
+CLIP = 11.0  # between sums of squares, as in zuko
 COMPONENTS, UNITS = 8, 8  # of a mixture; of B-NAF's hidden layers, for every feature
 
 
@@ -31,7 +32,7 @@ KINDS = {
     "maf": Kind("MAF", lambda D, n, h: MAF(D, transforms=n, hidden=(h,) * LAYERS)),
     "nsf": Kind("autoregressive NSF", _nsf),
     "mixture": Kind("mixture MAF", _mixture),
-    "sos": Kind("SOS", lambda D, n, h: SOS(D, transforms=n, hidden=(h,) * LAYERS)),
+    "sos": Kind("SOS", lambda D, n, h: SOS(D, transforms=n, hidden=(h,) * LAYERS, softclip=CLIP)),
     "umnn": Kind("UMNN", lambda D, n, h: UMNN(D, transforms=n, hidden=(h,) * LAYERS)),
     "bnaf": Kind("B-NAF", lambda D, n, h: BNAF(D, transforms=n, hidden=(UNITS,) * LAYERS)),
     "residual": Kind("residual flow", lambda D, n, h: ResidualFlow(D, transforms=n, hidden=(h,) * LAYERS)),

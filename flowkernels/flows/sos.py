@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flowkernels.transforms import Polynomial
+from torch import nn
+
+from flowkernels.transforms import Autoregressive, Composite, Polynomial, Softclip
 
 from .autoregressive import MAF
 
@@ -24,6 +27,9 @@ class SOS(MAF):
         terms: K.
         bound, slope: the unit of the polynomials and the smallest slope, see `flowkernels.ops.polynomial`. Data are
             expected within a few units; far outside, a polynomial of degree 2L+1 runs away.
+        softclip: what each but the first layer sees is drawn into (-softclip, softclip) by a
+            `flowkernels.transforms.Softclip`, as zuko has it with 11, so that five layers of degree 9 do not overflow
+            at an outlier; None: as it is.
 
     Raises:
         ValueError: as `MAF` and `flowkernels.ops.polynomial`.
@@ -51,9 +57,21 @@ class SOS(MAF):
         terms: int = 3,
         bound: float = 10.0,
         slope: float = 1e-3,
+        softclip: float | None = None,
         **settings: Any,
     ) -> None:
         if "univariate" in settings:
             raise TypeError("flows.SOS: univariate must not be given, as degree and terms are its settings")
         sos = Polynomial(degree=degree, terms=terms, bound=bound, slope=slope)
         super().__init__(features, context, transforms, hidden, univariate=sos, **settings)
+        if softclip is not None:
+            self.transform = Composite(_clipped(self.transform, softclip))
+
+
+def _clipped(layers: Iterable[nn.Module], bound: float) -> Iterator[nn.Module]:
+    seen = False
+    for layer in layers:
+        if seen and isinstance(layer, Autoregressive):
+            yield Softclip(bound)
+        yield layer
+        seen |= isinstance(layer, Autoregressive)

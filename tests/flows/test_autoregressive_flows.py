@@ -16,7 +16,7 @@ from torch import distributions as td
 from flowkernels import nets
 from flowkernels.distributions import DiagonalNormal
 from flowkernels.flows import IAF, MADE, MAF, NSF, SOS, Flow, MixtureMADE, RecurrentFlow
-from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse, Permutation, Polynomial
+from flowkernels.transforms import RQS, Affine, Autoregressive, Inverse, Permutation, Polynomial, Softclip
 from tests.flows.test_flows import integral
 from tests.transforms.test_transforms import randomise
 
@@ -258,6 +258,22 @@ def test_sos_is_a_maf_of_polynomials() -> None:
     assert {layer.univariate for layer in flow.transform} == {Polynomial(degree=1, terms=2)}
     with pytest.raises(TypeError, match=r"flows\.SOS: univariate must not be given"):
         SOS(3, univariate=Affine())
+
+
+@pytest.mark.parametrize("linear", [None, "lu"])
+def test_sums_of_squares_of_an_outlier(linear) -> None:
+    """Degree 9 five times over leaves the numbers of float32; behind soft clips it does not, and has an inverse."""
+    torch.manual_seed(0)
+    x = 30 * torch.ones(1, 4)
+    for softclip, is_finite in ((None, False), (11.0, True)):
+        flow = SOS(4, transforms=5, hidden=16, softclip=softclip, linear=linear)
+        for p in flow.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+        assert flow.log_prob(x).isfinite().all() == is_finite
+    clips = [isinstance(layer, Softclip) for layer in flow.transform]
+    assert sum(clips) == 4 and not clips[0] and not clips[-1]
+    x = torch.randn(64, 4, dtype=torch.float64)
+    torch.testing.assert_close(flow.double().decode(flow.encode(x)), x, rtol=0, atol=1e-6)
 
 
 def test_settings_arrive() -> None:
