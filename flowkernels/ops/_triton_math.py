@@ -32,6 +32,14 @@ def exp(x):
 
 
 @triton.jit
+def product(x, y):
+    """x y, rounded, for a sum over lanes. A compiler may put a product into the first addition behind it; each lane has
+    another one in it then, and so other bits of one sum, and which of them is stored is anybody's guess."""
+    out = x * y
+    return tl.where(out == out, out, float("nan"))
+
+
+@triton.jit
 def exp_nonpositive(x):
     """exp(x) for x <= 0, not below the smallest normal number. A comparison, as a maximum would lose a NaN."""
     if x.dtype == tl.float64:

@@ -34,6 +34,8 @@ from flowkernels.ops.affine.layout import Layout
 from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
+from flowkernels.ops.low_rank import LowRankSpec
+from flowkernels.ops.low_rank import triton as low_rank
 from flowkernels.ops.lu_linear import triton as lu_linear
 from flowkernels.ops.mixture import Mixture
 from flowkernels.ops.mixture import triton as mixture
@@ -143,6 +145,18 @@ def _monotone(fwd: bool, form: str, inverse: bool, dtype: torch.dtype = torch.fl
     return lambda: monotone_net.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors), (x,))
 
 
+def _low_rank(
+    fwd: bool, kind: str, by_row: bool, inverse: bool, dtype: torch.dtype = torch.float32
+) -> Callable[[], object]:
+    """Ten layers of 21 features."""
+    spec, lead = LowRankSpec(kind, "tanh", 0.2, "softplus", inverse), (4096,) * by_row
+    shapes = ((4096, 21), (*lead, 10, 21), (*lead, 10, 21) if kind == "planar" else (*lead, 10), (*lead, 10))
+    tensors = [torch.zeros(s, dtype=dtype) for s in shapes]
+    if fwd:
+        return lambda: low_rank.fwd(spec, *tensors)
+    return lambda: low_rank.bwd(spec, (tensors[0], tensors[0][:, 0]), tensors, [True] * 4)
+
+
 _SPLINE = RQS(8)
 _INVERSE, _NORMAL = Mixture(8, inverse=True), Mixture(33, "normal", "probit", inverse=True)
 _BERNSTEIN = Polynomial("bernstein", inverse=True)
@@ -185,6 +199,11 @@ CASES = {
     "monotone_net bwd, integral": _monotone(False, "integral", False),
     "monotone_net bwd, positive, inverse": _monotone(False, "positive", True),
     "monotone_net bwd, positive, inverse, float64": _monotone(False, "positive", True, torch.float64),
+    "low_rank fwd, planar, inverse": _low_rank(True, "planar", False, True),
+    "low_rank bwd, planar, inverse": _low_rank(False, "planar", True, True),
+    "low_rank bwd, planar, shared, float64": _low_rank(False, "planar", False, False, torch.float64),
+    "low_rank bwd, radial, shared": _low_rank(False, "radial", False, False),
+    "low_rank bwd, radial, inverse": _low_rank(False, "radial", True, True),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowkernels import ops
 from tests.cases import n_params
 from tests.numbers import assert_within_rule
+from tests.ops import low_rank_cases as low_rank
 from tests.ops import test_autoregressive_inverse as sweep
 from tests.ops import test_lu_linear as lu
 from tests.ops import test_made as made
@@ -97,6 +98,14 @@ def _monotone(form: str, inverse: bool) -> Call:
     return Call(f, lambda: [monotone.drawn(35, 2), monotone.drawn(35, 2, 2), *layers])
 
 
+def _low_rank(kind: str, by_row: bool, inverse: bool = False) -> Call:
+    def tensors() -> Tensors:
+        x, params = low_rank.drawn(kind, 37, 7, 1, lead=(37,) * by_row, layers=3, scale=0.5)
+        return [ops.low_rank(x, params, kind=kind, backend="reference")[0] if inverse else x, *params]
+
+    return Call(lambda backend, t: ops.low_rank(t[0], t[1:], kind=kind, inverse=inverse, backend=backend), tensors)
+
+
 _LAYERS = Shape((70,), 20, (36,), 2)
 CALLS = {
     "rqs K=8": functools.partial(_rqs, (45, 8), bins=8),
@@ -138,7 +147,12 @@ CALLS = {
     "monotone_net integral inverse": functools.partial(_monotone, "integral", True),
     "monotone_net positive": functools.partial(_monotone, "positive", False),
     "monotone_net positive inverse": functools.partial(_monotone, "positive", True),
+    "low_rank planar": functools.partial(_low_rank, "planar", False),
+    "low_rank planar rows inverse": functools.partial(_low_rank, "planar", True, True),
+    "low_rank radial rows": functools.partial(_low_rank, "radial", True),
+    "low_rank radial inverse": functools.partial(_low_rank, "radial", False, True),
 }
+OF_TRITON = tuple(name for name in CALLS if name.startswith("low_rank") or "tf32" in name)  # no CUDA kernel has them
 
 
 @functools.cache

@@ -9,14 +9,14 @@ import torch
 
 from tests.ops.channels import cast
 from tests.ptx import of_nvcc
-from tests.ptx.calls import CALLS, CHAINS, Tensors, assert_by_draws, assert_numbers, call, results
+from tests.ptx.calls import CALLS, CHAINS, OF_TRITON, Tensors, assert_by_draws, assert_numbers, call, results
 from tests.ptx.machine import Settings
 from tests.ptx.running import How
 from tests.ptx.scheduler import Order
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 EXACT = Settings(errs=False)
-NAMES = [name for name in CALLS if "tf32" not in name]  # products are the library's
+NAMES = [name for name in CALLS if name not in OF_TRITON]
 CHOSEN = {
     ("rqs K=8", torch.float32), ("rqs circular", torch.float32), ("affine sigmoid vectors", torch.float32),
     ("actnorm planes", torch.float64), ("lu_linear inverse", torch.float32), ("sweep softplus", torch.float32),

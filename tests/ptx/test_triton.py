@@ -75,8 +75,9 @@ def test_other_configs_of_tuned_kernels(name, config) -> None:
         assert_numbers(name, torch.float32, results(call(name), "triton", cast(call(name).tensors(), torch.float32)))
 
 
+RACED_ALWAYS = ("lu_linear", 0), ("actnorm rows", 3), ("mixture", 1), ("low_rank planar", 3)
 RACED = [
-    pytest.param(name, seed, marks=() if (name, seed) in (("lu_linear", 0), ("actnorm rows", 3)) else pytest.mark.slow)
+    pytest.param(name, seed, marks=() if (name, seed) in RACED_ALWAYS else pytest.mark.slow)
     for name in CALLS
     for seed in range(4)
 ]

@@ -13,7 +13,7 @@ from flowkernels.ops._checks import expands, in_autocast
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_sequence, check_tensor
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import ACTIVATIONS, KINDS, POSITIVE
 
 __all__ = ["low_rank"]
@@ -47,7 +47,7 @@ _op = Op(
     "low_rank",
     spec_type=LowRankSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native, "triton": triton, "reference": reference},
     inputs=("tensors[]",),
     n_outputs=2,
     fake=_fake,
@@ -102,7 +102,8 @@ def low_rank(
             vectors of H reflections, of whose product Q is the first M columns; None: the columns of q are orthonormal
             as they are given, which is not checked.
         inverse: evaluate y → x, from the last layer to the first; ``ladj`` is then that of the inverse.
-        backend: run on this one or raise. The kernel is the CPU's; elsewhere plain PyTorch runs.
+        backend: run on this one or raise. Kernels are the CPU's and, of planar and radial layers, Triton's; elsewhere
+            plain PyTorch runs.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).

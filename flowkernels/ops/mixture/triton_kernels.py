@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flowkernels.ops._triton_math import exp, log1p_unit
+from flowkernels.ops._triton_math import exp, log1p_unit, product
 from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
 
@@ -99,9 +99,9 @@ def _sums(x, w, weight, mean, scale, per_scale, table, NORMAL: tl.constexpr):
     tiny: tl.constexpr = 1e-200 if x.dtype == tl.float64 else 1e-20
     z, small, big, density = _components(x, mean, per_scale, table, NORMAL)
     up = z >= 0.0
-    below = tl.sum(weight * tl.where(up, big, small), 1)
-    above = tl.sum(weight * tl.where(up, small, big), 1)
-    dense = tl.sum(weight * (density * per_scale), 1)
+    below = tl.sum(product(weight, tl.where(up, big, small)), 1)
+    above = tl.sum(product(weight, tl.where(up, small, big)), 1)
+    dense = tl.sum(product(weight, density * per_scale), 1)
     far = tl.minimum(tl.minimum(below, above), dense) < tiny
     of_below = dense / below
     of_above = dense / above
@@ -112,9 +112,9 @@ def _sums(x, w, weight, mean, scale, per_scale, table, NORMAL: tl.constexpr):
             z, small, big, density, w, scale, per_scale, table, NORMAL
         )  # fmt: skip
         log_below, e, total = _log_sum(t_below)
-        of_below = tl.where(far, tl.sum(e * h_below, 1) / total, of_below)
+        of_below = tl.where(far, tl.sum(product(e, h_below), 1) / total, of_below)
         log_above, e, total = _log_sum(t_above)
-        of_above = tl.where(far, tl.sum(e * h_above, 1) / total, of_above)
+        of_above = tl.where(far, tl.sum(product(e, h_above), 1) / total, of_above)
         log_dense, e, total = _log_sum(t_dense)
     return (
         below, above, dense, far, log_below, log_above, log_dense, of_below, of_above, z, small, big, density, t_below,
@@ -308,7 +308,7 @@ def mixture_bwd(
         share = weight * (density * per_scale) / dense[:, None]
         share = tl.where(at_far, exp(t_dense - log_dense[:, None]), share)
         rho = -z if NORMAL else tl.where(up, small - big, big - small)
-        bend = tl.sum(share * (per_scale * rho), 1)  # the derivative of the density's logarithm
+        bend = tl.sum(product(share, per_scale * rho), 1)  # the derivative of the density's logarithm
         if OUTER == "logit":
             slope = of_below + of_above
             of_ladj = bend + (of_above - of_below)
