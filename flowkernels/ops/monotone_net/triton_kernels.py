@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flowkernels.ops._triton_math import exp
+from flowkernels.ops._triton_math import exp, product
 from flowkernels.ops._triton_root import newton_step
 from flowkernels.ops.net.triton_kernels import activated, activation_slope
 
@@ -117,9 +117,9 @@ def _run(
     for first in range(0, HP, U):
         own = room + (HP + (N - 2) * (KINDS * HP) + first + u)[:, None] * R + r[None, :]
         w = tl.load(packed + LAST + first + u)[:, None]
-        total += tl.sum(w * tl.load(own), 0)
+        total += tl.sum(product(w, tl.load(own)), 0)
         if POSITIVE:
-            slope += tl.sum(w * tl.load(own + HP * R), 0)
+            slope += tl.sum(product(w, tl.load(own + HP * R)), 0)
     return total + tl.load(packed + LAST + HP), slope
 
 
@@ -340,9 +340,9 @@ def _back(
         own = room + (HP + (N - 2) * (KINDS * HP) + first + u)[:, None] * R + r[None, :]
         w = tl.load(packed + LAST + first + u)[:, None]
         if SUMS:
-            of_weight = tl.sum(tl.load(own) * g[None, :], 1)
+            of_weight = tl.sum(product(tl.load(own), g[None, :]), 1)
             if POSITIVE:
-                of_weight += tl.sum(tl.load(own + HP * R) * dg[None, :], 1)
+                of_weight += tl.sum(product(tl.load(own + HP * R), dg[None, :]), 1)
             _add(sums + LAST + first + u, of_weight)
         _put_back(w * g[None, :], w * dg[None, :], own, ACTIVATION, POSITIVE, KINDS, HP, R)
     if SUMS:
@@ -377,11 +377,11 @@ def _back(
     for first in range(0, HP, U):
         own = room + (HP + first + u)[:, None] * R + r[None, :]
         z = tl.load(own)
-        g_v += tl.sum(z * tl.load(packed + first + u)[:, None], 0)
+        g_v += tl.sum(product(z, tl.load(packed + first + u)[:, None]), 0)
         seen = room + (SEEN + first + u)[:, None] * R + r[None, :]
         total = tl.load(seen) + z
         if SUMS:
-            of_column = tl.sum(z * v[None, :], 1)
+            of_column = tl.sum(product(z, v[None, :]), 1)
             if POSITIVE:
                 of_column += tl.sum(tl.load(own + HP * R), 1)
             _add(sums + first + u, of_column)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flowkernels.ops._triton_math import exp, sigmoid, softplus
+from flowkernels.ops._triton_math import exp, product, sigmoid, softplus
 from flowkernels.ops._triton_root import newton_step
 from flowkernels.ops._triton_rows import elements, grads_of, of_rows, store_rows
 
@@ -48,7 +48,7 @@ def _squares_at(
     density = density * WEIGHT + SLOPE
     last = tl.arange(0, nodes.shape[1])[None, :] == N
     # Not density * 0, which is NaN far out.
-    mean = tl.sum(tl.where(weights > 0.0, density * weights, 0.0), 1)
+    mean = tl.sum(tl.where(weights > 0.0, product(density, weights), 0.0), 1)
     return mean, tl.sum(tl.where(last, density, 0.0), 1)
 
 
@@ -147,10 +147,10 @@ def _squares_bwd(
         last = tl.arange(0, nodes.shape[1])[None, :] == N
         w = tl.where(last, (of_ladj * (2.0 * WEIGHT) / slope)[:, None], (of_y * x * (2.0 * WEIGHT))[:, None] * weights)
         for k in range(TERMS):
-            q = w * _squared(at, ok, stride, k, tile, N, CENTRE)
+            q = product(w, _squared(at, ok, stride, k, tile, N, CENTRE))
             for j in range(N):
                 tl.store(to + (k * N + j), tl.sum(q, 1).to(to.dtype.element_ty), mask=ok)
-                q = q * tile
+                q = product(q, tile)
         if SHIFT:
             tl.store(to + TERMS * N, of_y.to(to.dtype.element_ty), mask=ok)
     return of_v
@@ -234,8 +234,8 @@ def _rise(u, i, steps, before, choose, N: tl.constexpr):
     """How far y is above the coefficient of the nearer end, u of the box away from it, and the slope by u."""
     power, low = _powers(u, i, N - 1)
     basis = choose * power
-    of_steps = tl.sum(basis * steps, 1)
-    return low * (tl.sum(basis * before, 1) + u * of_steps), N * (low * of_steps)
+    of_steps = tl.sum(product(basis, steps), 1)
+    return low * (tl.sum(product(basis, before), 1) + u * of_steps), N * (low * of_steps)
 
 
 @triton.jit
@@ -339,10 +339,10 @@ def _bernstein_bwd(
     power, low_before = _powers(inside, i, N - 2)
     low = low_before * rest
     basis = low[:, None] * (choose * power)
-    total = tl.sum(basis * steps, 1)
+    total = tl.sum(product(basis, steps), 1)
     # Of the steps' differences, which a polynomial of one degree less has; N - 2 over i from N - 1 over i.
     fewer = choose * ((N - 1 - i).to(v.dtype) / (N - 1.0))
-    differs = tl.sum(tl.where(i < N - 1, fewer * power * (after - steps), 0.0), 1)
+    differs = tl.sum(tl.where(i < N - 1, product(fewer * power, after - steps), 0.0), 1)
     bend = (N - 1) * (low_before * differs) / total
     along = tl.where(mirrored, -bend, bend) / (2.0 * BOUND)
     along = tl.where(u < EDGE, 0.0, along)
@@ -382,7 +382,7 @@ def _bernstein_bwd(
         else:
             g = tl.where((u <= EDGE)[:, None], 0.0, g)
             inner = (s >= 2) & (s < P + 2)
-            mean = tl.sum(tl.where(inner, steps * g, 0.0), 1) / FREE
+            mean = tl.sum(tl.where(inner, product(steps, g), 0.0), 1) / FREE
             g = steps * (g - mean[:, None])
             tl.store(to[:, None] + (s - 2), g.to(to.dtype.element_ty), mask=there & inner)
     return of_v
