@@ -25,7 +25,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, descend, positive, positive_number
+from common import arguments, begin, descend, new_console, positive, positive_number
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         args.steps, args.states, args.test, args.hidden = 3, 8, 50, 8
     begin(args)
-    console, found = Console(), []
+    console, found = new_console(), []
     try:
         for kind in args.policies:
             torch.manual_seed(args.seed)

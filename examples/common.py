@@ -53,6 +53,12 @@ def begin(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
 
 
+def new_console() -> Console:
+    """As wide as the terminal; in a file, wide enough for every table."""
+    found = Console()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=130)
+
+
 def descend(
     flow: torch.nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, title: str, console: Console
 ) -> float:

@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, descend, positive, positive_number
+from common import arguments, begin, descend, new_console, positive, positive_number
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         args.steps, args.hidden, args.test, args.cells = 3, 8, 200, 10
     begin(args)
-    console, found = Console(), []
+    console, found = new_console(), []
     try:
         for density in args.densities:
             for model in args.models:

@@ -26,7 +26,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import sheet
+from common import new_console, sheet
 from matplotlib.axes import Axes
 from nflows.distributions import StandardNormal
 from nflows.flows import Flow
@@ -231,7 +231,7 @@ def main() -> None:
     # nflows' LULinear, the same in both models.
     warnings.filterwarnings("ignore", message="torch.triangular_solve is deprecated")
 
-    console = Console()
+    console = new_console()
     torch.manual_seed(0)
     plain = spline_flow()
     fast = copy.deepcopy(plain)

@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import positive, read_mnist, sheet
+from common import new_console, positive, read_mnist, sheet
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         args.epochs, args.seeds, args.steps, args.hidden, args.images = 2, 2, 1, 8, 128
     torch.set_num_threads(args.threads)
 
-    console = Console()
+    console = new_console()
     try:
         digits = small_digits() if args.data is None else mnist(args.data)
         args.out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, descend, positive
+from common import arguments, begin, descend, new_console, positive
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         args.train, args.hidden, args.steps, args.warmup, args.chains = 3, 8, 20, 5, 4
     begin(args)
-    console, found = Console(), []
+    console, found = new_console(), []
     try:
         for name in args.targets:
             found += run(name, args, console)

@@ -35,7 +35,7 @@ import common
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import positive
+from common import new_console, positive
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -424,7 +424,11 @@ def show_maps(found: list[Found], data: Data, parts: Split, path: Path, console:
     for ax, (title, values), colour in zip(axes, panels, (COLOURS[1], COLOURS[0], COLOURS[0]), strict=True):
         bars = ax.barh([f.title for f in found[1:]], values, color=colour, height=0.6)
         ax.bar_label(bars, [f"{v:.3g}" for v in values], padding=3, fontsize=8)
-        ax.margins(x=0.15)
+        if colour == COLOURS[0]:
+            ax.set_xscale("log")
+            ax.margins(x=0.3)
+        else:
+            ax.margins(x=0.15)
         ax.set_title(title, fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
@@ -513,7 +517,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    console = Console()
+    console = new_console()
     try:
         tables = [read(path) for path in args.files] or built_in(torch.Generator().manual_seed(args.seed))
         tables = [clean(data, console) for data in tables]

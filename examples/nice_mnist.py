@@ -41,7 +41,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import positive, positive_number, read_mnist, save, sheet
+from common import new_console, positive, positive_number, read_mnist, save, sheet
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
     args.checkpoint = args.checkpoint or args.out / "nice_mnist.safetensors"
     torch.set_num_threads(args.threads)
 
-    console = Console()
+    console = new_console()
     try:
         data = read(args.data, torch.device(args.device))
         run = new_run(data, args)

@@ -38,7 +38,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from common import positive, positive_number, sheet
+from common import new_console, positive, positive_number, sheet
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         args.left_out, args.epochs, args.layers, args.hidden, args.draws = args.left_out[:1], 2, 1, 8, 1
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    console, found = Console(), []
+    console, found = new_console(), []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
         TimeRemainingColumn(), TextColumn("validation {task.fields[loss]} nats"),

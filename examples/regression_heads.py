@@ -37,7 +37,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import positive, positive_number
+from common import new_console, positive, positive_number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Shown
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(args, name) for name in ("epochs", "hidden", "batch", "lr")}
-    kept, console = args.out / "regression_heads.json", Console()
+    kept, console = args.out / "regression_heads.json", new_console()
     scores = read(kept, settings)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("fits"), TimeRemainingColumn()

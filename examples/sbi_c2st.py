@@ -27,7 +27,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, positive
+from common import arguments, begin, new_console, positive
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         args.simulations, args.observations, args.samples, args.epochs = 300, 1, 40, 1
     begin(args)
-    console, found = Console(), []
+    console, found = new_console(), []
     methods = [m for m in args.methods if not m.startswith("sbi") or importlib.util.find_spec("sbi")]
     if len(methods) < len(args.methods):
         console.print("sbi is not installed: its rows are left out")

@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import positive, positive_number, read_mnist, sheet
+from common import new_console, positive, positive_number, read_mnist, sheet
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     images = mnist(args.data) if args.data else frey_faces(args.faces) if args.faces else small_digits()
     args.out.mkdir(parents=True, exist_ok=True)
-    console, found = Console(), []
+    console, found = new_console(), []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
         TimeRemainingColumn(), TextColumn("validation {task.fields[bound]} nats"),

@@ -25,7 +25,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import positive, positive_number
+from common import new_console, positive, positive_number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --length: must be a multiple of {HOP}, got {args.length}")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    given, console, found = data(args.chords, args.length), Console(), []
+    given, console, found = data(args.chords, args.length), new_console(), []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
         TimeRemainingColumn(), TextColumn("validation {task.fields[nats]} nats per sample"),

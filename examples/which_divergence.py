@@ -23,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from common import arguments, begin, descend, positive, positive_number
+from common import arguments, begin, descend, new_console, positive, positive_number
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quick:
         args.steps, args.transforms, args.test, args.cells = 3, 2, 200, 10
     begin(args)
-    console, found = Console(), []
+    console, found = new_console(), []
     try:
         for name in args.objectives:
             found.append(fit(name, args, console))
