@@ -24,7 +24,7 @@ GELU = 2.0**-48  # 1 + erf of the reference cancels where the kernel's normal ta
 DRAWS = (4, 16, 64, 256)
 OF_VALUE = ("elu", "tanh")
 # Return the logarithms of their slopes: take none from a rounded value, and have no identity.
-OF_SLOPES = ("block_made", "low_rank")
+OF_SLOPES = ("block_made", "low_rank", "residual_flow")
 ELEMENTWISE = ("rqs", "affine")  # no element of y, x or params has to do with another
 
 
