@@ -133,14 +133,17 @@ static std::unique_ptr<BlockLayers> block_layers(int64_t rows, int64_t features,
 }
 
 // The layers of a residual block: weight and bias of each, then betas where there are any. `grads`: room beside each
-// tensor, or none at all.
+// tensor, or none at all. `series`: of an estimate weights, noise and room for sums of powers, or none at all.
 static std::unique_ptr<ResidualLayers> residual_layers(int64_t rows, int64_t features, int64_t activation,
                                                        bool preactivated, bool inverse, int64_t steps, double least,
-                                                       const py::sequence& tensors, const py::sequence& grads) {
+                                                       const py::sequence& tensors, const py::sequence& grads,
+                                                       const py::sequence& series) {
   const size_t n = tensors.size() / 2;
+  const bool estimated = series.size() > 0;
   if (grads.size()) check_length("residual_flow: grads", grads, tensors.size());
-  auto net = std::make_unique<ResidualLayers>(rows, features, int64_t(n),
-                                              ResidualSettings{activation, preactivated, inverse, steps, least});
+  if (estimated) check_length("residual_flow: series", series, 3);
+  auto net = std::make_unique<ResidualLayers>(
+      rows, features, int64_t(n), ResidualSettings{activation, preactivated, inverse, estimated, steps, least});
   ResidualViews v;
   const auto take = [&](size_t at, View& of, View& grad) {
     read(tensors[at], of);
@@ -153,6 +156,11 @@ static std::unique_ptr<ResidualLayers> residual_layers(int64_t rows, int64_t fea
   View betas, grad_betas;
   if (tensors.size() % 2) take(2 * n, betas, grad_betas);
   net->close(betas, grad_betas);
+  if (estimated) {
+    View weights, noise, inner;
+    read(series[0], weights), read(series[1], noise), read(series[2], inner);
+    net->estimate(weights, noise, inner);
+  }
   return net;
 }
 
@@ -336,7 +344,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<BlockLayers>(m, "BlockLayers").def(py::init(&block_layers), py::keep_alive<1, 9>());
   def_layers<BlockLayers, block_made_fwd_args, block_made_fwd, block_made_bwd_args, block_made_bwd>(m, "block_made_fwd",
                                                                                                     "block_made_bwd");
-  py::class_<ResidualLayers>(m, "ResidualLayers").def(py::init(&residual_layers), py::keep_alive<1, 9>());
+  py::class_<ResidualLayers>(m, "ResidualLayers")
+      .def(py::init(&residual_layers), py::keep_alive<1, 9>(), py::keep_alive<1, 11>());
   def_layers<ResidualLayers, residual_fwd_args, residual_fwd, residual_bwd_args, residual_bwd>(m, "residual_flow_fwd",
                                                                                                "residual_flow_bwd");
   m.def("low_rank_fwd", [](const py::tuple& settings, const View& x, const py::sequence& params, const View& y,

@@ -1,8 +1,14 @@
 // The way back through a row block, from the gradients of y and ladj. Everything is computed again.
 #pragma once
-#include "tile.h"
+#include "series.h"
 
 namespace fk::FK_ISA {
+
+template <class S>
+void clear_bends(const ResidualNet<S>& net, const ResidualTile<S>& t) {
+  for (int k = 0; k < net.args.n; ++k)
+    if (t.bend[k]) memset(t.bend[k], 0, size_t(net.args.layers[k].n_in * kRowBlock<S>) * sizeof(S));
+}
 
 // From t.grad, the gradient of the matrix, to those of weights and, in t.bend, of slopes.
 template <class S>
@@ -11,38 +17,17 @@ void back_through_matrix(const ResidualNet<S>& net, const ResidualTile<S>& t, co
   constexpr int R = kRowBlock<S>, L = kLanes<S>;
   const ResidualArgs& r = net.args;
   const int64_t D = r.features;
-  for (int k = 0; k < r.n; ++k)
-    if (t.bend[k]) memset(t.bend[k], 0, size_t(r.layers[k].n_in * R) * sizeof(S));
   for (int64_t from = 0; from < D; from += kTangents) {
     const int64_t some = D - from < kTangents ? D - from : kTangents;
     const S* g = t.grad.of(from, 0);
     for (int k = r.n - 1; k > 0; --k) {
-      const Packed<S>& p = net.layer(k);
-      const int64_t width = p.in_width;
+      const int64_t width = net.in_width(k);
       const S* const kept = k > 1 ? t.tangent[k] + from * width * R : nullptr;
       const auto tangent = [&](int64_t i, int64_t d) {
-        return kept ? load_pair(kept + ((d - from) * width + i) * R) : first_tangent(net, t, i, d);
+        return kept ? load_pair(kept + (d * width + i) * R) : first_tangent(net, t, i, from + d);
       };
-      if (sums[k].weight) {
-        enter(net, t, k, from, some, tangent, t.here);
-        transpose_row_blocks(whole_blocks<S>(some), t.here, width, p.n_in, t.transposed);
-        Sums<S> of_weight = sums[k];
-        of_weight.bias = nullptr;
-        weight_gradients(p, g, t.transposed, some, of_weight);
-      }
       S* const out = g == t.product ? t.there : t.product;
-      backward_layer<S>(p, g, some, Activation::identity, nullptr, nullptr, nullptr, out);
-      for (int64_t j = 0; j < p.n_in; ++j) {
-        const T slope = load_pair(t.slope[k] + j * R);
-        T bend = load_pair(t.bend[k] + j * R);
-        for (int64_t d = 0; d < some; ++d) {
-          S* const at = out + (d * width + j) * R;
-          const T of = load_pair(at);
-          bend = bend + of * tangent(j, from + d);
-          store_pair(at, of * slope);
-        }
-        store_pair(t.bend[k] + j * R, bend);
-      }
+      back_through_layer(net, t, sums, k, some, g, tangent, out);
       g = out;
     }
     // g: of the derivatives of z[1], first weights and the slopes in front of them.
@@ -119,15 +104,21 @@ void backward_rows(const ResidualNet<S>& net, const RowTile& rows, const Residua
     load_row_blocks(rows, static_cast<const S*>(r.x), r.x_stride, D, nullptr, net.in_width(0), t.x);
   run_net(net, t, true);
   const bool bent = r.grad_ladj != nullptr;
-  if (bent || r.inverse) {
+  if ((bent && !r.estimated()) || r.inverse) {
     fill_matrix(net, t);
     t.matrix.decompose(nullptr);
   }
   if (bent) {
     alignas(64) S of[R] = {};
     memcpy(of, static_cast<const S*>(r.grad_ladj) + rows.first, size_t(rows.rows) * sizeof(S));
-    t.matrix.inverse_transposed(r.inverse ? -load_pair(of) : load_pair(of), t.grad, t.w);
-    back_through_matrix(net, t, sums, part);
+    const T times = r.inverse ? -load_pair(of) : load_pair(of);
+    clear_bends(net, t);
+    if (r.estimated()) {
+      back_through_series(net, rows, t, sums, times);
+    } else {
+      t.matrix.inverse_transposed(times, t.grad, t.w);
+      back_through_matrix(net, t, sums, part);
+    }
   }
   if (!r.inverse) {
     of_y(t.g);

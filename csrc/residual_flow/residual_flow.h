@@ -10,7 +10,7 @@ namespace fk {
 // Between layers; of slopes of at most 1.
 enum class Contraction : int { lipswish = 0, elu, tanh };
 
-constexpr int64_t kMostResidualFeatures = 128;  // a row's Jacobian is a matrix of so many
+constexpr int64_t kMostResidualFeatures = 128;  // where a row's Jacobian is made, a matrix of so many
 
 struct ResidualLayer {
   const void* weight;  // [n_out, n_in], rows weight_stride apart
@@ -37,7 +37,13 @@ struct ResidualArgs {
   void *y, *ladj;                  // [rows, features] and [rows]; bwd: y is what an inverse returned, else null
   const void *grad_y, *grad_ladj;  // bwd, contiguous; null: zero
   void* grad_x;                    // bwd, contiguous; null: not wanted
+  // Of a determinant that is estimated; else null and 0.
+  const void* weights;  // [terms]
+  const void* noise;    // [draws, rows, features]
+  void* inner;          // the same: sums of powers, fwd writes and bwd reads them; fwd, null: not wanted
+  int64_t terms, draws;
 
+  bool estimated() const { return draws > 0; }
   int64_t activations() const { return n - 1 + preactivated; }
   bool activated(int k) const { return k > 0 || preactivated; }      // in front of layer k
   int64_t beta_of(int k) const { return preactivated ? k : k - 1; }  // of that
@@ -51,7 +57,7 @@ struct ResidualArgs {
 // What a call is told beside its tensors.
 struct ResidualSettings {
   int64_t activation;
-  bool preactivated, inverse;
+  bool preactivated, inverse, estimated;
   int64_t steps;
   double least;
 };
@@ -67,7 +73,8 @@ class ResidualLayers {
   ResidualLayers(const ResidualLayers&) = delete;  // args point into it
 
   void add(const ResidualViews&);
-  void close(const View& betas, const View& grad_betas);  // after the last layer
+  void close(const View& betas, const View& grad_betas);                     // after the last layer
+  void estimate(const View& weights, const View& noise, const View& inner);  // after that
 
   ResidualArgs args = {};
 

@@ -12,7 +12,8 @@ constexpr int64_t kBytesOfWork = 1024;
 
 ResidualLayers::ResidualLayers(int64_t rows, int64_t features, int64_t layers, const ResidualSettings& s) {
   check_number("residual_flow: rows", rows, 1, INT64_MAX);  // tiles divide by their number
-  check_number("residual_flow: features", features, 1, kMostResidualFeatures);
+  const bool matrices = !s.estimated || s.inverse;
+  check_number("residual_flow: features", features, 1, matrices ? kMostResidualFeatures : INT32_MAX);
   check_number("residual_flow: the number of layers", layers, 1, kMaxLayers);
   check_number("residual_flow: activation", s.activation, 0, int(Contraction::tanh));
   check_number("residual_flow: steps", s.steps, 1, INT32_MAX);
@@ -60,6 +61,23 @@ void ResidualLayers::close(const View& betas, const View& grad_betas) {
                   {args.rows, args.work(), args.features, kBytesOfWork});
 }
 
+void ResidualLayers::estimate(const View& weights, const View& noise, const View& inner) {
+  check_given("residual_flow: weights", weights);
+  if (weights.ndim != 1) refuse("residual_flow: weights", "[terms]", text_of(weights.size, weights.ndim));
+  args.terms = weights.size[0];
+  check_number("residual_flow: terms", args.terms, 1, INT32_MAX);
+  check_contiguous("residual_flow: weights", weights, args.type, {args.terms});
+  check_given("residual_flow: noise", noise);
+  if (noise.ndim != 3) refuse("residual_flow: noise", "[draws, rows, features]", text_of(noise.size, noise.ndim));
+  args.draws = noise.size[0];
+  check_number("residual_flow: draws", args.draws, 1, INT32_MAX);
+  check_contiguous("residual_flow: noise", noise, args.type, {args.draws, args.rows, args.features});
+  if (inner.given()) check_contiguous("residual_flow: inner", inner, args.type, {args.draws, args.rows, args.features});
+  args.weights = weights.data, args.noise = noise.data, args.inner = inner.data;
+  checked_product("residual_flow: rows times multiply-adds of a row",
+                  {args.rows, args.work(), args.draws, args.terms, kBytesOfWork});
+}
+
 static ResidualArgs of_input(const ResidualLayers& net, const View& x) {
   ResidualArgs a = net.args;
   check_rows("residual_flow: x", x, a.type, a.rows, a.features);
@@ -80,6 +98,7 @@ ResidualArgs residual_bwd_args(const ResidualLayers& net, const View& x, const V
   ResidualArgs a = of_input(net, x);
   const int64_t of_x = a.rows * a.features;
   if (a.inverse) check_dense("residual_flow: y", y, a.type, of_x);
+  if (a.estimated() && !a.inner) refuse("residual_flow: inner", "a tensor", "None");
   if (grad_y.given()) check_dense("residual_flow: grad_y", grad_y, a.type, of_x);
   if (grad_ladj.given()) check_dense("residual_flow: grad_ladj", grad_ladj, a.type, a.rows);
   if (grad_x.given()) check_dense("residual_flow: grad_x", grad_x, a.type, of_x);

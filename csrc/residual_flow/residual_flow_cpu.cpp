@@ -1,4 +1,4 @@
-// Residual blocks with their exact determinant, forward, inverse and back, a row block at a time.
+// Residual blocks with their determinant, forward, inverse and back, a row block at a time.
 #include "../common/by_type.h"
 #include "../common/kernels.h"
 #include "backward.h"
@@ -7,15 +7,25 @@ namespace fk::FK_ISA {
 
 namespace {
 
-// Multiply-adds a row: g along every feature, a decomposition, and of an inverse some steps.
+// Multiply-adds a row: g along every feature and a decomposition, or some powers; of an inverse some steps.
 int64_t work(const ResidualArgs& a) {
-  return (a.features + (a.inverse ? 20 : 1)) * a.work() + a.features * a.features * a.features;
+  const int64_t passes = a.inverse ? 20 : 1;
+  if (a.estimated()) return (passes + a.draws * a.terms) * a.work();
+  return (a.features + passes) * a.work() + a.features * a.features * a.features;
 }
 
 // Tiles of one row block.
 template <class S>
 Deal<S> deal_of(const ResidualArgs& a, int64_t work_of_row, int threads) {
   return Deal<S>(kTileBytes, a.rows, work_of_row, threads);
+}
+
+template <class S>
+PairOf<S> exact(const ResidualNet<S>& net, const ResidualTile<S>& t) {
+  fill_matrix(net, t);
+  LadjSum<PairOf<S>> log_det;
+  t.matrix.decompose(&log_det);
+  return log_det.total();
 }
 
 template <class S>
@@ -30,14 +40,12 @@ void forward_rows(const ResidualNet<S>& net, const RowTile& rows, const Residual
   else
     memcpy(t.x, t.y, size_t(D * R) * sizeof(S));
   run_net(net, t, true);
-  fill_matrix(net, t);
-  LadjSum<T> log_det;
-  t.matrix.decompose(&log_det);
+  const T log_det = a.estimated() ? series(net, rows, t) : exact(net, t);
   if (!a.inverse)
     for (int64_t d = 0; d < D; ++d) store_pair(t.y + d * R, load_pair(t.x + d * R) + load_pair(t.z[a.n] + d * R));
   store_row_blocks(rows, a.inverse ? t.x : t.y, D, nullptr, D, static_cast<S*>(a.y), t.spare);
   alignas(64) S total[R];
-  store_pair(total, a.inverse ? -log_det.total() : log_det.total());
+  store_pair(total, a.inverse ? -log_det : log_det);
   memcpy(static_cast<S*>(a.ladj) + rows.first, total, size_t(rows.rows) * sizeof(S));
 }
 

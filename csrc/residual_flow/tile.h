@@ -6,7 +6,7 @@
 
 namespace fk::FK_ISA {
 
-constexpr int64_t kTangents = 4;  // features at a time
+constexpr int64_t kTangents = 4;  // features, or draws of noise, at a time
 
 // What the row blocks of a call share: weights, packed once, and the sums of its threads.
 template <class S>
@@ -31,7 +31,7 @@ struct ResidualNet {
     lay(counted, backward, parts, false);
     Arena shared(workspace(Scratch::shared, counted.used()));
     lay(shared, backward, parts, true);
-    pack(call.net, backward, threads);
+    pack(call.net, backward || a.estimated(), threads);
   }
   ResidualNet(const ResidualNet&) = delete;
 
@@ -73,14 +73,15 @@ struct ResidualNet {
 
  private:
   void lay(Arena& arena, bool backward, int parts, bool fill) {
-    call.lay(arena, backward, false, parts, fill);
+    call.lay(arena, backward || args.estimated(), false, parts, fill);
     int64_t widest = 0;
     for (int k = 0; k < args.n; ++k) widest = layer(k).out_width > widest ? layer(k).out_width : widest;
     zeros = arena.take<S>(size_t(widest));
     if (fill) memset(zeros, 0, size_t(widest) * sizeof(S));
     for (int k = 0; k < args.n; ++k) linear[k] = layer(k), linear[k].bias = zeros;
     if (!backward) return;
-    first = args.layers[0].grad_weight ? arena.take<S>(size_t(parts * first_size())) : nullptr;
+    const bool through_matrix = args.layers[0].grad_weight && !args.estimated();
+    first = through_matrix ? arena.take<S>(size_t(parts * first_size())) : nullptr;
     betas = args.grad_betas ? arena.take<S>(size_t(parts * args.activations() * kRowBlock<S>)) : nullptr;
   }
 };
@@ -93,8 +94,10 @@ struct ResidualTile {
   S* a[kMaxLayers];        // what enters layer k
   S* slope[kMaxLayers];    // of that activation
   S* tangent[kMaxLayers];  // backward, k > 1: [features][in_width], derivatives of z[k]
+  S* moved[kMaxLayers];    // of estimates: [kTangents][in_width], the noise, then where it moves z[k]
+  S* inner;                // of those: [kTangents][in_width(0)], what is multiplied with J's derivative from the left
   S *here, *there;         // [kTangents][widest]
-  Matrices<S> matrix, grad;
+  Matrices<S> matrix = {}, grad = {};      // where the determinant is exact; of an inverse's way back the first
   S* bend[kMaxLayers];                     // backward: gradients of slopes
   S *g, *product, *transposed, *of_x, *w;  // backward
   S* spare;
@@ -110,14 +113,17 @@ struct ResidualTile {
       z[k] = k > 0 ? take(net.in_width(k)) : x;
       a[k] = r.activated(k) ? take(net.in_width(k)) : x;
       slope[k] = r.activated(k) ? take(net.in_width(k)) : nullptr;
-      tangent[k] = backward && k > 1 ? take(D * net.in_width(k)) : nullptr;
+      tangent[k] = backward && !r.estimated() && k > 1 ? take(D * net.in_width(k)) : nullptr;
+      moved[k] = r.estimated() && (backward || k == 0) ? take(kTangents * net.in_width(k)) : nullptr;
       bend[k] = backward && r.activated(k) ? take(net.in_width(k)) : nullptr;
     }
     z[r.n] = take(net.matrix_width());
+    inner = r.estimated() ? take(kTangents * net.in_width(0)) : nullptr;
     here = take(kTangents * widest), there = take(kTangents * widest);
     const int64_t stride = net.matrix_width();
-    matrix = {take(D * stride), D, stride, take(D), arena.take<char>(size_t(D))};
-    grad = {backward ? take(D * stride) : nullptr, D, stride, nullptr, nullptr};
+    if (!r.estimated() || (r.inverse && backward))
+      matrix = {take(D * stride), D, stride, take(D), arena.take<char>(size_t(D))};
+    if (!r.estimated() && backward) grad = {take(D * stride), D, stride, nullptr, nullptr};
     g = backward ? take(widest) : nullptr;
     product = backward ? take(kTangents * widest) : nullptr;
     transposed = backward ? take(kTangents * round_up(widest, kRowBlock<S>)) : nullptr;
@@ -160,15 +166,17 @@ FK_INLINE PairOf<S> first_tangent(const ResidualNet<S>& net, const ResidualTile<
   return t.slope[0] ? w * load_pair(t.slope[0] + d * kRowBlock<S>) : both<T>(w);
 }
 
-// What enters layer k along features [from, from + some), to `out`; tangent(i, d): the derivatives of z[k].
+// What enters layer k along `some` directions, to `out`; tangent(i, d): the derivatives of z[k] along direction d.
 template <class S, class F>
-FK_INLINE void enter(const ResidualNet<S>& net, const ResidualTile<S>& t, int k, int64_t from, int64_t some,
-                     const F& tangent, S* out) {
+FK_INLINE void enter(const ResidualNet<S>& net, const ResidualTile<S>& t, int k, int64_t some, const F& tangent,
+                     S* out) {
   constexpr int R = kRowBlock<S>;
   const int64_t width = net.in_width(k);
   for (int64_t d = 0; d < some; ++d)
-    for (int64_t j = 0; j < net.args.layers[k].n_in; ++j)
-      store_pair(out + (d * width + j) * R, tangent(j, from + d) * load_pair(t.slope[k] + j * R));
+    for (int64_t j = 0; j < net.args.layers[k].n_in; ++j) {
+      const PairOf<S> of = tangent(j, d);
+      store_pair(out + (d * width + j) * R, t.slope[k] ? of * load_pair(t.slope[k] + j * R) : of);
+    }
 }
 
 // (I + J)^T, after run_net.
@@ -189,11 +197,9 @@ void fill_matrix(const ResidualNet<S>& net, const ResidualTile<S>& t) {
     for (int k = 1; k < r.n; ++k) {
       const int64_t width = net.in_width(k);
       if (k == 1)
-        enter(net, t, k, from, some, [&](int64_t i, int64_t d) { return first_tangent(net, t, i, d); }, t.here);
+        enter(net, t, k, some, [&](int64_t i, int64_t d) { return first_tangent(net, t, i, from + d); }, t.here);
       else
-        enter(
-            net, t, k, from, some,
-            [&](int64_t i, int64_t d) { return load_pair(before + ((d - from) * width + i) * R); }, t.here);
+        enter(net, t, k, some, [&](int64_t i, int64_t d) { return load_pair(before + (d * width + i) * R); }, t.here);
       Outlet<S> o = {};
       S* const kept = k + 1 < r.n ? t.tangent[k + 1] : nullptr;
       o.z = k + 1 == r.n ? t.matrix.of(from, 0) : kept ? kept + from * net.in_width(k + 1) * R : t.there;

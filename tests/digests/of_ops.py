@@ -381,7 +381,7 @@ def low_rank() -> Iterator[Case]:
         )
 
 
-def _residual_flow(dtype: str, preactivated: bool, **settings: Any) -> Results:
+def _residual_flow(dtype: str, preactivated: bool, estimate: bool, **settings: Any) -> Results:
     leaves = {"x": leaf("x", ROWS, D, dtype=DTYPES[dtype])}
     units = (D, 13, 20, D)
     for k, (a, b) in enumerate(itertools.pairwise(units)):
@@ -390,17 +390,21 @@ def _residual_flow(dtype: str, preactivated: bool, **settings: Any) -> Results:
     layers = [(leaves[f"weight {k}"], leaves[f"bias {k}"]) for k in range(3)]
     if preactivated:
         settings["betas"] = leaves["betas"] = leaf("betas", 3, dtype=DTYPES[dtype])
+    if estimate:
+        settings |= {"log_det": "series", "terms": 4, "noise": draw("noise", 2, ROWS, D, dtype=DTYPES[dtype])}
     y, ladj = ops.residual_flow(leaves["x"], layers, preactivated=preactivated, lipschitz=0.8, **settings)
     return with_gradients({"y": y, "ladj": ladj}, leaves)
 
 
 def residual_flow() -> Iterator[Case]:
     ways = {"lipswish": False, "lipswish betas": True, "elu": False, "tanh": False}
-    for (way, preactivated), inverse, dtype in _ways(tuple(ways.items()), (False, True), DTYPES):
+    for (way, preactivated), estimate, inverse, dtype in _ways(
+        tuple(ways.items()), (False, True), (False, True), DTYPES
+    ):
         run = functools.partial(
-            _residual_flow, dtype, preactivated, activation=way.split()[0], inverse=inverse, backend="cpu"
+            _residual_flow, dtype, preactivated, estimate, activation=way.split()[0], inverse=inverse, backend="cpu"
         )
-        yield Case(f"residual_flow {way} {_way(inverse)} {dtype}", run)
+        yield Case(f"residual_flow {way} {'series ' * estimate}{_way(inverse)} {dtype}", run)
 
 
 def _ode_flow(dtype: str, hidden: int, **settings: Any) -> Results:

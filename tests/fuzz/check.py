@@ -208,6 +208,8 @@ def _is_torchs(valid: Call) -> bool:
         return True
     if valid.arguments.get("slope") == "quadrature" or _leaks(valid):  # which have no kernel
         return True
+    if valid.arguments.get("neumann") is False:  # nor has an estimate's own gradient
+        return True
     return valid.arguments.get("context") is not None  # its product
 
 

@@ -362,7 +362,7 @@ def low_rank(draw: Draw) -> Call:
 
 
 def residual_flow(draw: Draw) -> Call:
-    """One to three layers, whose norms are bounded as a module bounds them, and both directions."""
+    """One to three layers, whose norms are bounded as a module bounds them, both directions, estimates too."""
     lead, D, n = draw.lead(), draw.size(1, 9), draw.int(1, 3)
     units = [D, *(draw.size(1, 20) for _ in range(n - 1)), D]
     layers = []
@@ -376,6 +376,10 @@ def residual_flow(draw: Draw) -> Call:
     arguments: dict[str, Any] = {"x": draw.values(*lead, D), "layers": layers}
     if settings["activation"] == "lipswish" and draw.chance(0.5):
         arguments["betas"] = 0.5 + draw.noise((n - 1 + settings["preactivated"],)).abs()
+    if draw.chance(0.4):
+        arguments["noise"] = draw.among((-1.0, 1.0), (draw.choice((1, 1, 3, 5)), *lead, D))
+        arguments["weights"] = draw.among((0.0, 1.0, 2.0), (draw.int(1, 6),))
+        settings |= {"log_det": "roulette", "neumann": draw.chance(0.8)}
     rows: dict[Path, int] = {("x",): 1} if lead else {}
     # Logarithms of determinants near 1.
     return Call("residual_flow", _cast(arguments, draw.choice(DTYPES)) | settings, rows, made_of=1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkernels import _native, backends, ops
 from tests.numbers import assert_within_rule, worst_of
 from tests.ops.gate import assert_refused, told
-from tests.ops.residual_cases import WAYS, drawn
+from tests.ops.residual_cases import HOW, WAYS, called, drawn, estimate
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="the compiled module is missing")
 # Rows of one, of a few, of a block and of several; features that fill tangents and that do not.
@@ -20,23 +20,6 @@ SHAPES = {
     "one feature": (50, 1, (4, 2)), "no hidden layer": (40, 7, ()), "deep": (20, 3, (4, 6, 5, 4)),
     "long sums": (70, 21, (160,)),
 }  # fmt: skip
-
-
-def called(
-    way: dict[str, Any], x: Tensor, layers: Any, settings: dict[str, Any], backend: str | None, dtype: torch.dtype,
-    **more: Any,
-) -> list[Tensor]:  # fmt: skip
-    """y, ladj and every gradient, in a dtype."""
-    leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *(t for layer in layers for t in layer))]
-    given = list(zip(leaves[1::2], leaves[2::2], strict=True))
-    settings = dict(settings)
-    if "betas" in settings:
-        settings["betas"] = settings["betas"].detach().to(dtype).requires_grad_()
-        leaves.append(settings["betas"])
-    y, ladj = ops.residual_flow(leaves[0], given, backend=backend, **settings, **more)
-    weights = (torch.linspace(-1, 1.5, t.numel(), dtype=torch.float64).view_as(t).cos().to(t.dtype) for t in (y, ladj))
-    grads = torch.autograd.grad([y, ladj], leaves, [*weights], materialize_grads=True)
-    return [y.detach(), ladj.detach(), *grads]
 
 
 @pytest.mark.thinned(2)
@@ -133,25 +116,25 @@ def test_values_far_out_are_the_references(way, scale, isa) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()) + 1e-30)
 
 
+@HOW
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_row_leaves_its_block_alone(inverse, bad, isa) -> None:
+def test_a_bad_row_leaves_its_block_alone(how, inverse, bad, isa) -> None:
     """Row by row: values, and what flows back to them."""
     x, layers, settings = drawn(WAYS["betas"], 40, 5, 7)
-    worse = x.clone()
+    worse, more = x.clone(), {"inverse": inverse, "lipschitz": 0.82, **how(x)}
     worse[3, 2] = bad
-    right, found = (
-        called({}, v, layers, settings, "cpu", torch.float64, inverse=inverse, lipschitz=0.82)[:3] for v in (x, worse)
-    )
+    right, found = (called({}, v, layers, settings, "cpu", torch.float64, **more)[:3] for v in (x, worse))
     rest = [i for i in range(40) if i != 3]
     assert all(torch.equal(a[rest], b[rest]) for a, b in zip(found, right, strict=True))
     assert not (found[0][3].isfinite().all() and found[1][3].isfinite())
 
 
+@HOW
 @pytest.mark.parametrize("inverse", [False, True])
-def test_bits_do_not_depend_on_threads_or_neighbours(inverse) -> None:
+def test_bits_do_not_depend_on_threads_or_neighbours(how, inverse) -> None:
     x, layers, settings = drawn(WAYS["betas"], 300, 6, 30, 20)
-    more = {"inverse": inverse, "lipschitz": 0.73}
+    more = {"inverse": inverse, "lipschitz": 0.73, **how(x)}
     before = torch.get_num_threads()
     try:
         results = []
@@ -162,26 +145,33 @@ def test_bits_do_not_depend_on_threads_or_neighbours(inverse) -> None:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    if "noise" in more:
+        more["noise"] = more["noise"][:, 37:170]
     found = called({}, x[37:170], layers, settings, "cpu", torch.float32, **more)
     assert torch.equal(found[0], results[0][0][37:170]) and torch.equal(found[1], results[0][1][37:170])
 
 
+@HOW
 @pytest.mark.parametrize("inverse", [False, True])
-def test_what_is_kept_for_backward(inverse) -> None:
-    """The inputs; of an inverse a copy of x too."""
+def test_what_is_kept_for_backward(how, inverse) -> None:
+    """The inputs; of an inverse a copy of x too, of an estimate as much as its noise."""
     x, layers, settings = drawn(WAYS["betas"], 64, 5, 8)
+    more = how(x)
     leaves = [t.requires_grad_() for t in (x, *(t for layer in layers for t in layer), settings["betas"])]
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        ops.residual_flow(x, layers, inverse=inverse, lipschitz=0.9, backend="cpu", **settings)
-    given = {t.data_ptr() for t in leaves}
-    assert [t.shape for t in kept if t.data_ptr() not in given] == [x.shape] * inverse
+        ops.residual_flow(x, layers, inverse=inverse, lipschitz=0.9, backend="cpu", **settings, **more)
+    given = {t.data_ptr() for t in (*leaves, *more.values()) if isinstance(t, Tensor)}
+    left = [more["noise"].shape] if more else []
+    assert [t.shape for t in kept if t.data_ptr() not in given] == [x.shape] * inverse + left
 
 
+@HOW
 @pytest.mark.parametrize("way", ["preactivated", "elu"])
-def test_only_what_is_wanted(way) -> None:
+def test_only_what_is_wanted(how, way) -> None:
     """Each gradient by itself is what it is among all; those of y and of ladj add up."""
     x, layers, settings = drawn(WAYS[way], 40, 4, 6, 3)
+    settings |= how(x)
     betas = [settings.pop("betas")] if "betas" in settings else []
     leaves = [t.requires_grad_() for t in (x, *(t for layer in layers for t in layer), *betas)]
 
@@ -205,14 +195,14 @@ def test_only_what_is_wanted(way) -> None:
 
 def test_what_no_kernel_runs_is_plain_pytorch() -> None:
     x, layers, _ = drawn(WAYS["lipswish"], 3, 4, 6)
-    noise = torch.ones(1, 3, 4, dtype=torch.float64)
-    with pytest.raises(backends.BackendUnavailableError, match="no kernel estimates a determinant"):
-        ops.residual_flow(x, layers, log_det="series", terms=2, noise=noise, backend="cpu")
-    ops.residual_flow(x, layers, log_det="series", terms=2, noise=noise)
+    with pytest.raises(backends.BackendUnavailableError, match="no kernel has an estimate's own gradient"):
+        ops.residual_flow(x, layers, neumann=False, backend="cpu", **estimate(x))
+    ops.residual_flow(x, layers, neumann=False, **estimate(x))
     wide, layers, _ = drawn(WAYS["lipswish"], 2, 129)
-    with pytest.raises(backends.BackendUnavailableError, match="more than 128 features"):
-        ops.residual_flow(wide, layers, backend="cpu")
-    ops.residual_flow(wide, layers)
+    for more in ({}, {"inverse": True, "lipschitz": 0.9, **estimate(wide)}):
+        with pytest.raises(backends.BackendUnavailableError, match="more than 128 features"):
+            ops.residual_flow(wide, layers, backend="cpu", **more)
+        ops.residual_flow(wide, layers, **more)
 
 
 # ---- the gate in C++ ----
@@ -221,6 +211,7 @@ R = torch.zeros
 NET: dict[str, Any] = {
     "rows": 5, "features": 3, "activation": 0, "preactivated": False, "inverse": False, "steps": 9, "least": 0.0,
     "tensors": [R(6, 3), R(6), R(3, 6), R(3), R(1)], "grads": [R(6, 3), R(6), R(3, 6), R(3), R(1)],
+    "series": [R(4), R(2, 5, 3), R(2, 5, 3)],
 }  # fmt: skip
 
 
@@ -239,7 +230,8 @@ NETS = {
     "no rows": ({"rows": 0}, "rows must be from 1"),
     "too many rows": ({"rows": 2**56}, "must be a product of sizes below 2**63"),
     "no features": ({"features": 0}, "features must be from 1"),
-    "many features": ({"features": 129}, "features must be from 1 to 128, got 129"),
+    "many features": ({"features": 129, "series": []}, "features must be from 1 to 128, got 129"),
+    "many features of an inverse": ({"features": 129, "inverse": True}, "features must be from 1 to 128, got 129"),
     "an activation": ({"activation": 3}, "activation must be from 0 to 2, got 3"),
     "no steps": ({"steps": 0}, "steps must be from 1"),
     "no layers": ({"tensors": [], "grads": []}, "the number of layers must be from 1 to 64, got 0"),
@@ -266,6 +258,25 @@ NETS = {
     "a turned gradient": (replaced(2, R(6, 3).t(), "grads"), "grad_weight must be contiguous"),
     "a gradient of doubles": (replaced(1, R(6).double(), "grads"), "grad_bias must be float32, got float64"),
     "gradients of many betas": (replaced(4, R(2), "grads"), "grad_betas must be [1], got [2]"),
+    "half a series": ({"series": NET["series"][:2]}, "series must be 3 entries, got 2"),
+    "no weights of terms": (replaced(0, None, "series"), "weights must be a tensor, got None"),
+    "weights of weights": (replaced(0, R(4, 1), "series"), "weights must be [terms], got [4, 1]"),
+    "no terms": (replaced(0, R(0), "series"), "terms must be from 1"),
+    "weights with gaps": (replaced(0, R(8)[::2], "series"), "weights must be contiguous"),
+    "weights of doubles": (replaced(0, R(4).double(), "series"), "weights must be float32, got float64"),
+    "no noise": (replaced(1, None, "series"), "noise must be a tensor, got None"),
+    "one draw": (replaced(1, R(5, 3), "series"), "noise must be [draws, rows, features], got [5, 3]"),
+    "no draws": (replaced(1, R(0, 5, 3), "series"), "draws must be from 1"),
+    "short noise": (replaced(1, R(2, 4, 3), "series"), "noise must be [2, 5, 3], got [2, 4, 3]"),
+    "narrow noise": (replaced(1, R(2, 5, 2), "series"), "noise must be [2, 5, 3], got [2, 5, 2]"),
+    "noise with gaps": (replaced(1, R(2, 5, 6)[..., ::2], "series"), "noise must be contiguous"),
+    "short sums": (replaced(2, R(1, 5, 3), "series"), "inner must be [2, 5, 3], got [1, 5, 3]"),
+    "sums of doubles": (replaced(2, R(2, 5, 3).double(), "series"), "inner must be float32, got float64"),
+    "too much work": (
+        {"series": [told(R(1), shape=(2**31 - 1,), stride=(1,)),
+                    told(R(1), shape=(2**31 - 1, 5, 3), stride=(15, 3, 1)), None]},
+        "must be a product of sizes below 2**63",
+    ),
 }  # fmt: skip
 
 
@@ -274,8 +285,8 @@ def test_layers_are_refused(broken, message) -> None:
     assert_refused(_native.C.ResidualLayers, NET, broken, message)
 
 
-def calls(inverse: bool = False) -> dict[str, tuple[Any, dict[str, Any]]]:
-    net = _native.C.ResidualLayers(*{**NET, "inverse": inverse}.values())
+def calls(inverse: bool = False, **more: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    net = _native.C.ResidualLayers(*{**NET, "inverse": inverse, **more}.values())
     return {
         "fwd": (_native.C.residual_flow_fwd, {"net": net, "x": R(5, 3), "y": R(5, 3), "ladj": R(5), "threads": 1}),
         "bwd": (
@@ -307,3 +318,9 @@ def test_calls_are_refused(which, broken, message) -> None:
     call, arguments = calls(inverse=True)[which]
     call(*arguments.values())
     assert_refused(call, arguments, broken, message)
+
+
+def test_a_way_back_without_sums_is_refused() -> None:
+    call, arguments = calls(**replaced(2, None, "series"))["bwd"]
+    with pytest.raises(ValueError, match="inner must be a tensor, got None"):
+        call(*arguments.values())

@@ -99,8 +99,8 @@ def residual_flow(
         tolerance: a row of the inverse rests once L / (1 - L) of its last step is less than this in every feature, or
             the step is one of rounding, or :math:`L^k / (1 - L)` is.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
-        backend: run on this one or raise. The kernel is the CPU's, of the exact determinant for D up to 128; elsewhere
-            plain PyTorch runs.
+        backend: run on this one or raise. The kernel is the CPU's, for D up to 128, of an estimate forward for any D,
+            but not of its own gradient; elsewhere plain PyTorch runs.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).
