@@ -30,6 +30,11 @@ def _wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
+def _unit(t: Tensor) -> Tensor:
+    """A vector of length 1 along t, which it overwrites; 0 where t is."""
+    return t.div_(torch.linalg.vector_norm(t).clamp_(min=1e-12))
+
+
 def _norm_of(weight: Tensor) -> Tensor:
     """The largest singular value; NaN of weights that are no numbers, which a decomposition would refuse."""
     weight = _wide(weight)
@@ -68,24 +73,26 @@ class SpectralLinear(nn.Module):
         self.bias = nn.Parameter((edge * uniform(n_out)).to(like))
         self.register_buffer("u", F.normalize(uniform(n_out), dim=0).to(like))
         self.register_buffer("v", F.normalize(uniform(n_in), dim=0).to(like))
-        self._iterate(_AT_FIRST)
+        self._iterate(_wide(self.weight.detach()), _AT_FIRST)
         self._known: tuple[object, Tensor] | None = None
 
-    @torch.no_grad()
-    def _iterate(self, n: int) -> None:
-        weight, u, v = (_wide(t) for t in (self.weight, self.u, self.v))
+    def _iterate(self, weight: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """u and v after n more iterations, at least one, of a weight without a gradient; tensors of their own."""
+        kept_u, kept_v = self._buffers["u"], self._buffers["v"]
+        assert kept_u is not None and kept_v is not None  # for the type checker
+        u, v, transposed = kept_u, _wide(kept_v), weight.mT
         for _ in range(n):
-            u = F.normalize(torch.mv(weight, v), dim=0)
-            v = F.normalize(torch.mv(weight.mT, u), dim=0)
-        self.u.copy_(u)
-        self.v.copy_(v)
+            u = _unit(torch.mv(weight, v))
+            v = _unit(torch.mv(transposed, u))
+        kept_u.copy_(u)
+        kept_v.copy_(v)
+        return u, v
 
-    def _norm(self) -> Tensor:
+    def _norm(self, w: Tensor) -> Tensor:
         if self.training:
-            self._iterate(self.iterations)
-            # Copies: the next call writes to the buffers.
-            return torch.dot(_wide(self.u.clone()), torch.mv(_wide(self.weight), _wide(self.v.clone())))
-        w = self.weight
+            wide = _wide(w)
+            u, v = self._iterate(wide.detach(), self.iterations)
+            return torch.dot(u, torch.mv(wide, v))
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(w) is not nn.Parameter or w.is_inference():
             return _norm_of(w)
         # Samples and densities one after another need no decomposition each.
@@ -96,8 +103,8 @@ class SpectralLinear(nn.Module):
 
     def bounded(self) -> tuple[Tensor, Tensor]:
         """W and the bias."""
-        weight = _wide(self.weight) / (self._norm() / self.bound).clamp(min=1)
-        return weight.to(self.weight.dtype), self.bias
+        weight = self.weight
+        return (_wide(weight) / (self._norm(weight) / self.bound).clamp(min=1)).to(weight.dtype), self.bias
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_known": None}
@@ -185,8 +192,7 @@ class Residual(Transform):
         if self.log_det == "exact":
             return {}
         with torch.no_grad():
-            signs = torch.randint(0, 2, (self.samples, *x.shape), device=x.device)
-            noise = (2 * signs - 1).to(x.dtype)
+            noise = torch.randint(0, 2, (self.samples, *x.shape), dtype=x.dtype, device=x.device).mul_(2).sub_(1)
         if self.log_det == "series":
             return {"terms": self.terms, "noise": noise}
         return {"weights": _drawn(self.terms, torch.compiler.is_compiling()).to(x), "noise": noise}
@@ -220,8 +226,8 @@ def _drawn(sure: int, at_most: bool) -> Tensor:
     ``at_most``: all terms that might be, 0 where they were not drawn, as a graph wants their number to be the same.
     """
     n = torch.empty((), dtype=torch.float64, device="cpu").geometric_(0.5)
-    behind = torch.arange(1, (_MOST if at_most else int(n)) + 1, dtype=torch.float64, device="cpu")
-    weights = 2.0 ** (behind - 1)
-    if at_most:
-        weights = torch.where(behind <= n, weights, 0.0)
+    if not at_most:
+        return torch.tensor([1.0] * sure + [2.0**k for k in range(int(n))], dtype=torch.float64, device="cpu")
+    behind = torch.arange(1, _MOST + 1, dtype=torch.float64, device="cpu")
+    weights = torch.where(behind <= n, 2.0 ** (behind - 1), 0.0)
     return torch.cat((torch.ones(sure, dtype=torch.float64, device="cpu"), weights))

@@ -90,7 +90,7 @@ def test_gradients_go_through_the_norms(training) -> None:
     first: SpectralLinear = layer.layers[0]  # type: ignore[assignment]
     with torch.no_grad():
         first.weight.mul_(20)
-        first._iterate(500)
+        first._iterate(first.weight, 500)
     y, ladj = layer(x)
     (y.square().sum() + ladj.sum()).backward()
     assert first.weight.grad is not None and first.weight.grad.abs().max() > 1e-4
