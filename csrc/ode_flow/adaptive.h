@@ -25,7 +25,7 @@ struct OdeTile : OdeSteps<S> {
   using Base::advance, Base::evaluate, Base::fill, Base::remember, Base::row_times;
 
   static constexpr double kSafety = 0.9, kShrinks = 0.2, kGrows = 10, kFirst = 0.1, kShare = 0.05, kLadjScale = 0.01;
-  static constexpr int kRounding = 8;
+  static constexpr int kRounding = 4;
   static constexpr S kEps = sizeof(S) == 4 ? S(0x1p-23) : S(0x1p-52);
 
   void own_steps(const RowTile& rows, Record<S>* record) {

@@ -105,6 +105,18 @@ def test_dopri5_errs_as_much_as_it_may(tolerance) -> None:
         assert ((mine - truth).abs() / (1 + truth.abs())).max() < factor * tolerance
 
 
+@BACKEND
+def test_rounding_takes_no_more_of_float32s_digits_than_atol(backend) -> None:
+    """On a smooth field at usual tolerances, most of a step's error is what counts as rounding."""
+    way = {"activation": "tanh", "time": "sinusoidal", "solver": "dopri5"}
+    x, layers, _ = drawn(256, 6, (64, 64), scale=0.58, **way)
+    exact = ops.ode_flow(x, layers, rtol=1e-12, atol=1e-12, **way)
+    single = [(weight.float(), bias.float()) for weight, bias in layers]
+    found = ops.ode_flow(x.float(), single, rtol=1e-5, atol=1e-6, backend=backend, **way)
+    for mine, truth in zip(found, exact, strict=True):
+        assert (mine.double() - truth).square().mean().sqrt() < 1e-6
+
+
 def test_steps_of_euler_are_residual_layers_to_first_order() -> None:
     """x + h f(x): exactly the residual map; its log-determinant is h tr f' up to h^2."""
     x, layers, _ = drawn(6, 3, (8,), time="none")

@@ -14,7 +14,7 @@ SAFETY, SHRINKS, GROWS = 0.9, 0.2, 10.0
 FIRST = 0.1  # of the interval, the first step that is tried
 SHARE = 0.05  # of what is allowed; where rows share their steps most stay as far below it, and as exact are ours
 LADJ_SCALE = 0.01  # of ladj in the error: zuko's, whose tolerances of ladj are relaxed by as much
-ROUNDING = 8  # ulp of a row's largest number below which no error is told from rounding
+ROUNDING = 4  # ulp of a row's largest number below which no error is told from rounding
 
 
 def search(spec: Any, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
