@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
-
 from flowkernels.transforms import Autoregressive, Composite, Polynomial, Softclip
 
 from .autoregressive import MAF
@@ -68,7 +66,7 @@ class SOS(MAF):
             self.transform = Composite(_clipped(self.transform, softclip))
 
 
-def _clipped(layers: Iterable[nn.Module], bound: float) -> Iterator[nn.Module]:
+def _clipped(layers: Iterable[Any], bound: float) -> Iterator[Any]:
     seen = False
     for layer in layers:
         if seen and isinstance(layer, Autoregressive):

@@ -51,17 +51,18 @@ class Ranks(NamedTuple):
 
 # Where the ranks find each other, by process and address: kept, as it ends with the first rank's last reference. One
 # that is quicker than the first would else look for its next group in what is about to end, and wait for ever.
-_found: dict[tuple[int, str, str], tuple[dist.Store, int, int]] = {}
+_found: dict[tuple[int, str, str], tuple[Any, int, int]] = {}
 _groups = itertools.count()
 
 
 def _place() -> dict[str, Any]:
     """The store of one group, which the ranks make in the same order, this rank and how many there are."""
+    stores: Any = dist  # which says of neither that it is exported
     address = os.getpid(), os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if address not in _found:
-        _found[address] = next(dist.rendezvous("env://"))
+        _found[address] = next(stores.rendezvous("env://"))
     store, rank, size = _found[address]
-    return {"store": dist.PrefixStore(f"flowkernels {next(_groups)}", store), "rank": rank, "world_size": size}
+    return {"store": stores.PrefixStore(f"flowkernels {next(_groups)}", store), "rank": rank, "world_size": size}
 
 
 @contextlib.contextmanager
