@@ -45,8 +45,8 @@ class _Images(nn.Module):
         """x as ``[N, C, H, W]``, and what each image has of the context: numbers for the first layer, or images."""
         name = type(self).__name__
         check_dtypes(f"nets.{name}", self.final_layer, self.final_layer._parameters.get("bias"), x, context)  # type: ignore[union-attr]
-        if x.dim() < 3 or x.shape[-3] != self.in_channels:
-            raise ValueError(f"nets.{name}: x must be [..., {self.in_channels}, H, W], got {list(x.shape)}")
+        if x.dim() < 3 or x.shape[-3] != self.in_channels or 0 in x.shape[-2:]:
+            raise ValueError(f"nets.{name}: x must be [..., {self.in_channels}, H, W] with pixels, got {list(x.shape)}")
         lead = x.shape[:-3]
         if self.context_dims == 1 or context is None:
             check_context(f"nets.{name}", context, self.context_features, lead)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from flowkernels._arguments import choice, count, flag
 
+from .common import check_dtypes
+
 _NAME = "nets.MaskedConv2d"
 MASKS = ("A", "B")
 
@@ -37,7 +39,8 @@ class MaskedConv2d(nn.Conv2d):
         bias: whether there is one.
 
     Raises:
-        ValueError: an argument breaks its contract.
+        ValueError: an argument breaks its contract, or x is of another shape.
+        TypeError: x is not in the dtype of the weights, outside of autocast.
 
     Reference:
         van den Oord, Kalchbrenner, Kavukcuoglu: Pixel Recurrent Neural Networks, ICML 2016, arXiv:1601.06759.
@@ -83,6 +86,9 @@ class MaskedConv2d(nn.Conv2d):
         return torch.where(before | (here & seen[..., None, None]), self.weight[:, :, : r + 1], 0)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        check_dtypes(_NAME, self, self._parameters.get("weight"), x, None)
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or 0 in x.shape[-2:]:
+            raise ValueError(f"{_NAME}: x must be [N, {self.in_channels}, H, W] with pixels, got {list(x.shape)}")
         return convolved(x, self.kernel(), self.bias)
 
     def extra_repr(self) -> str:

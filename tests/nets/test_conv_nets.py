@@ -184,7 +184,11 @@ X = torch.zeros(6, 2, 4, 4)
         (lambda: ConvNet(0, 5), "nets.ConvNet: in_channels must be at least 1, got 0"),
         (lambda: ConvResNet(2, 5, context=-1), "nets.ConvResNet: context must be at least 0, got -1"),
         (lambda: ConvNet(2, 5, context=2, context_dims=2), r"context_dims must be 1 \(features\) or 3 .*, got 2"),
-        (lambda: ConvNet(3, 5)(X), r"nets.ConvNet: x must be \[\.\.\., 3, H, W\], got \[6, 2, 4, 4\]"),
+        (lambda: ConvNet(3, 5)(X), r"nets.ConvNet: x must be \[\.\.\., 3, H, W\] with pixels, got \[6, 2, 4, 4\]"),
+        (
+            lambda: ConvNet(2, 5)(X[..., :0, :]),
+            r"2, H, W\] with pixels, got \[6, 2, 0, 4\]",
+        ),
         (lambda: ConvNet(2, 5, context=C)(X), r"nets.ConvNet: context must be \[\.\.\., 3\], got None"),
         (lambda: ConvNet(2, 5, context=C)(X, torch.zeros(6, 2)), r"context must broadcast to \[6, 3\], got \[6, 2\]"),
         (lambda: ConvResNet(2, 5)(X, torch.zeros(6, 2)), "nets.ConvResNet: context must be None where context=0"),

@@ -145,6 +145,15 @@ def test_steps_are_the_network_and_compute_each_pixel_once(name, monkeypatch) ->
     [
         (lambda: MaskedConv2d(0, 1), "MaskedConv2d: in_channels must be at least 1, got 0"),
         (lambda: MaskedConv2d(1, 1, 4), "MaskedConv2d: kernel_size must be odd, got 4"),
+        (
+            lambda: MaskedConv2d(2, 1)(torch.zeros(3, 5, 4, 4)),
+            r"H, W\] with pixels, got \[3, 5, 4, 4\]",
+        ),
+        (
+            lambda: MaskedConv2d(2, 1)(torch.zeros(3, 2, 0, 4)),
+            r"H, W\] with pixels, got \[3, 2, 0, 4\]",
+        ),
+        (lambda: MaskedConv2d(2, 1)(torch.zeros(2, 4)), r"H, W\] with pixels, got \[2, 4\]"),
         (lambda: MaskedConv2d(1, 1, mask="C"), 'MaskedConv2d: mask must be "A" or "B", got \'C\''),
         (lambda: MaskedConv2d(1, 1, channel_groups=0), "channel_groups must be at least 1, got 0"),
         (lambda: PixelCNN(1, 2, block="dense"), 'PixelCNN: block must be "residual" or "gated", got \'dense\''),
