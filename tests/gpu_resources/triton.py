@@ -148,13 +148,14 @@ def _monotone(fwd: bool, form: str, inverse: bool, dtype: torch.dtype = torch.fl
 def _low_rank(
     fwd: bool, kind: str, by_row: bool, inverse: bool, dtype: torch.dtype = torch.float32
 ) -> Callable[[], object]:
-    """Ten layers of 21 features."""
+    """Ten layers of 21 features, of Sylvester layers 8 columns."""
     spec, lead = LowRankSpec(kind, "tanh", 0.2, "softplus", inverse), (4096,) * by_row
-    shapes = ((4096, 21), (*lead, 10, 21), (*lead, 10, 21) if kind == "planar" else (*lead, 10), (*lead, 10))
+    of_layer = {"planar": ((21,), (21,), ()), "radial": ((21,), (), ()), "sylvester": ((21, 8), (8, 8), (8, 8), (8,))}
+    shapes = ((4096, 21), *((*lead, 10, *sizes) for sizes in of_layer[kind]))
     tensors = [torch.zeros(s, dtype=dtype) for s in shapes]
     if fwd:
         return lambda: low_rank.fwd(spec, *tensors)
-    return lambda: low_rank.bwd(spec, (tensors[0], tensors[0][:, 0]), tensors, [True] * 4)
+    return lambda: low_rank.bwd(spec, (tensors[0], tensors[0][:, 0]), tensors, [True] * len(tensors))
 
 
 _SPLINE = RQS(8)
@@ -204,6 +205,10 @@ CASES = {
     "low_rank bwd, planar, shared, float64": _low_rank(False, "planar", False, False, torch.float64),
     "low_rank bwd, radial, shared": _low_rank(False, "radial", False, False),
     "low_rank bwd, radial, inverse": _low_rank(False, "radial", True, True),
+    "low_rank fwd, sylvester, inverse": _low_rank(True, "sylvester", False, True),
+    "low_rank bwd, sylvester, shared": _low_rank(False, "sylvester", False, False),
+    "low_rank bwd, sylvester, inverse": _low_rank(False, "sylvester", True, True),
+    "low_rank bwd, sylvester, shared, float64": _low_rank(False, "sylvester", False, False, torch.float64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),

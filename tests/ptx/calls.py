@@ -100,10 +100,15 @@ def _monotone(form: str, inverse: bool) -> Call:
 
 def _low_rank(kind: str, by_row: bool, inverse: bool = False) -> Call:
     def tensors() -> Tensors:
-        x, params = low_rank.drawn(kind, 37, 7, 1, lead=(37,) * by_row, layers=3, scale=0.5)
-        return [ops.low_rank(x, params, kind=kind, backend="reference")[0] if inverse else x, *params]
+        x, params = low_rank.drawn(kind, 37, 7, 3, lead=(37,) * by_row, layers=3, scale=0.5)
+        if kind == "sylvester":
+            params[0] = torch.linalg.qr(params[0])[0]
+        return [f("reference", [x, *params], False)[0] if inverse else x, *params]
 
-    return Call(lambda backend, t: ops.low_rank(t[0], t[1:], kind=kind, inverse=inverse, backend=backend), tensors)
+    def f(backend: str, t: Tensors, inverse: bool = inverse) -> Any:
+        return ops.low_rank(t[0], t[1:], kind=kind, orthogonal=None, inverse=inverse, backend=backend)
+
+    return Call(f, tensors)
 
 
 _LAYERS = Shape((70,), 20, (36,), 2)
@@ -151,6 +156,8 @@ CALLS = {
     "low_rank planar rows inverse": functools.partial(_low_rank, "planar", True, True),
     "low_rank radial rows": functools.partial(_low_rank, "radial", True),
     "low_rank radial inverse": functools.partial(_low_rank, "radial", False, True),
+    "low_rank sylvester": functools.partial(_low_rank, "sylvester", False),
+    "low_rank sylvester rows inverse": functools.partial(_low_rank, "sylvester", True, True),
 }
 OF_TRITON = tuple(name for name in CALLS if name.startswith("low_rank") or "tf32" in name)  # no CUDA kernel has them
 

@@ -102,8 +102,7 @@ def low_rank(
             vectors of H reflections, of whose product Q is the first M columns; None: the columns of q are orthonormal
             as they are given, which is not checked.
         inverse: evaluate y → x, from the last layer to the first; ``ladj`` is then that of the inverse.
-        backend: run on this one or raise. Kernels are the CPU's and, of planar and radial layers, Triton's; elsewhere
-            plain PyTorch runs.
+        backend: run on this one or raise. Kernels are the CPU's and Triton's; elsewhere plain PyTorch runs.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).
