@@ -48,6 +48,10 @@ NUMBERS = (
     "tests/ops/test_autoregressive_inverse.py::test_gradient_is_that_of_the_implicit_function",
     "tests/ops/test_autoregressive_inverse.py::test_bad_row_stays_in_its_row",
 )
+LAYERS = tuple(
+    f"tests/ops/test_flow_layer_triton.py::{name}"
+    for name in ("test_numbers[forward-float32-usual]", "test_only_x_wants_a_gradient")
+)
 TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE, *NUMBERS)
 BENCHMARKS = {"maps": 75, "layers": 30, "masked": 25}  # seconds of measuring
 FIRST_CALL = "first_call"
@@ -95,7 +99,7 @@ def phases(site: Path, out: Path, python: str = sys.executable) -> list[Phase]:
         Phase("info", 10, [python, "-m", "flowkernels.info"]),
         tests("tests", 75, [*pytest, *TESTS]),
         # Few settings of each kind, as every one is a compilation: what Triton's interpreter runs, too.
-        tests("triton", 50, [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE]),
+        tests("triton", 50, [*triton, "-m", "interpreted", "tests/ops/test_triton.py", *ON_DEVICE, *LAYERS]),
         tests("triton_dtypes", 25, [*triton, "tests/ops/test_masked_linear.py::test_dtypes"]),
         Phase("record", 30, [python, "-m", "tests.cuda.recording", calls, "--device", "cuda"]),
         *sanitizers,

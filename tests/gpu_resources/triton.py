@@ -34,6 +34,8 @@ from flowkernels.ops.affine.layout import Layout
 from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
+from flowkernels.ops.flow_layer import triton as flow_layer
+from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.low_rank import LowRankSpec
 from flowkernels.ops.low_rank import triton as low_rank
 from flowkernels.ops.lu_linear import triton as lu_linear
@@ -48,6 +50,7 @@ from flowkernels.ops.polynomial import Polynomial
 from flowkernels.ops.polynomial import triton as polynomial
 from flowkernels.ops.rqs import triton as rqs
 from flowkernels.ops.rqs.spec import RQS
+from flowkernels.ops.split import split_of
 
 TABLE = Path(__file__).with_name("triton.json")
 TARGETS = {
@@ -158,6 +161,26 @@ def _low_rank(
     return lambda: low_rank.bwd(spec, (tensors[0], tensors[0][:, 0]), tensors, [True] * len(tensors))
 
 
+def _layer(
+    fwd: bool, univariate: Any, dtype: torch.dtype = torch.float32, hidden: int = 128, D: int = 64, rows: int = 4096,
+    residual: bool = True, activation: str = "relu", context: bool = False,
+) -> Callable[[], object]:  # fmt: skip
+    """A coupling layer of half of D features, a residual net of two blocks; with a context that adds and gates."""
+    inner = [hidden] * (5 if residual else 2)
+    sizes = [D // 2, *inner, D // 2 * univariate.n_params]
+    layers = [t for a, b in itertools.pairwise(sizes) for t in (torch.zeros(b, a), torch.zeros(b))]
+    terms = [torch.zeros(rows, hidden)] * (3 if context else 0)
+    n = len(sizes) - 1
+    adds, gates = ((True, *[False] * (n - 1)), (False, False, True, False, True, False)) if context else ((), ())
+    net = NetSpec(n, None, residual, activation, adds=adds, gates=gates)
+    spec = FlowLayerSpec(split_of(D, tuple(range(0, D, 2)), tuple(range(1, D, 2))), univariate, net)
+    tensors = [t.to(dtype) for t in (torch.zeros(rows, D), *layers, *terms)]
+    x = tensors[0]
+    if fwd:
+        return lambda: flow_layer.fwd(spec, *tensors)
+    return lambda: flow_layer.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors))
+
+
 _SPLINE = RQS(8)
 _INVERSE, _NORMAL = Mixture(8, inverse=True), Mixture(33, "normal", "probit", inverse=True)
 _BERNSTEIN = Polynomial("bernstein", inverse=True)
@@ -214,6 +237,13 @@ CASES = {
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),
     "masked_linear fwd, float32": _masked(True, torch.float32),
     "masked_linear bwd, float32": _masked(False, torch.float32),
+    "flow_layer fwd, K=8": _layer(True, _SPLINE),
+    "flow_layer fwd, K=8, 256 units, context": _layer(True, _SPLINE, hidden=256, context=True),
+    "flow_layer bwd, K=8": _layer(False, _SPLINE),
+    "flow_layer bwd, K=8, inverse, context": _layer(False, RQS(8, inverse=True), context=True),
+    "flow_layer bwd, K=8, gelu, 256 units": _layer(False, _SPLINE, hidden=256, activation="gelu"),
+    "flow_layer bwd, sigmoid, plain": _layer(False, Affine("sigmoid", 1e-3), residual=False, activation="tanh"),
+    "flow_layer bwd, K=8, float64": _layer(False, _SPLINE, torch.float64, hidden=64),
 }
 
 
@@ -237,9 +267,11 @@ def _caught(launches: list[Launch]) -> Iterator[None]:
         JITFunction.run, Autotuner.run = before  # type: ignore[method-assign]
 
 
-def _type_of(value: Any) -> str:
+def _type_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return _TYPES[value.dtype]
+    if isinstance(value, tuple):  # of tensors
+        return tuple(map(_type_of, value))
     return "fp32" if isinstance(value, float) else "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
@@ -256,7 +288,9 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
             signature[name], constants[(i,)] = "constexpr", value
             continue
         signature[name] = _type_of(value)
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and specialised):
+        if isinstance(value, tuple):
+            attrs |= {(i, j): [["tt.divisibility", 16]] for j in range(len(value))}
+        elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and specialised):
             attrs[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(fn, signature, constants, attrs), options
 

@@ -16,6 +16,7 @@ from tests.cases import n_params
 from tests.numbers import assert_within_rule
 from tests.ops import low_rank_cases as low_rank
 from tests.ops import test_autoregressive_inverse as sweep
+from tests.ops import test_flow_layer as layer
 from tests.ops import test_lu_linear as lu
 from tests.ops import test_made as made
 from tests.ops import test_monotone_net as monotone
@@ -111,6 +112,12 @@ def _low_rank(kind: str, by_row: bool, inverse: bool = False) -> Call:
     return Call(f, tensors)
 
 
+def _layer(**settings: Any) -> Call:
+    """Two seen and three mapped of six features, by a net of 20 units."""
+    case = layer.Case((21,), 6, (4, 1), (0, 5, 3), 20, **settings)
+    return Call(lambda backend, t: layer.call(case, t, False, backend), lambda: layer.draw(case))
+
+
 _LAYERS = Shape((70,), 20, (36,), 2)
 CALLS = {
     "rqs K=8": functools.partial(_rqs, (45, 8), bins=8),
@@ -142,6 +149,9 @@ CALLS = {
     "sweep spline": functools.partial(_sweep, "three features", "spline"),
     "sweep residual softplus": functools.partial(_sweep, "residual", "softplus"),
     "sweep residual spline": functools.partial(_sweep, "residual", "spline"),
+    "flow_layer spline": functools.partial(_layer, blocks=1, spline=ops.RQS(8)),
+    "flow_layer affine inverse": functools.partial(_layer, blocks=1, spline=ops.Affine("sigmoid", inverse=True)),
+    "flow_layer context": functools.partial(_layer, blocks=1, spline=ops.RQS(3, "circular", inverse=True), context=2),
     "mixture": functools.partial(_mixture, components=4),
     "mixture inverse": functools.partial(_mixture, components=3, kernel="normal", outer="probit", inverse=True),
     "polynomial squares": functools.partial(_polynomial),
@@ -159,7 +169,9 @@ CALLS = {
     "low_rank sylvester": functools.partial(_low_rank, "sylvester", False),
     "low_rank sylvester rows inverse": functools.partial(_low_rank, "sylvester", True, True),
 }
-OF_TRITON = tuple(name for name in CALLS if name.startswith("low_rank") or "tf32" in name)  # no CUDA kernel has them
+OF_TRITON = tuple(
+    name for name in CALLS if name.startswith(("low_rank", "flow_layer")) or "tf32" in name
+)  # no CUDA kernel has them
 
 
 @functools.cache

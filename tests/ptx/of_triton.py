@@ -51,14 +51,15 @@ def launched(
     given = dict(zip(fn.arg_names, args, strict=False)) | constants
     memory, values = Global(), []
     for name in fn.arg_names:
-        value = given.get(name)
         if name not in given or source.signature[name] == "constexpr":
             continue
-        if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            memory.add(storage.data_ptr(), storage.nbytes())
-            value = value.data_ptr()
-        values.append(value)
+        several = given[name] if isinstance(given[name], tuple) else (given[name],)
+        for value in several:
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                memory.add(storage.data_ptr(), storage.nbytes())
+                value = value.data_ptr()
+            values.append(value)
     blocks = grid(given) if callable(grid) else grid
     assert len(blocks) == 1
     shared = max(0, compiled.metadata.shared - kernel.static_shared)

@@ -19,12 +19,17 @@ from flowkernels.ops.rqs import RQS
 from flowkernels.ops.split import Split, split_of
 from flowkernels.ops.univariate import Map, check_univariate
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import FlowLayerSpec
 
 __all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "op", "run_autoregressive_layer", "run_layer", "split_of"]
 
 _NAME = "ops.flow_layer"
+
+
+def _first(spec: FlowLayerSpec, tensors: Sequence[Tensor]) -> str:
+    """On a GPU the kernel, unless the library's products of so many rows take longer than the launches of the parts."""
+    return "cpu" if tensors[0].is_cpu else "triton" if triton.is_little(tensors) else "reference"
 
 
 def _sample() -> tuple[FlowLayerSpec, tuple[Tensor, ...]]:
@@ -38,8 +43,9 @@ op = Op(
     "flow_layer",
     spec_type=FlowLayerSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
-    missing=dict.fromkeys(("cuda", "triton"), "its callers run the net, then the map: a batch's products fill a GPU"),
+    table={"cpu": native, "triton": triton, "reference": reference},
+    missing={"cuda": "backend triton; or its callers run the net, then the map"},
+    first=_first,
     sample=_sample,
 )
 

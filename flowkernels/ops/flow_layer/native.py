@@ -21,11 +21,11 @@ def why_not(spec: FlowLayerSpec, *tensors: Tensor) -> str | None:
     return why_not_map(spec.univariate) or native.why_not_run(tensors)
 
 
-def why_not_map(f: Map) -> str | None:
+def why_not_map(f: Map, backend: str = "cpu") -> str | None:
     """Why a fused layer's kernels lack this map, or None."""
     if f.circle_shift or f.zero_outside:
         return f"no kernel for {'circle_shift' if f.circle_shift else 'zero_outside'}"
-    return f.why_not("cpu")
+    return f.why_not(backend)
 
 
 def _fwd(
