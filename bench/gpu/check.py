@@ -50,7 +50,7 @@ NUMBERS = (
 )
 LAYERS = tuple(
     f"tests/ops/test_flow_layer_triton.py::{name}"
-    for name in ("test_numbers[forward-float32-usual]", "test_only_x_wants_a_gradient")
+    for name in ("test_numbers[forward-float32-usual]", "test_a_coupling_is_one_launch[inverse-3]")
 )
 TESTS = ("tests/cuda/test_device.py", "tests/cuda/test_small.py", *ON_DEVICE, *NUMBERS)
 BENCHMARKS = {"maps": 75, "layers": 30, "masked": 25}  # seconds of measuring

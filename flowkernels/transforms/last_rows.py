@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowkernels.ops._checks import DTYPES
 from flowkernels.ops._kept import made_to_stay
 
 
@@ -29,19 +30,18 @@ class Turn:
     def __init__(self, lasts: Sequence[LastRows | None]) -> None:
         self._lasts = lasts
         self._shapes: list[torch.Size] = []
+        self._device: torch.device | None = None
         self._groups: list[_Group] = []
 
     def __call__(self, tensors: tuple[Tensor, ...], places: Sequence[int]) -> tuple[Tensor, ...] | None:
         """``places``: of the last weights, each with its bias behind it; None where sizes are not those that were
         read."""
-        shapes = [tensors[at].shape for at in places]
-        if shapes != self._shapes:
-            if [s[0] for s in shapes] != [n.given for n in self._lasts if n is not None]:
+        shapes, device = [tensors[at].shape for at in places], tensors[places[0]].device
+        if shapes != self._shapes or device != self._device:
+            lasts = [n for n in self._lasts if n is not None]
+            if [s[0] for s in shapes] != [n.given for n in lasts]:
                 return None
-            self._groups, self._shapes = (
-                made_to_stay(_grouped, [n for n in self._lasts if n is not None], shapes),
-                shapes,
-            )
+            self._groups, self._shapes, self._device = made_to_stay(_grouped, lasts, shapes, device), shapes, device
         found = list(tensors)
         for group in self._groups:
             at = [places[i] for i in group.members]
@@ -74,7 +74,7 @@ class _Group(NamedTuple):
         return found.split_with_sizes(self.sizes)
 
 
-def _grouped(lasts: Sequence[LastRows], shapes: Sequence[torch.Size]) -> list[_Group]:
+def _grouped(lasts: Sequence[LastRows], shapes: Sequence[torch.Size], device: torch.device) -> list[_Group]:
     found = []
     for width in dict.fromkeys(s[1] for s in shapes):
         members = [i for i, s in enumerate(shapes) if s[1] == width]
@@ -84,8 +84,8 @@ def _grouped(lasts: Sequence[LastRows], shapes: Sequence[torch.Size]) -> list[_G
             rows += [sum(given) if row < 0 else before + row for row in lasts[i].rows]
         numbers = [f for i in members for f in lasts[i].factors]
         factors = {} if set(numbers) <= {1.0} else {
-            dtype: torch.tensor(numbers, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)
+            dtype: torch.tensor(numbers, dtype=dtype, device="cpu").to(device) for dtype in DTYPES
         }  # fmt: skip
-        index = torch.tensor(rows, device="cpu")
+        index = torch.tensor(rows, device="cpu").to(device)
         found.append(_Group(members, given, sizes, index, factors, sum(given) in rows))
     return found

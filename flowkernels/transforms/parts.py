@@ -22,7 +22,7 @@ from flowkernels.ops._routing import _PLAIN, Op, in_transform
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
 from flowkernels.ops.flow import Order, op, spec_of
 from flowkernels.ops.flow.spec import Step, count_of
-from flowkernels.ops.flow_layer import FlowLayerSpec
+from flowkernels.ops.flow_layer import FlowLayerSpec, kernel_of
 from flowkernels.ops.flow_layer import op as layer_op
 from flowkernels.ops.net.net import Layers, Net, dense_net
 from flowkernels.ops.net.spec import NetSpec
@@ -259,10 +259,12 @@ class Run:
         return tuple(found)
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        dtype = x.dtype
-        if not x.is_cpu or dtype not in self.dtypes or x.dim() == 0 or x.shape[-1] != self.features:
+        dtype, default = x.dtype, backends.default()
+        if dtype not in self.dtypes or x.dim() == 0 or x.shape[-1] != self.features or in_transform((x, context)):
             return None
-        if backends.default() not in ("auto", "cpu") or torch.is_autocast_enabled("cpu") or in_transform((x, context)):
+        if not x.is_cpu or default == "triton":
+            return self._on_gpu(x, context)
+        if default not in ("auto", "cpu") or torch.is_autocast_enabled("cpu"):
             return None
         spec, tensors = self._spec, self._tensors
         if spec is None:
@@ -285,8 +287,12 @@ class Run:
             tensors = turned
         return self.op.run(self._backend, spec, (x, *tensors))  # type: ignore[return-value]
 
+    def _on_gpu(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Of several layers there is no kernel there."""
+        return None
+
     def _of_call(self, x: Tensor, context: Tensor | None) -> tuple[Any, tuple[Tensor, ...]] | None:
-        if context is not None and (context.dtype is not x.dtype or not context.is_cpu):
+        if context is not None and (context.dtype is not x.dtype or context.device != x.device):
             return None
         nets = []
         for layer in self._layers:
@@ -338,6 +344,24 @@ class _Alone(Run):
     def _spec_of(self, nets: Sequence[NetSpec]) -> Step:
         (layer,), (net,) = self._layers, nets
         return layer.spec(net)
+
+    def _on_gpu(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if self.sweeps:
+            return None
+        described = (self._spec, self._tensors) if self._spec is not None else self._of_call(x, context)
+        if described is None:
+            return None
+        spec, tensors = described
+        kernel = kernel_of(spec, (x, *tensors))
+        if kernel is None:
+            return None
+        if self._turn is not None:
+            turned = self._turn(tensors, self._places)
+            if turned is None:
+                return None
+            tensors = turned
+        check_univariate(f"ops.{self.op.name}", self._layers[0].univariate, x.dtype)
+        return self.op.run(kernel, spec, (x, *tensors))  # type: ignore[return-value]
 
 
 Reader = Callable[[Walk, Any, bool, bool], Part | OwnPart | None]

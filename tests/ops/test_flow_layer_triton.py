@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowkernels import backends
+from flowkernels import backends, compat, use_backend
 from flowkernels.backends import BackendUnavailableError
+from flowkernels.nets import ResidualNet
 from flowkernels.ops import _triton
 from flowkernels.ops.affine.scales import SCALES
 from flowkernels.ops.flow_layer import FlowLayerSpec, flow_layer, split_of, triton
 from flowkernels.ops.net.net import dense_net
-from flowkernels.transforms import RQS, Affine
+from flowkernels.transforms import RQS, Affine, Coupling
 from tests.numbers import assert_within_rule
 from tests.ops.masked import ACTIVATIONS, assert_numbers, values_and_gradients
 from tests.ops.spline import weights
@@ -322,6 +323,44 @@ def test_only_x_wants_a_gradient(device, launches) -> None:
     y, ladj = run("triton", [x.requires_grad_(), *rest])
     (y.sum() + ladj.sum()).backward()
     assert launches == ["layer_fwd", "layer_bwd"]
+
+
+# ---- layers on the op ----
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@DIRECTIONS
+def test_a_coupling_is_one_launch(context, inverse, device, launches) -> None:
+    torch.manual_seed(0)
+    layer = Coupling((0, 1, 1, 0, 1), lambda i, o: ResidualNet(i, o, hidden=24, context=context), RQS()).to(device)
+    given = [torch.randn(37, 5, device=device)] + [torch.randn(37, context, device=device)] * bool(context)
+
+    def run(t: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return layer.inverse(*t) if inverse else layer(*t)
+
+    with use_backend("triton"):
+        mine = values_and_gradients(run, given)
+    assert launches == ["layer_fwd", "layer_bwd", "layer_weights"]
+    with use_backend("reference"):
+        torch.testing.assert_close(mine, values_and_gradients(run, given), rtol=1e-3, atol=1e-4)
+    assert len(launches) == 3
+
+
+@pytest.mark.parametrize("kind", ["PiecewiseRationalQuadraticCouplingTransform", "AffineCouplingTransform"])
+def test_an_accelerated_coupling_is_one_launch(kind, device, launches) -> None:
+    """Of the affine one the last layer's rows are turned before."""
+    transforms = pytest.importorskip("nflows.transforms")
+    from nflows.nn.nets import ResidualNet as TheirNet
+
+    settings = {"num_bins": 8, "tails": "linear", "tail_bound": 3.0} if "Quadratic" in kind else {}
+    layer: Any = getattr(transforms, kind)([0, 1] * 3, lambda i, o: TheirNet(i, o, hidden_features=16), **settings)
+    layer, x = layer.to(device), torch.randn(37, 6, device=device)
+    with torch.no_grad():
+        wanted = layer(x), layer.inverse(x)
+        assert compat.accelerate(layer).accelerated
+        with use_backend("triton"):
+            torch.testing.assert_close((layer(x), layer.inverse(x)), wanted, rtol=1e-3, atol=1e-4)
+    assert launches == ["layer_fwd"] * 2
 
 
 def test_large_calls_are_the_librarys() -> None:

@@ -47,11 +47,19 @@ def test_what_is_written_to_data_is_seen() -> None:
     assert found is not None and found[0].tolist() == [[6.0] * 3, [3.0] * 3] * 2
 
 
-def test_double_precision_after_single() -> None:
+def test_other_dtypes_after_single_precision() -> None:
     turn = Turn([HALVES])
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         found = turn(tuple(t.to(dtype) for t in layer(4, 3)), [0])
         assert found is not None and {t.dtype for t in found} == {dtype}
+
+
+def test_elsewhere_after_the_cpu() -> None:
+    turn, there = Turn([HALVES]), torch.device("meta")
+    for device in (torch.device("cpu"), there, torch.device("cpu")):
+        found = turn(tuple(t.to(device) for t in layer(4, 3)), [0])
+        assert found is not None and {t.device for t in found} == {device}
+        assert turn._groups[0].rows.device == device
 
 
 def test_other_sizes_are_the_librarys_to_refuse() -> None:

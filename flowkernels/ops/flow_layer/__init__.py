@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowkernels import backends
 from flowkernels._arguments import flag
+from flowkernels._backend import Backend
 from flowkernels.ops._routing import Op, in_transform
 from flowkernels.ops.net.activations import check_activation
 from flowkernels.ops.net.checks import check_dense, check_norms, check_shape, check_tensor
@@ -22,7 +23,10 @@ from flowkernels.ops.univariate import Map, check_univariate
 from . import native, reference, triton
 from .reference import FlowLayerSpec
 
-__all__ = ["FlowLayerSpec", "Split", "every", "flow_layer", "op", "run_autoregressive_layer", "run_layer", "split_of"]
+__all__ = [
+    "FlowLayerSpec", "Split", "every", "flow_layer", "kernel_of", "op", "run_autoregressive_layer", "run_layer",
+    "split_of",
+]  # fmt: skip
 
 _NAME = "ops.flow_layer"
 
@@ -123,17 +127,32 @@ def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tenso
     """A layer whose network a reader of modules has described, where it runs on a kernel by the default backend and in
     the mode torch is in; else None: a caller with faster parts than the reference uses those."""
     spec, tensors = FlowLayerSpec(split, univariate, net.spec), (x, *net.tensors)
-    if backends.default() not in ("auto", "cpu") or in_transform(tensors):
+    if in_transform(tensors):
+        return None
+    kernel = kernel_of(spec, tensors)
+    if kernel is None:
         return None
     check_univariate(_NAME, univariate, x.dtype)
-    if native.why_not(spec, *tensors) is not None:
-        return None
     if x.dim() == 0 or x.shape[-1] != split.features:
         raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
     if net.n_in() != len(split.inputs):
         raise ValueError(f"{_NAME}: layers[0] weight must be [out, {len(split.inputs)}], got [out, {net.n_in()}]")
     _check_outputs(net, univariate, split)
-    return op.run(op.backend("cpu"), spec, tensors)  # type: ignore[return-value]
+    return op.run(kernel, spec, tensors)  # type: ignore[return-value]
+
+
+def kernel_of(spec: FlowLayerSpec, tensors: tuple[Tensor, ...]) -> Backend | None:
+    """The backend whose kernel runs a call by the default one, where that is faster than the layer's parts; or None."""
+    default, x = backends.default(), tensors[0]
+    name = default if default != "auto" else "cpu" if x.is_cpu else "triton"
+    if name not in ("cpu", "triton"):
+        return None
+    found = op.backend(name)
+    if found.why_not(spec, *tensors) is not None:
+        return None
+    if name == "triton" and (default == "auto" and not triton.is_little(tensors)):
+        return None
+    return found if name == "cpu" or all(t.device == x.device for t in tensors) else None
 
 
 def _check_outputs(net: Net, univariate: Map, split: Split) -> None:
