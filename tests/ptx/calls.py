@@ -1,4 +1,4 @@
-"""Small calls of every op that has CUDA and Triton kernels, and the numbers rule for one run of each."""
+"""Small calls of every op that has CUDA or Triton kernels, and the numbers rule for one run of each."""
 
 from __future__ import annotations
 
