@@ -113,8 +113,8 @@ def _low_rank(kind: str, by_row: bool, inverse: bool = False) -> Call:
 
 
 def _layer(**settings: Any) -> Call:
-    """Two seen and three mapped of six features, by a net of 20 units."""
-    case = layer.Case((21,), 6, (4, 1), (0, 5, 3), 20, **settings)
+    """Two seen and three mapped of six features, by 40 units a layer: of fewer nobody would miss some barriers."""
+    case = layer.Case((21,), 6, (4, 1), (0, 5, 3), 40, **settings)
     return Call(lambda backend, t: layer.call(case, t, False, backend), lambda: layer.draw(case))
 
 
