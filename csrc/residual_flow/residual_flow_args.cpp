@@ -61,6 +61,14 @@ void ResidualLayers::close(const View& betas, const View& grad_betas) {
                   {args.rows, args.work(), args.features, kBytesOfWork});
 }
 
+// How many weights there are without the zeros at the end: a graph has as many as might be drawn. Here, so that rows
+// are dealt out to threads, and summed, as without them.
+template <class S>
+static int64_t terms_of(const void* weights, int64_t terms) {
+  while (terms > 1 && static_cast<const S*>(weights)[terms - 1] == S(0)) --terms;
+  return terms;
+}
+
 void ResidualLayers::estimate(const View& weights, const View& noise, const View& inner) {
   check_given("residual_flow: weights", weights);
   if (weights.ndim != 1) refuse("residual_flow: weights", "[terms]", text_of(weights.size, weights.ndim));
@@ -76,6 +84,8 @@ void ResidualLayers::estimate(const View& weights, const View& noise, const View
   args.weights = weights.data, args.noise = noise.data, args.inner = inner.data;
   checked_product("residual_flow: rows times multiply-adds of a row",
                   {args.rows, args.work(), args.draws, args.terms, kBytesOfWork});
+  args.terms =
+      args.type == DType::f64 ? terms_of<double>(args.weights, args.terms) : terms_of<float>(args.weights, args.terms);
 }
 
 static ResidualArgs of_input(const ResidualLayers& net, const View& x) {

@@ -38,18 +38,16 @@ PairOf<S> series(const ResidualNet<S>& net, const RowTile& rows, const ResidualT
   const ResidualArgs& r = net.args;
   const int64_t D = r.features, width = net.in_width(0);
   const S* const weights = static_cast<const S*>(r.weights);
-  int64_t terms = r.terms;
-  while (terms > 1 && weights[terms - 1] == S(0)) --terms;  // of a graph, which has all that might be drawn
   LadjSum<T> total;
   for (int64_t from = 0; from < r.draws; from += kTangents) {
     const int64_t some = r.draws - from < kTangents ? r.draws - from : kTangents;
     S* const v = t.moved[0];
     load_draws(net, rows, r.noise, from, some, v);
     const S* q = v;
-    for (int64_t k = 1; k <= terms; ++k) {
+    for (int64_t k = 1; k <= r.terms; ++k) {
       q = pulled(net, t, some, q);
       const S sign = k % 2 ? S(1) : S(-1), of_term = sign * weights[k - 1] / S(k);
-      const S of_power = k < terms ? -sign * weights[k] : S(0);
+      const S of_power = k < r.terms ? -sign * weights[k] : S(0);
       for (int64_t d = 0; d < some; ++d)
         for (int64_t i = d * width; i < d * width + D; ++i) {
           const T power = load_pair(q + i * R), of = load_pair(v + i * R);

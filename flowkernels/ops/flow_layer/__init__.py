@@ -127,12 +127,12 @@ def run_layer(x: Tensor, net: Net, univariate: Map, split: Split) -> tuple[Tenso
     """A layer whose network a reader of modules has described, where it runs on a kernel by the default backend and in
     the mode torch is in; else None: a caller with faster parts than the reference uses those."""
     spec, tensors = FlowLayerSpec(split, univariate, net.spec), (x, *net.tensors)
-    if in_transform(tensors):
+    if backends.default() not in ("auto", "cpu", "triton") or in_transform(tensors):
         return None
+    check_univariate(_NAME, univariate, x.dtype)
     kernel = kernel_of(spec, tensors)
     if kernel is None:
         return None
-    check_univariate(_NAME, univariate, x.dtype)
     if x.dim() == 0 or x.shape[-1] != split.features:
         raise ValueError(f"{_NAME}: x must be [..., {split.features}], got {list(x.shape)}")
     if net.n_in() != len(split.inputs):

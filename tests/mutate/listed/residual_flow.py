@@ -49,7 +49,7 @@ MUTATIONS = (
     _residual("rows past the end", _BACKWARD, "«clear_past_end(rows, D, to);»", "", "counted in sums"),
     _residual("draws", _SERIES, "return total.total() / «S(r.draws)»;", "S(1)", "a sum in place of their mean"),
     _residual("gradient of draws", _SERIES, "times = «times / S(r.draws)»;", "times", "that of their sum"),
-    _residual("signs of powers", _SERIES, "k < terms ? «-sign» * weights[k]", "sign", "those of terms"),
+    _residual("signs of powers", _SERIES, "k < r.terms ? «-sign» * weights[k]", "sign", "those of terms"),
     _residual("weights of powers", _SERIES, "-sign * weights[«k»] : S(0)", "k - 1", "of the term before"),
     _residual(
         "first power",
@@ -63,8 +63,8 @@ MUTATIONS = (
     ),
     _residual(
         "terms without weight",
-        _SERIES,
-        "while («terms > 1 && weights[terms - 1] == S(0)») --terms;",
+        _ARGS,
+        "while («terms > 1 && static_cast<const S*>(weights)[terms - 1] == S(0)») --terms;",
         "terms > 1",
         "one",
     ),
