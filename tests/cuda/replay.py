@@ -115,11 +115,11 @@ def without_torch() -> dict[str, object]:
     return dtypes
 
 
-def load(path: Path) -> Any:
+def load(path: Path, name: str = "_cuda") -> Any:
     """A module, or the one in a folder."""
     if path.is_dir():
-        path = next(path.glob("_cuda*.so"))
-    spec = importlib.util.spec_from_file_location("_cuda", path)
+        path = next(path.glob(f"{name}*.so"))
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

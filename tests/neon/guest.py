@@ -6,14 +6,14 @@ Torch on an emulated processor takes twenty seconds to start, and its reference 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import sys
-import types
 import weakref
+from pathlib import Path
 from typing import Any
 
-from tests.neon.wire import ALIGNED, DTYPES, Made, Said, receive, send
+from tests.cuda.replay import ALIGNED, load, without_torch
+from tests.neon.wire import Made, Said, receive, send
 
 
 class Storage:
@@ -95,24 +95,12 @@ class Guest:
         return Made(number)
 
 
-def load(path: str) -> tuple[Any, dict[str, object]]:
-    """The module, and what stands for torch's dtypes: it knows them by identity."""
-    dtypes: dict[str, object] = {name: object() for name in DTYPES}
-    torch = types.ModuleType("torch")
-    torch.__dict__.update(dtypes, Tensor=type("Tensor", (), {}))
-    sys.modules["torch"] = torch
-    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)  # as torch brings it
-    spec = importlib.util.spec_from_file_location("_C", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module, dtypes
-
-
 def main() -> None:
     come, to = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anyone prints is no message
-    guest = Guest(*load(sys.argv[1]))
+    dtypes = without_torch()
+    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)  # as torch brings it
+    guest = Guest(load(Path(sys.argv[1]), "_C"), dtypes)
     send(to, guest.names())
     while True:
         try:

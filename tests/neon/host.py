@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import ctypes
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.neon.wire import ALIGNED, Made, Said, receive, send
+from tests.cuda.replay import ALIGNED, load
+from tests.neon.wire import Made, Said, receive, send
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_THE_HOST = ("advise_huge", "are_dense", "are_like", "seen", "walk_holds")
@@ -79,11 +79,7 @@ class Emulated:
 
 def _of_this_machine() -> Any:
     (path,) = (ROOT / "flowkernels").glob("_C.*.so")
-    spec = importlib.util.spec_from_file_location("this_machine._C", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(path, "_C")
 
 
 def _said(value: Any, memory: dict[int, torch.UntypedStorage]) -> Any:

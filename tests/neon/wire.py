@@ -7,9 +7,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "int64", "bool", "uint8")
-ALIGNED = 256  # an address keeps what it is modulo this
-
 
 @dataclass(frozen=True)
 class Said:

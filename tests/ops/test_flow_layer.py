@@ -115,6 +115,25 @@ def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
         assert torch.equal(s.contiguous().view(torch.uint8), t.contiguous().view(torch.uint8)), f"result {i}"
 
 
+def assert_computes_in_float32(c: Case, given: list[Tensor], inverse: bool, backend: str) -> None:
+    """Tensors of 16 bits: results are those of float32 rounded once, or as near as the rule asks."""
+    dtype, kernel = given[0].dtype, found(c, given, inverse, backend)
+    assert [t.dtype for t in kernel] == [dtype, torch.promote_types(dtype, torch.float32), *(t.dtype for t in given)]
+    if dtype.itemsize > 2:
+        return
+    if not c.context:  # whose products are torch's, in 16 bits
+        wide = call(c, [t.float() for t in given], inverse, backend)
+        assert torch.equal(kernel[0], wide[0].to(dtype)) and torch.equal(kernel[1], wide[1])
+    truth = found(c, [t.double() for t in given], inverse, "reference")
+    eager = found(c, given, inverse, "reference")
+    for i in (0, 1):
+        assert_within_rule(kernel[i], eager[i], truth[i], f"result {i}")
+    for i, (mine, its, right) in enumerate(zip(kernel[2:], eager[2:], truth[2:], strict=True)):
+        if right.numel():  # gradients jump at knots, where 16 bits land: the error as a whole
+            mine, its = ((t.double() - right).norm() for t in (mine, its))
+            assert mine <= 2 * its + 4 * torch.finfo(dtype).eps * right.norm(), f"gradient {i}"
+
+
 # ---- numbers ----
 
 
@@ -134,22 +153,7 @@ def test_numbers(case, inverse, precision, all_isas) -> None:
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 def test_16_bits_compute_in_float32(case, inverse, dtype, isa) -> None:
     c = CASES[case]
-    given = [t.to(dtype) for t in draw(c)]
-    kernel = found(c, given, inverse)
-    assert [t.dtype for t in kernel] == [dtype, torch.promote_types(dtype, torch.float32), *(t.dtype for t in given)]
-    if dtype.itemsize > 2:
-        return
-    if not c.context:  # whose products are torch's, in 16 bits
-        wide = call(c, [t.float() for t in given], inverse, "cpu")
-        assert torch.equal(kernel[0], wide[0].to(dtype)) and torch.equal(kernel[1], wide[1])
-    truth = found(c, [t.double() for t in given], inverse, "reference")
-    eager = found(c, given, inverse, "reference")
-    for i in (0, 1):
-        assert_within_rule(kernel[i], eager[i], truth[i], f"result {i}")
-    for i, (mine, its, right) in enumerate(zip(kernel[2:], eager[2:], truth[2:], strict=True)):
-        if right.numel():  # gradients jump at knots, where 16 bits land: the error as a whole
-            mine, its = ((t.double() - right).norm() for t in (mine, its))
-            assert mine <= 2 * its + 4 * torch.finfo(dtype).eps * right.norm(), f"gradient {i}"
+    assert_computes_in_float32(c, [t.to(dtype) for t in draw(c)], inverse, "cpu")
 
 
 def test_features_that_are_not_mapped_keep_their_bits(isa) -> None:

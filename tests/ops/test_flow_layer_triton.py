@@ -19,10 +19,9 @@ from flowkernels.ops.affine.scales import SCALES
 from flowkernels.ops.flow_layer import FlowLayerSpec, flow_layer, split_of, triton
 from flowkernels.ops.net.net import dense_net
 from flowkernels.transforms import RQS, Affine, Coupling
-from tests.numbers import assert_within_rule
 from tests.ops.masked import ACTIVATIONS, assert_numbers, values_and_gradients
 from tests.ops.spline import weights
-from tests.ops.test_flow_layer import CASES, VIEWS, Case, assert_same_bits, call, draw
+from tests.ops.test_flow_layer import CASES, VIEWS, Case, assert_computes_in_float32, assert_same_bits, call, draw
 
 pytestmark = pytest.mark.interpreted
 LACKING = ("order linear", "normed", "normed, context")
@@ -82,22 +81,7 @@ def test_many_bins(case, inverse, on) -> None:
 @DIRECTIONS
 def test_16_bits_compute_in_float32(case, inverse, dtype, on) -> None:
     c = CASES[case]
-    given = on(c, dtype)
-    kernel = found(c, given, inverse)
-    assert [t.dtype for t in kernel] == [dtype, torch.promote_types(dtype, torch.float32), *(t.dtype for t in given)]
-    if dtype.itemsize > 2:
-        return
-    if not c.context:  # whose products are torch's, in 16 bits
-        wide = call(c, [t.float() for t in given], inverse, "triton")
-        assert torch.equal(kernel[0], wide[0].to(dtype)) and torch.equal(kernel[1], wide[1])
-    truth = found(c, [t.double() for t in given], inverse, "reference")
-    eager = found(c, given, inverse, "reference")
-    for i in (0, 1):
-        assert_within_rule(kernel[i], eager[i], truth[i], f"result {i}")
-    for i, (mine, its, right) in enumerate(zip(kernel[2:], eager[2:], truth[2:], strict=True)):
-        if right.numel():  # gradients jump at knots, where 16 bits land: the error as a whole
-            mine, its = ((t.double() - right).norm() for t in (mine, its))
-            assert mine <= 2 * its + 4 * torch.finfo(dtype).eps * right.norm(), f"gradient {i}"
+    assert_computes_in_float32(c, on(c, dtype), inverse, "triton")
 
 
 def layer_of(
