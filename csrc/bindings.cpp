@@ -238,6 +238,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("walk_holds", &walk_holds);
   m.def("are_like", &are_like);
   m.def("are_dense", &are_dense);
+  m.def("are_at", &are_at);
   m.attr("exchanges") = exchange::Exchange::get().read != nullptr;
   m.def("seen", &seen);
 
@@ -504,6 +505,15 @@ PYBIND11_MODULE(_C, m) {
           read(grads[size_t(i)], v);
           call.take_grad(i, v);
         }
+        const FlowArgs a = call.bwd(x, grad_y, grad_ladj, grad_x, kept);
+        py::gil_scoped_release unlocked;
+        flow_bwd(a, threads);
+      })
+      // The gradients of all tensors in one, each from its place on.
+      .def("bwd_flat", [](FlowCall& call, const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x,
+                          const View& kept, const View& flat, const std::vector<int64_t>& places, int threads) {
+        check_threads(threads);
+        call.take_grads(flat, places);
         const FlowArgs a = call.bwd(x, grad_y, grad_ladj, grad_x, kept);
         py::gil_scoped_release unlocked;
         flow_bwd(a, threads);

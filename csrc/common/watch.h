@@ -2,8 +2,10 @@
 // over a flow's sixty modules takes Python as long as a small flow takes the kernels. Included by the bindings alone.
 #pragma once
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "view_caster.h"
+#include "view_like.h"
 
 namespace fk {
 
@@ -156,6 +158,20 @@ inline bool are_dense(const pybind11::tuple& tensors) {
     if (asked(PyObject_CallMethodNoArgs(t, names.is_neg)).ptr() != Py_False) return false;
     read(t, v);
     if (!is_contiguous(v)) return false;
+  }
+  return true;
+}
+
+// Whether every tensor lies in `flat`, from its place on, without gaps; -1: it may lie anywhere.
+inline bool are_at(const pybind11::tuple& tensors, const View& flat, const std::vector<int64_t>& places) {
+  View v;
+  const size_t n = size_t(PyTuple_GET_SIZE(tensors.ptr()));
+  if (n != places.size()) return false;
+  for (size_t i = 0; i < n; ++i) {
+    if (places[i] == -1) continue;
+    read(PyTuple_GET_ITEM(tensors.ptr(), Py_ssize_t(i)), v);
+    const char* const at = static_cast<char*>(flat.data) + places[i] * bytes_of_type(flat.type);
+    if (v.data != at || v.type != flat.type || !is_contiguous(v)) return false;
   }
   return true;
 }

@@ -110,6 +110,8 @@ class FlowCall {
   // Room for the gradient of each tensor, in their order; one that is not given is not wanted. Before bwd.
   int64_t n_tensors() const { return int64_t(grads_.size()); }
   void take_grad(int64_t i, const View& grad);
+  // The same, in one tensor, each from its place on; -1: not wanted.
+  void take_grads(const View& flat, const std::vector<int64_t>& places);
 
   FlowArgs fwd(const View& x, const View& y, const View& ladj, const View& kept);
   // Without `kept` it computes the layers' inputs again.

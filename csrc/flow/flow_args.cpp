@@ -1,6 +1,8 @@
 // From what Python lists to a call of a flow, checked for what would corrupt memory.
 #include "flow.h"
 
+#include "../common/view_like.h"
+
 namespace fk {
 
 namespace {
@@ -250,6 +252,17 @@ void FlowCall::take_grad(int64_t i, const View& grad) {
   const Grad& g = grads_[size_t(i)];
   if (grad.given()) check_dense("flow: a gradient", grad, type_, g.size);
   *g.to = grad.data;
+}
+
+void FlowCall::take_grads(const View& flat, const std::vector<int64_t>& places) {
+  check_dense("flow: the flat gradient", flat, type_, flat.count());
+  if (int64_t(places.size()) != n_tensors())
+    refuse("flow: places", std::to_string(n_tensors()) + " numbers", std::to_string(places.size()));
+  for (size_t i = 0; i < places.size(); ++i) {
+    if (places[i] == -1) continue;
+    check_number("flow: the place of a gradient", places[i], 0, flat.count() - grads_[i].size);
+    *grads_[i].to = static_cast<char*>(flat.data) + places[i] * bytes_of_type(type_);
+  }
 }
 
 FlowArgs FlowCall::args(const View& x) {

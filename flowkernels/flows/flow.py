@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels._arguments import check_tensor, count, flag, is_flat
+from flowkernels._flat import FlatParameter, flatten_parameters
 from flowkernels.distributions import Base, Distribution, FromTorch, Size, StandardNormal
 from flowkernels.transforms import Composite, Transform
 from flowkernels.transforms.composite import log_normal
 
 from .distribution import FlowDistribution, distribution_class
-from .flat import FlatParameter, flatten_parameters
 
 _LOG_PROB = StandardNormal.log_prob  # unless somebody puts another in its place
 
@@ -126,7 +126,7 @@ class Flow(nn.Module):
             if isinstance(m, Composite):
                 m.memory = memory
 
-    def flatten_parameters(self) -> FlatParameter:
+    def flatten_parameters(self, *, direct: bool = False) -> FlatParameter:
         """Makes all learned parameters views of one, which it returns: what takes its time by the tensor sees one.
 
         Names, shapes, values and the state dict stay; the parameters are new objects, so call it before the optimizer
@@ -145,10 +145,15 @@ class Flow(nn.Module):
 
         A parameter that got no gradient has a gradient of zero here. Not for modules that DDP or FSDP have wrapped.
 
+        With ``direct=True`` autograd, too, sees one tensor where a call of `flowkernels.ops.flow` has all parameters,
+        as of flows of features without a context: a training step of a small flow takes a third less time. The views
+        then get no gradients of their own, so that hooks on them are not called and ``torch.autograd.grad`` must be
+        asked for the flat one; everything above stays as it is.
+
         Raises:
-            ValueError: there is nothing to learn, or not all of one dtype and device.
+            ValueError: there is nothing to learn, or not all of one dtype and device; ``direct`` is no bool.
         """
-        return flatten_parameters(self)
+        return flatten_parameters(self, direct)
 
     @property
     def event_shape(self) -> torch.Size:

@@ -80,7 +80,7 @@ def _is_batched(t: Tensor | None) -> bool:
     return t is not None and torch._C._functorch.is_legacy_batchedtensor(t)  # type: ignore[attr-defined]
 
 
-def _needs_reference(grads: Sequence[Tensor | None]) -> bool:
+def needs_reference(grads: Sequence[Tensor | None]) -> bool:
     """True where a backward pass is differentiated, batched or dual, which kernels are not."""
     return (
         torch.is_grad_enabled()
@@ -211,7 +211,7 @@ class Op:
         needs: Sequence[bool],
         saved: Tensors,
     ) -> Sequence[Tensor | None]:
-        if _needs_reference(grads):
+        if needs_reference(grads):
             return self.reference_grad(spec, grads, tensors, needs)
         if torch.compiler.is_compiling() or _opaque([*grads, *tensors]):
             if self._library_bwd is None:
@@ -352,7 +352,7 @@ class Op:
         needs = list(ctx.needs_input_grad[0] if self.listed else ctx.needs_input_grad[: self.n_inputs])
         saved, grads = ctx.saved_tensors, grads[: self.n_outputs]
         rest = (None,) * (self._n_settings + 1)
-        if not torch.compiler.is_compiling() and _needs_reference(grads):
+        if not torch.compiler.is_compiling() and needs_reference(grads):
             return (*self._as_list(self.reference_grad(ctx.spec, grads, saved[: len(needs)], needs)), *rest)
         out = self._library_bwd(list(grads), list(saved), needs, *self.pack(ctx.spec), ctx.backend)
         return (*self._as_list([g if n else None for g, n in zip(out, needs, strict=True)]), *rest)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from flowkernels import _native, backends
+from flowkernels._flat import all_in_one
 from flowkernels.nets.reading import Walk, hooked_globally, still_holds
 from flowkernels.ops._checks import DTYPES
 from flowkernels.ops._kept import made_to_stay
 from flowkernels.ops._routing import _PLAIN, Op, in_transform
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
-from flowkernels.ops.flow import Order, op, spec_of
+from flowkernels.ops.flow import Order, direct, op, spec_of
 from flowkernels.ops.flow.spec import Step, count_of
 from flowkernels.ops.flow_layer import FlowLayerSpec, kernel_of
 from flowkernels.ops.flow_layer import op as layer_op
@@ -285,7 +286,23 @@ class Run:
             if turned is None:
                 return None
             tensors = turned
+        if torch.is_grad_enabled() and tensors is self._tensors:
+            flat = self._flat_parameter()
+            if flat is not None:
+                return direct.run(op, self._backend, spec, *flat, x, tensors)
         return self.op.run(self._backend, spec, (x, *tensors))  # type: ignore[return-value]
+
+    def _flat_parameter(self) -> tuple[Tensor, tuple[int, ...]] | None:
+        """The flat parameter that takes all gradients, and where each tensor lies in it; None: there is none."""
+        if self._in_one is None or self.op is not op:
+            return None
+        flat, places = self._in_one
+        learns = flat.requires_grad and [t.requires_grad for t in self._tensors] == [at >= 0 for at in places]
+        return self._in_one if learns and _native.C.are_at(self._tensors, flat, places) else None
+
+    @functools.cached_property
+    def _in_one(self) -> tuple[Tensor, tuple[int, ...]] | None:
+        return all_in_one(self._tensors)
 
     def _on_gpu(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Of several layers there is no kernel there."""

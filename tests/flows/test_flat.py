@@ -138,3 +138,115 @@ def test_errors() -> None:
         flow.flatten_parameters()
     with pytest.raises(ValueError, match="got none"):
         made().requires_grad_(False).flatten_parameters()
+
+
+# ---- direct ----
+
+
+def _learned(y: Tensor) -> int:
+    """How many tensors autograd sends gradients to."""
+    found, left = set(), [y.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [n for n, _ in node.next_functions]
+    return sum(type(n).__name__ == "AccumulateGrad" for n in found)
+
+
+@pytest.mark.parametrize("kind", ["NSF", "lu", "MAF", "flat memory"])
+@pytest.mark.parametrize("rows", [0, 1, 3, 20])
+def test_direct_gradients_are_those_of_the_views(kind, dtype, rows) -> None:
+    if dtype.itemsize < 4:
+        pytest.skip("layers of 16 bits run one by one")
+
+    def flow() -> flows.Flow:
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"transforms": 2, "hidden": (8,)}
+        made = flows.MAF(3, **sizes) if kind == "MAF" else flows.NSF(3, **sizes, linear="lu" if kind == "lu" else None)
+        if kind == "flat memory":
+            made.memory = "flat"
+        return made.to(dtype)
+
+    one, other = flow(), flow()
+    flat = one.flatten_parameters(direct=True)
+    indirect = other.flatten_parameters()
+    x = X[:rows].to(dtype)
+    xs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    y = one.log_prob(xs[0])
+    assert _learned(y) == 2  # x and the flat one
+    y.exp().sum().backward()
+    other.log_prob(xs[1]).exp().sum().backward()
+    assert all(p.grad is None for p in one.parameters())
+    flat.collect()
+    indirect.collect()
+    assert flat.grad is not None and torch.equal(flat.grad, indirect.grad) and torch.equal(xs[0].grad, xs[1].grad)
+
+
+def test_direct_training_is_the_same() -> None:
+    one, other = made(), made()
+    flat, indirect = one.flatten_parameters(direct=True), other.flatten_parameters()
+    _train(one, flat, 5, 3)
+    _train(other, indirect, 5, 3)
+    assert torch.equal(flat, indirect)
+
+
+def test_direct_second_derivatives() -> None:
+    one, other = made().double(), made().double()
+    flat, indirect = one.flatten_parameters(direct=True), other.flatten_parameters()
+    x = X.double()
+    (g,) = torch.autograd.grad(one.log_prob(x).sum(), flat, create_graph=True)
+    gs = torch.autograd.grad(other.log_prob(x).sum(), list(other.parameters()), create_graph=True)
+    torch.testing.assert_close(g, torch.cat([p.reshape(-1) for p in gs]))
+    g.square().sum().backward()
+    sum(p.square().sum() for p in gs).backward()
+    flat.collect()
+    indirect.collect()
+    torch.testing.assert_close(flat.grad, indirect.grad)
+
+
+def test_direct_where_it_cannot_be() -> None:
+    """A frozen view, a module that was moved, hooks on a layer, a part that no call has: as without."""
+    for change in ("frozen", "moved", "hooked", "more"):
+        flow = made()
+        if change == "more":
+            flow.register_parameter("temperature", nn.Parameter(torch.ones(3)))
+        flat = flow.flatten_parameters(direct=True)
+        x = X
+        if change == "frozen":
+            next(flow.parameters()).requires_grad_(False)
+        if change == "moved":
+            flow.double()
+            x = X.double()
+        if change == "hooked":
+            next(m for m in flow.modules() if isinstance(m, nn.Linear)).register_forward_hook(lambda *_: None)
+        flow.log_prob(x).sum().backward()
+        learned = [p for n, p in flow.named_parameters() if p.requires_grad and n != "temperature"]
+        assert flat.grad is None and all(p.grad is not None for p in learned), change
+
+
+def test_direct_notices_a_step_before_backward_and_knows_copies() -> None:
+    flow = made()
+    flat = flow.flatten_parameters(direct=True)
+    other = copy.deepcopy(flow)
+    other.log_prob(X).sum().backward()
+    assert flat.grad is None and all(p.grad is not None for p in other.parameters())
+    loss = flow.log_prob(X).sum()
+    with torch.no_grad():
+        flat.add_(1e-3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with pytest.raises(ValueError, match="direct must be True or False, got 'no'"):
+        made().flatten_parameters(direct="no")  # type: ignore[arg-type]
+
+
+def test_flattened_again() -> None:
+    flow, other = made(), made()
+    for _ in range(2):
+        flow.log_prob(X)
+        flat = flow.flatten_parameters(direct=True)
+    flow.log_prob(X).sum().backward()
+    indirect = other.flatten_parameters()
+    other.log_prob(X).sum().backward()
+    indirect.collect()
+    assert torch.equal(flat.grad, indirect.grad)

@@ -131,13 +131,8 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
     x, *rest = tensors
     if x.numel() == 0:
         return [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
-    call, rows = _call(spec, x, rest)
-    # Nothing: flat, or of a library op that does not save.
-    kept = saved[0] if saved and saved[0].numel() > 0 else None
-    if not saved and rows.shape[0] <= _FEW_ROWS:
-        kept = x.new_empty(call.kept_size(True))
-        call.fwd(rows, x.new_empty(x.shape), x.new_empty(x.shape[:-1]), kept, _threads())
-    grad_y, grad_ladj = (None if g is None else g.contiguous().resolve_neg() for g in grads)
+    call, rows, kept = _call_back(spec, x, rest, saved)
+    grad_y, grad_ladj = _dense(grads)
     grad_x = x.new_empty(x.shape) if needs[0] else None
     if not spec.has_terms:
         found = [torch.empty_like(t, memory_format=torch.contiguous_format) if n else None
@@ -153,3 +148,29 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
             found += [t.new_empty(t.shape) if n else None for t, n in zip(part, needed, strict=True)]
     call.bwd(rows, grad_y, grad_ladj, grad_x, kept, found, _threads())
     return [grad_x, *native.given_back(found, rest, lead)]
+
+
+def bwd_flat(
+    spec: FlowSpec, grads: Grads, tensors: Inputs, wants_x: bool, saved: Inputs, places: Sequence[int]
+) -> tuple[Tensor | None, Tensor]:
+    """The gradient of x, and those of all other tensors in one, each from its place on: of a flow without terms."""
+    x, *rest = tensors
+    call, rows, kept = _call_back(spec, x, rest, saved)
+    grad_x = x.new_empty(x.shape) if wants_x else None
+    flat = x.new_empty(sum([t.numel() for t, at in zip(rest, places, strict=True) if at >= 0]))
+    call.bwd_flat(rows, *_dense(grads), grad_x, kept, flat, places, _threads())
+    return grad_x, flat
+
+
+def _dense(grads: Grads) -> tuple[Tensor | None, ...]:
+    return tuple([None if g is None else g.contiguous().resolve_neg() for g in grads])
+
+
+def _call_back(spec: FlowSpec, x: Tensor, rest: Sequence[Tensor], saved: Inputs) -> tuple[Any, Tensor, Tensor | None]:
+    """A call, x as it reads it, and what was kept; None: flat, or of a library op that does not save."""
+    call, rows = _call(spec, x, rest)
+    kept = saved[0] if saved and saved[0].numel() > 0 else None
+    if not saved and rows.shape[0] <= _FEW_ROWS:
+        kept = x.new_empty(call.kept_size(True))
+        call.fwd(rows, x.new_empty(x.shape), x.new_empty(x.shape[:-1]), kept, _threads())
+    return call, rows, kept

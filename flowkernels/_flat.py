@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from flowkernels._arguments import flag
 
 _NAME = "flows.flatten_parameters"
+# id of a view -> the parameter that it is a view of, which keeps it: so no other tensor has that id meanwhile. On the
+# view itself this would be copied, and saved, with it.
+_OWNERS: weakref.WeakValueDictionary[int, FlatParameter] = weakref.WeakValueDictionary()
 
 
 class FlatParameter(nn.Parameter):
@@ -18,6 +25,7 @@ class FlatParameter(nn.Parameter):
     """
 
     _views: tuple[nn.Parameter, ...]
+    _direct: bool
 
     def collect(self) -> None:
         """Moves the gradients of the views into its own, to which they add where there is one; missing ones are zero.
@@ -43,8 +51,9 @@ class FlatParameter(nn.Parameter):
             p.grad = None
 
 
-def flatten_parameters(module: nn.Module) -> FlatParameter:
+def flatten_parameters(module: nn.Module, direct: bool) -> FlatParameter:
     """Replaces every learned parameter of a module by a view of one, in their order; → that one."""
+    flag(_NAME, "direct", direct)
     places: dict[nn.Parameter, list[tuple[dict[str, Any], str]]] = {}
     for owner, name, p in _learned(module):
         places.setdefault(p, []).append((owner, name))  # one that two modules share stays one
@@ -61,8 +70,23 @@ def flatten_parameters(module: nn.Module) -> FlatParameter:
         views.append(view)
         for owner, name in of:
             owner[name] = view
-    flat._views = tuple(views)
+    flat._views, flat._direct = tuple(views), direct
+    for view in views:
+        _OWNERS[id(view)] = flat
     return flat
+
+
+def all_in_one(tensors: Sequence[Tensor]) -> tuple[FlatParameter, tuple[int, ...]] | None:
+    """The flat parameter whose views are all among these, and where each begins, -1 of others; or None."""
+    flats = {id(flat): flat for t in tensors if (flat := _OWNERS.get(id(t))) is not None}
+    if len(flats) != 1:
+        return None
+    (flat,) = flats.values()
+    starts = itertools.accumulate((p.numel() for p in flat._views), initial=0)
+    places = {id(view): at for view, at in zip(flat._views, starts, strict=False)}
+    found = tuple([places.get(id(t), -1) for t in tensors])
+    used = [at for at in found if at >= 0]
+    return (flat, found) if flat._direct and len(used) == len(set(used)) == len(places) else None
 
 
 def _learned(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Parameter]]:
