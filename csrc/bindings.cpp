@@ -496,19 +496,20 @@ PYBIND11_MODULE(_C, m) {
              flow_fwd(a, threads);
            })
       // grads: room beside each tensor, None where it is not wanted.
-      .def("bwd", [](FlowCall& call, const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x,
-                     const View& kept, const py::sequence& grads, int threads) {
-        check_threads(threads);
-        check_length("flow: grads", grads, size_t(call.n_tensors()));
-        View v;
-        for (int64_t i = 0; i < call.n_tensors(); ++i) {
-          read(grads[size_t(i)], v);
-          call.take_grad(i, v);
-        }
-        const FlowArgs a = call.bwd(x, grad_y, grad_ladj, grad_x, kept);
-        py::gil_scoped_release unlocked;
-        flow_bwd(a, threads);
-      })
+      .def("bwd",
+           [](FlowCall& call, const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x,
+              const View& kept, const py::sequence& grads, int threads) {
+             check_threads(threads);
+             check_length("flow: grads", grads, size_t(call.n_tensors()));
+             View v;
+             for (int64_t i = 0; i < call.n_tensors(); ++i) {
+               read(grads[size_t(i)], v);
+               call.take_grad(i, v);
+             }
+             const FlowArgs a = call.bwd(x, grad_y, grad_ladj, grad_x, kept);
+             py::gil_scoped_release unlocked;
+             flow_bwd(a, threads);
+           })
       // The gradients of all tensors in one, each from its place on.
       .def("bwd_flat", [](FlowCall& call, const View& x, const View& grad_y, const View& grad_ladj, const View& grad_x,
                           const View& kept, const View& flat, const std::vector<int64_t>& places, int threads) {

@@ -19,6 +19,7 @@ struct WithNet {
         pass(pass),
         few(!pass.backward && a.rows <= kFewRows),
         call(step.net) {
+    call.in_place = true;
     call.lay(arena, pass.backward, few, pass.parts, !arena.counts());
   }
 

@@ -63,7 +63,7 @@ template <class S>
 void run(const FlowLayerArgs& a, int threads, bool backward) {
   const int64_t work = a.net.work() + a.n_columns * a.map.params() * kParamWork;
   const Deal<S> deal(a.net, a.rows, work, threads);
-  const Call<S> call(a.net, backward, a.rows, deal.parts, threads);
+  const Call<S> call(a.net, backward, a.rows, deal.parts, threads, true);
   const Net<S>& net = call.net;
   const auto make_tile = [&] {
     return in_scratch(Scratch::tile,

@@ -71,11 +71,11 @@ FK_INLINE void multiply_half_panel(const S* w, const S* a, int64_t depth, V acc[
   for (int m = 0; m < kPanel; ++m) acc[m][0] = sum[m];
 }
 
-// Gradients g [kPanel][kRowBlock] of a panel against the row-major activations [kRowBlock][..] of the same rows: the
-// weight gradients of the panel for 2 L inputs.
+// Gradients g [kPanel][kRowBlock] of a panel against the row-major activations [rows][..] of the same rows, the first
+// of the block: the weight gradients of the panel for 2 L inputs.
 template <class S, class V = typename Simd<S>::V>
-FK_INLINE void multiply_rows(const S* g, const S* a, int64_t a_stride, V acc[kPanel][2]) {
-  multiply<1, kRowBlock<S>>(g, a, a_stride, kRowBlock<S>, acc);
+FK_INLINE void multiply_rows(const S* g, const S* a, int64_t a_stride, int64_t rows, V acc[kPanel][2]) {
+  multiply<1, kRowBlock<S>>(g, a, a_stride, rows, acc);
 }
 
 }  // namespace fk::FK_ISA

@@ -39,7 +39,7 @@ void fwd(const NetArgs& args, int threads) {
 template <class S>
 void bwd(const NetArgs& args, int threads) {
   const Deal<S> deal(args.net, args.rows, args.net.work(), threads);
-  const Call<S> call(args.net, true, args.rows, deal.parts, threads);
+  const Call<S> call(args.net, true, args.rows, deal.parts, threads, true);
   const Net<S>& net = call.net;
   const Packed<S>&first = net.layer[0], &last = net.last();
   const int n = net.spec.n;

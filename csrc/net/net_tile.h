@@ -78,10 +78,11 @@ void forward_layer(const Packed<S>& p, const S* in, const RowTile& rows, const O
   }
 }
 
-// grad of the layer's input = W^T g, times the slope of the activation that made that input, plus `residual`.
+// grad of the layer's input = W^T g, times the slope of the activation that made that input, plus `residual`. Where
+// only the first `half` of one block has rows, the other is not computed.
 template <class S>
 void backward_layer(const Packed<S>& p, const S* g, int64_t blocks, Activation act, const S* a, const S* z,
-                    const S* residual, S* out) {
+                    const S* residual, S* out, bool half = false) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, R = kRowBlock<S>;
   for (int64_t panel = 0; panel < p.panels_t(); ++panel) {
@@ -89,7 +90,8 @@ void backward_layer(const Packed<S>& p, const S* g, int64_t blocks, Activation a
     const int64_t first = p.begin[panel];
     for (int64_t s = 0; s < blocks; ++s) {
       V acc[kPanel][2] = {};
-      multiply_panel(w, g + (s * p.out_width + first) * R, p.n_out - first, acc);
+      const S* const from = g + (s * p.out_width + first) * R;
+      half ? multiply_half_panel(w, from, p.n_out - first, acc) : multiply_panel(w, from, p.n_out - first, acc);
       const int64_t at = (s * p.in_width + panel * kPanel) * R;
       for (int i = 0; i < 2 * kPanel; ++i) {
         const int64_t to = at + i * L;
@@ -106,7 +108,7 @@ void backward_layer(const Packed<S>& p, const S* g, int64_t blocks, Activation a
 // Gradients of weights and biases, summed over a thread's rows, in degree order.
 template <class S>
 struct Sums {
-  S* weight;  // [out_width][columns]
+  S* weight;  // [out_width][columns], or the caller's own, [n_out][n_in]
   S* bias;    // [2][out_width][kRowBlock]: sums, and what their rounding lost
   int64_t columns;
   S* scale;  // [scale, shift][2][in_width][kRowBlock], the same; or null
@@ -144,13 +146,15 @@ void backward_scale(const Packed<S>& p, const S* g, const S* z, int64_t blocks, 
   }
 }
 
-// Adds a tile's; the `first` of a thread's tiles writes sums of weights that nobody has set to zero.
+// Adds a tile's; the `first` of a thread's tiles writes sums of weights that nobody has set to zero. `last`: how many
+// rows the last block has.
 template <class S>
 void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64_t blocks, const Sums<S>& sums,
-                      bool first = false) {
+                      bool first = false, int64_t last = kRowBlock<S>) {
   using V = typename Simd<S>::V;
   constexpr int L = kLanes<S>, R = kRowBlock<S>;
   const int64_t width = p.out_width * R;
+  const bool tight = sums.weight && sums.weight == p.layer->grad_weight;  // nothing behind the last row and column
   if (sums.weight)
     for (int64_t k = 0; k < p.n_in; k += R)
       for (int64_t panel = 0; panel < p.panels(); ++panel) {
@@ -164,8 +168,17 @@ void weight_gradients(const Packed<S>& p, const S* g, const S* transposed, int64
         }
         V acc[kPanel][2] = {};
         for (int64_t s = 0; s < blocks; ++s)
-          multiply_rows(g + s * width + panel * kPanel * R, from + s * R * R, R, acc);
-        for (int m = 0; m < kPanel; ++m, to += sums.columns) {
+          multiply_rows(g + s * width + panel * kPanel * R, from + s * R * R, R, s + 1 < blocks ? R : last, acc);
+        const int64_t units = tight && p.n_out - panel * kPanel < kPanel ? p.n_out - panel * kPanel : kPanel;
+        if (tight && p.n_in - k < R) {
+          for (int64_t m = 0; m < units; ++m, to += sums.columns) {
+            S more[R];
+            store(more, acc[m][0]), store(more + L, acc[m][1]);
+            for (int64_t i = 0; i < p.n_in - k; ++i) to[i] = (first ? S(0) : to[i]) + more[i];
+          }
+          continue;
+        }
+        for (int64_t m = 0; m < units; ++m, to += sums.columns) {
           store(to, (first ? V{} : load<V>(to)) + acc[m][0]);
           store(to + L, (first ? V{} : load<V>(to + L)) + acc[m][1]);
         }
@@ -284,6 +297,7 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
   const int64_t blocks = rows.blocks<S>();
   S *g = t.g[0], *const stream = t.g[2];
   const auto free_buffer = [&] { return g == t.g[0] ? t.g[1] : t.g[0]; };
+  const int64_t last = rows.rows - (blocks - 1) * kRowBlock<S>;
   clear_past_end(rows, net.last().out_width, g);
   for (int i = spec.n - 1; i >= 0; --i) {
     const Packed<S>& p = net.layer[i];
@@ -301,12 +315,12 @@ S* backward_tile(const Net<S>& net, const RowTile& rows, const Tile<S>& t, const
     }
     store_term(p.layer->grad_add, g);
     if (sums[i].weight) transpose_row_blocks(rows, t.a[i], p.in_width, p.n_in, t.transposed);
-    weight_gradients(p, g, t.transposed, blocks, sums[i], first);
+    weight_gradients(p, g, t.transposed, blocks, sums[i], first, last);
     if (i == 0 && !need_input) return nullptr;
     // The stream's gradient passes a block by; what the block adds comes on top at its first layer.
     const bool opens = spec.opens_block(i), adds = opens && !p.scale;
     S* to = adds || (spec.residual && i == spec.n - 1) ? stream : free_buffer();
-    backward_layer(p, g, blocks, spec.input_activation(i), t.a[i], t.z[i], adds ? stream : nullptr, to);
+    backward_layer(p, g, blocks, spec.input_activation(i), t.a[i], t.z[i], adds ? stream : nullptr, to, rows.half<S>());
     if (opens && p.scale) backward_scale(p, to, t.z[i], blocks, sums[i], stream);
     g = opens ? stream : to;
   }
@@ -375,11 +389,11 @@ void for_panels(const Net<S>& net, int threads, const Count& count, const F& f) 
   });
 }
 
-// Packs the weights of all layers.
+// Packs the weights of all layers, as far as they are read.
 template <class S>
 void pack(const Net<S>& net, bool backward, int threads) {
   for_panels(
-      net, threads, [](const Packed<S>& p) { return p.panels(); },
+      net, threads, [](const Packed<S>& p) { return p.forward ? p.panels() : 0; },
       [&](int i, int64_t j) { pack_panel(net.layer[i], j); });
   if (backward)
     for_panels(
@@ -396,11 +410,14 @@ void finish_row(const Packed<S>& p, const Sums<S>* sums, int64_t stride, int par
   if (l.grad_weight) {
     S* total = sums[0].weight + j * sums[0].columns;
     for (int t = 1; t < parts; ++t) {
-      const S* more = sums[t * stride].weight + j * sums[0].columns;
-      for (int64_t k = 0; k < seen; k += kLanes<S>) store(total + k, load<V>(total + k) + load<V>(more + k));
+      const S* more = sums[t * stride].weight + j * sums[t * stride].columns;
+      int64_t k = 0;
+      for (; k + kLanes<S> <= seen; k += kLanes<S>) store(total + k, load<V>(total + k) + load<V>(more + k));
+      for (; k < seen; ++k) total[k] += more[k];
     }
     S* out = static_cast<S*>(l.grad_weight) + to * p.n_in;
-    if (p.in_rank) {
+    if (out == total) {
+    } else if (p.in_rank) {
       for (int64_t k = 0; k < p.n_in; ++k) out[k] = p.in_rank[k] < seen ? total[p.in_rank[k]] : S(0);
     } else {
       memcpy(out, total, size_t(seen) * sizeof(S));
@@ -440,9 +457,11 @@ template <class S>
 struct Call {
   Net<S> net;
   Sums<S>* sums = nullptr;  // [parts][n]
+  bool in_place = false;    // the first thread adds up gradients of weights where the caller wants them, if it can
 
   explicit Call(const NetSpec& spec) : net{spec, {}} {}  // of several, laid out by their owner
-  Call(const NetSpec& spec, bool backward, int64_t rows, int parts, int threads) : net{spec, {}} {
+  Call(const NetSpec& spec, bool backward, int64_t rows, int parts, int threads, bool in_place = false)
+      : net{spec, {}}, in_place(in_place) {
     const bool few = !backward && rows <= kFewRows;
     Arena counted(nullptr);
     lay(counted, backward, few, parts, false);
@@ -456,7 +475,9 @@ struct Call {
     Sums<S>* own = sums + part * net.spec.n;
     for (int i = 0; i < net.spec.n; ++i) {
       const int64_t width = net.layer[i].out_width;
-      if (own[i].weight && weights) memset(own[i].weight, 0, size_t(width * own[i].columns) * sizeof(S));
+      const bool tight = own[i].weight == net.layer[i].layer->grad_weight;
+      const int64_t units = tight ? net.layer[i].n_out : width;
+      if (own[i].weight && weights) memset(own[i].weight, 0, size_t(units * own[i].columns) * sizeof(S));
       if (own[i].bias) memset(own[i].bias, 0, size_t(2 * width * kRowBlock<S>) * sizeof(S));
       if (own[i].scale) memset(own[i].scale, 0, size_t(4 * net.layer[i].in_width * kRowBlock<S>) * sizeof(S));
     }
@@ -476,12 +497,16 @@ struct Call {
     const int n = net.spec.n;
     for (int i = 0; i < n; ++i) net.layer[i] = lay_out<S>(net.spec.layers[i], arena, backward, few, fill);
     if (!backward) return;
+    // What a layer gave is read back where it was kept.
+    for (int i = 0; i + 1 < n; ++i) net.layer[i].forward = !net.spec.layers[i + 1].kept || !net.layer[i].plain();
     sums = arena.take<Sums<S>>(size_t(parts * n));
     for (int t = 0; t < parts; ++t)
       for (int i = 0; i < n; ++i) {
         const Packed<S>& p = net.layer[i];
-        const int64_t columns = round_up(p.n_in, kRowBlock<S>);
-        S* weight = p.layer->grad_weight ? arena.take<S>(size_t(p.out_width * columns)) : nullptr;
+        const bool tight = in_place && t == 0 && p.plain() && !p.layer->out_order;
+        const int64_t columns = tight ? p.n_in : round_up(p.n_in, kRowBlock<S>);
+        S* weight = static_cast<S*>(p.layer->grad_weight);
+        if (weight && !tight) weight = arena.take<S>(size_t(p.out_width * columns));
         S* bias = p.layer->grad_bias ? arena.take<S>(size_t(2 * p.out_width * kRowBlock<S>)) : nullptr;
         const InputScale* const of = p.layer->scaled;
         const bool scales = of && (of->grad_scale || of->grad_shift);
@@ -492,19 +517,19 @@ struct Call {
 };
 
 // Compiled in net_cpu.cpp, once for every op that runs a network.
-#define FK_NET_FUNCTIONS(EXTERN, S)                                                                                  \
-  EXTERN template void forward_layer(const Packed<S>&, const S*, const RowTile&, const Outlet<S>&);                  \
-  EXTERN template void backward_layer(const Packed<S>&, const S*, int64_t, Activation, const S*, const S*, const S*, \
-                                      S*);                                                                           \
-  EXTERN template void weight_gradients(const Packed<S>&, const S*, const S*, int64_t, const Sums<S>&, bool);        \
-  EXTERN template void forward_tile(const Net<S>&, const RowTile&, const Tile<S>&, int, bool);                       \
-  EXTERN template S* backward_tile(const Net<S>&, const RowTile&, const Tile<S>&, const Sums<S>*, bool, bool);       \
-  EXTERN template void finish_row(const Packed<S>&, const Sums<S>*, int64_t, int, int64_t);                          \
-  EXTERN template FewUnit<S> few_unit(const Packed<S>&, int64_t, int64_t, int64_t, const S*);                        \
-  EXTERN template void pack_panel(const Packed<S>&, int64_t);                                                        \
-  EXTERN template void pack_panel_t(const Packed<S>&, int64_t);                                                      \
-  EXTERN template void transpose_row_blocks(const RowTile&, const S*, int64_t, int64_t, S*);                         \
-  EXTERN template void load_row_blocks(const RowTile&, const S*, int64_t, int64_t, const int32_t*, int64_t, S*);     \
+#define FK_NET_FUNCTIONS(EXTERN, S)                                                                                    \
+  EXTERN template void forward_layer(const Packed<S>&, const S*, const RowTile&, const Outlet<S>&);                    \
+  EXTERN template void backward_layer(const Packed<S>&, const S*, int64_t, Activation, const S*, const S*, const S*,   \
+                                      S*, bool);                                                                       \
+  EXTERN template void weight_gradients(const Packed<S>&, const S*, const S*, int64_t, const Sums<S>&, bool, int64_t); \
+  EXTERN template void forward_tile(const Net<S>&, const RowTile&, const Tile<S>&, int, bool);                         \
+  EXTERN template S* backward_tile(const Net<S>&, const RowTile&, const Tile<S>&, const Sums<S>*, bool, bool);         \
+  EXTERN template void finish_row(const Packed<S>&, const Sums<S>*, int64_t, int, int64_t);                            \
+  EXTERN template FewUnit<S> few_unit(const Packed<S>&, int64_t, int64_t, int64_t, const S*);                          \
+  EXTERN template void pack_panel(const Packed<S>&, int64_t);                                                          \
+  EXTERN template void pack_panel_t(const Packed<S>&, int64_t);                                                        \
+  EXTERN template void transpose_row_blocks(const RowTile&, const S*, int64_t, int64_t, S*);                           \
+  EXTERN template void load_row_blocks(const RowTile&, const S*, int64_t, int64_t, const int32_t*, int64_t, S*);       \
   EXTERN template void store_row_blocks(const RowTile&, const S*, int64_t, const int32_t*, int64_t, S*, S*)
 FK_NET_FUNCTIONS(extern, float);
 FK_NET_FUNCTIONS(extern, double);

@@ -20,6 +20,7 @@ struct Packed {
   S* bias;                                   // [out_width]
   int64_t *begin, *offset_t;                 // of each panel of inputs: the first output that sees it
   S* weights_t;                              // [panel][n_out - begin][kPanel inputs]
+  bool forward;                              // whether what the layer gives is computed in this call
   S *scale, *shift;                          // [in_width] of what enters, before its activation; or null
   S* few_in;                                 // not null: nothing is packed; [kFewRows][few_stride] the layer's input,
   int64_t few_stride;                        // in the order of the weights' columns
@@ -32,6 +33,8 @@ struct Packed {
   // The weights of unit j, in the order of the caller's columns.
   const S* row(int64_t j) const { return static_cast<const S*>(layer->weight) + out_at(j) * layer->weight_stride; }
   int64_t in_at(int64_t k) const { return layer->in_order ? layer->in_order[k] : k; }
+  // Whether every unit sees all inputs, in the order of the caller's columns.
+  bool plain() const { return !layer->in_order && !layer->limit; }
 };
 
 inline int32_t* take_rank(Arena& arena, const int32_t* order, int64_t n, bool fill) {
@@ -49,6 +52,7 @@ Packed<S> lay_out(const MaskedLayer& l, Arena& arena, bool backward, bool few, b
   p.layer = &l;
   p.n_in = l.n_in;
   p.n_out = l.n_out;
+  p.forward = true;
   p.in_width = round_up(l.n_in, kPanel);
   p.out_width = round_up(l.n_out, kPanel);
   if (l.scaled) {
@@ -159,7 +163,8 @@ void pack_panel(const Packed<S>& p, int64_t panel) {
   }
 }
 
-// Weights of one panel of inputs, for the gradient of the input: the packed panels of outputs, transposed.
+// Weights of one panel of inputs, for the gradient of the input: pieces of the rows where they lie, or else the packed
+// panels of outputs, transposed.
 template <class S>
 void pack_panel_t(const Packed<S>& p, int64_t panel) {
   using V = typename Simd<S>::V;
@@ -167,6 +172,18 @@ void pack_panel_t(const Packed<S>& p, int64_t panel) {
   alignas(64) static const S zeros[kPanel + Q] = {};
   const int64_t first = panel * kPanel, begin = p.begin[panel];
   S* out = p.weights_t + p.offset_t[panel];
+  if (p.plain()) {
+    const int64_t n = p.n_in - first < kPanel ? p.n_in - first : kPanel;
+    for (int64_t j = 0; j < p.n_out; ++j, out += kPanel) {
+      const S* const from = p.row(j) + first;
+      if (n == kPanel) {
+        memcpy(out, from, kPanel * sizeof(S));
+        continue;
+      }
+      for (int m = 0; m < kPanel; ++m) out[m] = m < n ? from[m] : S(0);
+    }
+    return;
+  }
   for (int64_t from = begin / kPanel; from < p.panels(); ++from) {
     const S* rows[kPanel + L];
     for (int m = 0; m < kPanel + L; ++m) {
