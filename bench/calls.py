@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.suite import Tensors
+from flowkernels._flat import FlatParameter
 
 R = TypeVar("R")
 
@@ -32,14 +33,18 @@ def forward_backward(forward: Callable[[], Tensors], leaves: Sequence[Tensor], g
     return call
 
 
-def training_step(module: nn.Module, loss: Callable[[], Tensor], lr: float) -> Callable[[], Tensor]:
-    """zero_grad, loss, backward and a step of Adam."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
+def training_step(
+    module: nn.Module, loss: Callable[[], Tensor], lr: float, flat: FlatParameter | None = None
+) -> Callable[[], Tensor]:
+    """zero_grad, loss, backward and a step of Adam, on the `flat` parameter of a module that has one."""
+    optimizer = torch.optim.Adam(module.parameters() if flat is None else [flat], lr=lr, fused=True)
 
     def step() -> Tensor:
         optimizer.zero_grad()
         value = loss()
         value.backward()
+        if flat is not None:
+            flat.collect()
         optimizer.step()
         return value.detach()
 

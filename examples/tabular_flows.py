@@ -21,7 +21,8 @@ class Kind(NamedTuple):
 
 def _nsf(features: int, transforms: int, hidden: int) -> Flow:
     widths = (hidden,) * LAYERS
-    return NSF(features, transforms=transforms, hidden=widths, bins=BINS, tail_bound=TAIL_BOUND, autoregressive=True)
+    box = {"bins": BINS, "tail_bound": TAIL_BOUND}
+    return NSF(features, transforms=transforms, hidden=widths, autoregressive=True, linear=None, **box)
 
 
 def _mixture(features: int, transforms: int, hidden: int) -> Flow:

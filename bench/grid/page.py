@@ -114,7 +114,8 @@ def text(grid: Grid, pictures: list[str], machine: dict[str, Any]) -> str:
         *(f"![The grid]({name})" for name in pictures), "",
         "| lost cells | to | ours | ratio |", "| --- | --- | ---: | ---: |", *rows, "",
         f"{LAYERS} layers, {BLOCKS} hidden layers of {HIDDEN}, {BINS} bins; float32; medians of rows that take turns "
-        f"in one process. {facts}; torch {machine.get('torch')}; commit {machine.get('commit')}.",
+        "in one process. Training steps are with fused Adam, ours on one flat parameter "
+        f"(`flatten_parameters(direct=True)`). {facts}; torch {machine.get('torch')}; commit {machine.get('commit')}.",
     ])  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench import calls
 from bench.grid import plain
 from bench.suite import LOG_PROB, SAMPLE, STEP
 from bench.suites.dropin_models import calls_of
@@ -24,6 +25,7 @@ LAYERS, HIDDEN, BLOCKS, BINS, TAIL_BOUND = 6, 128, 2, 8, 3.0
 MODELS = ("NICE", "Real NVP", "NSF", "NSF autoregressive", "MAF")
 OPS = (LOG_PROB, SAMPLE, STEP)
 OURS = "flowkernels"
+BY_TENSOR = f"{OURS}, tensor by tensor"
 
 
 class Entry(NamedTuple):
@@ -97,8 +99,32 @@ def _native(module: Any) -> Model:
 
 
 def native(model: str, features: int, batch: int) -> Entry:
+    """Training steps as the manual has them where they are short: on one flat parameter."""
     module = ours(model, features)
-    return torch_entry(OURS, _native(module), module, _native, inputs_of(features, batch))
+    inputs = inputs_of(features, batch)
+    entry = torch_entry(OURS, _native(module), module, _native, inputs)
+
+    def call(op: str) -> Callable[[], Any]:
+        if op != STEP:
+            return entry.call(op)
+        flow = copy.deepcopy(module)
+        flat = flow.flatten_parameters(direct=True)
+        return calls.training_step(flow, lambda: -flow.log_prob(inputs.x).mean(), 1e-4, flat)
+
+    return entry._replace(call=call)
+
+
+def tensor_by_tensor(model: str, features: int, batch: int) -> Entry:
+    """The same flow, whose training steps keep the parameters as they are."""
+    module = ours(model, features)
+    entry = torch_entry(BY_TENSOR, _native(module), module, _native, inputs_of(features, batch))
+
+    def call(op: str) -> Callable[[], Any]:
+        if op != STEP:
+            raise LookupError("the same as ours")
+        return entry.call(op)
+
+    return entry._replace(call=call)
 
 
 def _plain(module: Any) -> Model:
@@ -216,6 +242,7 @@ def _flowjax(model: str, features: int, batch: int) -> Entry:
 def _rivals() -> list[Rival]:
     rows = [
         Rival(OURS, None, MODELS, native),
+        Rival(BY_TENSOR, None, MODELS, tensor_by_tensor),
         Rival("plain torch", None, MODELS, plain_torch),
         Rival("plain torch compiled", None, MODELS, functools.partial(plain_torch, how="compiled")),
     ]

@@ -47,13 +47,15 @@ _KINDS = {
 _RESIDUAL: dict[str, Any] = {"univariate": transforms.Affine("tanh"), "net": "residual"}
 # The first of a family is the one whose number of weights the others have.
 MODELS: dict[str, Model] = {
+    "NSF, no linear layers": Model(COUPLINGS, OURS, _native(flows.NSF, linear=None)),
     "NSF": Model(COUPLINGS, OURS, _native(flows.NSF)),
-    "NSF, lu": Model(COUPLINGS, OURS, _native(flows.NSF, linear="lu")),
     "NSF, lu_permutation": Model(COUPLINGS, OURS, _native(flows.NSF, linear="lu_permutation")),
+    "NSF, box 5, no linear layers": Model(COUPLINGS, OURS, _native(flows.NSF, tail_bound=5.0, linear=None)),
     "NSF, box 5": Model(COUPLINGS, OURS, _native(flows.NSF, tail_bound=5.0)),
-    "NSF, box 5, lu": Model(COUPLINGS, OURS, _native(flows.NSF, tail_bound=5.0, linear="lu")),
+    "NSF autoregressive, no linear layers": Model(
+        AUTOREGRESSIVE, OURS, _native(flows.NSF, autoregressive=True, linear=None)
+    ),
     "NSF autoregressive": Model(AUTOREGRESSIVE, OURS, _native(flows.NSF, autoregressive=True)),
-    "NSF autoregressive, lu": Model(AUTOREGRESSIVE, OURS, _native(flows.NSF, autoregressive=True, linear="lu")),
     "MAF": Model(MAF, OURS, _native(flows.MAF)),
     "MAF, lu": Model(MAF, OURS, _native(flows.MAF, linear="lu")),
     "RealNVP": Model(REAL_NVP, OURS, _native(flows.RealNVP)),

@@ -73,7 +73,8 @@ def _nflows(features: int) -> nn.Module:
 
 
 def _ours(features: int) -> nn.Module:
-    return NSF(features, transforms=LAYERS, bins=BINS, hidden=(HIDDEN,) * BLOCKS, tail_bound=TAIL_BOUND)
+    widths = (HIDDEN,) * BLOCKS
+    return NSF(features, transforms=LAYERS, bins=BINS, hidden=widths, tail_bound=TAIL_BOUND, linear=None)
 
 
 def _wrap(name: str, module: nn.Module) -> Model:

@@ -213,13 +213,14 @@ def _decode(make: Maker, dtype: str, shape: tuple[int, ...], context: int) -> Re
 def models() -> Iterator[Case]:
     small: dict[str, Any] = {"transforms": 2, "hidden": (H, H)}
     spline = RQS(bins=5, tail_bound=2.0)
+    bare = functools.partial(flows.NSF, linear=None)
     forms: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "NSF": (flows.NSF, {}),
-        "NSF mlp": (flows.NSF, {"net": "mlp"}),
-        "NSF elu": (flows.NSF, {"activation": "elu"}),
-        "NSF soft_clip": (flows.NSF, {"parametrization": "soft_clip"}),
-        "NSF batch_norm": (flows.NSF, {"batch_norm": True}),
-        "NSF autoregressive": (flows.NSF, {"autoregressive": True}),
+        "NSF": (bare, {}),
+        "NSF mlp": (bare, {"net": "mlp"}),
+        "NSF elu": (bare, {"activation": "elu"}),
+        "NSF soft_clip": (bare, {"parametrization": "soft_clip"}),
+        "NSF batch_norm": (bare, {"batch_norm": True}),
+        "NSF autoregressive": (bare, {"autoregressive": True}),
         "NSF lu": (flows.NSF, {"linear": "lu_permutation", "seed": 0}),
         "MAF": (flows.MAF, {}),
         "MAF residual": (flows.MAF, {"residual": True}),
@@ -242,7 +243,7 @@ def models() -> Iterator[Case]:
         lambda: flows.MAF(D, **small, base=flows.MixtureMADE(nets.MADE(D, 6, (H,)))), (D,), 0,
     )  # fmt: skip
     makers["flows.NSF logistic base"] = (
-        lambda: flows.NSF(D, **small, base=distributions.DiagonalLogistic(D)), (D,), 0,
+        lambda: bare(D, **small, base=distributions.DiagonalLogistic(D)), (D,), 0,
     )  # fmt: skip
     images: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "Glow": (flows.Glow, {"levels": 2, "steps": 2, "hidden": (H, H), "seed": 1}),

@@ -117,12 +117,12 @@ def _embedding() -> nn.Module:
 
 SMALL: dict[str, Any] = {"transforms": 2, "hidden": (4, 4)}
 CASES: dict[str, Callable[[], Flow]] = {
-    "nsf": lambda: NSF(3, bins=3, **SMALL),
+    "nsf": lambda: NSF(3, bins=3, linear=None, **SMALL),
     "nsf-lu-context": lambda: NSF(
         3, 2, bins=3, linear="lu", base=DiagonalNormal(3, [0.0, 1.0, 2.0], context=2), **SMALL
     ),
     "nsf-autoregressive": lambda: NSF(3, 2, bins=3, autoregressive=True, linear="reverse", order="random", **SMALL),
-    "nsf-batch-norm": lambda: NSF(3, bins=3, batch_norm=True, dropout=0.5, **SMALL).eval(),
+    "nsf-batch-norm": lambda: NSF(3, bins=3, batch_norm=True, dropout=0.5, linear=None, **SMALL).eval(),
     "nsf-one-feature": lambda: NSF(1, bins=3, **SMALL),
     "maf": lambda: MAF(3, 2, univariate=SinhArcsinh(1.5), activation="tanh", dropout=0.1, **SMALL).eval(),
     "maf-polynomial": lambda: MAF(3, univariate=Polynomial("bernstein", 4, edge=1e-6), **SMALL),
