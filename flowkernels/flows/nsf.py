@@ -57,7 +57,7 @@ class NSF(Flow):
     features. Shapes, dtypes and context: see `Flow`.
 
     The paper's model is ``NSF(D, C, transforms=10, hidden=(256, 256), linear="lu_permutation")``. The default has
-    linear layers, too, which start at the identity: they train to more nats on all tables of ``bench.quality`` that have
+    linear layers, too, which start at the identity: they train to more nats on all tables of ``bench.quality`` with
     three features or more, for a sixth more time.
 
     Args:

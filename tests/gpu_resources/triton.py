@@ -34,6 +34,8 @@ from flowkernels.ops.affine.layout import Layout
 from flowkernels.ops.affine.spec import Affine, AffineCall
 from flowkernels.ops.autoregressive_inverse import triton as autoregressive_inverse
 from flowkernels.ops.autoregressive_inverse.reference import SweepSpec
+from flowkernels.ops.block_made import BlockSpec
+from flowkernels.ops.block_made import triton as block_made
 from flowkernels.ops.flow_layer import triton as flow_layer
 from flowkernels.ops.flow_layer.reference import FlowLayerSpec
 from flowkernels.ops.low_rank import LowRankSpec
@@ -148,6 +150,20 @@ def _monotone(fwd: bool, form: str, inverse: bool, dtype: torch.dtype = torch.fl
     return lambda: monotone_net.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors), (x,))
 
 
+def _block(
+    fwd: bool, inverse: bool, dtype: torch.dtype = torch.float32, hidden: tuple[int, ...] = (8, 8), D: int = 20
+) -> Callable[[], object]:
+    """Rows of norms, a gate."""
+    spec, tensors = BlockSpec("tanh", "gated", inverse, True), [torch.zeros(4096, D)]
+    for a, b in itertools.pairwise((1, *hidden, 1)):
+        tensors += [torch.zeros(D * b, D * a), torch.zeros(D * b), torch.zeros(D * b)]
+    tensors = [t.to(dtype) for t in (*tensors, torch.zeros(()))]
+    x = tensors[0]
+    if fwd:
+        return lambda: block_made.fwd(spec, *tensors)
+    return lambda: block_made.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors), (x,) * inverse)
+
+
 def _low_rank(
     fwd: bool, kind: str, by_row: bool, inverse: bool, dtype: torch.dtype = torch.float32
 ) -> Callable[[], object]:
@@ -232,6 +248,15 @@ CASES = {
     "low_rank bwd, sylvester, shared": _low_rank(False, "sylvester", False, False),
     "low_rank bwd, sylvester, inverse": _low_rank(False, "sylvester", True, True),
     "low_rank bwd, sylvester, shared, float64": _low_rank(False, "sylvester", False, False, torch.float64),
+    "block_made fwd": _block(True, False),
+    "block_made fwd, inverse": _block(True, True),
+    "block_made fwd, inverse, 64 units": _block(True, True, hidden=(64, 64), D=6),
+    "block_made fwd, float64": _block(True, False, torch.float64, (16, 16), 6),
+    "block_made fwd, inverse, float64": _block(True, True, torch.float64, (16, 16), 6),
+    "block_made bwd": _block(False, False),
+    "block_made bwd, inverse": _block(False, True),
+    "block_made bwd, inverse, 64 units": _block(False, True, hidden=(64, 64), D=6),
+    "block_made bwd, inverse, float64": _block(False, True, torch.float64, (16, 16), 6),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),

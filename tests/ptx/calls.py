@@ -16,6 +16,7 @@ from tests.cases import n_params
 from tests.numbers import assert_within_rule
 from tests.ops import low_rank_cases as low_rank
 from tests.ops import test_autoregressive_inverse as sweep
+from tests.ops import test_block_made_kernel as block
 from tests.ops import test_flow_layer as layer
 from tests.ops import test_lu_linear as lu
 from tests.ops import test_made as made
@@ -112,6 +113,22 @@ def _low_rank(kind: str, by_row: bool, inverse: bool = False) -> Call:
     return Call(f, tensors)
 
 
+def _block(inverse: bool, units: tuple[int, ...] = (5, 3), D: int = 7) -> Call:
+    """A gate, rows of norms; features of several tiles and of some that are not full."""
+    tensors, each = block.drawn(21, D, units, norms=True)
+
+    def f(backend: str, t: Tensors, inverse: bool = inverse) -> Any:
+        layers = [tuple(t[at : at + 2]) for at in range(1, len(t) - 1, each)]
+        settings: Any = {"log_norms": t[3:-1:3], "residual": t[-1], "inverse": inverse, "backend": backend}
+        return ops.block_made(t[0], layers, **settings)  # type: ignore[arg-type]
+
+    def given() -> Tensors:
+        found = [*tensors, torch.tensor(0.4, dtype=torch.float64)]
+        return [f("reference", found, False)[0], *found[1:]] if inverse else found
+
+    return Call(f, given)
+
+
 def _layer(**settings: Any) -> Call:
     """Two seen and three mapped of six features, by 40 units a layer: of fewer nobody would miss some barriers."""
     case = layer.Case((21,), 6, (4, 1), (0, 5, 3), 40, **settings)
@@ -162,6 +179,8 @@ CALLS = {
     "monotone_net integral inverse": functools.partial(_monotone, "integral", True),
     "monotone_net positive": functools.partial(_monotone, "positive", False),
     "monotone_net positive inverse": functools.partial(_monotone, "positive", True),
+    "block_made": functools.partial(_block, False),
+    "block_made inverse": functools.partial(_block, True),
     "low_rank planar": functools.partial(_low_rank, "planar", False),
     "low_rank planar rows inverse": functools.partial(_low_rank, "planar", True, True),
     "low_rank radial rows": functools.partial(_low_rank, "radial", True),
@@ -170,7 +189,7 @@ CALLS = {
     "low_rank sylvester rows inverse": functools.partial(_low_rank, "sylvester", True, True),
 }
 OF_TRITON = tuple(
-    name for name in CALLS if name.startswith(("low_rank", "flow_layer")) or "tf32" in name
+    name for name in CALLS if name.startswith(("block_made", "low_rank", "flow_layer")) or "tf32" in name
 )  # no CUDA kernel has them
 
 
