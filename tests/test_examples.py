@@ -61,7 +61,7 @@ def test_maf_tabular(tabular, table, tmp_path, capsys):
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
             settings = json.loads(file.metadata()["settings"])
         assert settings["columns"] == ["u", "v", "w"]
-        own = {"bins": 8, "tail_bound": 5.0, "autoregressive": True} if kind == "nsf" else {}
+        own = {"bins": 8, "tail_bound": 5.0, "autoregressive": True, "linear": None} if kind == "nsf" else {}
         flow = flow_class(3, transforms=settings["transforms"], hidden=(settings["hidden"],) * 2, **own)
         assert tensors.pop("data.mean").shape == tensors.pop("data.std").shape == (3,)
         flow.load_state_dict(tensors)

@@ -72,8 +72,8 @@ def test_named_flows_are_coupling_flows(features, context) -> None:
     x, given = torch.randn(7, features), torch.randn(7, C) if context else None
     spline = RQS(bins=5, tail_bound=2.0, min_bin_width=1e-2)
     for named, settings in (
-        (lambda: NSF(features, context, 3, 5, 16, 2.0, min_bin_width=1e-2), {"univariate": spline, "net": "residual"}),
-        (lambda: NSF(features, context, 3, hidden=16, net="mlp", univariate=spline), {"univariate": spline}),
+        (lambda: NSF(features, context, 3, 5, 16, 2.0, min_bin_width=1e-2, linear=None), {"univariate": spline, "net": "residual"}),
+        (lambda: NSF(features, context, 3, hidden=16, net="mlp", univariate=spline, linear=None), {"univariate": spline}),
         (lambda: RealNVP(features, context, 3, 16), {"univariate": Affine("tanh")}),
     ):
         torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_named_flows_are_coupling_flows(features, context) -> None:
 def test_autoregressive_nsf_is_a_maf_of_splines() -> None:
     x = torch.randn(7, 4)
     torch.manual_seed(0)
-    flow = NSF(4, bins=5, autoregressive=True, order="random", seed=1, **SMALL)
+    flow = NSF(4, bins=5, linear=None, autoregressive=True, order="random", seed=1, **SMALL)
     torch.manual_seed(0)
     other = MAF(4, univariate=RQS(bins=5), residual=True, order="random", seed=1, **SMALL)
     assert list(flow.state_dict()) == list(other.state_dict())
@@ -118,7 +118,7 @@ def test_settings_arrive() -> None:
 @pytest.mark.parametrize("univariate", [Affine("exp"), Affine("additive"), RQS(bins=3, order="linear")], ids=repr)
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_nsf_takes_any_map(univariate, autoregressive) -> None:
-    flow = NSF(3, univariate=univariate, autoregressive=autoregressive, **SMALL)
+    flow = NSF(3, linear=None, univariate=univariate, autoregressive=autoregressive, **SMALL)
     assert all(layer.univariate is univariate for layer in flow.transform)
     flow, x = loose(flow), torch.randn(5, 3).double()
     torch.testing.assert_close(flow.decode(flow.encode(x)), x)

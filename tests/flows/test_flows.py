@@ -281,8 +281,8 @@ def test_nsf_settings_arrive() -> None:
         assert len(layer.conditioner.blocks) == 3 and layer.conditioner.initial_layer.in_features == 4
         assert layer.conditioner.blocks[0].dropout.p == 0.1 and layer.conditioner.blocks[0].batch_norm_layers
     assert isinstance(flow.base, DiagonalNormal)
-    assert NSF(4, parametrization="soft_clip").transform[0].univariate.parametrization == "soft_clip"
-    mlp = NSF(4, net="mlp", hidden=(8, 9), activation=torch.tanh).transform[0].conditioner
+    assert NSF(4, linear=None, parametrization="soft_clip").transform[0].univariate.parametrization == "soft_clip"
+    mlp = NSF(4, linear=None, net="mlp", hidden=(8, 9), activation=torch.tanh).transform[0].conditioner
     assert [layer.out_features for layer in mlp.hidden_layers] == [8, 9] and mlp.activation is torch.tanh
 
 
@@ -295,7 +295,7 @@ def test_nsf_with_a_net_of_your_own() -> None:
         def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
             return self.layer(x)
 
-    flow = NSF(4, net=Own)
+    flow = NSF(4, net=Own, linear=None)
     assert isinstance(flow.transform[0].conditioner, Own)
     assert flow.log_prob(torch.randn(5, 4)).shape == (5,)
 
