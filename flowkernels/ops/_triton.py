@@ -83,6 +83,18 @@ def launch(kernel: Any, programs: int | Callable[[dict[str, Any]], int], *argume
         kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
+def warp_size() -> int:
+    return 64 if torch.version.hip else 32
+
+
+def large(threads: int) -> dict[str, int]:
+    """Options of a launch of programs of so many threads that may take all registers there are: ptxas by itself may
+    rather spill a few, for one more program at a time."""
+    size = warp_size()
+    has_ptxas = size == 32 and not getattr(torch.version, "xpu", None)
+    return {"num_warps": threads // size} | ({"maxnreg": 255} if has_ptxas else {})
+
+
 def power_of_2(n: int) -> int:
     """The smallest power of 2 from n on; 1 for 0."""
     return 1 << max(0, n - 1).bit_length()

@@ -71,9 +71,11 @@ def test_named_flows_are_coupling_flows(features, context) -> None:
     """The same weights and the same numbers, by the arguments that the named flows stand for."""
     x, given = torch.randn(7, features), torch.randn(7, C) if context else None
     spline = RQS(bins=5, tail_bound=2.0, min_bin_width=1e-2)
+    bare: dict[str, Any] = {"linear": None}
+    residual: dict[str, Any] = {"net": "residual"}
     for named, settings in (
-        (lambda: NSF(features, context, 3, 5, 16, 2.0, min_bin_width=1e-2, linear=None), {"univariate": spline, "net": "residual"}),
-        (lambda: NSF(features, context, 3, hidden=16, net="mlp", univariate=spline, linear=None), {"univariate": spline}),
+        (lambda: NSF(features, context, 3, 5, 16, 2.0, min_bin_width=1e-2, **bare), {"univariate": spline, **residual}),
+        (lambda: NSF(features, context, 3, hidden=16, net="mlp", univariate=spline, **bare), {"univariate": spline}),
         (lambda: RealNVP(features, context, 3, 16), {"univariate": Affine("tanh")}),
     ):
         torch.manual_seed(0)
@@ -125,9 +127,9 @@ def test_nsf_takes_any_map(univariate, autoregressive) -> None:
 
 
 KEYS = {
-    "residual": (lambda: NSF(3, 2, 1, hidden=8), ["initial_layer", "blocks.0.context_layer", "blocks.0.linear_layers.0",
+    "residual": (lambda: NSF(3, 2, 1, hidden=8, linear=None), ["initial_layer", "blocks.0.context_layer", "blocks.0.linear_layers.0",
                  "blocks.0.linear_layers.1", "final_layer"]),
-    "mlp": (lambda: NSF(3, 2, 1, hidden=8, net="mlp"), ["hidden_layers.0", "final_layer"]),
+    "mlp": (lambda: NSF(3, 2, 1, hidden=8, net="mlp", linear=None), ["hidden_layers.0", "final_layer"]),
     "nice": (lambda: NICE(3, 2, 1, 8), ["hidden_layers.0", "final_layer"]),
     "maf": (lambda: MAF(3, 0, 1, 8), ["initial_layer", "final_layer"]),
 }  # fmt: skip

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from flowkernels.ops import _triton
 from flowkernels.ops._channels import ChannelSpec
 from flowkernels.ops.actnorm import triton as actnorm
 from flowkernels.ops.affine import triton as affine
@@ -50,6 +51,8 @@ from flowkernels.ops.net.plan import MadePlan, layer_plan
 from flowkernels.ops.net.spec import NetSpec
 from flowkernels.ops.polynomial import Polynomial
 from flowkernels.ops.polynomial import triton as polynomial
+from flowkernels.ops.residual_flow import triton as residual_flow
+from flowkernels.ops.residual_flow.spec import ResidualSpec
 from flowkernels.ops.rqs import triton as rqs
 from flowkernels.ops.rqs.spec import RQS
 from flowkernels.ops.split import split_of
@@ -65,7 +68,7 @@ _TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }  # fmt: skip
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 # ---- the calls ----
@@ -197,6 +200,21 @@ def _layer(
     return lambda: flow_layer.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors))
 
 
+def _residual(
+    fwd: bool, log_det: str, inverse: bool, dtype: torch.dtype = torch.float32, D: int = 21, hidden: int = 128
+) -> Callable[[], object]:
+    """A block of two hidden layers; of estimates one draw and ten terms."""
+    spec = ResidualSpec("lipswish", True, True, log_det, True, 0.9, 0.0, inverse)
+    layers = [s for a, b in itertools.pairwise((D, hidden, hidden, D)) for s in ((b, a), (b,))]
+    series = [] if log_det == "exact" else [(10,), (1, 4096, D)]
+    tensors = [torch.zeros(s, dtype=dtype) for s in ((4096, D), *layers, (3,), *series)]
+    x = tensors[0]
+    if fwd:
+        return lambda: residual_flow.fwd_saving(spec, *tensors)
+    saved = [x] * inverse + tensors[-1:] * (log_det != "exact")
+    return lambda: residual_flow.bwd(spec, (x, x[:, 0]), tensors, [True] * len(tensors), saved)
+
+
 _SPLINE = RQS(8)
 _INVERSE, _NORMAL = Mixture(8, inverse=True), Mixture(33, "normal", "probit", inverse=True)
 _BERNSTEIN = Polynomial("bernstein", inverse=True)
@@ -257,6 +275,17 @@ CASES = {
     "block_made bwd, inverse": _block(False, True),
     "block_made bwd, inverse, 64 units": _block(False, True, hidden=(64, 64), D=6),
     "block_made bwd, inverse, float64": _block(False, True, torch.float64, (16, 16), 6),
+    "residual_flow fwd": _residual(True, "exact", False),
+    "residual_flow fwd, inverse": _residual(True, "exact", True),
+    "residual_flow fwd, D=128": _residual(True, "exact", False, D=128),
+    "residual_flow fwd, series": _residual(True, "series", False),
+    "residual_flow fwd, float64": _residual(True, "exact", False, torch.float64, hidden=64),
+    "residual_flow bwd": _residual(False, "exact", False),
+    "residual_flow bwd, inverse": _residual(False, "exact", True),
+    "residual_flow bwd, D=128": _residual(False, "exact", False, D=128),
+    "residual_flow bwd, series": _residual(False, "series", False),
+    "residual_flow bwd, series, inverse": _residual(False, "series", True),
+    "residual_flow bwd, float64": _residual(False, "exact", False, torch.float64, hidden=64),
     "masked_linear fwd, bfloat16": _masked(True, torch.bfloat16),
     "masked_linear bwd, bfloat16": _masked(False, torch.bfloat16),
     "masked_linear fwd, tf32": _masked(True, torch.float32, "high"),
@@ -276,7 +305,7 @@ CASES = {
 
 
 @contextmanager
-def _caught(launches: list[Launch]) -> Iterator[None]:
+def _caught(launches: list[Launch], target: str = "sm_80") -> Iterator[None]:
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
         launches.append((self, args, kwargs))
 
@@ -284,12 +313,13 @@ def _caught(launches: list[Launch]) -> Iterator[None]:
         for config in self.configs:
             self.fn.run(*args, **kwargs, **config.all_kwargs())
 
-    before = JITFunction.run, Autotuner.run
+    before = JITFunction.run, Autotuner.run, _triton.warp_size
     JITFunction.run, Autotuner.run = run, tune  # type: ignore[method-assign]
+    _triton.warp_size = lambda: TARGETS[target].warp_size
     try:
         yield
     finally:
-        JITFunction.run, Autotuner.run = before  # type: ignore[method-assign]
+        JITFunction.run, Autotuner.run, _triton.warp_size = before  # type: ignore[method-assign]
 
 
 def _type_of(value: Any) -> Any:
@@ -345,7 +375,7 @@ def _of_amd(assembly: str) -> tuple[int, int]:
 def rows(case: str, target: str) -> list[dict[str, Any]]:
     """One row per kernel (and configuration) that the case launches."""
     launches: list[Launch] = []
-    with _caught(launches):
+    with _caught(launches, target):
         CASES[case]()
     found = []
     for i, launch in enumerate(launches):

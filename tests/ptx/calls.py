@@ -15,6 +15,7 @@ from flowkernels import ops
 from tests.cases import n_params
 from tests.numbers import assert_within_rule
 from tests.ops import low_rank_cases as low_rank
+from tests.ops import residual_cases as residual
 from tests.ops import test_autoregressive_inverse as sweep
 from tests.ops import test_block_made_kernel as block
 from tests.ops import test_flow_layer as layer
@@ -129,6 +130,23 @@ def _block(inverse: bool, units: tuple[int, ...] = (5, 3), D: int = 7) -> Call:
     return Call(f, given)
 
 
+def _residual(way: str, inverse: bool, draws: int = 0) -> Call:
+    """One hidden layer of 20 units, of fewer nobody would miss some barriers; by so many draws of noise, or exact."""
+    x, layers, settings = residual.drawn(residual.WAYS[way], 21, 5, 20)
+    y = ops.residual_flow(x, layers, backend="reference", **settings)[0]
+    settings |= residual.estimate(x, draws, (1.0, 2.0, 1.5)) if draws else {}
+    betas = [settings.pop("betas")] if "betas" in settings else []
+
+    def f(backend: str, tensors: Tensors) -> Any:
+        x, *net = tensors
+        more: dict[str, Any] = {k: v.to(x.dtype) if isinstance(v, Tensor) else v for k, v in settings.items()}
+        more |= {"betas": net.pop()} if betas else {}
+        pairs = list(zip(net[::2], net[1::2], strict=True))
+        return ops.residual_flow(x, pairs, inverse=inverse, lipschitz=0.82, backend=backend, **more)
+
+    return Call(f, lambda: [y if inverse else x, *(t for layer in layers for t in layer), *betas])
+
+
 def _layer(**settings: Any) -> Call:
     """Two seen and three mapped of six features, by 40 units a layer: of fewer nobody would miss some barriers."""
     case = layer.Case((21,), 6, (4, 1), (0, 5, 3), 40, **settings)
@@ -187,9 +205,15 @@ CALLS = {
     "low_rank radial inverse": functools.partial(_low_rank, "radial", False, True),
     "low_rank sylvester": functools.partial(_low_rank, "sylvester", False),
     "low_rank sylvester rows inverse": functools.partial(_low_rank, "sylvester", True, True),
+    "residual_flow": functools.partial(_residual, "betas", False),
+    "residual_flow inverse": functools.partial(_residual, "tanh", True),
+    "residual_flow series": functools.partial(_residual, "elu", False, 3),
+    "residual_flow series inverse": functools.partial(_residual, "preactivated", True, 1),
 }
 OF_TRITON = tuple(
-    name for name in CALLS if name.startswith(("block_made", "low_rank", "flow_layer")) or "tf32" in name
+    name
+    for name in CALLS
+    if name.startswith(("block_made", "low_rank", "flow_layer", "residual_flow")) or "tf32" in name
 )  # no CUDA kernel has them
 
 

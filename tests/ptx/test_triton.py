@@ -30,6 +30,7 @@ CHOSEN = {
     ("lu_linear", torch.float32), ("masked_linear relu", torch.bfloat16), ("sweep softplus", torch.float32),
     ("monotone_net positive inverse", torch.float32), ("flow_layer spline", torch.float32),
     ("block_made inverse", torch.float32),
+    ("residual_flow", torch.float32),
 }  # fmt: skip
 STORED_IN_HALF = (
     "rqs K=8", "affine sigmoid", "actnorm rows", "lu_linear", "masked_linear", "masked_linear relu",
@@ -82,6 +83,7 @@ def test_other_configs_of_tuned_kernels(name, config) -> None:
 RACED_ALWAYS = (
     ("lu_linear", 0), ("actnorm rows", 3), ("mixture", 1), ("low_rank planar", 3), ("flow_layer spline", 3),
     ("block_made", 3),
+    ("residual_flow inverse", 2),
 )  # fmt: skip
 RACED = [
     pytest.param(name, seed, marks=() if (name, seed) in RACED_ALWAYS else pytest.mark.slow)

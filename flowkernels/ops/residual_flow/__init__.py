@@ -13,7 +13,7 @@ from flowkernels.ops._checks import check_shape, in_autocast
 from flowkernels.ops._routing import Op
 from flowkernels.ops.net.checks import check_dense, check_tensor
 
-from . import native, reference
+from . import native, reference, triton
 from .reference import ACTIVATIONS
 from .spec import ResidualSpec
 
@@ -33,7 +33,7 @@ _op = Op(
     "residual_flow",
     spec_type=ResidualSpec,
     reference=reference.fwd,
-    table={"cpu": native, "reference": reference},
+    table={"cpu": native, "triton": triton, "reference": reference},
     inputs=("tensors[]",),
     n_outputs=2,
     fake=_fake,
@@ -99,8 +99,9 @@ def residual_flow(
         tolerance: a row of the inverse rests once L / (1 - L) of its last step is less than this in every feature, or
             the step is one of rounding, or :math:`L^k / (1 - L)` is.
         inverse: evaluate y → x; ``ladj`` is then that of the inverse.
-        backend: run on this one or raise. The kernel is the CPU's, for D up to 128, of an estimate forward for any D,
-            but not of its own gradient; elsewhere plain PyTorch runs.
+        backend: run on this one or raise. There are kernels for a CPU, for D up to 128, of an estimate forward for any
+            D; and for a GPU, on Triton, for D and layers up to 128 (64 of float64). An estimate's own gradient, and all
+            else, is plain PyTorch's.
 
     Returns:
         ``y [..., D]`` in the dtype of ``x`` and ``ladj [...]`` in float32 (float64 for float64).
