@@ -127,9 +127,9 @@ def test_nsf_takes_any_map(univariate, autoregressive) -> None:
 
 
 KEYS = {
-    "residual": (lambda: NSF(3, 2, 1, hidden=8, linear=None), ["initial_layer", "blocks.0.context_layer", "blocks.0.linear_layers.0",
+    "residual": (lambda: NSF(2, 2, 1, hidden=8), ["initial_layer", "blocks.0.context_layer", "blocks.0.linear_layers.0",
                  "blocks.0.linear_layers.1", "final_layer"]),
-    "mlp": (lambda: NSF(3, 2, 1, hidden=8, net="mlp", linear=None), ["hidden_layers.0", "final_layer"]),
+    "mlp": (lambda: NSF(2, 2, 1, hidden=8, net="mlp"), ["hidden_layers.0", "final_layer"]),
     "nice": (lambda: NICE(3, 2, 1, 8), ["hidden_layers.0", "final_layer"]),
     "maf": (lambda: MAF(3, 0, 1, 8), ["initial_layer", "final_layer"]),
 }  # fmt: skip

@@ -32,7 +32,7 @@ def make(
 ) -> NSF:
     """A small flow far from the identity."""
     torch.manual_seed(seed)
-    flow = NSF(features, context, **{"transforms": 3, "bins": 5, "hidden": (16, 16), **settings})
+    flow = NSF(features, context, **{"transforms": 3, "bins": 5, "hidden": (16, 16), "linear": None, **settings})
     randomise(flow, seed)
     return flow.to(dtype)
 
@@ -271,6 +271,7 @@ def test_nsf_settings_arrive() -> None:
     flow = NSF(
         4, 2, transforms=6, bins=10, hidden=(32, 32, 32), tail_bound=5.0, min_bin_width=1e-2, min_bin_height=2e-2,
         min_derivative=3e-2, parametrization="softmax", dropout=0.1, batch_norm=True, base=DiagonalNormal(4),
+        linear=None,
     )  # fmt: skip
     layers = list(flow.transform)
     assert len(layers) == 6
@@ -284,6 +285,16 @@ def test_nsf_settings_arrive() -> None:
     assert NSF(4, linear=None, parametrization="soft_clip").transform[0].univariate.parametrization == "soft_clip"
     mlp = NSF(4, linear=None, net="mlp", hidden=(8, 9), activation=torch.tanh).transform[0].conditioner
     assert [layer.out_features for layer in mlp.hidden_layers] == [8, 9] and mlp.activation is torch.tanh
+
+
+@pytest.mark.parametrize(("features", "n"), [(1, 2), (2, 2), (3, 5), (128, 5), (129, 2)])
+def test_linear_layers_of_nsf(features, n) -> None:
+    """By default where there are as many features as tables have; they leave an untrained model nearly the identity."""
+    flow = NSF(features, transforms=2, hidden=8)
+    assert len(flow.transform) == n
+    x = torch.randn(5, features)
+    assert (flow.encode(x) - x).abs().max() < 0.1
+    assert len(NSF(features, transforms=2, hidden=8, linear=None).transform) == 2
 
 
 def test_nsf_with_a_net_of_your_own() -> None:
@@ -331,7 +342,7 @@ def test_dtypes(dtype, device) -> None:
 def test_no_float64_by_default() -> None:
     """MPS has none."""
     flow = NSF(3, 2)
-    assert {t.dtype for t in flow.state_dict().values()} <= {torch.float32, torch.bool}
+    assert {t.dtype for t in flow.state_dict().values()} <= {torch.float32, torch.bool, torch.int64}
 
 
 def test_autocast() -> None:
