@@ -13,8 +13,14 @@ from .examples import load, write_mnist
 for name in ("matplotlib", "rich", "safetensors", "sklearn"):
     pytest.importorskip(name)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "wide")
 SMALL = ["--quick", "--threads", "1", "--mixings", "lu", "reverse"]
+
+
+@pytest.fixture
+def wide(monkeypatch) -> None:
+    """No line of a table is broken, whatever the terminal."""
+    monkeypatch.setenv("COLUMNS", "130")
 
 
 @pytest.fixture(scope="module")

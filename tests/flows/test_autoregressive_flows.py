@@ -287,9 +287,9 @@ def test_settings_arrive() -> None:
         assert isinstance(layer, Autoregressive) and layer.univariate == Affine("exp")
         assert net.residual and len(net.blocks) == 2 and net.activation == "silu" and net.blocks[0].dropout.p == 0.1
     assert all(isinstance(t, Inverse) for t in IAF(3).transform)
-    spline = NSF(4, 2, bins=5, tail_bound=2.0, autoregressive=True, hidden=(8,)).transform[0]
+    spline = NSF(4, 2, bins=5, tail_bound=2.0, autoregressive=True, linear=None, hidden=(8,)).transform[0]
     assert spline.univariate == RQS(bins=5, tail_bound=2.0) and spline.conditioner.residual
-    assert not NSF(4, autoregressive=True, net="mlp").transform[0].conditioner.residual
+    assert not NSF(4, autoregressive=True, net="mlp", linear=None).transform[0].conditioner.residual
     assert MAF(50, hidden=(8,)).transform[0].conditioner.initial_layer.degrees.max() > 8
 
 

@@ -61,7 +61,7 @@ def with_config(path: Path, change: Any) -> None:
 
 
 def saved(path: Path, flow: Flow | None = None) -> Flow:
-    flow = NSF(3, bins=3, **SMALL) if flow is None else flow
+    flow = NSF(3, bins=3, linear=None, **SMALL) if flow is None else flow
     flow.save(path)
     return flow
 
@@ -138,7 +138,7 @@ def test_other_masks_and_orders_come_back(path) -> None:
 
 def test_parts_put_in_place_of_others_come_back(path) -> None:
     """A file says what a flow is, not with what its class was called."""
-    flow = NSF(3, bins=3, **SMALL)
+    flow = NSF(3, bins=3, linear=None, **SMALL)
     flow.base = distributions.StandardLogistic(3)
     flow.transform = Composite([*flow.transform, Permutation.reverse(3)])
     x, again = torch.randn(4, 3), flowkernels.load((flow.save(path), path)[1])
@@ -262,7 +262,7 @@ def replaced() -> Flow:
 
 
 def mixed() -> Flow:
-    flow = NSF(4, hidden=(4, 4), transforms=1)
+    flow = NSF(4, linear=None, hidden=(4, 4), transforms=1)
     flow.transform[0].conditioner.blocks[0].activation = torch.tanh
     return flow
 
@@ -435,7 +435,7 @@ def test_other_tensors_are_refused_before_any_is_copied(path) -> None:
     def changed(change: Any, message: str) -> None:
         path.write_bytes(whole)
         rewritten(path, lambda tensors, _: change(tensors))
-        for given in (None, NSF(3, bins=3, **SMALL)):
+        for given in (None, NSF(3, bins=3, linear=None, **SMALL)):
             before = {} if given is None else {k: v.clone() for k, v in given.state_dict().items()}
             with pytest.raises(ValueError, match=r"^flowkernels\.load: .* must be .*, got " + message):
                 flowkernels.load(path, flow=given)

@@ -111,7 +111,7 @@ MUTATIONS = (
         "rows <= kFewRows + 1",
         "five rows in room for four",
     ),
-    _net("stream", _TILE, "t.a[i], t.z[i], «adds ? stream : nullptr», to)", "nullptr", "the stream's gradient is lost"),
+    _net("stream", _TILE, "t.a[i], t.z[i], «adds ? stream : nullptr», to,", "nullptr", "the stream's gradient is lost"),
     _net(
         "gate's gradient",
         _TILE,
