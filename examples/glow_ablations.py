@@ -32,7 +32,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from common import new_console, positive, save, sheet
-from glow_digits import ALPHA, BATCH, LEARNING_RATE, Digits, mnist, small_digits, test_bits
+from glow_digits import ALPHA, BATCH, LEARNING_RATE, Digits, mnist, small_digits, spread, test_bits
 from matplotlib.axes import Axes
 from nice_mnist import LONGEST_STEP, MASKS, masks
 from rich.console import Console
@@ -196,11 +196,6 @@ def rows_of(found: Figures) -> list[Row]:
     return rows
 
 
-def deviation(bits: Tensor) -> float:
-    """Over the seeds; zero of one."""
-    return bits.std().item() if len(bits) > 1 else 0.0
-
-
 def show(console: Console, digits: Digits, rows: list[Row], args: argparse.Namespace) -> None:
     table = Table(title=f"{digits.name}: {len(digits.test):,} test digits after {args.epochs} epochs")
     for heading in ("mixing", "coupling", "levels", "steps", "seeds", "bits/dim", "± of seeds", "processor, s"):
@@ -208,7 +203,7 @@ def show(console: Console, digits: Digits, rows: list[Row], args: argparse.Names
     for (mixing, coupling, steps, levels), bits, seconds in rows:
         table.add_row(
             MIXINGS[mixing], coupling, f"{levels}", f"{steps}", f"{len(bits)}", f"{bits.mean().item():.3f}",
-            f"{deviation(bits):.3f}", f"{seconds:.1f}",
+            f"{spread(bits).item():.3f}", f"{seconds:.1f}",
         )  # fmt: skip
     table.caption = "upper bound, one draw of uniform noise per pixel; lower is better"
     console.print(table)
@@ -226,7 +221,7 @@ def draw_ablation(path: Path, digits: Digits, rows: list[Row]) -> None:
             line = sorted((r for r in here if r.variant[:2] == (mixing, coupling)), key=lambda r: r.variant.steps)
             ax.errorbar(
                 [r.variant.steps for r in line], [r.bits.mean().item() for r in line],
-                yerr=[deviation(r.bits) for r in line], color=COLOURS[MIXINGS[mixing]], linestyle=LINES[coupling],
+                yerr=[spread(r.bits).item() for r in line], color=COLOURS[MIXINGS[mixing]], linestyle=LINES[coupling],
                 marker="o", markersize=3, capsize=3, linewidth=1.4, label=f"{MIXINGS[mixing]}, {coupling}",
             )  # fmt: skip
         ax.set(xlabel="steps of a level", title=f"{level} level{'s' if level > 1 else ''}")
