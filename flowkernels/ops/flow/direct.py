@@ -35,7 +35,7 @@ class _Direct(torch.autograd.Function):
         ctx: Any, op: Op, module: Backend, spec: FlowSpec, places: Sequence[int], views: tuple[Tensor, ...],
         flat: Tensor, x: Tensor,
     ) -> Any:  # fmt: skip
-        ctx.op, ctx.module, ctx.spec, ctx.places = op, module, spec, places
+        ctx.op, ctx.module, ctx.spec, ctx.places, ctx.size = op, module, spec, places, flat.numel()
         ctx.set_materialize_grads(False)
         assert module.fwd_saving is not None
         outputs, saved = module.fwd_saving(spec, x, *views)
@@ -51,7 +51,7 @@ class _Direct(torch.autograd.Function):
             grad_x, *found = ctx.op.backward(ctx.module, ctx.spec, grads, tensors, needs, saved)
             grad = _together(found, tensors[1:], ctx.places)
         else:
-            grad_x, grad = native.bwd_flat(ctx.spec, grads, tensors, wants_x, saved, ctx.places)
+            grad_x, grad = native.bwd_flat(ctx.spec, grads, tensors, wants_x, saved, ctx.places, ctx.size)
         return (None, None, None, None, None, grad, grad_x)
 
 

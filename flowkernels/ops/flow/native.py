@@ -151,13 +151,14 @@ def bwd(spec: FlowSpec, grads: Grads, tensors: Inputs, needs: Needs, saved: Inpu
 
 
 def bwd_flat(
-    spec: FlowSpec, grads: Grads, tensors: Inputs, wants_x: bool, saved: Inputs, places: Sequence[int]
-) -> tuple[Tensor | None, Tensor]:
-    """The gradient of x, and those of all other tensors in one, each from its place on: of a flow without terms."""
+    spec: FlowSpec, grads: Grads, tensors: Inputs, wants_x: bool, saved: Inputs, places: Sequence[int], size: int
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """The gradient of x, and those of all other tensors in one of this size, each from its place on: they leave nothing
+    of it out. Of a flow without terms."""
     x, *rest = tensors
     call, rows, kept = _call_back(spec, x, rest, saved)
     grad_x = x.new_empty(x.shape) if wants_x else None
-    flat = x.new_empty(sum([t.numel() for t, at in zip(rest, places, strict=True) if at >= 0]))
+    flat = x.new_empty(size)
     call.bwd_flat(rows, *_dense(grads), grad_x, kept, flat, places, _threads())
     return grad_x, flat
 
